@@ -1,0 +1,43 @@
+"""One error tree: every error says what is wrong, where, and how to fix it, and carries the exit code.
+
+Exit codes: 0 done and the verdict passed, 1 the verdict failed, 2 usage or unreadable input,
+3 this machine cannot (no GPU, no TensorRT).
+"""
+
+from __future__ import annotations
+
+
+class NormdeployError(Exception):
+    """Base of every error that a user can cause or meet.
+
+    Args:
+        what: one sentence that says what is wrong.
+        where: the file, argument, module name or node name it is wrong at.
+        fix: what the user can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [self.what, self.where and f"  where: {self.where}", self.fix and f"  fix: {self.fix}"]
+        return "\n".join(part for part in parts if part)
+
+
+class InputError(NormdeployError):
+    """What was given cannot be read or used (exit code 2)."""
+
+
+class VerdictError(NormdeployError):
+    """The job ran and its verdict is a failure (exit code 1)."""
+
+    exit_code = 1
+
+
+class UnavailableError(NormdeployError):
+    """This machine cannot do it: no GPU, or a backend that is not installed (exit code 3)."""
+
+    exit_code = 3

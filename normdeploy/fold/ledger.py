@@ -1,0 +1,95 @@
+"""The ledger: every norm of a model, by module name, and what became of it.
+
+It travels inside the ONNX file as ``metadata_props["normdeploy.ledger"]`` and in a bundle's report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+METADATA_KEY = "normdeploy.ledger"
+
+Outcome = Literal["folded", "composed", "reduced", "left"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one norm or constant affine map.
+
+    Attributes:
+        module: PyTorch module name, or the node's name where the model carries none.
+        node: the node's name in the graph that was given.
+        kind: operator type, e.g. ``BatchNormalization``.
+        norm: whether it is a normalization (False: a plain constant Mul, Add, ...).
+        outcome: folded (nothing is left), composed (merged into one map that stays),
+            reduced (a LayerNorm that lost its affine or its mean), left (untouched).
+        into: names of the modules whose weights took the map.
+        through: operators that the map passed on its way, in order.
+        ulps: largest change of a stored weight, in units in the last place; None if no weight took it.
+        residual: largest relative error of the float64 validation; None if nothing was rewritten.
+        reason: why it was left; empty otherwise.
+        fix: what would make it foldable; empty otherwise.
+    """
+
+    module: str
+    node: str
+    kind: str
+    norm: bool
+    outcome: Outcome
+    into: tuple[str, ...] = ()
+    through: tuple[str, ...] = ()
+    ulps: float | None = None
+    residual: float | None = None
+    reason: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        path = f" through {', '.join(self.through)}" if self.through else ""
+        if self.outcome == "left":
+            return f"left: {self.reason}"
+        return f"{self.outcome} into {', '.join(self.into)}{path}" if self.into else self.outcome + path
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All entries of one fold, with the notes on what was dropped and the seconds it took."""
+
+    entries: tuple[Entry, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    dropped: tuple[str, ...] = field(default=())
+
+    def __iter__(self) -> Any:
+        return iter(self.entries)
+
+    def norms(self) -> tuple[Entry, ...]:
+        """The entries of normalization layers only."""
+        return tuple(entry for entry in self.entries if entry.norm)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys: the same fold gives the same text, but for its seconds."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Ledger:
+        """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError on other text."""
+        raw = json.loads(text)
+        return cls(
+            entries=tuple(_entry(item) for item in raw.pop("entries")),
+            notes=tuple(raw.pop("notes")),
+            dropped=tuple(raw.pop("dropped")),
+            **raw,
+        )
+
+
+def _entry(raw: dict[str, Any]) -> Entry:
+    return Entry(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+
+
+def left(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries that stayed as they were."""
+    return [entry for entry in entries if entry.outcome == "left"]
