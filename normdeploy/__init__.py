@@ -1,0 +1,46 @@
+"""normdeploy: norms folded into their neighbours, parity proven, bundle delivered.
+
+The public verbs are loaded when first used: importing the package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normdeploy.bundle import Bundle, load_bundle
+    from normdeploy.fold import FoldResult, fold
+    from normdeploy.pipeline import bench, export, verify
+
+__all__ = ["Bundle", "FoldResult", "bench", "export", "fold", "load_bundle", "verify"]
+
+_HOMES = {
+    "Bundle": "normdeploy.bundle",
+    "FoldResult": "normdeploy.fold",
+    "bench": "normdeploy.pipeline",
+    "export": "normdeploy.pipeline",
+    "fold": "normdeploy.fold",
+    "load_bundle": "normdeploy.bundle",
+    "verify": "normdeploy.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+class _Package(ModuleType):
+    """Keeps a verb callable where a submodule bears its name: importing ``normdeploy.fold`` binds it here otherwise."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,40 @@
+"""Starting is light: nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "matplotlib", "numpy", "pydantic", "jinja2"}
+
+
+def loaded(statement: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after ``statement``."""
+    program = f"import json, sys\n{statement}\nprint(json.dumps(sorted(name.split('.')[0] for name in sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", ["normdeploy", "normdeploy.errors", "normdeploy.specs", "normdeploy.cli"])
+def test_importing_is_light(module: str) -> None:
+    assert loaded(f"import {module}") & HEAVY == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["--version"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    statement = f"from normdeploy import cli\nassert cli.main({arguments!r}) == 0"
+    assert loaded(statement) & HEAVY == set()
+
+
+def test_the_check_sees_what_is_heavy() -> None:
+    assert "numpy" in loaded("import numpy")
+
+
+def test_a_verb_stays_callable_after_its_namesake_room_is_imported() -> None:
+    statement = "import normdeploy, normdeploy.export, normdeploy.fold.ledger, normdeploy.bench.stats\n" + "\n".join(
+        f"assert callable(normdeploy.{verb}), {verb!r}" for verb in ("export", "fold", "bench", "verify", "load_bundle")
+    )
+    assert "torch" in loaded(statement)
