@@ -1,0 +1,1 @@
+"""Latency of the deployed artefact beside eager PyTorch's, with its uncertainty."""

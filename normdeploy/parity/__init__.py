@@ -1,0 +1,1 @@
+"""Parity: whether the deployed artefact computes what eager PyTorch computes, without guessed tolerances."""

@@ -1,0 +1,128 @@
+"""Timing two runners in one process, in turns, so that whatever slows the machine down meets both.
+
+In every round each runner makes two calls and the second is timed: the first one pays for the caches and the spinning
+threads that the other left behind. Who comes first is drawn anew in each round.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+
+from normdeploy.bench.stats import Comparison, compare, latency
+from normdeploy.errors import InputError
+from normdeploy.parity.feeds import Feed
+from normdeploy.runtime.runner import Runner
+
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 5000
+_WINDOW = 5
+"""Rounds whose median must repeat before a runner counts as warm."""
+_STABLE = 0.05
+"""How far, relatively, that median may move."""
+
+Pair = tuple[float, float]
+
+
+def interleave(
+    eager: Runner,
+    deployed: Runner,
+    feed: Feed,
+    *,
+    threads: int,
+    seconds: float = 2.0,
+    warmup_seconds: float = 1.0,
+    seed: int = 0,
+) -> Comparison:
+    """The latencies of two runners on ``feed``, and their ratio.
+
+    ``threads`` is what PyTorch gets meanwhile; other backends fix theirs when a runner is made, so make ``deployed``
+    with the same number. Measuring ends after ``seconds``, but not before 5 rounds nor after 5,000; warm-up ends when
+    the medians of both repeat, or after ``warmup_seconds``. Garbage collection is off while measuring.
+
+    Raises InputError on numbers that are not positive, and whatever a runner raises.
+    """
+    if threads < 1 or not 0 < seconds < float("inf") or not 0 <= warmup_seconds < float("inf"):
+        given = f"threads={threads}, seconds={seconds}, warmup_seconds={warmup_seconds}"
+        raise InputError("these cannot be measured with", where=given, fix="give positive, finite numbers")
+    calls = (lambda: eager(feed.arrays), lambda: deployed(feed.arrays))
+    order = random.Random(seed)
+    with torch_threads(threads), collection_off():
+        for_rounds(calls, order, warmup_seconds, until=is_stable)
+        pairs = for_rounds(calls, order, seconds)
+    return compare(
+        latency(eager.name, [first for first, _ in pairs]),
+        latency(deployed.name, [second for _, second in pairs]),
+        threads=threads,
+        feed=feed.name,
+    )
+
+
+def for_rounds(
+    calls: tuple[Callable[[], object], Callable[[], object]],
+    order: random.Random,
+    seconds: float,
+    until: Callable[[list[Pair]], bool] = lambda _: False,
+) -> list[Pair]:
+    """Milliseconds of both calls, round by round, for ``seconds`` or until ``until`` holds of the rounds so far."""
+    pairs: list[Pair] = []
+    end = time.perf_counter() + seconds
+    while len(pairs) < FEWEST_ROUNDS or (time.perf_counter() < end and len(pairs) < MOST_ROUNDS):
+        times = {which: timed(calls[which]) for which in order.sample((0, 1), 2)}
+        pairs.append((times[0], times[1]))
+        if until(pairs):
+            break
+    return pairs
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds of the second of two calls."""
+    call()
+    start = time.perf_counter_ns()
+    call()
+    # a clock tick is the least that can be told from nothing
+    return max(time.perf_counter_ns() - start, 1) / 1e6
+
+
+def is_stable(pairs: list[Pair]) -> bool:
+    """Whether the medians of the last rounds repeat those of the rounds before, for both runners."""
+    if len(pairs) < 2 * _WINDOW:
+        return False
+    earlier, later = pairs[-2 * _WINDOW : -_WINDOW], pairs[-_WINDOW:]
+    medians = [
+        (median(before), median(after)) for before, after in zip(_columns(earlier), _columns(later), strict=True)
+    ]
+    return all(abs(after - before) <= _STABLE * before for before, after in medians)
+
+
+def _columns(pairs: list[Pair]) -> tuple[list[float], list[float]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch with ``threads`` threads inside an operator; what was set before is restored."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def collection_off() -> Iterator[None]:
+    """Python without garbage collection, after one collection; what was set before is restored."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,167 @@
+"""Feeds: the inputs that parity is judged on, seeded random ones over every dynamic dimension's range, or from a file.
+
+Opt is where a model is used most, so it is the base: each dynamic dimension goes to its min and its max in turn while
+the others stay at opt.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # also teaches numpy the name "bfloat16"
+import numpy as np
+import numpy.typing as npt
+
+from normdeploy.errors import InputError
+from normdeploy.specs import TensorSpec, dynamic_dims, sizes_at
+
+Array = npt.NDArray[Any]
+
+_BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise on files that are truncated, encrypted, damaged or hold pickles."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One set of inputs: name → array of the spec's dtype and a shape within its ranges; and what is odd about it."""
+
+    name: str
+    arrays: dict[str, Array]
+    notes: tuple[str, ...] = ()
+
+
+def random_feeds(specs: Sequence[TensorSpec], *, seed: int = 0) -> tuple[Feed, ...]:
+    """A feed at opt, and one at the min and the max of each dynamic dimension, without repetitions.
+
+    Floats are standard normal, or uniform where the spec gives a range; integers are uniform in their range, both
+    ends included; booleans are true half the time. The same specs and seed give the same arrays. Raises InputError
+    naming the integer inputs that have no range.
+    """
+    unbounded = [spec.name for spec in specs if spec.low is None and np.dtype(spec.dtype).kind in "iu"]
+    if unbounded:
+        raise InputError(
+            "integer inputs need the range of their values, to make random ones",
+            where=", ".join(unbounded),
+            fix=f"write e.g. --input {unbounded[0]}:...@i64[0..30521], or give real inputs by --data",
+        )
+    generator = np.random.default_rng(seed)
+    return tuple(
+        Feed(_name(sizes), {spec.name: _random(spec, spec.shape(sizes), generator) for spec in specs})
+        for sizes in _points(specs)
+    )
+
+
+def _points(specs: Sequence[TensorSpec]) -> list[dict[str, int]]:
+    usual = sizes_at(specs, "opt")
+    points = [usual]
+    for name, dim in dynamic_dims(specs).items():
+        for size in (dim.min, dim.max):
+            point = usual | {name: size}
+            if point not in points:
+                points.append(point)
+    return points
+
+
+def _name(sizes: dict[str, int]) -> str:
+    return " ".join(["random", *(f"{name}={size}" for name, size in sizes.items())])
+
+
+def _random(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "iu":
+        return generator.integers(_whole(spec.low), _whole(spec.high), size=shape, dtype=dtype, endpoint=True)
+    if dtype.kind == "b":
+        low, high = (0, 1) if spec.low is None else (_whole(spec.low), _whole(spec.high))
+        return generator.integers(low, high, size=shape, endpoint=True).astype(dtype)
+    if spec.low is None or spec.high is None:
+        return generator.standard_normal(shape).astype(dtype)
+    # a convex combination: high − low alone may overflow
+    share = generator.random(shape)
+    return (spec.low * (1 - share) + spec.high * share).astype(dtype)
+
+
+def _whole(end: float | None) -> int:
+    return int(end or 0)
+
+
+def data_feed(specs: Sequence[TensorSpec], path: Path) -> Feed:
+    """The feed named "data" from an .npz file with one array for each spec, by name.
+
+    Nothing in the file is unpickled. Raises InputError that lists all of: missing and unexpected names, other dtypes,
+    ranks and sizes outside the specs' ranges, sizes of one dimension that differ, values outside a spec's range.
+    NaN and infinities are accepted and noted.
+    """
+    arrays = _read(path)
+    problems = list(_problems(specs, arrays))
+    if problems:
+        wanted = " ".join(f"--input {spec}" for spec in specs)
+        raise InputError("; ".join(problems), where=str(path), fix=f"save arrays that fit {wanted} with numpy.savez")
+    native = {spec.name: _typed(spec, arrays[spec.name]) for spec in specs}
+    return Feed("data", native, tuple(_oddities(path, native)))
+
+
+def _read(path: Path) -> dict[str, Array]:
+    fix = "write it with numpy.savez(path, name=array, ...), from arrays of numbers or booleans"
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise InputError("the data file is no .npz archive", where=str(path), fix=fix)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: np.asarray(archive[name]) for name in archive.files}
+    except _BROKEN as error:
+        raise InputError(f"the data file cannot be read: {error}", where=str(path), fix=fix) from error
+
+
+def _problems(specs: Sequence[TensorSpec], arrays: dict[str, Array]) -> Iterator[str]:
+    names = {spec.name for spec in specs}
+    if missing := sorted(names - arrays.keys()):
+        yield f"missing {', '.join(missing)}"
+    if unexpected := sorted(arrays.keys() - names):
+        yield f"unexpected {', '.join(unexpected)}"
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        if spec.name in arrays:
+            yield from _array_problems(spec, arrays[spec.name], sizes)
+
+
+def _array_problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> Iterator[str]:
+    """What does not fit in one array; ``sizes`` collects the sizes of named dimensions over all arrays."""
+    if not _has_dtype(spec, array):
+        yield f"{spec.name} is {array.dtype}, not {spec.dtype}"
+    elif spec.low is not None and spec.high is not None:
+        values = _typed(spec, array)
+        if array.size and ((values < spec.low) | (values > spec.high)).any():
+            yield f"{spec.name} has values from {values.min()} to {values.max()}, outside [{spec.low}..{spec.high}]"
+    if array.ndim != len(spec.dims):
+        yield f"{spec.name} has shape {array.shape}, not {len(spec.dims)} dimensions"
+        return
+    for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
+        if not dim.min <= size <= dim.max:
+            span = str(dim.min) if dim.fixed else f"{dim.min}..{dim.max}"
+            yield f"axis {axis} of {spec.name} has size {size}, not {span}"
+        elif dim.name is not None and (other := sizes.setdefault(dim.name, size)) != size:
+            yield f"axis {axis} of {spec.name} has size {size}, but dimension {dim.name} is {other} elsewhere"
+
+
+def _has_dtype(spec: TensorSpec, array: Array) -> bool:
+    if spec.dtype == "bfloat16":  # numpy writes it as two bytes of no type
+        return array.dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype("V2"))
+    return array.dtype.newbyteorder("=") == np.dtype(spec.dtype)
+
+
+def _typed(spec: TensorSpec, array: Array) -> Array:
+    """``array`` in the spec's dtype, contiguous and in this machine's byte order; its values are the same."""
+    typed = array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array.astype(np.dtype(spec.dtype))
+    return np.ascontiguousarray(typed).reshape(array.shape)
+
+
+def _oddities(path: Path, arrays: dict[str, Array]) -> Iterator[str]:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iub" and not (finite := np.isfinite(array.astype(np.float64))).all():
+            yield f"{path.name}: {name} holds {array.size - int(finite.sum())} values that are NaN or infinite"
