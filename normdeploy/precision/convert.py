@@ -1,0 +1,213 @@
+"""The rewriting: constants are rounded, values change type, and a Cast goes where reader and maker differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+    ShapeInferencePass,
+)
+
+from normdeploy.errors import InputError
+from normdeploy.graph import MODULE_KEY, label, module_name
+from normdeploy.precision.decide import HEAVY, LARGEST, Decision, array
+
+_MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
+_DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
+
+
+class Conversion:
+    """One conversion of one model, in place."""
+
+    def __init__(self, model: ir.Model, target: ir.DataType) -> None:
+        _prepare(model)
+        self.model, self.target = model, target
+        self.decision = Decision(model, target)
+        self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def run(self) -> None:
+        """Convert the model; raises InputError before anything is lost."""
+        nodes = list(self.model.graph.all_nodes())
+        self._refuse_heavy(nodes)
+        self._round_constants()
+        for node in nodes:
+            self._retype_outputs(node)
+        for node in nodes:
+            self._cast_inputs(node)
+        for graph in (self.model.graph, *self.model.graph.subgraphs()):
+            self._cast_outputs(graph)
+
+    def _refuse_heavy(self, nodes: list[ir.Node]) -> None:
+        stuck = [
+            f"{label(node)} ({node.op_type})"
+            for node in nodes
+            if node.op_type in HEAVY
+            and node.inputs[0] in self.decision.float32
+            and not self.decision.reads_narrow(node, 0)
+        ]
+        if stuck:
+            opset = self.model.opset_imports.get("", 1)
+            raise InputError(
+                f"at opset {opset} these have no {self.target.name.lower()} form",
+                where=", ".join(stuck),
+                fix="export the model with --opset 22, or deploy in fp32",
+            )
+
+    def _round_constants(self) -> None:
+        overflows = []
+        for value in self.decision.constants():
+            narrow = [use for use in value.uses() if self.decision.reads_narrow(use.node, use.idx)]
+            if not narrow and not self._is_branch_output(value):
+                continue
+            saturate = self._is_mask(value)
+            if not saturate and (beyond := self._beyond(value)).size:
+                overflows.append(_overflow(value, float(np.abs(beyond).max())))
+            tensor = _rounded(value, self.target, LARGEST[self.target] if saturate else None)
+            if len(narrow) == len(value.uses()):
+                value.const_value, value.type = tensor, ir.TensorType(self.target)
+            elif value.graph is not None:  # read in both types
+                name = f"{value.name}_{self.target.name.lower()}"
+                copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self.target), const_value=tensor)
+                value.graph.register_initializer(copy)
+                for use in narrow:
+                    use.node.replace_input_with(use.idx, copy)
+        if overflows:
+            raise InputError(
+                f"weights overflow {self.target.name.lower()}, whose largest value is {LARGEST[self.target]:.6g}",
+                where="; ".join(sorted(overflows)),
+                fix="deploy in bf16 or fp32" if self.target == ir.DataType.FLOAT16 else "deploy in fp32",
+            )
+
+    def _beyond(self, value: ir.Value) -> np.ndarray:
+        """The finite elements that the target type rounds to infinity."""
+        data = array(value)
+        with np.errstate(over="ignore"):
+            rounded = data.astype(self.target.numpy()).astype(np.float32)
+        beyond: np.ndarray = data[np.isfinite(data) & ~np.isfinite(rounded)]
+        return beyond
+
+    def _is_mask(self, value: ir.Value) -> bool:
+        """Whether what lies beyond the range is one sentinel, such as -1e9, in elementwise operators."""
+        elementwise = all(use.node.op_type in _MASKING for use in value.uses())
+        return elementwise and len(np.unique(self._beyond(value))) == 1
+
+    def _is_branch_output(self, value: ir.Value) -> bool:
+        return any(value in graph.outputs for graph in self.model.graph.subgraphs())
+
+    def _retype_outputs(self, node: ir.Node) -> None:
+        retyped = [
+            out
+            for index, out in enumerate(node.outputs)
+            if out in self.decision.float32 and self.decision.makes_narrow(node, index)
+        ]
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.GRAPH:
+                retyped += [value for value in attribute.as_graph().inputs if value in self.decision.float32]
+            elif retyped and attribute.name in _DTYPE_ATTRIBUTES and attribute.value == ir.DataType.FLOAT:
+                node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(self.target))
+            elif retyped and node.op_type == "ConstantOfShape" and attribute.name == "value":
+                data = attribute.as_tensor().numpy().astype(self.target.numpy())
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(data, dtype=self.target))
+        for value in retyped:
+            value.type = ir.TensorType(self.target)
+
+    def _cast_inputs(self, node: ir.Node) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is None or value not in self.decision.float32:
+                continue
+            wanted = self.target if self.decision.reads_narrow(node, index) else ir.DataType.FLOAT
+            if value.dtype != wanted:
+                island = node if wanted == ir.DataType.FLOAT else value.producer() or node
+                node.replace_input_with(index, self._cast(value, wanted, module_name(island)))
+
+    def _cast_outputs(self, graph: ir.Graph) -> None:
+        """The model's own outputs stay float32 under their names; those of a branch or a loop body become narrow."""
+        wanted = ir.DataType.FLOAT if graph is self.model.graph else self.target
+        for index, value in enumerate(graph.outputs):
+            if value in self.decision.float32 and value.dtype != wanted:
+                name, producer = value.name, value.producer()
+                value.name = f"{name}_{self.target.name.lower()}"
+                graph.outputs[index] = self._cast(value, wanted, module_name(producer) if producer else "")
+                graph.outputs[index].name = name
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, module: str) -> ir.Value:
+        """``value`` in ``dtype``: made once, right behind ``value``, in the name of ``module``."""
+        if (value, dtype) not in self.casts:
+            source, nodes = value, []
+            if value in self.decision.beyond and dtype == self.target:
+                nodes = [ir.node("Clip", [value, self._limit("min", -1.0), self._limit("max", 1.0)])]
+                source = nodes[0].outputs[0]
+                source.type, source.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+            nodes.append(ir.node("Cast", [source], {"to": int(dtype)}))
+            made = nodes[-1].outputs[0]
+            made.name = f"{value.name}_{dtype.name.lower()}"
+            made.type, made.shape = ir.TensorType(dtype), value.shape
+            for node in nodes:
+                node.metadata_props[MODULE_KEY] = module
+            _insert_behind(value, nodes)
+            self.casts[value, dtype] = made
+        return self.casts[value, dtype]
+
+    def _limit(self, name: str, sign: float) -> ir.Value:
+        initializers = self.model.graph.initializers
+        name = f"normdeploy.{self.target.name.lower()}.{name}"
+        if name not in initializers:
+            tensor = ir.tensor(np.array(sign * LARGEST[self.target], np.float32), name=name)
+            kind = ir.TensorType(ir.DataType.FLOAT)
+            self.model.graph.register_initializer(
+                ir.Value(name=name, type=kind, shape=ir.Shape([]), const_value=tensor)
+            )
+        return initializers[name]
+
+
+def _prepare(model: ir.Model) -> None:
+    """Functions inlined, constants as initializers, every type known."""
+    if (version := model.opset_imports.get("", 1)) < 13:
+        raise InputError(f"opset {version} has too few 16-bit operators", fix="export the model with --opset 18")
+    InlinePass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if model.ir_version < 4:  # every initializer is listed as an input there, and is a constant all the same
+        RemoveInitializersFromInputsPass()(model)
+    nodes = list(model.graph.all_nodes())
+    if any(out.type is None for node in nodes for out in node.outputs):
+        ShapeInferencePass()(model)
+    unknown = [
+        label(node)
+        for node in nodes
+        if any(not isinstance(out.type, ir.TensorType) for out in node.outputs if out.name)
+    ]
+    if unknown:
+        raise InputError(
+            "some values have an unknown type, or are no tensors, so they have no 16-bit form",
+            where=", ".join(unknown[:10]),
+            fix="deploy in fp32, or write these modules without custom operators and sequences",
+        )
+
+
+def _rounded(value: ir.Value, target: ir.DataType, limit: float | None) -> ir.LazyTensor:
+    """The constant in ``target``, clipped to ``limit`` unless infinite; evaluated when the model is written."""
+    source, name = value.const_value, value.name
+
+    def evaluate() -> ir.TensorProtocol:
+        data = array(value) if source is None else source.numpy()
+        if limit is not None:
+            data = np.where(np.isfinite(data), np.clip(data, -limit, limit), data)
+        return ir.Tensor(data.astype(target.numpy()), dtype=target, name=name)
+
+    return ir.LazyTensor(evaluate, dtype=target, shape=ir.Shape(array(value).shape), name=name)
+
+
+def _overflow(value: ir.Value, largest: float) -> str:
+    modules = sorted({module_name(use.node) or label(use.node) for use in value.uses()})
+    return f"{', '.join(modules)}: {value.name} holds {largest:.6g}"
+
+
+def _insert_behind(value: ir.Value, nodes: list[ir.Node]) -> None:
+    producer = value.producer()
+    if producer is not None:
+        producer.append(nodes)
+    elif value.graph is not None:
+        value.graph.insert_before(value.graph[0], nodes)

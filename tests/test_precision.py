@@ -1,0 +1,391 @@
+"""The conversion to 16 bits: every graph is executed and compared with its float32 original in float64 terms."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from normdeploy.errors import InputError
+from normdeploy.graph import MODULE_KEY
+from normdeploy.precision import DTYPES, Precision, norm_chains, to_precision, wrong_precision
+
+EPS = {"fp16": 2.0**-10, "bf16": 2.0**-7}
+C = 6  # no other size below equals it
+RNG = np.random.default_rng(0)
+
+
+def graph(text: str, opset: int = 18, ir_version: int = 10, **weights: np.ndarray) -> ir.Model:
+    """The model that ``text`` spells; each node is named, and owned by the module, after its output."""
+    proto = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]> g {text}')
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for node in model.graph.all_nodes():
+        node.name = f"node_{node.outputs[0].name}"
+        node.metadata_props[MODULE_KEY] = f"net.{node.outputs[0].name}"
+    return model
+
+
+def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:
+    """The first output; onnxruntime where it has the types, else ONNX's reference."""
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    types = {value.dtype for node in model.graph.all_nodes() for value in node.outputs}
+    if ir.DataType.BFLOAT16 in types:
+        return np.asarray(ReferenceEvaluator(proto).run(None, feeds)[0])
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feeds)[0])
+
+
+def error(actual: np.ndarray, reference: np.ndarray) -> float:
+    exact = reference.astype(np.float64)
+    return float(np.sqrt(((actual.astype(np.float64) - exact) ** 2).mean() / (exact**2).mean()))
+
+
+def types_of(model: ir.Model, op_type: str) -> list[set[str]]:
+    """The floating-point types that each node of one operator reads."""
+    return [
+        {value.dtype.name for value in node.inputs if value is not None and value.dtype in DTYPES.values()}
+        for node in model.graph.all_nodes()
+        if node.op_type == op_type
+    ]
+
+
+def normal(*shape: int, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    return (RNG.standard_normal(shape) * scale + shift).astype(np.float32)
+
+
+def conv_net(opset: int) -> ir.Model:
+    return graph(
+        """(float[N,3,9,9] x) => (float[N,5] y) {
+            conv = Conv<pads=[1,1,1,1]>(x, w, b)
+            bn = BatchNormalization(conv, s, t, m, v)
+            act = Relu(bn)
+            pool = GlobalAveragePool(act)
+            flat = Flatten(pool)
+            y = Gemm<transB=1>(flat, fc, fb) }""",
+        opset,
+        w=normal(C, 3, 3, 3, scale=0.2),
+        b=normal(C),
+        s=normal(C),
+        t=normal(C),
+        m=normal(C),
+        v=np.abs(normal(C)) + 0.5,
+        fc=normal(5, C),
+        fb=normal(5),
+    )
+
+
+@pytest.mark.parametrize(("precision", "opset"), [("fp16", 18), ("bf16", 22)])
+def test_a_convolutional_net_computes_in_16_bits_between_float32_borders(precision: Precision, opset: int) -> None:
+    model = conv_net(opset)
+    x = normal(4, 3, 9, 9)
+    exact = run(model, x=x)
+    narrow = to_precision(model, precision)
+    wide = ir.DataType.FLOAT
+    assert [value.dtype for value in (*narrow.graph.inputs, *narrow.graph.outputs)] == [wide, wide]
+    assert [value.name for value in narrow.graph.outputs] == ["y"]
+    assert types_of(narrow, "Conv") == types_of(narrow, "Gemm") == [{DTYPES[precision].name}]
+    assert types_of(narrow, "BatchNormalization") == [{"FLOAT"}]
+    actual = run(narrow, x=x)
+    # six roundings of relative size eps/2 in a row, of which the largest weigh most
+    assert error(actual, exact) < 3 * EPS[precision]
+    assert error(actual, exact) > EPS[precision] / 100  # it really was rounded
+
+
+def test_the_given_model_is_not_changed() -> None:
+    model = conv_net(18)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    to_precision(model, "fp16")
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_fp32_is_a_copy_and_a_converted_model_is_not_converted_again() -> None:
+    model = conv_net(18)
+    same = to_precision(model, "fp32")
+    assert same is not model
+    assert ir.to_proto(same).SerializeToString() == ir.to_proto(model).SerializeToString()
+    once = to_precision(model, "fp16")
+    assert ir.to_proto(to_precision(once, "fp16")).SerializeToString() == ir.to_proto(once).SerializeToString()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_16_bit_model_is_not_given_another_precision(precision: Precision) -> None:
+    with pytest.raises(InputError, match=r"computes in float16 already(.|\n)*net\.conv \(Conv\)"):
+        to_precision(to_precision(conv_net(22), "fp16"), precision)
+
+
+def test_an_operator_without_a_16_bit_form_at_this_opset_is_refused_by_module_name() -> None:
+    with pytest.raises(InputError, match=r"opset 18 these have no bfloat16 form(.|\n)*net\.conv(.|\n)*--opset 22"):
+        to_precision(conv_net(18), "bf16")
+
+
+def test_old_opsets_and_unknown_precisions_are_refused() -> None:
+    with pytest.raises(InputError, match="opset 12"):
+        to_precision(conv_net(12), "fp16")
+    with pytest.raises(InputError, match="'fp8'"):
+        to_precision(conv_net(18), "fp8")  # type: ignore[arg-type]
+
+
+def test_a_layer_norm_takes_16_bit_data_and_keeps_float32_statistics() -> None:
+    model = graph(
+        f"(float[N,4,{C}] x) => (float[N,4,5] y) {{ ln = LayerNormalization(x, s, t) y = MatMul(ln, w) }}",
+        s=normal(C),
+        t=normal(C),
+        w=normal(C, 5),
+    )
+    narrow = to_precision(model, "fp16")
+    assert types_of(narrow, "LayerNormalization") == [{"FLOAT16"}]
+    x = normal(3, 4, C, scale=300)  # squares of which overflow float16
+    assert error(run(narrow, x=x), run(model, x=x)) < 2 * EPS["fp16"]
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "width"),
+    [
+        ("InstanceNormalization(a, s, t)", 18, C),
+        ("GroupNormalization<num_groups=2>(a, s, t)", 18, 2),
+        ("BatchNormalization(a, s, t, t, s)", 18, C),
+    ],
+)
+def test_norms_without_float32_statistics_of_their_own_become_islands(op: str, opset: int, width: int) -> None:
+    model = graph(
+        f"(float[N,{C},4,4] x) => (float[N,{C},4,4] y) {{ a = Relu(x) n = {op} y = Relu(n) }}",
+        opset,
+        s=np.abs(normal(width)) + 0.5,
+        t=normal(width),
+    )
+    narrow = to_precision(model, "fp16")
+    kind = op.partition("(")[0].partition("<")[0]
+    assert types_of(narrow, kind) == [{"FLOAT"}]
+    assert types_of(narrow, "Relu") == [{"FLOAT16"}, {"FLOAT16"}]
+    casts = [node for node in narrow.graph if node.op_type == "Cast" and node.metadata_props[MODULE_KEY] == "net.n"]
+    assert len(casts) == 2
+    if kind != "GroupNormalization":  # onnxruntime runs that with per-group scales wrongly at opset 18
+        x = normal(3, C, 4, 4, scale=300)
+        assert error(run(narrow, x=x), run(model, x=x)) < 2 * EPS["fp16"]
+
+
+DECOMPOSED = {
+    "layer norm": """m = ReduceMean(a, axes) d = Sub(a, m) q = Mul(d, d) v = ReduceMean(q, axes)
+                     e = Add(v, eps) r = Sqrt(e) n = Div(d, r)""",
+    "layer norm by Pow": """m = ReduceMean(a, axes) d = Sub(a, m) q = Pow(d, two) v = ReduceMean(q, axes)
+                            e = Add(v, eps) r = Pow(e, minus_half) n = Mul(d, r)""",
+    "layer norm by E[x^2]": """m = ReduceMean(a, axes) q = Mul(a, a) v = ReduceMean(q, axes) mm = Mul(m, m)
+                               k = Sub(v, mm) e = Add(k, eps) r = Sqrt(e) d = Sub(a, m) n = Div(d, r)""",
+    "rms norm": "q = Mul(a, a) v = ReduceMean(q, axes) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) n = Mul(a, i)",
+    "l2 norm": "r = ReduceL2(a, axes) e = Max(r, eps) n = Div(a, e)",
+}
+
+
+def decomposed(name: str) -> ir.Model:
+    return graph(
+        f"(float[N,4,{C}] x) => (float[N,4,5] y) {{ a = Relu(x) {DECOMPOSED[name]} g = Mul(n, s) y = MatMul(g, w) }}",
+        axes=np.array([-1]),
+        two=np.array(2, np.float32),
+        minus_half=np.array(-0.5, np.float32),
+        eps=np.array(1e-12, np.float32),
+        s=normal(C),
+        w=normal(C, 5),
+    )
+
+
+@pytest.mark.parametrize("name", DECOMPOSED)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_norm_spelled_out_is_a_float32_island(name: str, precision: Precision) -> None:
+    model = decomposed(name)
+    assert len(norm_chains(model)) == 1
+    narrow = to_precision(model, precision)
+    for kind in ("ReduceMean", "ReduceL2", "Pow", "Sqrt", "Sub", "Div", "Reciprocal"):
+        assert all(types == {"FLOAT"} for types in types_of(narrow, kind)), kind
+    assert types_of(narrow, "MatMul") == [{DTYPES[precision].name}]
+    x = normal(3, 4, C, scale=300, shift=300)
+    actual, exact = run(narrow, x=x), run(model, x=x)
+    assert error(actual, exact) < 3 * EPS[precision]
+
+
+def test_the_same_norm_without_the_island_overflows() -> None:
+    """What the island is for: the graph that it replaces is wrong."""
+    model = decomposed("layer norm")
+    for value in model.graph.initializers.values():
+        if value.dtype == ir.DataType.FLOAT:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT16)
+    for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
+        value.type = ir.TensorType(ir.DataType.FLOAT16)
+    evaluator = ReferenceEvaluator(ir.to_proto(model))  # onnxruntime would run most of it in float32
+    with np.errstate(over="ignore"):
+        assert (evaluator.run(None, {"x": normal(3, 4, C, scale=300).astype(np.float16)})[0] == 0).any()
+
+
+def test_a_mean_of_squares_that_is_no_norm_is_not_an_island() -> None:
+    model = graph(
+        f"(float[N,{C}] x) => (float[N,1] y) {{ q = Mul(x, x) y = ReduceMean(q, axes) }}", axes=np.array([-1])
+    )
+    assert norm_chains(model) == ()
+    assert types_of(to_precision(model, "fp16"), "ReduceMean") == [{"FLOAT16"}]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_an_attention_mask_made_of_integers_does_not_become_nan(precision: Precision) -> None:
+    lowest = np.finfo(np.float32).min
+    model = graph(
+        f"""(float[N,4,{C}] x, int64[N,4] mask) => (float[N,4,4] y) {{
+            f = Cast<to=1>(mask) i = Sub(one, f) b = Mul(i, low) u = Unsqueeze(b, axes)
+            k = MatMul(x, w) p = Add(k, u) y = Softmax(p) }}""",
+        one=np.array(1, np.float32),
+        low=np.array(lowest),
+        axes=np.array([1]),
+        w=normal(C, 4),
+    )
+    feeds = {"x": normal(2, 4, C), "mask": np.array([[1, 1, 0, 0], [1, 1, 1, 1]])}
+    narrow = to_precision(model, precision)
+    actual, exact = run(narrow, **feeds), run(model, **feeds)
+    assert np.isfinite(actual).all()
+    assert (actual[0, :, 2:] == 0).all()
+    assert error(actual, exact) < 4 * EPS[precision]
+    empty = feeds | {"mask": np.zeros((2, 4), np.int64)}  # a row that masks everything stays a distribution
+    assert run(narrow, **empty).sum(-1) == pytest.approx(1, rel=4 * EPS[precision])
+
+
+def test_one_sentinel_in_an_elementwise_operator_is_clipped() -> None:
+    causal = np.triu(np.full((4, 4), -1e9, np.float32), 1)
+    model = graph(
+        f"(float[N,4,{C}] x) => (float[N,4,4] y) {{ k = MatMul(x, w) p = Add(k, mask) y = Softmax(p) }}",
+        mask=causal,
+        w=normal(C, 4),
+    )
+    x = normal(2, 4, C)
+    narrow = to_precision(model, "fp16")
+    assert narrow.graph.initializers["mask"].const_value.numpy().min() == -65504
+    assert error(run(narrow, x=x), run(model, x=x)) < 4 * EPS["fp16"]
+
+
+def test_weights_that_overflow_are_refused_together_by_module_name() -> None:
+    heavy = normal(C, 5)
+    heavy[1, 2] = 1e5
+    model = graph(
+        f"(float[N,{C}] x) => (float[N,5] y) {{ fc = MatMul(x, w) ln = LayerNormalization(fc, s) y = Add(ln, b) }}",
+        w=heavy,
+        s=np.array([1, 2, 3, -7e4, 9e4], np.float32),
+        b=np.array([1e9, 2e9, 3, 4, 5], np.float32),
+    )
+    with pytest.raises(InputError) as caught:
+        to_precision(model, "fp16")
+    message = str(caught.value)
+    for part in ("65504", "net.fc: w holds 100000", "net.ln: s holds 90000", "net.y: b holds 2e+09", "bf16"):
+        assert part in message
+    assert wrong_precision(to_precision(model, "bf16"), "bf16") == ()
+
+
+def test_a_weight_just_above_the_largest_float16_that_rounds_to_it_is_no_overflow() -> None:
+    model = graph(f"(float[N,{C}] x) => (float[N,5] y) {{ y = MatMul(x, w) }}", w=np.full((C, 5), 65519, np.float32))
+    assert to_precision(model, "fp16").graph.initializers["w"].const_value.numpy().max() == 65504
+
+
+def test_a_weight_read_in_both_types_is_kept_in_both() -> None:
+    model = graph(
+        f"(float[N,{C},{C}] x) => (float[N,{C},{C}] y) {{ i = InstanceNormalization(x, s, s) y = Mul(i, s) }}",
+        s=normal(C),
+    )
+    narrow = to_precision(model, "fp16")
+    assert {name: value.dtype.name for name, value in narrow.graph.initializers.items()} == {
+        "s": "FLOAT",
+        "s_float16": "FLOAT16",
+    }
+    x = normal(2, C, C)
+    assert error(run(narrow, x=x), run(model, x=x)) < 2 * EPS["fp16"]
+
+
+def test_weights_are_rounded_once_to_nearest_even() -> None:
+    weight = normal(C, 5)
+    model = graph(f"(float[N,{C}] x) => (float[N,5] y) {{ y = MatMul(x, w) }}", w=weight)
+    for precision, dtype in (("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)):
+        stored = to_precision(model, precision).graph.initializers["w"].const_value.numpy()
+        np.testing.assert_array_equal(stored, weight.astype(dtype))
+
+
+def test_branches_and_loops_are_converted_inside() -> None:
+    model = graph(
+        f"""(float[N,{C}] x, bool c) => (float[N,{C}] y) {{
+            a = MatMul(x, w)
+            b = If (c) <
+                then_branch = t () => (float[N,{C}] p) {{ p = Mul(a, s) }},
+                else_branch = e () => (float[N,{C}] q) {{ q = InstanceLike(a) }} >
+            y = Relu(b) }}""".replace("InstanceLike(a)", "Identity(x)"),
+        w=normal(C, C),
+        s=np.array(2, np.float32),
+    )
+    narrow = to_precision(model, "fp16")
+    assert types_of(narrow, "Mul") == [{"FLOAT16"}]
+    x = normal(3, C)
+    for condition in (True, False):
+        feeds = {"x": x, "c": np.array(condition)}
+        assert error(run(narrow, **feeds), run(model, **feeds)) < 2 * EPS["fp16"]
+
+
+def test_a_loop_carries_16_bit_values() -> None:
+    model = graph(
+        f"""(float[N,{C}] x) => (float[N,{C}] y) {{
+            n = Constant<value = int64 {{3}}>()
+            y = Loop (n, , x) <body = b (int64 i, bool c, float[N,{C}] s) => (bool d, float[N,{C}] o) {{
+                d = Identity(c) o = MatMul(s, w) }}> }}""",
+        w=normal(C, C, scale=0.4),
+    )
+    narrow = to_precision(model, "fp16")
+    assert types_of(narrow, "MatMul") == [{"FLOAT16"}]
+    x = normal(3, C)
+    assert error(run(narrow, x=x), run(model, x=x)) < 3 * EPS["fp16"]
+
+
+def test_operators_outside_the_standard_stay_float32_and_unknown_types_are_refused() -> None:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
+        g (float[N,{C}] x) => (float[N,{C}] y) <float[N,{C}] a, float[N,{C}] f> {{
+            a = Relu(x) f = com.microsoft.FastGelu(a) y = Relu(f) }}"""
+    )
+    narrow = to_precision(ir.from_proto(proto), "fp16")
+    assert types_of(narrow, "FastGelu") == [{"FLOAT"}]
+    assert types_of(narrow, "Relu") == [{"FLOAT16"}] * 2
+    del proto.graph.value_info[:]
+    with pytest.raises(InputError, match=r"unknown type(.|\n)*f"):
+        to_precision(ir.from_proto(proto), "fp16")
+
+
+def test_resize_scales_stay_float32_as_its_schema_asks() -> None:
+    model = graph(
+        f"(float[N,{C},4,4] x) => (float[N,{C},8,8] y) {{ r = Resize(x, , scales) y = Relu(r) }}",
+        scales=np.array([1, 1, 2, 2], np.float32),
+    )
+    narrow = to_precision(model, "fp16")
+    assert narrow.graph.initializers["scales"].dtype == ir.DataType.FLOAT
+    x = normal(1, C, 4, 4)
+    assert error(run(narrow, x=x), run(model, x=x)) < EPS["fp16"]
+
+
+def test_initializers_listed_as_inputs_are_constants_below_ir_4_and_inputs_above() -> None:
+    text = f"(float[N,{C}] x, float[{C},5] w) => (float[N,5] y) {{ y = MatMul(x, w) }}"
+    old = to_precision(graph(text, ir_version=3, w=normal(C, 5)), "fp16")
+    assert [value.name for value in old.graph.inputs] == ["x"]
+    assert old.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    new = to_precision(graph(text, w=normal(C, 5)), "fp16")
+    assert [value.dtype for value in new.graph.inputs] == [ir.DataType.FLOAT] * 2
+    x, w = normal(2, C), normal(C, 5)
+    assert error(run(new, x=x, w=w), x.astype(np.float64) @ w.astype(np.float64)) < 2 * EPS["fp16"]
+
+
+def test_an_output_that_is_used_inside_too_keeps_its_name_and_type() -> None:
+    model = graph(
+        f"(float[N,{C}] x) => (float[N,5] h, float[N,5] y) {{ h = MatMul(x, w) y = Relu(h) }}", w=normal(C, 5)
+    )
+    narrow = to_precision(model, "fp16")
+    assert [(value.name, value.dtype) for value in narrow.graph.outputs] == [
+        ("h", ir.DataType.FLOAT),
+        ("y", ir.DataType.FLOAT),
+    ]
+    x = normal(2, C)
+    assert error(run(narrow, x=x), run(model, x=x)) < 2 * EPS["fp16"]
