@@ -1,0 +1,1 @@
+"""Eager PyTorch, ONNX Runtime and TensorRT behind one small protocol."""

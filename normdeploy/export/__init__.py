@@ -1,0 +1,108 @@
+"""nn.Module → onnx_ir.Model that keeps on every node the name of the module it came from.
+
+torch.export traces the module at sizes that no code can mistake for a constant, torch.onnx translates the trace
+operator by operator without its optimizer, and ``clean`` evaluates what is constant. Norms leave as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from torch import nn
+
+from normdeploy.errors import InputError
+from normdeploy.export import labels
+from normdeploy.export.clean import clean
+from normdeploy.export.quiet import quiet
+from normdeploy.export.trace import trace
+from normdeploy.export.values import bind_inputs, example_inputs, flatten_outputs
+from normdeploy.specs import TensorSpec
+
+__all__ = ["OPSETS", "Exported", "bind_inputs", "example_inputs", "flatten_outputs", "to_graph"]
+
+OPSETS = range(18, 24)
+"""The ONNX opsets that torch.onnx.export(dynamo=True) writes."""
+
+DEFAULT_OPSET = 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported graph.
+
+    Attributes:
+        model: the graph; its large initializers share the module's memory.
+        inputs: names of its inputs, those of the specs, in their order.
+        outputs: names of its outputs, those of :func:`flatten_outputs`, in their order.
+        notes: what a user should know about it.
+    """
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def to_graph(
+    module: nn.Module, specs: Sequence[TensorSpec], *, opset: int | None = None, verbose: bool = False
+) -> Exported:
+    """Export ``module``, which is not changed, for every size in the ranges of ``specs``.
+
+    Args:
+        module: in eval mode, on the CPU.
+        specs: one an input, named as forward's parameters.
+        opset: one of ``OPSETS``; None takes torch's default.
+        verbose: show what torch prints, on stderr.
+
+    Raises:
+        InputError: a spec does not fit forward, an operator or the control flow cannot be exported, or the module
+            does not work for every size that was asked for.
+    """
+    opset = DEFAULT_OPSET if opset is None else opset
+    if opset not in OPSETS:
+        raise InputError(
+            f"opset {opset} cannot be exported",
+            where="--opset",
+            fix=f"use {OPSETS[0]} to {OPSETS[-1]}; {DEFAULT_OPSET} is the default",
+        )
+    bind_inputs(module, specs)
+    traced = trace(module, specs, opset=opset, verbose=verbose)
+    model, inputs = traced.model, tuple(spec.name for spec in specs)
+    with quiet(verbose):
+        labels.label_nodes(model, dict(module.named_modules(remove_duplicate=False)))
+        common.InlinePass()(model)
+        labels.merge_tied(model)
+        clean(model)
+        labels.own_outputs(model.graph)
+        labels.name_values(model.graph, inputs, traced.outputs)
+        _check(model, opset)
+    return Exported(model, inputs, traced.outputs, _notes(model, traced.changed_buffers))
+
+
+def _check(model: ir.Model, opset: int) -> None:
+    """The cleaned graph is valid ONNX of the opset that was asked for, its shapes inferred throughout."""
+    if model.opset_imports.get("", opset) != opset:
+        raise InputError(
+            f"the graph could not be written for opset {opset}", where="--opset", fix="use the default opset"
+        )
+    try:
+        common.CheckerPass(full_check=True)(model)
+    except Exception as error:
+        raise InputError(
+            f"the exported graph is not valid ONNX: {error}", fix="try another --opset; --verbose shows more"
+        ) from error
+
+
+def _notes(model: ir.Model, changed_buffers: tuple[str, ...]) -> tuple[str, ...]:
+    unused = [value.name for value in model.graph.inputs if not value.uses() and not value.is_graph_output()]
+    notes = [f"no output depends on input {name!r}" for name in unused]
+    return (
+        *notes,
+        *(
+            f"forward changes buffer {name!r}: each call of the deployed model starts from its present value"
+            for name in changed_buffers
+        ),
+    )

@@ -1,0 +1,123 @@
+"""What torch's exporter raises, said as one error: what, in which module, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from normdeploy.errors import InputError, NormdeployError
+
+_UNTRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_EQUAL = re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal")
+_CONSTRAINTS = re.compile(r"^\s*- (.*)$", re.MULTILINE)
+_TORCH = Path(torch.__file__).parent
+_SOURCE = re.compile(r" = L\[.*?\]\.size\(\)\[\d+\]|, as specified by .*|\bL\[.*?\]\.size\(\)\[\d+\]")
+
+
+def translate(error: Exception, module: nn.Module, dims: Mapping[str, str]) -> NormdeployError:
+    """The error to raise for ``error`` of the exporter; ``dims`` maps its symbols to the specs' dimension names."""
+    chain = list(_chain(error))
+    known = next((cause for cause in chain if isinstance(cause, NormdeployError)), None)
+    if known is not None:
+        return known
+    root = chain[-1]
+    where = _where(chain, module)
+    operator = _operator(chain)
+    if operator:
+        return InputError(
+            f"the operator {operator} cannot be exported to ONNX",
+            where=where,
+            fix="replace it in the module by operators that ONNX has, or try a newer --opset",
+        )
+    text = replace_words(str(root), dims)
+    if "data-dependent" in text.lower() or "DataDependent" in type(root).__name__:
+        return InputError(
+            "the module's control flow depends on the values of its tensors, which a graph cannot follow",
+            where=where,
+            fix="write it with torch.where or torch.cond, or move it out of forward",
+        )
+    if "Constraints violated" in text:
+        return _constraint(text, where)
+    return InputError(
+        f"the module cannot be traced: {type(root).__name__}: {_first_line(text)}",
+        where=where,
+        fix="check the input specs against forward; --verbose shows what torch says",
+    )
+
+
+def replace_words(text: str, words: Mapping[str, str]) -> str:
+    """``text`` with every whole word that is a key of ``words`` replaced, all at once."""
+    return re.sub(r"\w+", lambda match: words.get(match[0], match[0]), text)
+
+
+def _constraint(text: str, where: str) -> InputError:
+    equal = _EQUAL.search(text)
+    if equal:
+        return InputError(
+            f"dimensions {equal[2]!r} and {equal[1]!r} must always be equal",
+            where=where,
+            fix=f"give both one name, e.g. {equal[2]}=1..4..8 in one input and {equal[2]} in the other",
+        )
+    reasons = [_SOURCE.sub("", reason).strip() for reason in _CONSTRAINTS.findall(text)]
+    return InputError(
+        "the module does not work for every size that was asked for: " + "; ".join(reasons),
+        where=where,
+        fix="ask for the sizes that work, or change the code of the module that depends on the size",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, the first cause last."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
+def _operator(chain: list[BaseException]) -> str:
+    """The torch operator that has no translation or whose translation failed; empty where it was not that."""
+    for cause in chain:
+        match = _UNTRANSLATED.search(str(cause))
+        if match:
+            return match[1]
+    if any(type(cause).__name__ == "GraphConstructionError" for cause in chain):
+        return next((str(node.target) for node in _locals(chain, "node", torch.fx.Node)), "")
+    return ""
+
+
+def _where(chain: list[BaseException], module: nn.Module) -> str:
+    """The module that was being traced or translated, and the line of its code, as far as that is known."""
+    names = {id(part): name for name, part in module.named_modules()}
+    for node in _locals(chain, "node", torch.fx.Node):
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        if stack:
+            return _module_label(str(stack[-1][0]).partition(".")[2], module)
+    for cause in reversed(chain):
+        for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            part = frame.f_locals.get("self")
+            if isinstance(part, nn.Module) and id(part) in names:
+                file = Path(frame.f_code.co_filename)
+                label = _module_label(names[id(part)], module)
+                return label if file.is_relative_to(_TORCH) else f"{label}, {file.name} line {line}"
+    return _module_label("", module)
+
+
+def _locals(chain: list[BaseException], name: str, kind: type) -> Iterator[torch.fx.Node]:
+    """Local variables of the frames that the errors passed, innermost first: torch's messages name no module."""
+    for cause in reversed(chain):
+        for frame, _ in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            if isinstance(frame.f_locals.get(name), kind):
+                yield frame.f_locals[name]
+
+
+def _module_label(name: str, module: nn.Module) -> str:
+    return f"module {name!r}" if name else f"module {type(module).__name__}"
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

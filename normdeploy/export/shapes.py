@@ -1,0 +1,48 @@
+"""Shapes on every value: torch's, which know more of symbolic dimensions, completed by ONNX's own inference."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Give each value the shape and dtype that follow from the graph's inputs; what was known already stays."""
+    values = _values(model.graph)
+    before = [value.shape for value in values]
+    common.ShapeInferencePass()(model)
+    for value, shape in zip(values, before, strict=True):
+        value.shape = _merged(shape, value.shape)
+
+
+def forget_recurrent_shapes(model: ir.Model) -> None:
+    """Drop the shapes of all that follows an LSTM, GRU or RNN: torch fixes them to the sizes that it traced at."""
+    behind: set[ir.Value] = set()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type in _RECURRENT or any(value in behind for value in node.inputs):
+            behind.update(node.outputs)
+    for value in behind:
+        value.shape = None
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    nodes = ir.traversal.RecursiveGraphIterator(graph)
+    return [output for node in nodes for output in node.outputs]
+
+
+def _merged(known: ir.Shape | None, inferred: ir.Shape | None) -> ir.Shape | None:
+    """Sizes of either, then names; a name that ONNX made up (``unk__7``) is no name, for it means nothing later."""
+    if known is None or inferred is None or len(known) != len(inferred):
+        shape = known if known is not None else inferred
+        return None if shape is None else ir.Shape([_size(dim) for dim in shape])
+    return ir.Shape(
+        [ours if (ours := _size(dim)) is not None else _size(other) for dim, other in zip(known, inferred, strict=True)]
+    )
+
+
+def _size(dim: int | ir.SymbolicDim) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None or dim.value.startswith("unk__") else dim.value

@@ -1,0 +1,152 @@
+"""ONNX Runtime as a runner."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from normdeploy.errors import InputError, NormdeployError, UnavailableError
+from normdeploy.runtime.runner import check_names, first_line
+
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_QUIET = 3  # errors only: warnings would go to the user's terminal, past Python
+_LEVELS = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+class OnnxRuntimeRunner:
+    """An ONNX model in ONNX Runtime.
+
+    Args:
+        model: an ``.onnx`` file, its external data beside it, or the bytes of one without.
+        threads: threads of one operator (operators run one after another); 0 leaves it to ONNX Runtime.
+        providers: execution providers, in order of preference; each must really be there.
+        options: ``graph_optimization_level`` (disable, basic, extended, all), any other attribute of
+            ``onnxruntime.SessionOptions``, or a configuration entry such as ``session.set_denormal_as_zero``.
+
+    Raises:
+        UnavailableError: ONNX Runtime, a provider, or a kernel for one of the operators is missing.
+        InputError: the model or an option cannot be read.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int = 0,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        options: Mapping[str, str | int | bool] | None = None,
+    ) -> None:
+        self._where = str(model) if isinstance(model, Path) else "the given model"
+        onnxruntime = _import()
+        _check_providers(providers, onnxruntime.get_available_providers(), "this onnxruntime package")
+        session_options = _session_options(onnxruntime, threads, options or {})
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            self._session = onnxruntime.InferenceSession(source, session_options, providers=list(providers))
+        except Exception as error:
+            raise self._refusal(error) from error
+        _check_providers(providers, self._session.get_providers(), "this machine")
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self._dtypes = [value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        self._ort_value = onnxruntime.OrtValue
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once."""
+        check_names(feeds, self.inputs, self.name)
+        try:
+            if "tensor(bfloat16)" in self._dtypes:
+                values = {name: self._value(array) for name, array in feeds.items()}
+                results = [_array(value) for value in self._session.run_with_ort_values(None, values)]
+            else:
+                results = self._session.run(None, dict(feeds))
+        except Exception as error:
+            raise self._refusal(error) from error
+        return dict(zip(self.outputs, results, strict=True))
+
+    def _value(self, array: np.ndarray) -> Any:
+        array = np.ascontiguousarray(array)
+        if array.dtype == ml_dtypes.bfloat16:  # numpy has no such type; ONNX Runtime takes its bits
+            return self._ort_value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+        return self._ort_value.ortvalue_from_numpy(array)
+
+    def _refusal(self, error: Exception) -> NormdeployError:
+        kind, text = type(error).__name__, first_line(error)
+        if kind == "NotImplemented":
+            return UnavailableError(
+                f"onnxruntime lacks a kernel: {text}",
+                where=self._where,
+                fix="deploy in float32, or use another runtime",
+            )
+        return InputError(
+            f"onnxruntime refuses: {text}", where=self._where, fix="check the model and the inputs' shapes"
+        )
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UnavailableError(
+            "onnxruntime is not installed", fix="pip install 'normdeploy[cpu]' or 'normdeploy[gpu]'"
+        ) from error
+    return onnxruntime
+
+
+def _check_providers(wanted: Sequence[str], present: Sequence[str], where: str) -> None:
+    missing = [provider for provider in wanted if provider not in present]
+    if missing:
+        raise UnavailableError(
+            f"{', '.join(missing)} cannot be used",
+            where=f"{where} has {', '.join(present)}",
+            fix="install the package and the driver that the provider needs, or ask for another provider",
+        )
+
+
+def _session_options(onnxruntime: Any, threads: int, options: Mapping[str, str | int | bool]) -> Any:
+    result = onnxruntime.SessionOptions()
+    result.log_severity_level = _QUIET
+    result.intra_op_num_threads = threads
+    result.inter_op_num_threads = 1
+    for name, value in options.items():
+        try:
+            _set_option(onnxruntime, result, name, value)
+        except Exception as error:
+            raise InputError(
+                f"{value!r} is no value of the option: {first_line(error)}", where=f"onnxruntime option {name}"
+            ) from error
+    return result
+
+
+def _set_option(onnxruntime: Any, result: Any, name: str, value: str | int | bool) -> None:
+    if name == "graph_optimization_level":
+        result.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[str(value)])
+    elif "." in name:
+        result.add_session_config_entry(name, str(value))
+    elif hasattr(result, name):
+        setattr(result, name, value)
+    else:
+        raise InputError("onnxruntime has no such option")
+
+
+def _array(value: Any) -> np.ndarray:
+    if value.element_type() != _BFLOAT16:
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    count = int(np.prod(shape))
+    if not count:
+        return np.empty(shape, ml_dtypes.bfloat16)
+    bits = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+    return np.array(bits, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
