@@ -1,0 +1,6 @@
+"""The heart: affine maps travel from the norms into the weights of their neighbours, and each step is proven."""
+
+from normdeploy.fold.folder import FoldResult, fold
+from normdeploy.fold.ledger import Entry, Ledger
+
+__all__ = ["Entry", "FoldResult", "Ledger", "fold"]

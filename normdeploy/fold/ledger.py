@@ -6,7 +6,7 @@ It travels inside the ONNX file as ``metadata_props["normdeploy.ledger"]`` and i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -63,7 +63,7 @@ class Ledger:
     validation_seconds: float = 0.0
     dropped: tuple[str, ...] = field(default=())
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
     def norms(self) -> tuple[Entry, ...]:
@@ -87,7 +87,8 @@ class Ledger:
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
-    return Entry(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Entry(**fields)
 
 
 def left(entries: Iterable[Entry]) -> list[Entry]:

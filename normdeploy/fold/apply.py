@@ -1,0 +1,241 @@
+"""Carrying out a plan: map nodes go or change, edited tensors are rounded once, when they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from normdeploy.errors import NormdeployError
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.edits import Edit, fingerprint
+from normdeploy.fold.merge import Merger
+from normdeploy.fold.plan import Plan, Slot
+from normdeploy.fold.search import Territory
+from normdeploy.fold.sources import data_input, spelled
+from normdeploy.fold.view import Refused
+from normdeploy.graph import MODULE_KEY, module_name
+
+COPY_LIMIT = 64 * 2**20
+"""Bytes above which a shared weight is not copied for one of its readers."""
+
+
+def check(plan: Plan) -> list[str]:
+    """Notes on what the plan's rounding does; a refusal where it would lose what cannot be lost."""
+    notes = []
+    for (node, index), edit in plan.edits.items():
+        old = node.inputs[index] if index < len(node.inputs) else None
+        if old is not None and len(old.uses()) > 1 and edit.nbytes > COPY_LIMIT:
+            raise Refused(f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
+        flushed = edit.check(_channel_axes(node, index))
+        if flushed:
+            notes.append(f"{flushed} subnormal elements of {old.name if old else 'a bias'} were flushed to zero")
+    for node, residue in plan.residues.items():
+        for edit in () if residue is None else _constants(node, residue).values():
+            edit.check()
+    return notes
+
+
+def _channel_axes(node: ir.Node, index: int) -> tuple[int, ...]:
+    """The axes of a weight that tell output channels apart."""
+    if index != 1:
+        return ()
+    if node.op_type == "Conv":
+        return (0,)
+    if node.op_type == "ConvTranspose":
+        return (0, 1)
+    transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
+    return (0,) if transposed else (1,)
+
+
+def _constants(node: ir.Node, residue: AffineMap) -> dict[str, Edit]:
+    spelling = spelled(residue)
+    if spelling is None:
+        raise Refused("what would be left of the map is no single operator", node)
+    dtype = node.outputs[0].dtype or (node.inputs[0].dtype if node.inputs[0] is not None else None)
+    if dtype is None:
+        raise Refused("the dtype of its output is not known", node)
+    return {name: Edit(None, dtype, shift=array) for name, array in spelling[1].items()}
+
+
+class Writer:
+    """Writes plans into one graph, and remembers every edited tensor."""
+
+    def __init__(self, land: Territory, edits: dict[Slot, Edit], names: set[str]) -> None:
+        self.land, self.edits, self.names = land, edits, names
+
+    def carry_out(self, plan: Plan) -> None:
+        """Change the graph as ``plan`` says."""
+        for slot, edit in plan.edits.items():
+            self.store(slot, edit)
+        for (node, name), value in plan.attributes.items():
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+        for node, residue in plan.residues.items():
+            self._replace(node, residue)
+
+    def merge(self, found: Merger) -> None:
+        """Let one convolution take the place of all branches of a sum."""
+        self.store((found.into, 1), found.weight)
+        if found.bias is not None:
+            self.store((found.into, 2), found.bias)
+        if "kernel_shape" in found.into.attributes:
+            kernel = found.weight.shape[2:]
+            found.into.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", kernel)
+        # The convolution must stand before whatever reads the sum, and the sum stood behind all branches.
+        result, name = found.into.outputs[0], found.total.outputs[0].name
+        found.total.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+        remove(found.total)
+        result.name = name
+        for branch in found.branches:
+            if branch.node is not None and branch.node is not found.into:
+                self.land.maps.pop(branch.node, None)
+                if branch.node.graph is not None:
+                    remove(branch.node)
+
+    # -- tensors -------------------------------------------------------------------------------
+
+    def store(self, slot: Slot, edit: Edit) -> None:
+        """Let the parameter at ``slot`` be what ``edit`` says, from now on."""
+        node, index = slot
+        if len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        value = self._own_value(node, index, _lazy(edit))
+        value.shape, value.dtype = ir.Shape(edit.shape), edit.dtype
+        self.land.view.forget(value)
+        self.edits[slot] = edit
+
+    def _own_value(self, node: ir.Node, index: int, tensor: ir.TensorProtocol) -> ir.Value:
+        """The constant that only this slot reads: the old one where it is so, else a new one (copy on write)."""
+        old = node.inputs[index]
+        if old is not None and len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
+            tensor.name = old.name
+            old.const_value = tensor
+            return old
+        name = self.unused_name(str(old.name) if old is not None else f"{node.outputs[0].name}.bias")
+        value = self._constant(node, name, tensor)
+        node.replace_input_with(index, value)
+        if old is not None:
+            remove_unused([old])
+        return value
+
+    def _constant(self, reader: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        tensor.name = name
+        graph = reader.graph
+        if not isinstance(graph, ir.Graph):  # function bodies have no initializers
+            node = ir.node("Constant", [], {"value": tensor}, name=name)
+            node.outputs[0].name = name
+            reader.prepend([node])
+            return node.outputs[0]
+        value = ir.Value(name=name, const_value=tensor)
+        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+        graph.register_initializer(value)
+        if self.land.view.ir_version < 4 and graph is self.land.graph:
+            graph.inputs.append(value)  # below IR version 4 every initializer is listed as an input
+        return value
+
+    def unused_name(self, wanted: str) -> str:
+        """``wanted``, or with a number behind it when the model has it already."""
+        name, count = wanted, 1
+        while name in self.names:
+            name, count = f"{wanted}_{count}", count + 1
+        self.names.add(name)
+        return name
+
+    # -- nodes ---------------------------------------------------------------------------------
+
+    def _replace(self, node: ir.Node, residue: AffineMap | None) -> None:
+        data, output = data_input(self.land.view, node), node.outputs[0]
+        if residue is None:
+            self.land.maps.pop(node, None)
+            output.replace_all_uses_with(data)
+        else:
+            new = self._spell(node, data, residue)
+            output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+            self._succeed(node, new, residue)
+        remove(node)
+        if residue is not None:
+            new.outputs[0].name = output.name
+
+    def _spell(self, node: ir.Node, data: ir.Value, residue: AffineMap) -> ir.Node:
+        """A new node in place of ``node`` that computes ``residue`` of ``data``."""
+        spelling = spelled(residue)
+        assert spelling is not None, "check() refuses what cannot be spelled"
+        kind, _ = spelling
+        new = ir.node(kind, [data], name=self.unused_name(f"{node.name or node.outputs[0].name}/{kind}"))
+        if module_name(node):
+            new.metadata_props[MODULE_KEY] = module_name(node)
+        new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+        new.outputs[0].name = self.unused_name(f"{node.outputs[0].name}/{kind}")
+        node.prepend([new])
+        if kind == "BatchNormalization":
+            new.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+        for name, edit in _constants(node, residue).items():
+            new.resize_inputs(len(new.inputs) + 1)
+            value = self._constant(new, self.unused_name(f"{new.outputs[0].name}.{name}"), _lazy(edit))
+            new.replace_input_with(len(new.inputs) - 1, value)
+        return new
+
+    def _succeed(self, node: ir.Node, new: ir.Node, residue: AffineMap) -> None:
+        """The new node takes the old one's place in the order and among the maps."""
+        position = self.land.order.pop(node)
+        self.land.order[new] = position
+        self.land.nodes[position] = new
+        self.land.maps.pop(node, None)
+        self.land.maps[new] = residue
+        self.land.successors[node] = new
+
+
+def remove(node: ir.Node) -> None:
+    """Take ``node`` out of its graph, and what only it needed."""
+    inputs = [value for value in node.inputs if value is not None]
+    if node.graph is not None:
+        node.graph.remove(node, safe=True)
+    remove_unused(inputs)
+
+
+def remove_unused(values: Iterable[ir.Value]) -> None:
+    """Drop constants that nothing reads any more, with the subgraph that made them."""
+    for value in values:
+        if value.uses() or value.is_graph_output():
+            continue
+        producer = value.producer()
+        if producer is not None:
+            if not any(out.uses() or out.is_graph_output() for out in producer.outputs):
+                remove(producer)
+        elif value.is_initializer() and value.graph is not None:
+            graph = value.graph
+            graph.initializers.pop(str(value.name))
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+
+
+def _lazy(edit: Edit) -> ir.LazyTensor:
+    """The edited tensor, evaluated when it is written; it must come out as it was validated, bit for bit."""
+    expected = fingerprint(edit.rounded())
+    edit.release()
+
+    def write() -> ir.TensorProtocol:
+        array = edit.rounded()
+        edit.release()
+        if fingerprint(array) != expected:
+            raise NormdeployError(
+                "a weight changed between its validation and its writing",
+                where=str(getattr(edit.original, "name", "")),
+                fix="do not change the model's file while it is folded",
+            )
+        return ir.Tensor(array)
+
+    return ir.LazyTensor(write, dtype=edit.dtype, shape=ir.Shape(edit.shape))
+
+
+def all_names(model: ir.Model) -> set[str]:
+    """Every value and node name in ``model``."""
+    names: set[str] = set()
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.graph.subgraphs(), *model.functions.values()]
+    for graph in graphs:
+        names.update(str(value.name) for value in graph.inputs)
+        names.update(str(name) for name in getattr(graph, "initializers", ()))
+        for node in graph:
+            names.add(str(node.name))
+            names.update(str(value.name) for value in node.outputs)
+    return names

@@ -1,0 +1,154 @@
+"""Weight edits are data: original tensor, two diagonals and a shift, in float64.
+
+    new = original ⊙ left ⊙ right + shift
+
+Edits compose; the tensor is evaluated in float64 and rounded once, when it is written, in its own dtype.
+So a product that overflows only in between is no problem, and one that overflows in the end is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.affine import Array
+from normdeploy.fold.view import Refused
+
+ONE: Array = np.ones(())
+ZERO: Array = np.zeros(())
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What is done to one stored tensor.
+
+    Attributes:
+        original: the tensor as it was; None for a bias that did not exist.
+        dtype: the dtype it is stored in.
+        left: factor over the producing side (output channels), broadcasts against the tensor.
+        right: factor over the consuming side (input channels), broadcasts against the tensor.
+        shift: added last, broadcasts against the tensor (a whole tensor where ``original`` is None).
+    """
+
+    original: ir.TensorProtocol | None
+    dtype: ir.DataType
+    left: Array = field(default_factory=lambda: ONE)
+    right: Array = field(default_factory=lambda: ONE)
+    shift: Array = field(default_factory=lambda: ZERO)
+
+    def scaled(self, *, left: Array = ONE, right: Array = ONE) -> Edit:
+        """This edit with further factors."""
+        shift = self.shift * left * right if np.any(self.shift) else self.shift
+        return replace(self, left=_times(self.left, left), right=_times(self.right, right), shift=shift)
+
+    def shifted(self, shift: Array) -> Edit:
+        """This edit with a further shift."""
+        return replace(self, shift=self.shift + shift) if np.any(shift) else self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the edited tensor: a vector may take the place of a scalar."""
+        original = () if self.original is None else tuple(self.original.shape.numpy())
+        return np.broadcast_shapes(original, self.left.shape, self.right.shape, self.shift.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the edited tensor in bytes."""
+        return int(math.prod(self.shape) * self.dtype.itemsize)
+
+    @cached_property
+    def _exact(self) -> Array:
+        with np.errstate(all="ignore"):
+            if self.original is None:
+                return np.asarray(self.shift, np.float64)
+            value: Array = self.original.numpy().astype(np.float64)
+            for factor in (self.left, self.right):
+                if factor is not ONE:
+                    value = value * factor
+            return value + self.shift if np.any(self.shift) else value
+
+    def exact(self) -> Array:
+        """The edited tensor in float64, not rounded to the dtype it is stored in."""
+        return self._exact
+
+    def release(self) -> None:
+        """Forget the float64 tensor; it is computed again when asked for."""
+        self.__dict__.pop("_exact", None)
+
+    def rounded(self) -> np.ndarray:
+        """The edited tensor in the dtype it is stored in, subnormal float32 results flushed to zero."""
+        return _rounded(self.exact(), self.dtype)
+
+    def ulps(self) -> float:
+        """The largest change of an element, in units in the last place of the new value; inf for a new tensor."""
+        if self.original is None:
+            return float("inf")
+        new = self.rounded().astype(np.float64)
+        old = np.broadcast_to(self.original.numpy().astype(np.float64), new.shape)
+        limits = ir_finfo(self.dtype)
+        # The distance between neighbours is eps * 2^floor(log2 |x|), and never below the smallest normal's.
+        exponent = np.floor(np.log2(np.maximum(np.abs(new), float(limits.smallest_normal))))
+        return float(np.max(np.abs(new - old) / (float(limits.eps) * np.exp2(exponent)), initial=0.0))
+
+    def check(self, channel_axes: tuple[int, ...] = ()) -> int:
+        """Refuse a tensor that does not fit its dtype; the number of elements that are flushed to zero.
+
+        Args:
+            channel_axes: the axes that tell output channels apart; the rest is summed into one channel.
+
+        Raises:
+            Refused: an element overflows, or underflow loses more than one ulp of its channel.
+        """
+        exact, limits = self.exact(), ir_finfo(self.dtype)
+        if not exact.size:
+            return 0
+        magnitude = np.abs(exact)
+        largest = float(magnitude.max())
+        if not largest <= float(limits.max):
+            raise Refused(f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
+        tiny = float(limits.smallest_normal)
+        small = (magnitude < tiny) & (magnitude > 0)
+        count = int(np.count_nonzero(small))
+        if count:
+            self._check_loss(exact, small, channel_axes)
+        return count
+
+    def _check_loss(self, exact: Array, small: np.ndarray, channel_axes: tuple[int, ...]) -> None:
+        limits = ir_finfo(self.dtype)
+        loss = np.where(small, np.abs(_rounded(exact, self.dtype).astype(np.float64) - exact), 0.0)
+        others = tuple(axis for axis in range(exact.ndim) if axis not in channel_axes)
+        norm = np.abs(exact).max(axis=others, keepdims=True, initial=0.0)
+        # A channel that was as small before the fold loses nothing that it had.
+        worst = (loss > float(limits.eps) * norm) & (norm > 0)
+        if np.any(worst):
+            raise Refused(f"the folded weight underflows {self.dtype.name.lower()} in {int(worst.sum())} elements")
+
+
+def _times(factor: Array, other: Array) -> Array:
+    return factor if other is ONE else factor * other
+
+
+def _rounded(exact: Array, dtype: ir.DataType) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        stored = exact.astype(dtype.numpy())
+    if dtype == ir.DataType.FLOAT:
+        # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel (see check).
+        stored[np.abs(stored) < np.finfo(np.float32).smallest_normal] = 0.0
+    return stored
+
+
+def ir_finfo(dtype: ir.DataType) -> Any:
+    """The limits of a floating-point dtype, bfloat16 included."""
+    return ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]  # it has no annotations
+
+
+def fingerprint(array: np.ndarray) -> int:
+    """A checksum of the bytes of ``array``."""
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1))  # type: ignore[arg-type]

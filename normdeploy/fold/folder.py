@@ -1,0 +1,287 @@
+"""``fold``: every map of a model is searched, proven, carried out, and entered in the ledger."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from normdeploy.errors import InputError
+from normdeploy.fold import validate as proof
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.apply import Writer, all_names, check
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
+from normdeploy.fold.merge import SUMS, merger
+from normdeploy.fold.plan import Plan, Slot
+from normdeploy.fold.search import Territory, plans
+from normdeploy.fold.sources import NORMS, map_of
+from normdeploy.fold.view import Refused, View
+from normdeploy.graph import label
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A folded model and what became of each of its norms."""
+
+    model: ir.Model
+    ledger: Ledger
+
+
+def fold(
+    model: str | Path | onnx.ModelProto | ir.Model,
+    *,
+    keep: Sequence[str] = (),
+    validate: bool = True,
+    dump: Path | None = None,
+) -> FoldResult:
+    """Push everything that is linear in every norm of ``model`` into the neighbouring weights.
+
+    Args:
+        model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed.
+        keep: patterns (fnmatch) of module names, else node names, of norms to leave alone.
+        validate: prove each plan in float64 before it is carried out.
+        dump: a folder to write the graph into before the first and after each step.
+
+    Raises:
+        InputError: the file cannot be read as an ONNX model.
+    """
+    begin = time.perf_counter()
+    folder = _Folder(_opened(model), tuple(keep), validate, dump)
+    folder.run()
+    ledger = folder.ledger(time.perf_counter() - begin)
+    previous = folder.model.metadata_props.get(METADATA_KEY)
+    folder.model.metadata_props[METADATA_KEY] = _with_history(ledger, previous).to_json()
+    return FoldResult(folder.model, ledger)
+
+
+def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model).clone()
+    try:
+        return ir.load(model)
+    except FileNotFoundError as error:
+        raise InputError("the model file does not exist", where=str(model)) from error
+    except Exception as error:  # protobuf and onnx_ir raise many kinds for bytes that are no model
+        raise InputError(
+            f"the file cannot be read as an ONNX model ({type(error).__name__}: {error})",
+            where=str(model),
+            fix="check that it is complete, with its external data beside it",
+        ) from error
+
+
+def _with_history(ledger: Ledger, previous: str | None) -> Ledger:
+    """What the file keeps: also what an earlier fold did; no seconds, so that equal folds give equal bytes."""
+    kept: tuple[Entry, ...] = ()
+    if previous is not None:
+        try:
+            known = {(entry.module, entry.node) for entry in ledger}
+            kept = tuple(
+                e for e in Ledger.from_json(previous) if (e.module, e.node) not in known and e.outcome != "left"
+            )
+        except (ValueError, KeyError, TypeError):
+            kept = ()  # not ours to understand: the new ledger says what is true now
+    return replace(ledger, entries=kept + ledger.entries, seconds=0.0, validation_seconds=0.0)
+
+
+@dataclass
+class _Folder:
+    """One fold: the model that is changed, and the entries that say how."""
+
+    model: ir.Model
+    keep: tuple[str, ...]
+    validate: bool
+    dump: Path | None
+    entries: dict[ir.Node, Entry] = field(default_factory=dict)
+    joined: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    proof_seconds: float = 0.0
+    steps: int = 0
+
+    def run(self) -> None:
+        """Fold every graph of the model, bodies and functions included."""
+        self._infer_shapes()
+        self._dump("before")
+        names = all_names(self.model)
+        for graph, opset in _graphs(self.model):
+            graph.sort()
+            edits: dict[Slot, Edit] = {}
+            land = self._survey(graph, opset, edits)
+            writer = Writer(land, edits, names)
+            for node in list(land.maps):
+                if node in land.maps:
+                    self._fold_one(land, writer, node)
+            for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
+                self._merge_one(land, writer, node)
+
+    # -- the land ------------------------------------------------------------------------------
+
+    def _infer_shapes(self) -> None:
+        values = (out for graph, _ in _graphs(self.model) for node in graph for out in node.outputs)
+        if all(value.shape is not None and value.dtype is not None for value in values):
+            return
+        try:
+            ShapeInferencePass(strict_mode=False, data_prop=True)(self.model)
+        except Exception as error:  # it fails on models that are still foldable in part
+            self.notes.append(f"shape inference failed, so less can be folded: {error}")
+
+    def _survey(self, graph: ir.Graph | ir.Function, opset: int, edits: dict[Slot, Edit]) -> Territory:
+        view = View(opset, self.model.ir_version)
+        nodes = list(graph)
+        maps: dict[ir.Node, AffineMap] = {}
+        for node in nodes:
+            if (m := self._map_of(view, node)) is not None:
+                maps[node] = m
+        return Territory(view, graph, nodes, {node: i for i, node in enumerate(nodes)}, maps, edits)
+
+    def _map_of(self, view: View, node: ir.Node) -> AffineMap | None:
+        try:
+            m = map_of(view, node)
+        except Refused as refusal:
+            self._enter_left(node, [refusal])
+            return None
+        if m is None:
+            if node.op_type in NORMS:
+                self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(node.op_type, _NOT_LINEAR))])
+            return None
+        if any(fnmatch.fnmatchcase(label(node), pattern) for pattern in self.keep):
+            self._enter_left(node, [Refused("kept, as asked")])
+            return None
+        return m
+
+    # -- one map -------------------------------------------------------------------------------
+
+    def _fold_one(self, land: Territory, writer: Writer, node: ir.Node) -> None:
+        refusals: list[Refused] = []
+        for plan in plans(land, node):
+            if isinstance(plan, Refused):
+                refusals.append(plan)
+                continue
+            try:
+                residual = self._proven(plan, land)
+            except Refused as refusal:
+                refusals.append(refusal)
+                continue
+            self._carry_out(plan, writer, residual, refusals)
+            return
+        if not _is_epilogue(land, node):
+            self._enter_left(node, refusals)
+
+    def _merge_one(self, land: Territory, writer: Writer, total: ir.Node) -> None:
+        try:
+            found = merger(land, total, prove=self.validate)
+        except Refused:
+            return  # a sum of anything else is no norm's business
+        for branch in found.branches:
+            if branch.node is not None and branch.map is not None:
+                self.entries[branch.node] = replace(
+                    _blank(branch.node), outcome="folded", into=(label(found.into),), through=(total.op_type,)
+                )
+        writer.merge(found)
+        self._dump(label(total))
+
+    def _proven(self, plan: Plan, land: Territory) -> float | None:
+        """The residual of the plan's proof; a refusal where rounding or the proof fails."""
+        self.notes.extend(note for note in check(plan) if note not in self.notes)
+        if not self.validate:
+            return None
+        begin = time.perf_counter()
+        try:
+            return proof.residual(plan, land.view, land.committed)
+        except Refused as refusal:
+            self.dropped.append(f"{label(plan.source)}: {refusal.reason}")
+            raise
+        finally:
+            self.proof_seconds += time.perf_counter() - begin
+
+    def _carry_out(self, plan: Plan, writer: Writer, residual: float | None, refusals: list[Refused]) -> None:
+        entries = {node: self._entry(plan, node, residual, refusals) for node in plan.residues}
+        stays = [node for node, residue in plan.residues.items() if residue is not None]
+        writer.carry_out(plan)
+        self.entries |= {node: entry for node, entry in entries.items() if node not in stays or node is plan.source}
+        for node in plan.residues:
+            for end in stays:
+                if node is not end:
+                    self.joined[node] = end
+        self._dump(label(plan.source))
+
+    def _entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:
+        left = plan.residues[plan.source]
+        ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
+        stays = [label(end) for end, rest in plan.residues.items() if rest is not None and end is not plan.source]
+        return replace(
+            _blank(node),
+            outcome="reduced" if left is not None else "composed" if stays else "folded",
+            into=tuple(dict.fromkeys([*map(label, plan.into), *stays])),
+            through=tuple(dict.fromkeys(step.op_type for step in plan.through)),
+            ulps=ulps,
+            residual=residual,
+            reason=f"its shift stays as one Add: {refusals[0].reason}" if left is not None and refusals else "",
+            fix=refusals[0].fix if left is not None and refusals else "",
+        )
+
+    def _enter_left(self, node: ir.Node, refusals: Sequence[Refused]) -> None:
+        known = self.entries.get(node)
+        reasons = list(dict.fromkeys(refusal.reason for refusal in refusals))
+        fixes = list(dict.fromkeys(refusal.fix for refusal in refusals if refusal.fix))
+        if known is None:
+            self.entries[node] = replace(_blank(node), reason="; ".join(reasons), fix="; ".join(fixes))
+
+    # -- the ledger ----------------------------------------------------------------------------
+
+    def ledger(self, seconds: float) -> Ledger:
+        """All entries, maps that joined others resolved to where those went."""
+        entries = tuple(self._resolved(node, entry) for node, entry in self.entries.items())
+        return Ledger(entries, tuple(self.notes), seconds, self.proof_seconds, tuple(self.dropped))
+
+    def _resolved(self, node: ir.Node, entry: Entry) -> Entry:
+        seen = {node}
+        while entry.outcome == "composed" and (end := self.joined.get(node)) is not None and end not in seen:
+            seen.add(end)
+            node = end
+            final = self.entries.get(end)
+            if final is not None and final.outcome == "folded":
+                return replace(entry, outcome="folded", into=final.into, through=entry.through + final.through)
+        return entry
+
+    def _dump(self, name: str) -> None:
+        if self.dump is None:
+            return
+        self.dump.mkdir(parents=True, exist_ok=True)
+        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        ir.save(self.model, self.dump / f"{self.steps:03d}-{safe}.onnx")
+        self.steps += 1
+
+
+_NOT_LINEAR = "it divides by statistics of its own input, which is not linear"
+_WHY_NOT_LINEAR = {"BatchNormalization": "its statistics are not constant"}
+
+
+def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph | ir.Function, int]]:
+    opset = model.opset_imports.get("", 1)
+    yield model.graph, opset
+    for graph in model.graph.subgraphs():
+        yield graph, opset
+    for function in model.functions.values():
+        yield function, function.opset_imports.get("", opset)
+
+
+def _blank(node: ir.Node) -> Entry:
+    return Entry(label(node), str(node.name), node.op_type, node.op_type in NORMS, "left")
+
+
+def _is_epilogue(land: Territory, node: ir.Node) -> bool:
+    """Whether ``node`` is the bias of the MatMul in front of it, which stays by design."""
+    return land.maps[node].scales_nothing and any(
+        value is not None and (producer := value.producer()) is not None and producer.op_type == "MatMul"
+        for value in node.inputs
+    )

@@ -1,0 +1,228 @@
+"""Parallel branches that are one convolution (RepVGG, Ding et al. 2021, arXiv 2101.03697).
+
+    conv_a(x) + conv_b(x) + (s x + t)  =  conv(x)   with   W = W_a + W_b⁺ + diag(s)⁺,   b = b_a + b_b + t
+
+where ⁺ places a smaller kernel at the tap of the larger one that reads the same cells. The identity is a
+1x1 kernel. All branches must read the same value with the same strides and see the same padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold import execute
+from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.plan import Plan, Step
+from normdeploy.fold.search import Territory
+from normdeploy.fold.sources import data_input
+from normdeploy.fold.validate import TOLERANCE
+from normdeploy.fold.view import Refused
+
+SUMS = frozenset({"Add", "Sum"})
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a convolution looks: per spatial axis the kernel, dilation, stride and both pads."""
+
+    kernel: tuple[int, ...]
+    dilations: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One summand: a convolution (``node`` a Conv), an affine map, or the value itself (``node`` None)."""
+
+    node: ir.Node | None
+    data: ir.Value
+    map: AffineMap | None = None
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether the branch is a convolution."""
+        return self.node is not None and self.map is None
+
+
+@dataclass(frozen=True)
+class Merger:
+    """What a sum becomes: one convolution in place of all branches, with its weight and bias."""
+
+    total: ir.Node
+    into: ir.Node
+    branches: tuple[Branch, ...]
+    weight: Edit
+    bias: Edit | None
+
+
+def merger(land: Territory, total: ir.Node, *, prove: bool) -> Merger:
+    """The one convolution that ``total`` is; a refusal where it is not.
+
+    Args:
+        land: the graph.
+        total: an Add or Sum.
+        prove: run branches and convolution in float64 and compare.
+    """
+    branches = [_branch(land, value, total) for value in total.inputs]
+    convs = [branch for branch in branches if branch.is_conv]
+    if not convs or any(branch.data is not branches[0].data for branch in branches):
+        raise Refused("its branches are not convolutions and maps of one value", total)
+    steps = {branch.node: _step(land, branch.node) for branch in convs}
+    main = max(convs, key=lambda branch: int(np.prod(_window(steps[branch.node]).kernel)))
+    found = _merged(land, total, branches, main, steps)
+    for edit in (found.weight, found.bias):
+        if edit is not None:
+            edit.check()
+    if prove:
+        _prove(land, found)
+    return found
+
+
+def _branch(land: Territory, value: ir.Value | None, total: ir.Node) -> Branch:
+    if value is None:
+        raise Refused("a branch is missing", total)
+    node = value.producer()
+    if node is None or len(value.uses()) > 1 or value.is_graph_output():
+        return Branch(None, value)
+    if node.op_type == "Conv" and node.inputs[0] is not None:
+        return Branch(node, node.inputs[0])
+    if node in land.maps:
+        return Branch(node, data_input(land.view, node), land.maps[node])
+    return Branch(None, value)
+
+
+def _step(land: Territory, node: ir.Node | None) -> Step:
+    assert node is not None
+    return Step(land.view, node, Plan(node, land.committed))
+
+
+def _merged(
+    land: Territory,
+    total: ir.Node,
+    branches: Sequence[Branch],
+    main: Branch,
+    steps: dict[ir.Node | None, Step],
+) -> Merger:
+    del land
+    step = steps[main.node]
+    base, window, groups = _weight(step), _window(step), step.attr("group", 1)
+    weight, bias = np.zeros(base.shape), np.zeros(base.shape[0])
+    for branch in branches:
+        other = steps.get(branch.node) if branch.is_conv else None
+        if other is not None:
+            part, where = _weight(other), _window(other)
+            if other.attr("group", 1) != groups or part.shape[:2] != base.shape[:2]:
+                raise other.refuse("the branches have different groups")
+            bias = bias + _bias(other)
+        else:
+            part, shift = _as_kernel(step, branch, base.shape, groups)
+            where = Window(
+                (1,) * len(window.kernel), window.dilations, (1,) * len(window.kernel), (0,) * len(window.pads)
+            )
+            bias = bias + shift
+        weight[(slice(None), slice(None), *_taps(step, window, where))] += part
+    dtype = step.edit(1)
+    assert dtype is not None
+    assert main.node is not None
+    new_bias = Edit(None, dtype.dtype, shift=bias) if np.any(bias) or step.input(2) is not None else None
+    return Merger(total, main.node, tuple(branches), Edit(None, dtype.dtype, shift=weight), new_bias)
+
+
+def _weight(step: Step) -> Array:
+    edit = step.edit(1)
+    if edit is None:
+        raise step.refuse("its weight is not constant")
+    return edit.exact()
+
+
+def _bias(step: Step) -> Array | float:
+    edit = step.edit(2)
+    if edit is None and step.input(2) is not None:
+        raise step.refuse("its bias is not constant")
+    return 0.0 if edit is None else edit.exact()
+
+
+def _window(step: Step) -> Window:
+    shape = step.view.need_shape(step.data(1), step.node)
+    kernel = tuple(int(dim) for dim in shape[2:] if isinstance(dim, int))
+    if step.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise step.refuse("its padding depends on the input (auto_pad)")
+    ones, zeros = (1,) * len(kernel), (0,) * 2 * len(kernel)
+    return Window(
+        kernel,
+        tuple(step.attr("dilations") or ones),
+        tuple(step.attr("strides") or ones),
+        tuple(step.attr("pads") or zeros),
+    )
+
+
+def _taps(step: Step, large: Window, small: Window) -> tuple[slice, ...]:
+    """Where the small kernel sits in the large one so that both read the same cells."""
+    taps, spatial = [], len(large.kernel)
+    if large.strides != small.strides:
+        raise step.refuse("the branches have different strides")
+    for axis in range(spatial):
+        dilation, span = large.dilations[axis], large.kernel[axis] - small.kernel[axis]
+        if small.kernel[axis] > 1 and small.dilations[axis] != dilation:
+            raise step.refuse("the branches have different dilations")
+        before = large.pads[axis] - small.pads[axis]
+        after = large.pads[spatial + axis] - small.pads[spatial + axis]
+        first = before // dilation
+        if before % dilation or not 0 <= first <= span or after != dilation * (span - first):
+            raise step.refuse("the branches see different padding")
+        taps.append(slice(first, first + small.kernel[axis]))
+    return tuple(taps)
+
+
+def _as_kernel(step: Step, branch: Branch, shape: tuple[int, ...], groups: int) -> tuple[Array, Array | float]:
+    """An identity or affine map as a 1x1 kernel and a bias."""
+    channels = shape[0]
+    if channels != groups * shape[1]:
+        raise step.refuse("an identity branch needs as many output as input channels")
+    m = branch.map
+    if m is not None and set(m.axes) - {1}:
+        raise step.refuse("the map of a branch varies over other axes than the channels")
+    scale = np.broadcast_to(1.0 if m is None else m.scale.reshape(-1), (channels,))
+    kernel = np.zeros((channels, shape[1], *(1,) * (len(shape) - 2)))
+    kernel.reshape(channels, shape[1])[np.arange(channels), np.arange(channels) % shape[1]] = scale
+    return kernel, 0.0 if m is None else np.broadcast_to(m.shift.reshape(-1), (channels,))
+
+
+def _prove(land: Territory, found: Merger) -> None:
+    """Run all branches and the one convolution on zeros and random values."""
+    step = _step(land, found.into)
+    window, shape = _window(step), _weight(step).shape
+    sizes = [d * (k - 1) + 3 + i for i, (d, k) in enumerate(zip(window.dilations, window.kernel, strict=True))]
+    x = np.random.default_rng(0).standard_normal((2, step.attr("group", 1) * shape[1], *sizes))
+    x[0] = 0.0
+    parts = [_run(land, branch, x) for branch in found.branches]
+    if any(part.shape != parts[0].shape for part in parts):
+        raise Refused("validation: the branches have different sizes", found.total)
+    bias = None if found.bias is None else found.bias.exact()
+    merged = execute.run("Conv", _attributes(land, found.into), [x, found.weight.exact(), bias], land.view.opset)[0]
+    axes = (0, *range(2, merged.ndim))
+    error = np.abs(merged - sum(parts)).max(axis=axes)
+    size = sum(np.abs(part) for part in parts).max(axis=axes)  # type: ignore[union-attr]
+    if np.any(error > TOLERANCE * size):
+        raise Refused("validation: the merged convolution differs from its branches", found.total)
+
+
+def _run(land: Territory, branch: Branch, x: Array) -> Array:
+    if branch.map is not None:
+        return branch.map(x)
+    if branch.node is None:
+        return x
+    step = _step(land, branch.node)
+    bias = step.edit(2)
+    inputs = [x, _weight(step), None if bias is None else bias.exact()]
+    return execute.run("Conv", _attributes(land, branch.node), inputs, land.view.opset)[0]
+
+
+def _attributes(land: Territory, node: ir.Node) -> dict[str, object]:
+    return {name: land.view.attr(node, name) for name in node.attributes}

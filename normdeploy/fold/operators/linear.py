@@ -1,0 +1,239 @@
+"""Operators with weights: they absorb maps.
+
+    upward     s (W x + b) + t  =  (s W) x + (s b + t)
+    downward   W (s x + t) + b  =  (W s) x + (W t + b)
+
+A shift that meets padded cells cannot be moved into a bias: those cells hold 0 on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.operators.rows import Maps, only_first, vector
+from normdeploy.fold.plan import Step
+
+# -- Conv ------------------------------------------------------------------------------------------
+
+
+def conv_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """Scale the output channels of the weight; the rest goes into the bias."""
+    scale, shift = vector(step, only_first(step, outs), axis=1)
+    rank = step.view.need_rank(step.data(1), step.node)
+    step.scale_weight(1, left=scale.reshape(-1, *(1,) * (rank - 1)))
+    _bias_up(step, scale, shift)
+    return {}
+
+
+def conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """Scale the input channels of the weight; the shift goes into the bias unless padded cells are read."""
+    scale, shift = vector(step, only_first(step, ins), axis=1)
+    shape = _weight_shape(step)
+    groups = step.attr("group", 1)
+    if np.any(shift):
+        _need_no_padding(step, shape)
+        weight = _exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
+        shifts = np.broadcast_to(shift, (groups * shape[1],)).reshape(groups, shape[1], 1)
+        _bias_add(step, (weight @ shifts).reshape(-1))
+    factor = np.broadcast_to(scale, (groups * shape[1],)).reshape(groups, 1, shape[1])
+    factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1])) if groups > 1 else factor
+    step.scale_weight(1, right=factor.reshape(-1, shape[1], *(1,) * (len(shape) - 2)))
+    return [None]
+
+
+def _need_no_padding(step: Step, shape: Sequence[int]) -> None:
+    auto_pad = step.attr("auto_pad", "NOTSET")
+    one_tap = all(size == 1 for size in shape[2:])
+    if any(step.attr("pads", [])) if auto_pad == "NOTSET" else auto_pad != "VALID" and not one_tap:
+        raise step.refuse(
+            "padded cells hold 0, which a shift would have to change", "pad with the value the shift maps to 0"
+        )
+
+
+# -- ConvTranspose ---------------------------------------------------------------------------------
+
+
+def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """As Conv; the weight is laid out (in, out / groups, ...)."""
+    scale, shift = vector(step, only_first(step, outs), axis=1)
+    shape, groups = _weight_shape(step), step.attr("group", 1)
+    channels = groups * shape[1]
+    factor = np.broadcast_to(scale, (channels,)).reshape(groups, 1, shape[1])
+    factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1]))
+    step.scale_weight(1, left=factor.reshape(shape[0], shape[1], *(1,) * (len(shape) - 2)))
+    _bias_up(step, np.broadcast_to(scale, (channels,)), np.broadcast_to(shift, (channels,)))
+    return {}
+
+
+def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """The scale always; the shift only where every output cell sees the whole kernel."""
+    scale, shift = vector(step, only_first(step, ins), axis=1)
+    shape, groups = _weight_shape(step), step.attr("group", 1)
+    if np.any(shift):
+        _need_full_kernel(step, shape)
+        weight = _exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
+        shifts = np.broadcast_to(shift, (shape[0],)).reshape(groups, 1, -1)
+        _bias_add(step, (shifts @ weight).reshape(-1))
+    step.scale_weight(1, right=np.broadcast_to(scale, (shape[0],)).reshape(-1, *(1,) * (len(shape) - 1)))
+    return [None]
+
+
+def _need_full_kernel(step: Step, shape: Sequence[int]) -> None:
+    spatial = len(shape) - 2
+    pads = step.attr("pads", [0] * 2 * spatial)
+    dilations = step.attr("dilations", [1] * spatial)
+    reach = [d * (k - 1) for d, k in zip(dilations, shape[2:], strict=True)]
+    plain = step.attr("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in step.node.attributes
+    strided = any(s != 1 for s in step.attr("strides", [1] * spatial)) or any(step.attr("output_padding", [0]))
+    if not plain or strided or any(pad < need for pad, need in zip(pads, reach * 2, strict=True)):
+        raise step.refuse("not every output cell sees the whole kernel, so the shift is no constant there")
+
+
+# -- Gemm ------------------------------------------------------------------------------------------
+
+
+def gemm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """``alpha A B + beta C``: the columns of B, and of C, are scaled."""
+    scale, shift = vector(step, only_first(step, outs), axis=1)
+    step.scale_weight(1, left=scale.reshape(-1, 1) if step.attr("transB", 0) else scale)
+    _gemm_bias(step, scale, shift)
+    return {}
+
+
+def gemm_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """The rows of B are scaled; the shift is multiplied through into C."""
+    rows = 0 if step.attr("transA", 0) else 1
+    scale, shift = vector(step, only_first(step, ins), axis=rows)
+    transposed = step.attr("transB", 0)
+    if np.any(shift):
+        weight = _exact_weight(step).T if transposed else _exact_weight(step)
+        moved = step.attr("alpha", 1.0) * (np.broadcast_to(shift, weight.shape[:1]) @ weight)
+        _gemm_bias(step, np.ones(()), moved)
+    step.scale_weight(1, right=scale if transposed else scale.reshape(-1, 1))
+    return [None]
+
+
+def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
+    beta = step.attr("beta", 1.0)
+    bias = step.edit(2) if beta != 0.0 else None
+    if bias is not None:
+        step.put(2, bias.scaled(left=scale).shifted(shift / beta))
+    elif step.input(2) is not None and beta != 0.0:
+        raise step.refuse("its C is not constant")
+    elif np.any(shift):
+        columns = _weight_shape(step)[0 if step.attr("transB", 0) else 1]
+        step.put(2, Edit(None, _dtype(step), shift=np.broadcast_to(shift, (columns,)).copy()))
+        step.plan.attributes[step.node, "beta"] = 1.0
+
+
+# -- MatMul ----------------------------------------------------------------------------------------
+
+
+def matmul_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """The scale of the columns (weight on the right) or rows (weight on the left); a MatMul has no bias."""
+    m = only_first(step, outs)
+    if not m.shifts_nothing:
+        raise step.refuse("a MatMul has no bias to take a shift")
+    right = _weight_side(step)
+    _need_constant_along(step, m, -2 if right else -1)
+    step.scale_weight(int(right), left=_over_weight(step, m.scale, right))
+    return {}
+
+
+def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """The scale goes into the weight; the shift, multiplied by the weight, goes on behind the MatMul."""
+    right = _weight_side(step)
+    m = ins[0 if right else 1]
+    if m is None or ins[1 if right else 0] is not None:
+        raise step.refuse("the map is on the weight")
+    _need_constant_along(step, m, -2 if right else -1)
+    rank = step.view.need_rank(step.node.outputs[0], step.node)
+    residue = None
+    if not m.shifts_nothing:
+        weight = _exact_weight(step, int(right))
+        if weight.ndim < 2:
+            raise step.refuse("its weight is a vector")
+        inner = weight.shape[-2 if right else -1]
+        shape = list(m.shift.shape)
+        shape[-1 if right else -2] = inner
+        shift = np.broadcast_to(m.shift, shape)
+        residue = AffineMap.of(1.0, shift @ weight if right else weight @ shift, rank)
+    step.scale_weight(int(right), right=_over_weight(step, np.swapaxes(m.scale, -1, -2), right))
+    return [residue]
+
+
+def _weight_side(step: Step) -> bool:
+    """Whether the weight is the right operand (True) or the left (False)."""
+    for index in (1, 0):
+        value = step.data(index)
+        producer = value.producer()
+        if step.edit(index) is not None or (producer is not None and producer.op_type == "DequantizeLinear"):
+            return bool(index)
+    raise step.refuse("neither operand is constant")
+
+
+def _need_constant_along(step: Step, m: AffineMap, axis: int) -> None:
+    if m.rank < 2 or m.size(m.rank + axis) != 1:
+        raise step.refuse("the map varies over an axis that the weight does not have")
+
+
+def _over_weight(step: Step, factor: Array, right: bool) -> Array:
+    """``factor`` cut to the rank of the weight; what it varies over in front must be an axis of the weight too."""
+    shape = step.view.need_shape(step.data(int(right)), step.node)
+    extra = factor.ndim - len(shape)
+    if len(shape) < 2 or any(size != 1 for size in factor.shape[: max(extra, 0)]):
+        raise step.refuse("the map varies over an axis that the weight does not have")
+    factor = factor.reshape(factor.shape[max(extra, 0) :])
+    aligned = shape[len(shape) - factor.ndim :]
+    if any(n != 1 and n != dim for n, dim in zip(factor.shape, aligned, strict=True)):
+        raise step.refuse("the map would enlarge the weight")
+    return factor
+
+
+# -- biases ----------------------------------------------------------------------------------------
+
+
+def _bias_up(step: Step, scale: Array, shift: Array) -> None:
+    bias = step.edit(2)
+    if bias is not None:
+        step.put(2, bias.scaled(left=scale).shifted(shift))
+    elif step.input(2) is not None:
+        raise step.refuse("its bias is not constant")
+    elif np.any(shift):
+        step.put(2, Edit(None, _dtype(step), shift=np.broadcast_to(shift, (_channels(step),)).copy()))
+
+
+def _bias_add(step: Step, shift: Array) -> None:
+    _bias_up(step, np.ones(()), shift)
+
+
+def _channels(step: Step) -> int:
+    shape = _weight_shape(step)
+    return shape[1] * step.attr("group", 1) if step.node.op_type == "ConvTranspose" else shape[0]
+
+
+def _weight_shape(step: Step) -> tuple[int, ...]:
+    shape = step.view.need_shape(step.data(1), step.node)
+    if not all(isinstance(dim, int) for dim in shape):
+        raise step.refuse("the shape of its weight is not fixed")
+    return tuple(int(dim) for dim in shape if dim is not None)
+
+
+def _exact_weight(step: Step, index: int = 1) -> Array:
+    edit = step.edit(index)
+    if edit is None:
+        raise step.refuse("its weight is not constant, so a shift cannot be multiplied through")
+    return edit.exact()
+
+
+def _dtype(step: Step) -> ir.DataType:
+    weight = step.edit(1)
+    dtype = weight.dtype if weight is not None else step.data(1).dtype or step.data(0).dtype
+    if dtype is None:
+        raise step.refuse("the dtype of its new bias is not known")
+    return dtype

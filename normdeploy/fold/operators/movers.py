@@ -1,0 +1,328 @@
+"""Operators that only move elements: the axes of a map are renamed, its values kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.operators.rows import Maps, concatenated, only_first
+from normdeploy.fold.plan import Step
+from normdeploy.fold.view import Dim
+
+# -- Transpose, Squeeze, Unsqueeze -----------------------------------------------------------------
+
+
+def transpose(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """The axes of the map are permuted, back or forth."""
+    perm = step.attr("perm") or list(reversed(range(m.rank)))
+    order = np.argsort(perm).tolist() if upward else perm
+    return m.moved(lambda a: np.transpose(a, order))
+
+
+def unsqueeze(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """An axis of size 1 goes (upward) or comes."""
+    axes = tuple(step.view.parameter(step.node, "axes", 1))
+    return m.moved(lambda a: np.squeeze(a, _positive(axes, a.ndim)) if upward else np.expand_dims(a, axes))
+
+
+def squeeze(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """An axis of size 1 comes (upward) or goes."""
+    axes = step.view.parameter(step.node, "axes", 1)
+    if axes is None:
+        shape = step.view.need_shape(step.data(), step.node)
+        if not all(isinstance(dim, int) for dim in shape):
+            raise step.refuse("which axes it squeezes depends on a dimension that is not fixed")
+        axes = [axis for axis, dim in enumerate(shape) if dim == 1]
+    positive = _positive(axes, step.rank())
+    return m.moved(lambda a: np.expand_dims(a, positive) if upward else np.squeeze(a, positive))
+
+
+def _positive(axes: Sequence[int], rank: int) -> tuple[int, ...]:
+    return tuple(axis % rank for axis in axes)
+
+
+# -- Reshape, Flatten ------------------------------------------------------------------------------
+
+
+def reshape(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """The axes the map varies over must be regrouped among themselves: into the same run of elements."""
+    before = step.view.need_shape(step.data(), step.node)
+    after = step.view.need_shape(step.node.outputs[0], step.node)
+    moved = regrouped(m, after, before) if upward else regrouped(m, before, after)
+    if moved is None:
+        raise step.refuse("it mixes the axis of the map with one of unknown size")
+    return moved
+
+
+def regrouped(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> AffineMap | None:
+    """``m`` on tensors of shape ``source`` as the same map on the reshaped tensors of shape ``target``.
+
+    A run of axes ``source[a:b]`` that holds every axis of the map is sought, and a run ``target[c:d]`` of as
+    many elements with as many elements behind it (or before it). None where there is none.
+    """
+    if not m.axes:
+        return AffineMap.of(m.scale.reshape(()), m.shift.reshape(()), len(target))
+    low, high = m.axes[0], m.axes[-1] + 1
+    for a, b in _wider_runs(low, high, len(source)):
+        if (middle := _static(source[a:b])) is None:
+            break
+        for c, d in _runs(len(target)):
+            same_place = _same(source[b:], target[d:]) or _same(source[:a], target[:c])
+            if same_place and _static(target[c:d]) == middle:
+                return m.moved(_regroup(a, b, source[a:b], c, target[c:d], len(target)))
+    return None
+
+
+def _regroup(a: int, b: int, run: Sequence[Dim], c: int, new: Sequence[Dim], rank: int) -> Callable[[Array], Array]:
+    sizes = [int(dim) for dim in run if dim is not None]
+    shape = (1,) * c + tuple(int(dim) for dim in new if dim is not None) + (1,) * (rank - c - len(new))
+
+    def move(array: Array) -> Array:
+        middle = array.reshape(array.shape[a:b])
+        return np.broadcast_to(middle, sizes).reshape(shape)
+
+    return move
+
+
+def _wider_runs(low: int, high: int, rank: int) -> list[tuple[int, int]]:
+    runs = [(a, b) for a in range(low + 1) for b in range(high, rank + 1)]
+    return sorted(runs, key=lambda run: run[1] - run[0])
+
+
+def _runs(rank: int) -> list[tuple[int, int]]:
+    return sorted(((c, d) for c in range(rank) for d in range(c + 1, rank + 1)), key=lambda run: run[1] - run[0])
+
+
+def _static(dims: Sequence[Dim]) -> int | None:
+    sizes = [dim for dim in dims if isinstance(dim, int)]
+    return math.prod(sizes) if len(sizes) == len(dims) else None
+
+
+def _same(left: Sequence[Dim], right: Sequence[Dim]) -> bool:
+    """Whether both runs hold equally many elements, whatever their symbols stand for."""
+    if None in left or None in right:
+        return False
+    numbers = [math.prod(dim for dim in run if isinstance(dim, int)) for run in (left, right)]
+    names = [sorted(dim for dim in run if isinstance(dim, str)) for run in (left, right)]
+    return numbers[0] == numbers[1] and names[0] == names[1]
+
+
+# -- Expand, Tile ----------------------------------------------------------------------------------
+
+
+def expand(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """Broadcasting repeats: a map passes that does not vary over a repeated axis."""
+    before = step.view.need_shape(step.data(), step.node)
+    after = step.view.need_shape(step.node.outputs[0], step.node)
+    extra = len(after) - len(before)
+    for axis in m.axes:
+        inner = axis - extra if upward else axis
+        outer = inner + extra
+        if inner < 0 or before[inner] != m.size(axis) or after[outer] != m.size(axis):
+            raise step.refuse("the map varies over an axis that is repeated here")
+    return m.moved(lambda a: a.reshape(a.shape[extra:]) if upward else a.reshape((1,) * extra + a.shape))
+
+
+def tile(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """Tiling repeats: downward the map is tiled too; upward it must repeat itself as often."""
+    if not m.axes:
+        return m
+    if step.view.opset < 6:
+        raise step.refuse("Tile before opset 6 takes other inputs")
+    repeats = step.view.parameter(step.node, "repeats", 1)
+    factors = [count if axis in m.axes else 1 for axis, count in enumerate(repeats)]
+    if not upward:
+        return m.moved(lambda a: np.tile(a, factors))
+    if any(m.size(axis) % factor for axis, factor in enumerate(factors)):
+        raise step.refuse("the map does not repeat as the tiles do")
+    sizes = tuple(slice(0, m.size(axis) // factor) for axis, factor in enumerate(factors))
+    first = m.moved(lambda a: a[tuple(s if a.shape[i] > 1 else slice(None) for i, s in enumerate(sizes))])
+    if not first.moved(lambda a: np.tile(a, [f if n > 1 else 1 for f, n in zip(factors, a.shape, strict=True)])).equals(
+        m
+    ):
+        raise step.refuse("the map does not repeat as the tiles do")
+    return first
+
+
+# -- Slice, Split, Concat, Gather ------------------------------------------------------------------
+
+
+def slice_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """Outside the slice nobody looks: there the map is the identity."""
+    m = only_first(step, outs)
+    shape = step.view.need_shape(step.data(), step.node)
+    for axis, cut in _cuts(step, m).items():
+        m = _spread(m, axis, np.arange(_size(step, shape, axis))[cut], _size(step, shape, axis))
+    return {0: m}
+
+
+def slice_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """The map is sliced with the tensor."""
+    m = only_first(step, ins)
+    shape = step.view.need_shape(step.data(), step.node)
+    for axis, cut in _cuts(step, m).items():
+        index = np.arange(_size(step, shape, axis))[cut]
+        m = _taken(m, axis, index)
+    return [m]
+
+
+def _cuts(step: Step, m: AffineMap) -> dict[int, slice]:
+    """The slice of every axis that the map varies over; the other axes do not matter, constant or not."""
+    rank = step.rank()
+    view, node = step.view, step.node
+    if view.opset < 10:
+        starts, ends = step.attr("starts"), step.attr("ends")
+        axes, steps = step.attr("axes", list(range(len(starts)))), [1] * len(starts)
+    else:
+        count = (view.need_shape(step.data(1), node) or (None,))[0]
+        axes = view.parameter(node, "axes", 3) or (list(range(count)) if isinstance(count, int) else list(range(rank)))
+        if not set(_positive(axes, rank)) & set(m.axes):
+            return {}
+        starts, ends = view.parameter(node, "starts", 1), view.parameter(node, "ends", 2)
+        steps = view.parameter(node, "steps", 4) or [1] * len(starts)
+    return {
+        axis: _python_slice(start, end, stride)
+        for axis, start, end, stride in zip(_positive(axes, rank), starts, ends, steps, strict=True)
+        if axis in m.axes
+    }
+
+
+def _python_slice(start: int, end: int, stride: int) -> slice:
+    # With a negative step an end below -n means "past the first element", which Python spells None.
+    return slice(start, None if stride < 0 and end < -(2**30) else end, stride)
+
+
+def split_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """The maps of the parts stand side by side."""
+    axis = step.attr("axis", 0) % step.rank()
+    shapes = [step.view.need_shape(out, step.node) for out in step.node.outputs]
+    return {0: concatenated(step, outs, [shape[axis] for shape in shapes], axis, step.rank())}
+
+
+def split_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """Each part takes its part of the map."""
+    m = only_first(step, ins)
+    axis = step.attr("axis", 0) % step.rank()
+    if m.size(axis) == 1:
+        return [m] * len(step.node.outputs)
+    shapes = [step.view.need_shape(out, step.node) for out in step.node.outputs]
+    ends = np.cumsum([0, *(_size(step, shape, axis) for shape in shapes)])
+    return [_taken(m, axis, np.arange(a, b)) for a, b in itertools.pairwise(ends)]
+
+
+def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """Each branch takes its part of the map."""
+    m = only_first(step, outs)
+    axis = step.attr("axis", 1) % m.rank
+    if m.size(axis) == 1:
+        return dict.fromkeys(range(len(step.node.inputs)), m)
+    shapes = [step.view.need_shape(value, step.node) for value in step.node.inputs if value is not None]
+    ends = np.cumsum([0, *(_size(step, shape, axis) for shape in shapes)])
+    parts = [_taken(m, axis, np.arange(a, b)) for a, b in itertools.pairwise(ends)]
+    return {index: part for index, part in enumerate(parts) if not part.is_identity}
+
+
+def concat_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """The maps of the branches stand side by side; a branch without one is the identity."""
+    rank = next(m.rank for m in ins if m is not None)
+    axis = step.attr("axis", 1) % rank
+    shapes = [step.view.need_shape(value, step.node) for value in step.node.inputs if value is not None]
+    return [concatenated(step, ins, [shape[axis] for shape in shapes], axis, rank)]
+
+
+def gather_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """The axes of the indices fold back into the one they replaced."""
+    m = only_first(step, outs)
+    axis, width = step.attr("axis", 0) % step.rank(), step.rank(1)
+    picked = tuple(range(axis, axis + width))
+    if not set(m.axes) & set(picked):
+        return {0: m.moved(lambda a: np.expand_dims(np.squeeze(a, picked), axis))}
+    index = step.view.array(step.data(1))
+    size = _size(step, step.view.need_shape(step.data(), step.node), axis)
+    if index is None or width != 1:
+        raise step.refuse("the map varies over the gathered axis, and the indices are not a constant vector")
+    spread = _spread(m, axis, np.asarray(index) % size, size)
+    if not _taken(spread, axis, np.asarray(index) % size).equals(m):
+        raise step.refuse("one element is gathered to places with different maps")
+    return {0: spread}
+
+
+def gather_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """The map is gathered with the tensor."""
+    m = only_first(step, ins)
+    axis, width = step.attr("axis", 0) % step.rank(), step.rank(1)
+    if m.size(axis) == 1:
+        return [m.moved(lambda a: a.reshape(a.shape[:axis] + (1,) * width + a.shape[axis + 1 :]))]
+    index = step.view.array(step.data(1))
+    if index is None:
+        raise step.refuse("the map varies over the gathered axis, and the indices are not constant")
+    return [m.moved(lambda a: np.take(a, np.asarray(index) % m.size(axis), axis=axis))]
+
+
+# -- DepthToSpace, SpaceToDepth --------------------------------------------------------------------
+
+
+def depth_to_space(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """Every output channel stands for blocksize² input channels (ONNX: DCR or CRD order)."""
+    phases = step.attr("blocksize") ** 2
+    crd = step.attr("mode", "DCR") == "CRD"
+    return _phased(step, m, phases, spread=upward, interleaved=crd)
+
+
+def space_to_depth(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """The inverse of DepthToSpace in DCR order."""
+    return _phased(step, m, step.attr("blocksize") ** 2, spread=not upward, interleaved=False)
+
+
+def _phased(step: Step, m: AffineMap, phases: int, *, spread: bool, interleaved: bool) -> AffineMap:
+    if set(m.axes) - {1}:
+        raise step.refuse("the map varies over other axes than the channels")
+    if m.size(1) == 1:
+        return m
+    if spread:
+        return m.moved(lambda a: np.repeat(a, phases, axis=1) if interleaved else np.tile(a, (1, phases, 1, 1)))
+    few = m.size(1) // phases
+    index = np.arange(few) * (phases if interleaved else 1)
+    narrow = _taken(m, 1, index)
+    back = (
+        AffineMap.identity(4)
+        if narrow.is_identity
+        else _phased(step, narrow, phases, spread=True, interleaved=interleaved)
+    )
+    if not back.equals(m):
+        raise step.refuse("the map differs between the phases that become one channel")
+    return narrow
+
+
+# -- shared ----------------------------------------------------------------------------------------
+
+
+def _size(step: Step, shape: Sequence[Dim], axis: int) -> int:
+    size = shape[axis]
+    if not isinstance(size, int):
+        raise step.refuse(f"the size of axis {axis} is not fixed")
+    return size
+
+
+def _taken(m: AffineMap, axis: int, index: np.ndarray) -> AffineMap:
+    """The map of the elements ``index`` along ``axis``."""
+    return m.moved(lambda a: np.take(a, index, axis=axis) if a.shape[axis] > 1 else a)
+
+
+def _spread(m: AffineMap, axis: int, index: np.ndarray, size: int) -> AffineMap:
+    """The inverse of :func:`_taken`: elements that are not in ``index`` get the identity."""
+
+    def spread(array: Array, rest: float) -> Array:
+        shape = (*array.shape[:axis], size, *array.shape[axis + 1 :])
+        full = np.full(shape, rest)
+        np.moveaxis(full, axis, 0)[index] = np.moveaxis(
+            np.broadcast_to(array, (*shape[:axis], len(index), *shape[axis + 1 :])), axis, 0
+        )
+        return full
+
+    both = m.broadcast([m.size(i) for i in range(m.rank)])
+    return AffineMap(spread(both.scale, 1.0), spread(both.shift, 0.0)).moved(lambda a: a)

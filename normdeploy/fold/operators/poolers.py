@@ -1,0 +1,193 @@
+"""Operators that average or select: an average has weights that sum to 1, so an affine map passes unchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.operators.rows import Maps, need_not_over, only_first
+from normdeploy.fold.plan import Step
+
+
+def _spatial(m: AffineMap) -> range:
+    return range(2, m.rank)
+
+
+def average_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """Padded cells that count as 0 in the average let only the scale pass."""
+    del upward
+    padded = any(step.attr("pads", [])) or step.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    outside = padded or step.attr("ceil_mode", 0)
+    if step.attr("count_include_pad", 0) and outside and not m.shifts_nothing:
+        raise step.refuse("padded cells count as 0 in the average, so a shift does not pass")
+    return need_not_over(step, m, _spatial(m))
+
+
+def global_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """An average over all cells of a channel."""
+    del upward
+    return need_not_over(step, m, _spatial(m))
+
+
+def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """The largest stays the largest under a positive scale; ties and the index need it to be above 0."""
+    del upward
+    if np.any(m.scale < 0):
+        raise step.refuse("a negative scale turns the largest into the smallest")
+    if step.view.is_used(step.node, 1) and not np.all(m.scale > 0):
+        raise step.refuse("a scale of 0 makes all indices tie")
+    return need_not_over(step, m, _spatial(m))
+
+
+def reduce_mean(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """A mean over axes that the map does not vary over."""
+    rank = step.rank()
+    axes = step.view.parameter(step.node, "axes", 1)
+    if not axes:
+        if step.attr("noop_with_empty_axes", 0):
+            return m
+        axes = list(range(rank))
+    positive = tuple(axis % rank for axis in axes)
+    if not step.attr("keepdims", 1):
+        if upward:
+            return m.moved(lambda a: np.expand_dims(a, positive))
+        need_not_over(step, m, positive)
+        return m.moved(lambda a: np.squeeze(a, positive))
+    return need_not_over(step, m, positive)
+
+
+def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """Interpolation weights sum to 1; only a crop filled with an extrapolation value breaks that."""
+    del upward
+    if step.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise step.refuse("cells outside the crop hold the extrapolation value")
+    before = step.view.need_shape(step.data(), step.node)
+    after = step.view.need_shape(step.node.outputs[0], step.node)
+    resized = [axis for axis in m.axes if before[axis] is None or before[axis] != after[axis]]
+    if resized:
+        raise step.refuse("the map varies over a resized axis")
+    return m
+
+
+def pad(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """Reflection, edge, wrap and cropping copy cells; a constant must be what the map makes of one scalar."""
+    pads = step.view.parameter(step.node, "pads", 1)
+    axes = step.view.parameter(step.node, "axes", 3) if step.view.opset >= 18 else None
+    positive = [axis % m.rank for axis in (axes or range(m.rank))]
+    before, after = pads[: len(pads) // 2], pads[len(pads) // 2 :]
+    moved = [axis for axis, low, high in zip(positive, before, after, strict=True) if low or high]
+    need_not_over(step, m, moved)
+    if step.attr("mode", "constant") == "constant" and any(count > 0 for count in pads):
+        _move_constant(step, m, upward)
+    return m
+
+
+def _move_constant(step: Step, m: AffineMap, upward: bool) -> None:
+    edit = step.edit(2)
+    if step.input(2) is not None and edit is None:
+        raise step.refuse("its constant is not known")
+    old = float(edit.exact().reshape(())) if edit is not None else float(step.attr("value", 0.0))
+    if not upward and not np.all(m.scale):
+        raise step.refuse("a scale of 0 leaves no constant to pad with")
+    new = m.scale * old + m.shift if upward else (old - m.shift) / m.scale
+    if not np.all(new == new.flat[0]):
+        raise step.refuse("the padded constant would have to differ from channel to channel")
+    if new.flat[0] == old:
+        return
+    if edit is None:
+        raise step.refuse("its constant is an attribute or a default")
+    step.put(2, edit.scaled(left=np.zeros(())).shifted(np.asarray(new.flat[0])))
+
+
+def positively_homogeneous(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """``f(s x) = s f(x)`` for s > 0: ReLU and its leaky kin; a shift moves the kink."""
+    del upward
+    if not m.shifts_nothing:
+        raise step.refuse("a shift would move its kink")
+    if not np.all(m.scale > 0):
+        raise step.refuse("a scale that is not positive would turn its sides")
+    return m
+
+
+def cast(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """A cast to the same or, seen in the direction of travel, a wider float type."""
+    source, target = step.data().dtype, step.node.outputs[0].dtype
+    if not (step.view.is_float(step.data()) and step.view.is_float(step.node.outputs[0])):
+        raise step.refuse("it casts to or from integers")
+    narrow, wide = (target, source) if upward else (source, target)
+    if source != target and (narrow is None or wide is None or narrow.itemsize >= wide.itemsize):
+        raise step.refuse("the cast narrows what the map would have to survive")
+    return m
+
+
+def dropout(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """At inference nothing is dropped."""
+    del upward
+    view, node = step.view, step.node
+    training = view.opset >= 12 and view.parameter(node, "training_mode", 2, default=False)
+    if training or (view.opset < 7 and not step.attr("is_test", 0)):
+        raise step.refuse("it is in training mode")
+    if view.is_used(node, 1):
+        raise step.refuse("its mask is used")
+    return m
+
+
+# -- sums of branches ------------------------------------------------------------------------------
+
+
+def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """``s (a + b) + t = (s a + t) + s b``: the scale to every branch, the shift to one that can take it."""
+    m = only_first(step, outs)
+    values = [step.data(index) for index in range(len(step.node.inputs))]
+    parts = [_onto(step, m, value) for value in values]
+    sign = -1.0 if step.node.op_type == "Sub" else 1.0
+    taker = next((i for i, value in enumerate(values) if _takes_shift(step, value)), 0)
+    wanted = {}
+    for index, part in enumerate(parts):
+        shift = part.shift * (sign if index else 1.0) if index == taker else np.zeros((1,) * part.rank)
+        wanted[index] = AffineMap(part.scale, shift)
+    return wanted
+
+
+def _takes_shift(step: Step, value: object) -> bool:
+    """Whether the branch ends in something with a bias before anything that a shift cannot pass."""
+    from normdeploy.fold.operators.table import TAKES_SHIFT
+
+    while (producer := value.producer()) is not None:  # type: ignore[attr-defined]
+        if producer.op_type in TAKES_SHIFT:
+            return True
+        if producer.op_type in ("Relu", "LeakyRelu", "PRelu", "AveragePool", "MatMul") or not producer.inputs:
+            return False
+        value = producer.inputs[0]
+        if value is None:
+            return False
+    return step.view.is_constant(value)  # type: ignore[arg-type]
+
+
+def _onto(step: Step, m: AffineMap, value: object) -> AffineMap:
+    """The part of ``m`` that a branch which is broadcast into the sum can carry."""
+    shape = step.view.need_shape(value, step.node)  # type: ignore[arg-type]
+    extra = m.rank - len(shape)
+    if any(axis < extra or shape[axis - extra] != m.size(axis) for axis in m.axes):
+        raise step.refuse("a branch is broadcast along the axis of the map")
+    return m.moved(lambda a: a.reshape(a.shape[extra:]))
+
+
+def sum_down(step: Step, ins: Maps) -> list[AffineMap | None]:
+    """Shifts add up; a scale passes only where every branch has the same one."""
+    rank = step.view.need_rank(step.node.outputs[0], step.node)
+    shape = step.view.need_shape(step.node.outputs[0], step.node)
+    maps = [_lifted(m, rank) for m in ins]
+    if any(not np.all(m.scale == maps[0].scale) for m in maps):
+        raise step.refuse("the branches of the sum do not have the same scale")
+    if any(shape[axis] != m.size(axis) for m in maps for axis in m.axes):
+        raise step.refuse("a branch is broadcast along the axis of the map")
+    sign = -1.0 if step.node.op_type == "Sub" else 1.0
+    shift = maps[0].shift + sum((sign * m.shift for m in maps[1:]), np.zeros((1,) * rank))
+    return [AffineMap(maps[0].scale, shift)]
+
+
+def _lifted(m: AffineMap | None, rank: int) -> AffineMap:
+    if m is None:
+        return AffineMap.identity(rank)
+    return AffineMap.of(m.scale, m.shift, rank)

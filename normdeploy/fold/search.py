@@ -1,0 +1,232 @@
+"""The search: a map travels upward to the producers of what it acts on, else downward to all consumers.
+
+A journey visits operators in topological order, so that a value with several readers is judged when all of
+them have spoken. It either ends in weights on every branch, or is refused as a whole with the reason.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.operators.table import TABLE
+from normdeploy.fold.plan import Plan, Slot, Step
+from normdeploy.fold.sources import data_input
+from normdeploy.fold.view import Refused, View
+
+
+@dataclass
+class Territory:
+    """One graph as the search sees it: its order, the maps in it, the edits made so far."""
+
+    view: View
+    graph: ir.Graph | ir.Function
+    nodes: list[ir.Node]
+    order: dict[ir.Node, int]
+    maps: dict[ir.Node, AffineMap]
+    committed: Mapping[Slot, Edit]
+    successors: dict[ir.Node, ir.Node] = field(default_factory=dict)
+
+    def position(self, node: ir.Node) -> int:
+        """The topological index of ``node``; a refusal when it lies in another graph."""
+        if node not in self.order:
+            raise Refused("the value crosses the border of a subgraph", node)
+        return self.order[node]
+
+
+def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
+    """Every plan for the map of ``node``, best first, or the refusal in its place."""
+    m = land.maps[node]
+    whole = [_up_whole, _down_whole]
+    split = [_scale_up_shift_down, _scale_up_shift_stays, _scale_down_shift_stays] if _has_both(m) else []
+    for attempt in (*whole, *split, _down_until_maps):
+        try:
+            yield attempt(land, node, m)
+        except Refused as refusal:
+            yield refusal
+
+
+def _has_both(m: AffineMap) -> bool:
+    return not m.scales_nothing and not m.shifts_nothing
+
+
+Attempt = Callable[[Territory, ir.Node, AffineMap], Plan]
+
+
+def _up_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(land, node)
+    _travel_up(land, plan, node, m)
+    return plan
+
+
+def _down_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(land, node)
+    _travel_down(land, plan, node, m)
+    return plan
+
+
+def _scale_up_shift_down(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(land, node)
+    _travel_up(land, plan, node, m.without_shift())
+    _travel_down(land, plan, node, m.only_shift())
+    return plan
+
+
+def _scale_up_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(land, node)
+    _travel_up(land, plan, node, m.without_shift())
+    plan.residues[node] = m.only_shift()
+    return plan
+
+
+def _scale_down_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    before = m.shift_before_scale()
+    if before is None:
+        raise Refused("a scale of 0 cannot follow its shift", node)
+    plan = _new(land, node)
+    _travel_down(land, plan, node, m.without_shift())
+    plan.residues[node] = before
+    return plan
+
+
+def _down_until_maps(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    """The map joins the next maps on its way, which stay."""
+    plan = _new(land, node)
+    _travel_down(land, plan, node, m, stop_at_maps=True)
+    return plan
+
+
+def _new(land: Territory, node: ir.Node) -> Plan:
+    return Plan(source=node, committed=land.committed, residues={node: None})
+
+
+# -- upward ----------------------------------------------------------------------------------------
+
+
+def _travel_up(land: Territory, plan: Plan, start: ir.Node, m: AffineMap) -> None:
+    wanted: dict[ir.Value, list[AffineMap]] = {}
+    queue: list[int] = []
+    _want(land, plan, wanted, queue, start, data_input(land.view, start), m)
+    while queue:
+        node = land.nodes[-heapq.heappop(queue)]
+        outs = [_agreed(plan, wanted, value, node) for value in node.outputs]
+        for index, part in _pass_up(land, plan, node, outs).items():
+            value = node.inputs[index]
+            if value is not None and not part.is_identity:
+                _want(land, plan, wanted, queue, node, value, part, index)
+
+
+# An Add that is met on the way up stays, and its constant takes the shift: had it been able to go up itself,
+# it would be gone. Any other map that is met is composed.
+def _pass_up(land: Territory, plan: Plan, node: ir.Node, outs: list[AffineMap | None]) -> dict[int, AffineMap]:
+    own = land.maps.get(node)
+    if own is not None and outs[0] is not None and not own.scales_nothing:
+        plan.residues[node] = None
+        data = data_input(land.view, node)
+        return {node.inputs.index(data): outs[0].after(own)}
+    row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if row is None or row.up is None:
+        raise Refused(row.why if row else "no affine map passes this operator", node)
+    asked = row.up(Step(land.view, node, plan), outs)
+    if asked:
+        plan.through.append(node)
+    return asked
+
+
+def _want(
+    land: Territory,
+    plan: Plan,
+    wanted: dict[ir.Value, list[AffineMap]],
+    queue: list[int],
+    reader: ir.Node,
+    value: ir.Value,
+    m: AffineMap,
+    index: int = 0,
+) -> None:
+    """Ask for ``m`` on ``value``: of a constant at once, of an operator when all its readers have asked."""
+    if not m.is_finite:
+        raise Refused("the composed map is not finite", reader)
+    if land.view.is_constant(value):
+        _edit_constant(land, plan, reader, index, m)
+        return
+    producer = value.producer()
+    if producer is None:
+        raise Refused(f"{value.name} is an input of the model", reader)
+    if value not in wanted:
+        if not any(out in wanted for out in producer.outputs):
+            heapq.heappush(queue, -land.position(producer))
+        wanted[value] = []
+    wanted[value].append(m)
+
+
+def _agreed(plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value, node: ir.Node) -> AffineMap | None:
+    """The one map that every reader of ``value`` asks for."""
+    asked = wanted.get(value)
+    if asked is None:
+        return None
+    if value.is_graph_output():
+        raise Refused(f"{value.name} is an output of the model", node)
+    if len(value.uses()) != len(asked):
+        raise Refused(f"{value.name} has other readers", node)
+    if not all(m.equals(asked[0]) for m in asked):
+        raise Refused(f"the readers of {value.name} need different maps", node)
+    plan.up[value] = asked[0]
+    return asked[0]
+
+
+def _edit_constant(land: Territory, plan: Plan, reader: ir.Node, index: int, m: AffineMap) -> None:
+    step = Step(land.view, reader, plan)
+    edit = step.edit(index)
+    shape = None if edit is None else edit.exact().shape
+    if edit is None or shape is None or not land.view.is_float(step.data(index)):
+        raise step.refuse("the constant it would change is not floating-point")
+    if any(m.size(axis) not in (1, shape[axis]) for axis in range(m.rank)):
+        raise step.refuse("the map would enlarge a constant")
+    step.put(index, edit.scaled(left=m.scale).shifted(m.shift))
+    step.absorbed()
+
+
+# -- downward --------------------------------------------------------------------------------------
+
+
+def _travel_down(land: Territory, plan: Plan, start: ir.Node, m: AffineMap, *, stop_at_maps: bool = False) -> None:
+    queue: list[int] = []
+    _carry(land, plan, queue, start.outputs[0], m, start)
+    while queue:
+        node = land.nodes[heapq.heappop(queue)]
+        for value, part in zip(node.outputs, _pass_down(land, plan, node, stop_at_maps), strict=False):
+            if part is not None and not part.is_identity:
+                _carry(land, plan, queue, value, part, node)
+
+
+def _pass_down(land: Territory, plan: Plan, node: ir.Node, stop_at_maps: bool) -> list[AffineMap | None]:
+    ins = [None if value is None else plan.down.get(value) for value in node.inputs]
+    own = land.maps.get(node)
+    if own is not None:
+        (arrived,) = [m for m in ins if m is not None]
+        plan.residues[node] = own.after(arrived) if stop_at_maps else None
+        return [None if stop_at_maps else own.after(arrived)]
+    row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if row is None or row.down is None:
+        raise Refused(row.why if row else "no affine map passes this operator", node)
+    carried = row.down(Step(land.view, node, plan), ins)
+    if any(m is not None for m in carried):
+        plan.through.append(node)
+    return carried
+
+
+def _carry(land: Territory, plan: Plan, queue: list[int], value: ir.Value, m: AffineMap, node: ir.Node) -> None:
+    """Let every reader of ``value`` meet ``m``."""
+    if not m.is_finite:
+        raise Refused("the composed map is not finite", node)
+    if value.is_graph_output():
+        raise Refused(f"{value.name} is an output of the model", node)
+    plan.down[value] = m
+    for position in {land.position(use.node) for use in value.uses()}:
+        if position not in queue:
+            heapq.heappush(queue, position)

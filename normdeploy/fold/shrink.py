@@ -1,0 +1,145 @@
+"""How large the probes of the proof are: as small as the operator allows, never smaller than what pins them.
+
+An axis is pinned by a map that varies over it, by a constant that spans it, by a kernel that must fit.
+What nothing pins gets a small size of its own, at least 2, different from its neighbours', so that a rule
+that takes one axis for another cannot pass by accident.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+import onnx_ir as ir
+
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.view import Dim, View
+
+Maps = Mapping[ir.Value, AffineMap]
+Known = Callable[[ir.Value], bool]
+
+_ELEMENTWISE = frozenset(
+    {"BatchNormalization", "Add", "Sub", "Mul", "Div", "Neg", "Sum", "Relu", "LeakyRelu", "Identity", "Cast", "Dropout"}
+)
+_WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
+_GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+_ROWS = 5
+"""Rows of a matrix probe: enough that no channel's products cancel in all of them."""
+
+
+def input_shapes(view: View, node: ir.Node, maps: Maps, known: Known) -> list[tuple[int, ...]]:
+    """A shape to probe each input of ``node`` with; empty for absent and constant inputs."""
+    names: dict[str, int] = {}
+    data = [value if value is not None and not known(value) else None for value in node.inputs]
+    pinned = _pinned(view, node, maps, known)
+    static = {dim for value in data if value for dim in view.shape(value) or () if isinstance(dim, int)}
+    fresh = _fresh_sizes(static)
+    return [() if value is None else _shape(view, node, value, maps, pinned, names, fresh) for value in data]
+
+
+def symbol_sizes(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[str, int]:
+    """What each named dimension of the data inputs of ``node`` stands for in :func:`input_shapes`."""
+    found: dict[str, int] = {}
+    for value, shape in zip(node.inputs, input_shapes(view, node, maps, known), strict=True):
+        if value is not None and shape:
+            dims = view.shape(value) or ()
+            found |= {dim: size for dim, size in zip(dims, shape, strict=True) if isinstance(dim, str)}
+    return found
+
+
+def _shape(
+    view: View,
+    node: ir.Node,
+    value: ir.Value,
+    maps: Maps,
+    pinned: Mapping[int, int],
+    names: dict[str, int],
+    fresh: Iterator[int],
+) -> tuple[int, ...]:
+    dims: tuple[Dim, ...] = view.shape(value) or (None,) * _rank(view, node, value, maps)
+    rank = len(dims)
+    sizes = []
+    for axis, dim in enumerate(dims):
+        size = _fixed(view, node, axis, rank, dim, pinned)
+        if size is None and isinstance(dim, str):
+            size = names.setdefault(dim, 0) or names.update({dim: next(fresh)}) or names[dim]
+        sizes.append(next(fresh) if size is None else size)
+    return tuple(sizes)
+
+
+def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
+    """The size that operator, maps and constants leave for ``axis``; None where any will do."""
+    behind = axis - rank
+    if node.op_type in _WINDOWED and axis != 1:
+        return 2 if axis == 0 else _span(view, node, axis - 2) + 2 + axis
+    if node.op_type in _GLOBAL and axis != 1:
+        return axis + 2
+    if node.op_type in _ELEMENTWISE:
+        return pinned.get(behind, 1 if dim == 1 else 2 + (-behind))
+    if node.op_type in ("MatMul", "Gemm") and behind not in pinned:
+        return _ROWS if axis >= rank - 2 else (1 if dim == 1 else 2 + axis)
+    if dim is None or isinstance(dim, str):
+        return pinned.get(behind)
+    return dim
+
+
+def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, int]:
+    """Sizes that maps and constants ask for, by axis counted from the back."""
+    sizes: dict[int, int] = {}
+    for value in (*node.inputs, *node.outputs):
+        m = maps.get(value) if value is not None else None
+        if m is not None and node.op_type in (*_ELEMENTWISE, "Concat", "Split"):
+            sizes |= {axis - m.rank: m.size(axis) for axis in m.axes}
+    data = next((value for value in node.inputs if value is not None and not known(value)), None)
+    rank = _rank(view, node, data, maps) if data is not None else 0
+    if node.op_type == "BatchNormalization":
+        channels = view.shape(node.inputs[1])
+        sizes[1 - rank] = int((channels or (1,))[0] or 1)
+    elif node.op_type in _ELEMENTWISE:
+        for value in node.inputs:
+            shape = view.shape(value) if value is not None and known(value) else None
+            sizes |= {
+                i - len(shape): int(n) for i, n in enumerate(shape or ()) if shape and isinstance(n, int) and n > 1
+            }
+    elif node.op_type == "MatMul":
+        sizes |= _pinned_by_matrix(view, node, known)
+    elif node.op_type == "Gemm":
+        weight = view.shape(node.inputs[1]) or (None, None)
+        inner = weight[1] if view.attr(node, "transB", 0) else weight[0]
+        sizes[-2 if view.attr(node, "transA", 0) else -1] = int(inner or 1)
+        _pin_rows_of_c(view, node, sizes)
+    return sizes
+
+
+def _pin_rows_of_c(view: View, node: ir.Node, sizes: dict[int, int]) -> None:
+    c = view.shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if c is not None and len(c) == 2 and isinstance(c[0], int) and c[0] > 1:
+        sizes[-1 if view.attr(node, "transA", 0) else -2] = c[0]
+
+
+def _pinned_by_matrix(view: View, node: ir.Node, known: Known) -> dict[int, int]:
+    right = node.inputs[1] is not None and known(node.inputs[1])
+    weight = view.shape(node.inputs[int(right)]) or ()
+    sizes = {i - len(weight): int(n) for i, n in enumerate(weight[:-2]) if isinstance(n, int) and n > 1}
+    inner = weight[-2 if right and len(weight) > 1 else -1] if weight else 1
+    sizes[-1 if right else -2] = int(inner or 1)
+    return sizes
+
+
+def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
+    rank = view.rank(value)
+    if rank is None:
+        rank = next((maps[v].rank for v in (*node.inputs, *node.outputs) if v is not None and v in maps), 2)
+    return rank
+
+
+def _span(view: View, node: ir.Node, spatial: int) -> int:
+    kernel = view.attr(node, "kernel_shape")
+    if kernel is None:
+        kernel = list((view.shape(node.inputs[1]) or ())[2:])
+    dilations = view.attr(node, "dilations") or [1] * len(kernel)
+    return int(dilations[spatial]) * (int(kernel[spatial]) - 1) + 1
+
+
+def _fresh_sizes(taken: set[int]) -> Iterator[int]:
+    return (size for size in itertools.count(2) if size not in taken)

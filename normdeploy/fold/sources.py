@@ -1,0 +1,179 @@
+"""Where maps come from: the operators that *are* an affine map, and how to write one back.
+
+BatchNormalization at inference (Ioffe & Szegedy 2015, arXiv 1502.03167):
+    y = gamma (x - mean) / sqrt(var + eps) + beta  =  s x + t,   s = gamma / sqrt(var + eps),  t = beta - s mean
+Mul, Add, Sub, Div, Neg with a constant are maps too, when the constant enlarges nothing it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.view import Refused, View
+
+NORMS = frozenset(
+    {
+        "BatchNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+    }
+)
+"""Operators that the ledger calls norms."""
+
+
+def map_of(view: View, node: ir.Node) -> AffineMap | None:
+    """The map that ``node`` is, on its data input; None where it is of no kind that is ever one.
+
+    Raises:
+        Refused: it could be one, but here it is not: the reason.
+    """
+    read = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    found = read(view, node) if read else None
+    if found is not None and not found.is_finite:
+        raise Refused("its scale or shift is not finite", node, "re-estimate its running statistics")
+    return found
+
+
+def data_input(view: View, node: ir.Node) -> ir.Value:
+    """The input of a map node that the map acts on: the one that is not constant."""
+    first_is_constant = len(node.inputs) == 2 and view.is_constant(node.inputs[0])
+    value = node.inputs[int(first_is_constant)]
+    if value is None:
+        raise Refused("its input is missing", node)
+    return value
+
+
+# -- BatchNormalization ----------------------------------------------------------------------------
+
+
+def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
+    _need_inference(view, node)
+    rank = view.need_rank(node.inputs[0], node) if node.inputs[0] is not None else 0
+    scale, bias, mean, var = (_channel_vector(view, node, index) for index in (1, 2, 3, 4))
+    eps = float(np.float32(view.attr(node, "epsilon", 1e-5)))
+    with np.errstate(all="ignore"):
+        if np.any(var + eps <= 0):
+            raise Refused("its running variance plus epsilon is not positive", node, "re-estimate its statistics")
+        factor = scale / np.sqrt(var + eps)
+        channels = (-1, *(1,) * (rank - 2))
+        return AffineMap.of(factor.reshape(channels), (bias - factor * mean).reshape(channels), rank)
+
+
+def _need_inference(view: View, node: ir.Node) -> None:
+    if view.attr(node, "training_mode", 0):
+        raise Refused("it is in training mode (training_mode=1)", node, "export the module after .eval()")
+    if any(view.is_used(node, output) for output in range(1, len(node.outputs))):
+        raise Refused("its statistics are outputs: it is in training mode", node, "export the module after .eval()")
+    if view.opset < 14 and sum(bool(out.name) for out in node.outputs) > 1:
+        raise Refused("it has more than one output, which means training mode", node, "export after .eval()")
+    if view.opset < 7 and not view.attr(node, "is_test", 0):
+        raise Refused("it is in training mode (is_test=0)", node)
+    if view.opset < 9 and not view.attr(node, "spatial", 1):
+        raise Refused("it normalizes every cell by statistics of its own (spatial=0)", node)
+
+
+def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
+    array = view.array(node.inputs[index]) if index < len(node.inputs) else None
+    if array is None:
+        name = ("input", "scale", "bias", "mean", "variance")[index]
+        raise Refused(f"its {name} is not constant", node)
+    if array.ndim != 1:
+        raise Refused("its parameters are not vectors over the channels", node)
+    return array.astype(np.float64)
+
+
+# -- elementwise with a constant -------------------------------------------------------------------
+
+
+def _elementwise(
+    build: Callable[[Array, bool], tuple[Array, Array] | None],
+) -> Callable[[View, ir.Node], AffineMap | None]:
+    """A reader for a binary operator; ``build(constant, constant_is_first)`` gives scale and shift."""
+
+    def read(view: View, node: ir.Node) -> AffineMap | None:
+        left, right = node.inputs
+        if left is None or right is None or view.is_constant(left) == view.is_constant(right):
+            return None
+        first = view.is_constant(left)
+        data, constant = (right, left) if first else (left, right)
+        if not view.is_float(data):
+            return None
+        array = view.array(constant)
+        if array is None or not (built := build(array.astype(np.float64), first)):
+            return None
+        _need_not_enlarging(view, node, array.shape, data)
+        rank = view.rank(data)
+        return AffineMap.of(*built, rank if rank is not None else array.ndim)
+
+    return read
+
+
+def _need_not_enlarging(view: View, node: ir.Node, constant: tuple[int, ...], data: ir.Value) -> None:
+    if view.opset < 7:
+        raise Refused("before opset 7 its broadcasting follows other rules", node)
+    shape = view.shape(data)
+    if shape is None:
+        if all(size == 1 for size in constant) and view.rank(data) is not None:
+            return
+        raise Refused("the shape it acts on is not known", node, "run onnx shape inference on the model")
+    aligned = shape[len(shape) - len(constant) :]
+    if len(constant) > len(shape) or any(n not in (1, dim) for n, dim in zip(constant, aligned, strict=True)):
+        raise Refused("its constant may enlarge what it meets", node)
+
+
+def _divide(constant: Array, first: bool) -> tuple[Array, Array] | None:
+    if first:
+        return None
+    with np.errstate(all="ignore"):
+        return 1.0 / constant, np.zeros(())
+
+
+def _negate(view: View, node: ir.Node) -> AffineMap | None:
+    value = node.inputs[0]
+    if value is None or view.is_constant(value) or not view.is_float(value):
+        return None
+    return AffineMap.of(-1.0, 0.0, view.need_rank(value, node))
+
+
+_READERS: dict[str, Callable[[View, ir.Node], AffineMap | None]] = {
+    "BatchNormalization": _batch_normalization,
+    "Mul": _elementwise(lambda c, first: (c, np.zeros(()))),
+    "Add": _elementwise(lambda c, first: (np.ones(()), c)),
+    "Sub": _elementwise(lambda c, first: (-np.ones(()), c) if first else (np.ones(()), -c)),
+    "Div": _elementwise(_divide),
+    "Neg": _negate,
+}
+
+
+# -- writing a map back ----------------------------------------------------------------------------
+
+
+def spelled(m: AffineMap) -> tuple[str, dict[str, Array]] | None:
+    """The one operator that is ``m``, with its constants in input order; None where ONNX has none.
+
+    A shift alone is an Add, a scale alone a Mul, both a BatchNormalization, which only exists over axis 1.
+    """
+    if m.scales_nothing:
+        return "Add", {"shift": _trimmed(m.shift)}
+    if m.shifts_nothing:
+        return "Mul", {"scale": _trimmed(m.scale)}
+    if m.rank < 2 or set(m.axes) - {1}:
+        return None
+    size = m.size(1)
+    scale, shift = (np.broadcast_to(a.reshape(-1), (size,)).copy() for a in (m.scale, m.shift))
+    return "BatchNormalization", {"scale": scale, "bias": shift, "mean": np.zeros(size), "var": np.ones(size)}
+
+
+def _trimmed(array: Array) -> Array:
+    """Without leading axes of size 1."""
+    while array.ndim and array.shape[0] == 1:
+        array = array[0]
+    return array

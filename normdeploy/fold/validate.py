@@ -1,0 +1,228 @@
+"""Translation validation: a plan counts only when every operator it touches is seen to commute with its maps.
+
+A plan says of each value what became of it (``up``: new = map(old); ``down``: old = map(new)); every other
+value keeps its meaning. So it is right if and only if for each operator next to a mapped value
+
+    inputs related as the plan says   ⟹   outputs related as the plan says
+
+and that square is executed here: in float64, with the unrounded edits, on zeros and on random values, one
+operator at a time, so that what is not linear (ReLU, MaxPool) is probed by itself, around its breakpoints.
+The executors know nothing of the rules. After Alive2 (Lopes et al., PLDI 2021), for linear algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold import execute
+from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.plan import Plan, Slot
+from normdeploy.fold.shrink import input_shapes, symbol_sizes
+from normdeploy.fold.view import Refused, View
+
+TOLERANCE = 1e-12
+"""Largest error of a channel, relative to the magnitudes that were added up in it."""
+
+_SEED = 20150211
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One value before and after the plan, for related inputs."""
+
+    old: Array
+    new: Array
+
+
+def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
+    """The largest relative error, per channel, over all squares of ``plan``.
+
+    Raises:
+        Refused: a square does not commute, or cannot be executed: the plan is not proven.
+    """
+    worst = 0.0
+    for value in (*plan.up, *plan.down):
+        if value.is_graph_output():
+            raise Refused(f"validation: {value.name} is an output of the model and would change")
+    for node in plan.touched():
+        worst = max(worst, _Square(plan, view, committed, node).error())
+    return worst
+
+
+class _Square:
+    """One operator, run before and after the plan on related inputs."""
+
+    def __init__(self, plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> None:
+        self.plan, self.view, self.committed, self.node = plan, view, committed, node
+        self.random = np.random.default_rng(_SEED)
+
+    def error(self) -> float:
+        """The largest relative error of an output channel, over zero and random inputs."""
+        return max(self._trial(zero=True), self._trial(zero=False))
+
+    def _trial(self, *, zero: bool) -> float:
+        pairs = self._inputs(zero)
+        olds = self._run([None if p is None else p.old for p in pairs], self._attributes(new=False))
+        residue = self.plan.residues.get(self.node, self)
+        if residue is self:
+            news = self._run([None if p is None else p.new for p in pairs], self._attributes(new=True))
+        else:
+            x = self._data(pairs)
+            news = [x if residue is None else residue(x)]  # type: ignore[operator]
+        return max(self._compare(*item) for item in zip(self.node.outputs, olds, news, strict=False))
+
+    def _data(self, pairs: list[Pair | None]) -> Array:
+        """The input of a map node that is not one of its constants, after the plan."""
+        (index,) = [i for i, value in enumerate(self.node.inputs) if value is not None and not self._known(value)]
+        pair = pairs[index]
+        assert pair is not None
+        return pair.new
+
+    def _compare(self, value: ir.Value, old: Array, new: Array) -> float:
+        expected, actual = old, new
+        magnitude = np.abs(old) + np.abs(new)
+        if (m := self.plan.up.get(value)) is not None:
+            expected = m(old)
+            magnitude = np.abs(new) + np.abs(m.scale) * np.abs(old) + np.abs(m.shift)
+        elif (m := self.plan.down.get(value)) is not None:
+            actual = m(new)
+            magnitude = np.abs(old) + np.abs(m.scale) * np.abs(new) + np.abs(m.shift)
+        if expected.shape != actual.shape:
+            raise self._broken(f"shape {expected.shape} became {actual.shape}")
+        return self._relative(expected, actual, magnitude)
+
+    def _relative(self, expected: Array, actual: Array, magnitude: Array) -> float:
+        if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+            raise self._broken("a probe is not finite")
+        if not expected.size:
+            return 0.0
+        difference = np.abs(expected - actual)
+        # Per channel: along each axis of the tensor, so that one tiny channel cannot hide behind a large one.
+        worst = 0.0
+        for axis in range(max(expected.ndim, 1)):
+            others = tuple(i for i in range(expected.ndim) if i != axis)
+            error, size = difference.max(axis=others), magnitude.max(axis=others)
+            worst = max(worst, float(np.max(np.divide(error, size, out=np.zeros_like(error), where=error > 0))))
+        if not worst <= TOLERANCE:
+            raise self._broken(f"relative error {worst:.2g}")
+        return worst
+
+    def _broken(self, what: str) -> Refused:
+        return Refused(f"validation: {what}", self.node)
+
+    # -- probes --------------------------------------------------------------------------------
+
+    def _inputs(self, zero: bool) -> list[Pair | None]:
+        shapes = input_shapes(self.view, self.node, self._maps(), self._known)
+        pairs: list[Pair | None] = []
+        drawn: dict[ir.Value, Pair] = {}
+        for index, value in enumerate(self.node.inputs):
+            if value is None:
+                pairs.append(self._new_parameter(index))
+            elif self._known(value):
+                pairs.append(self._parameter(value, index))
+            else:
+                if value not in drawn:
+                    drawn[value] = self._drawn(value, shapes[index], zero)
+                pairs.append(drawn[value])
+        while len(pairs) < 3 and (self.node, len(pairs)) in self.plan.edits:
+            pairs.append(self._new_parameter(len(pairs)))
+        return pairs
+
+    def _maps(self) -> dict[ir.Value, AffineMap]:
+        return {**self.plan.up, **self.plan.down}
+
+    def _drawn(self, value: ir.Value, shape: tuple[int, ...], zero: bool) -> Pair:
+        if not self.view.is_float(value) and value not in self._maps():
+            indices = self._indices(value, shape)
+            return Pair(indices, indices)
+        x = np.zeros(shape) if zero else self.random.standard_normal(shape)
+        if not zero:
+            # Ties, exact zeros and both signs, for what is not linear.
+            x[self.random.random(shape) < 0.1] = 0.0
+        if (m := self.plan.up.get(value)) is not None:
+            return Pair(x, m(x))
+        if (m := self.plan.down.get(value)) is not None:
+            return Pair(m(x), x)
+        return Pair(x, x)
+
+    def _indices(self, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray:
+        """An integer input that is not constant: a target shape, or indices that any axis has."""
+        if self.node.op_type in ("Reshape", "Expand") and value is self.node.inputs[1]:
+            sizes = symbol_sizes(self.view, self.node, self._maps(), self._known)
+            target = self.view.need_shape(self.node.outputs[0], self.node)
+            numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
+            if numbers.count(-1) > (self.node.op_type == "Reshape"):
+                raise self._broken("the shape it makes is not known")
+            return np.array(numbers, np.int64)
+        if self.node.op_type != "Gather":
+            raise self._broken(f"its input {value.name} is not constant")
+        return np.zeros(shape, np.int64)
+
+    # -- constants -----------------------------------------------------------------------------
+
+    def _known(self, value: ir.Value) -> bool:
+        producer = value.producer()
+        quantized = producer is not None and producer.op_type == "DequantizeLinear"
+        return self.view.is_constant(value) or (
+            quantized and all(item is None or self.view.is_constant(item) for item in producer.inputs)  # type: ignore[union-attr]
+        )
+
+    def _parameter(self, value: ir.Value, index: int) -> Pair:
+        producer = value.producer()
+        if not self.view.is_constant(value) and producer is not None:
+            return self._dequantized(producer)
+        return self._stored(self.node, index)
+
+    def _stored(self, node: ir.Node, index: int) -> Pair:
+        slot = (node, index)
+        array = self.view.array(node.inputs[index])
+        assert array is not None
+        old = self.committed[slot].exact() if slot in self.committed else _float64(array)
+        return Pair(old, self.plan.edits[slot].exact() if slot in self.plan.edits else old)
+
+    def _new_parameter(self, index: int) -> Pair | None:
+        slot = (self.node, index)
+        if slot not in self.plan.edits:
+            return None
+        new = self.plan.edits[slot].exact()
+        return Pair(np.zeros_like(new), new)
+
+    def _dequantized(self, node: ir.Node) -> Pair:
+        scale = self._stored(node, 1)
+        codes = self.view.array(node.inputs[0])
+        zero = self.view.array(node.inputs[2]) if len(node.inputs) > 2 else None
+        assert codes is not None
+        axis = self.view.attr(node, "axis", 1) % max(codes.ndim, 1)
+
+        def along(a: np.ndarray) -> np.ndarray:
+            return a.reshape(tuple(a.size if i == axis else 1 for i in range(codes.ndim))) if a.ndim else a
+
+        centred = codes.astype(np.float64) - (0 if zero is None else along(zero).astype(np.float64))
+        return Pair(centred * along(scale.old), centred * along(scale.new))
+
+    # -- running -------------------------------------------------------------------------------
+
+    def _attributes(self, *, new: bool) -> dict[str, Any]:
+        own = {name: self.view.attr(self.node, name) for name in self.node.attributes}
+        if new:
+            own |= {name: value for (node, name), value in self.plan.attributes.items() if node is self.node}
+        return own
+
+    def _run(self, inputs: list[Array | None], attributes: dict[str, Any]) -> list[Array]:
+        try:
+            return execute.run(self.node.op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
+        except Refused:
+            raise
+        except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
+            raise self._broken(f"it cannot be executed ({type(error).__name__}: {error})") from error
+
+
+def _float64(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype.kind in "fV" or "float" in array.dtype.name else array

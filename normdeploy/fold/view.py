@@ -1,0 +1,204 @@
+"""Reading a graph the same way at every opset: constants, shapes, parameters that moved from attribute to input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from normdeploy.graph import label
+
+Dim = int | str | None
+"""A known size, the name of a symbolic one, or None where nothing is known."""
+
+_FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
+_NOT_CONSTANT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_NOT_CONSTANT |= {"DequantizeLinear"}  # a quantized weight stays quantized: it is edited through its scale
+
+
+class Refused(Exception):
+    """Why a map does not pass or a plan does not hold: a reason, where, and what would change it."""
+
+    def __init__(self, reason: str, node: ir.Node | None = None, fix: str = "") -> None:
+        self.reason = f"{reason} ({node.op_type} {label(node)})" if node is not None else reason
+        self.fix = fix
+        super().__init__(self.reason)
+
+
+@dataclass
+class View:
+    """What one graph (or function body) says, read through the eyes of its opset."""
+
+    opset: int
+    ir_version: int
+    in_function: bool = False
+    _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
+
+    # -- constants -----------------------------------------------------------------------------
+
+    def constant(self, value: ir.Value | None) -> ir.TensorProtocol | None:
+        """The tensor ``value`` always holds, or None: an initializer, a Constant, or a subgraph of them."""
+        if value is None:
+            return None
+        if value not in self._constants:
+            self._constants[value] = self._find_constant(value)
+        return self._constants[value]
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether :meth:`constant` finds a tensor."""
+        return self.constant(value) is not None
+
+    def array(self, value: ir.Value | None) -> np.ndarray | None:
+        """The constant as a numpy array in its own dtype, or None."""
+        tensor = self.constant(value)
+        return None if tensor is None else tensor.numpy()
+
+    def forget(self, value: ir.Value) -> None:
+        """Read ``value`` anew the next time: its constant was replaced."""
+        self._constants.pop(value, None)
+
+    def _find_constant(self, value: ir.Value) -> ir.TensorProtocol | None:
+        if value.is_graph_input() and self.ir_version >= 4:
+            return None  # from IR version 4 on, an initializer that is also an input is a default, not a constant
+        if value.const_value is not None:
+            return value.const_value
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Constant":
+            return ir.convenience.get_const_tensor(value)
+        return self._evaluated(node, value)
+
+    def _evaluated(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
+        if node.op_type in _NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values()):
+            return None
+        given = [item for item in node.inputs if item is not None]
+        if node.op_type == "CastLike" and given[0] is not value and given[1].dtype is not None:
+            return self._cast_like(given[0], given[1].dtype)
+        if node.op_type == "Shape" and given[0].shape is not None and given[0].shape.is_static():
+            shape = np.array(given[0].shape.numpy(), np.int64)
+            return ir.tensor(shape[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
+        if not given or not all(self.is_constant(item) for item in given):
+            return None
+        feeds = {str(item.name): self.array(item) for item in given}
+        try:
+            with np.errstate(all="ignore"):
+                results = evaluator(node, self.opset).run([value.name], feeds)
+        except Exception:  # the reference has no kernel for it: then it is no constant to us
+            return None
+        return ir.tensor(np.asarray(results[0]), name=value.name)
+
+    def _cast_like(self, value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol | None:
+        array = self.array(value)
+        return None if array is None else ir.tensor(array.astype(dtype.numpy()), dtype=dtype)
+
+    # -- shapes --------------------------------------------------------------------------------
+
+    def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """The shape of ``value``: sizes, names, None per unknown axis; None where not even the rank is known."""
+        if value is None:
+            return None
+        tensor = self.constant(value) if value.shape is None else None
+        shape = tensor.shape if tensor is not None else value.shape
+        if shape is None:
+            return None
+        return tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The number of axes of ``value``, also where its shape is unknown but a neighbour tells."""
+        shape = self.shape(value)
+        return len(shape) if shape is not None else self._rank_from_neighbours(value)
+
+    def _rank_from_neighbours(self, value: ir.Value) -> int | None:
+        """Conv and ConvTranspose have the rank of their weight, on both sides; norms keep the rank."""
+        seen: set[ir.Value] = set()
+        while value not in seen:
+            seen.add(value)
+            node = value.producer()
+            if node is None or not node.inputs or node.inputs[0] is None:
+                break
+            if node.op_type in ("Conv", "ConvTranspose"):
+                weight = self.shape(node.inputs[1])
+                return None if weight is None else len(weight)
+            if node.op_type == "Gemm":
+                return 2
+            if node.op_type not in ("BatchNormalization", "Relu", "Identity", "LeakyRelu", "Sigmoid", "Tanh"):
+                break
+            value = node.inputs[0]
+            if (shape := self.shape(value)) is not None:
+                return len(shape)
+        for use in value.uses():
+            if use.node.op_type in ("Conv", "ConvTranspose") and use.idx == 0:
+                weight = self.shape(use.node.inputs[1])
+                return None if weight is None else len(weight)
+        return None
+
+    def need_rank(self, value: ir.Value, node: ir.Node) -> int:
+        """The rank of ``value``, or a refusal."""
+        rank = self.rank(value)
+        if rank is None:
+            raise Refused(f"the rank of {value.name} is not known", node, "run onnx shape inference on the model")
+        return rank
+
+    def need_shape(self, value: ir.Value, node: ir.Node) -> tuple[Dim, ...]:
+        """The shape of ``value``, or a refusal."""
+        shape = self.shape(value)
+        if shape is None:
+            raise Refused(f"the shape of {value.name} is not known", node, "run onnx shape inference on the model")
+        return shape
+
+    def is_float(self, value: ir.Value) -> bool:
+        """Whether ``value`` holds floating-point numbers (unknown counts as no)."""
+        tensor = self.constant(value) if value.dtype is None else None
+        return (tensor.dtype if tensor is not None else value.dtype) in _FLOATS
+
+    # -- parameters ----------------------------------------------------------------------------
+
+    def attr(self, node: ir.Node, name: str, default: Any = None) -> Any:
+        """The value of attribute ``name``; ``default`` where it is absent."""
+        attr = node.attributes.get(name)
+        if attr is None:
+            return default
+        if attr.is_ref():
+            raise Refused(f"attribute {name} is a parameter of the function", node)
+        return list(attr.value) if isinstance(attr.value, (tuple, list)) else attr.value
+
+    def parameter(self, node: ir.Node, name: str, index: int, default: Any = None) -> Any:
+        """A parameter that is an attribute at older opsets and input ``index`` at newer ones, as Python numbers."""
+        if name in node.attributes:
+            return self.attr(node, name)
+        if index >= len(node.inputs) or node.inputs[index] is None:
+            return default
+        array = self.array(node.inputs[index])
+        if array is None:
+            raise Refused(f"{name} is not constant", node)
+        return array.tolist()
+
+    def is_used(self, node: ir.Node, output: int) -> bool:
+        """Whether output ``output`` of ``node`` exists and anything reads it."""
+        if output >= len(node.outputs):
+            return False
+        value = node.outputs[output]
+        return bool(value.uses()) or value.is_graph_output()
+
+
+def evaluator(node: ir.Node, opset: int) -> ReferenceEvaluator:
+    """onnx's own reference implementation of ``node`` at ``opset``, alone."""
+    proto = ir.to_proto(node)
+    return ReferenceEvaluator(_single(proto, opset))
+
+
+def _single(proto: onnx.NodeProto, opset: int) -> onnx.ModelProto:
+    make = onnx.helper
+    inputs = [make.make_empty_tensor_value_info(name) for name in dict.fromkeys(proto.input) if name]
+    outputs = [make.make_empty_tensor_value_info(name) for name in proto.output if name]
+    graph = make.make_graph([proto], "one", inputs, outputs)
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", opset)])
+
+
+def _holds_graph(attr: ir.Attr) -> bool:
+    return attr.is_ref() or attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
