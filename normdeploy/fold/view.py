@@ -87,7 +87,7 @@ class View:
         feeds = {str(item.name): self.array(item) for item in given}
         try:
             with np.errstate(all="ignore"):
-                results = evaluator(node, self.opset).run([value.name], feeds)
+                results = list(evaluator(node, self.opset).run([value.name], feeds))
         except Exception:  # the reference has no kernel for it: then it is no constant to us
             return None
         return ir.tensor(np.asarray(results[0]), name=value.name)

@@ -17,6 +17,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.operators.rows import Maps, only_first, vector
 from normdeploy.fold.plan import Step
+from normdeploy.fold.view import Dim
 
 # -- Conv ------------------------------------------------------------------------------------------
 
@@ -190,7 +191,8 @@ def _over_weight(step: Step, factor: Array, right: bool) -> Array:
         raise step.refuse("the map varies over an axis that the weight does not have")
     factor = factor.reshape(factor.shape[max(extra, 0) :])
     aligned = shape[len(shape) - factor.ndim :]
-    if any(n != 1 and n != dim for n, dim in zip(factor.shape, aligned, strict=True)):
+    pairs: list[tuple[int, Dim]] = list(zip(factor.shape, aligned, strict=True))
+    if any(extent not in (1, dim) for extent, dim in pairs):
         raise step.refuse("the map would enlarge the weight")
     return factor
 
