@@ -51,9 +51,10 @@ def read(path: Path, key: str | None = None) -> Any:
             return load_file(path, device="cpu")
         if kind == "zip":
             _check_archive(path, key)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of the file's format: nothing a user has to do
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file, because a path would be judged by its extension. The warnings are about the format's age.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except OSError as error:

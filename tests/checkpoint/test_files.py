@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from normdeploy.checkpoint.files import read, sha256
+from normdeploy.errors import InputError
+
+
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {"w": torch.randn(3, 5), "half": torch.randn(4).half(), "n": torch.tensor(7), "none": torch.zeros(0, 2)}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+    )
+
+
+WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    "zip": torch.save,
+    "stream": lambda contents, path: torch.save(contents, path, _use_new_zipfile_serialization=False),
+    "safetensors": save_file,
+}
+
+
+def refusal(path: Path, key: str | None = None) -> InputError:
+    with pytest.raises(InputError) as caught:
+        read(path, key)
+    assert caught.value.where == str(path)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+@pytest.mark.parametrize("extension", [".safetensors", ".pt", ".bin", ""])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_each_format_is_told_by_its_content(tmp_path: Path, writer: str, extension: str) -> None:
+    path = tmp_path / f"weights{extension}"
+    WRITERS[writer](state(), path)
+    assert equal(read(path), state())
+
+
+def test_a_safetensors_file_that_begins_like_a_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    for length in range(1, 300):
+        save_file({"w" * length: torch.ones(2)}, path)
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes().startswith(b"\x80")
+    assert list(read(path)) == ["w" * length]
+
+
+def test_everything_comes_to_the_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(state(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    moved = {
+        name: data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0") if name.endswith("data.pkl") else data
+        for name, data in entries.items()
+    }
+    assert moved != entries
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in moved.items():
+            archive.writestr(name, data)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(path, weights_only=True)
+    assert equal(read(path), state())
+    assert {tensor.device.type for tensor in read(path).values()} == {"cpu"}
+
+
+def test_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"abc" * 100_000)
+    assert sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+# What is not there, or is no file of weights
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "w.pt").what == "no such file"
+
+
+def test_a_folder_names_the_weights_inside(tmp_path: Path) -> None:
+    assert refusal(tmp_path).what == "not a file"
+    (tmp_path / "model.safetensors").touch()
+    assert str(tmp_path / "model.safetensors") in refusal(tmp_path).fix
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe").what == "not a file"
+
+
+def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(state(), path)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert refusal(path).what == "cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_an_empty_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert refusal(tmp_path / name).what == "the file is empty"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 10\n", "a pointer of git-lfs"),
+        (b"<!DOCTYPE html><html>Not found</html>", "neither safetensors nor written by torch.save: begins b'<!DOCTYPE"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "neither safetensors"),
+        (b"x", "neither safetensors"),
+        (pickle.dumps({"a": 1}, protocol=0), "neither safetensors"),
+        (b"PK\x03\x04" + bytes(100), "truncated or damaged"),
+        (b"\x80\x02" + bytes(100), "truncated or damaged"),
+        (pickle.dumps({"a": 1}, protocol=5), "truncated or damaged"),
+    ],
+)
+def test_what_is_no_file_of_weights(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    assert refusal(tmp_path / "w.pt").what.startswith(what) or what in refusal(tmp_path / "w.pt").what
+
+
+def test_another_zip_archive(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", a=np.ones(3))
+    assert refusal(tmp_path / "w.npz").what == "a zip archive, but not one of torch.save"
+
+
+# Damage
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_truncation_is_refused(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / ("w.safetensors" if writer == "safetensors" else "w.pt")
+    WRITERS[writer](state(), path)
+    whole = path.read_bytes()
+    for length in {1, 4, 8, 9, 20, *range(10, len(whole), 37), len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        assert refusal(path).fix
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damage_is_refused_or_harmless_but_never_a_crash(
+    tmp_path_factory: pytest.TempPathFactory, writer: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("damage") / "w.safetensors"
+    WRITERS[writer](state(), path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        read(path)
+
+
+def test_a_flipped_bit_in_the_values_of_an_archive_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(state(), path)
+    content = bytearray(path.read_bytes())
+    content[bytes(content).index(state()["w"].numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["w"], state()["w"]), "torch does not see it"
+    assert "damaged" in refusal(path).what
+
+
+def test_an_archive_saved_without_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state(), path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert equal(read(path), state())
+
+
+# Code
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+class System:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def _raw(protocol: int) -> Callable[[Any, Path], None]:
+    return lambda contents, path: path.write_bytes(pickle.dumps(contents, protocol)) and None
+
+
+PICKLERS = {
+    **{name: WRITERS[name] for name in ("zip", "stream")},
+    "zip protocol 4": lambda contents, path: torch.save(contents, path, pickle_protocol=4),
+    "stream protocol 4": lambda contents, path: torch.save(
+        contents, path, pickle_protocol=4, _use_new_zipfile_serialization=False
+    ),
+    "pickle 2": _raw(2),
+    "pickle 5": _raw(5),
+}
+
+
+@pytest.mark.parametrize("writer", PICKLERS)
+def test_an_attack_is_refused_with_its_globals_and_does_not_run(tmp_path: Path, writer: str) -> None:
+    target, path = tmp_path / "touched", tmp_path / "w.pt"
+    attack = {"w": torch.ones(2), "a": System(f"touch {target}"), "b": System(f"touch {target}"), "c": Attack(target)}
+    PICKLERS[writer](attack, path)
+    error = refusal(path)
+    assert not target.exists()
+    assert error.what.startswith("the file is a pickle that runs code when loaded: it calls ")
+    listed = error.what.rpartition("calls ")[2].split(", ")
+    assert {"posix.system", "pathlib.PosixPath"} <= set(listed)
+    assert listed == sorted(set(listed))
+    assert not any("_rebuild" in name or "OrderedDict" in name for name in listed)
+
+
+def test_the_attack_would_have_worked(tmp_path: Path) -> None:
+    target, path = tmp_path / "touched", tmp_path / "w.pt"
+    torch.save({"a": System(f"touch {target}")}, path)
+    torch.load(path, weights_only=False)
+    assert target.exists()
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+
+
+def _program(path: Path) -> None:
+    torch.export.save(torch.export.export(net(), (torch.ones(2, 3),)), path)
+
+
+CODE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "whole module": (lambda path: torch.save(net(), path), "torch.nn.modules.batchnorm.BatchNorm1d"),
+    "whole module, stream": (lambda path: WRITERS["stream"](net(), path), "torch.nn.modules.linear.Linear"),
+    "module under a key": (lambda path: torch.save({"state_dict": net(), "epoch": 3}, path), "Sequential"),
+    "arguments": (
+        lambda path: torch.save({"state_dict": net().state_dict(), "args": argparse.Namespace(lr=1)}, path),
+        "argparse.Namespace",
+    ),
+    "numpy scalars": (lambda path: torch.save({**net().state_dict(), "acc": np.float64(1)}, path), "scalar"),
+    "torchscript": (lambda path: torch.jit.save(torch.jit.script(net()), path), "a TorchScript program"),
+    "program": (_program, "a program of torch.export"),
+}
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_code_is_refused_with_a_conversion_that_works(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "it's here.pt"  # a name that a shell would trip over
+    write, what = CODE[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, its files are still about
+        write(path)
+    error = refusal(path)
+    assert what in error.what
+    assert "only if you trust" in error.fix
+    command = shlex.split(error.fix.splitlines()[1])
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    assert equal(read(tmp_path / "it's here.weights.pt"), dict(net().state_dict()))
+
+
+def test_the_conversion_uses_the_given_key(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"ema": net(), "state_dict": {}}, path)
+    command = shlex.split(refusal(path, "ema").fix.splitlines()[1])
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    assert equal(read(tmp_path / "w.weights.pt"), dict(net().state_dict()))
+
+
+def test_an_allowed_pickle_keeps_its_structure(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"epoch": 3, "state_dict": OrderedDict(a=torch.ones(2)), "lr": [0.1]}, path)
+    contents = read(path)
+    assert (contents["epoch"], contents["lr"]) == (3, [0.1])
+    assert torch.equal(contents["state_dict"]["a"], torch.ones(2))
+
+
+def test_reading_leaves_the_file_alone(tmp_path: Path) -> None:
+    path, copy = tmp_path / "w.pt", tmp_path / "copy.pt"
+    torch.save(state(), path)
+    shutil.copy2(path, copy)
+    read(path)
+    assert path.read_bytes() == copy.read_bytes()
