@@ -1,0 +1,73 @@
+"""The engine computes in what was asked: judged from the layer table, after the build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from normdeploy.engine.layers import EngineLayer
+from normdeploy.errors import VerdictError
+from normdeploy.precision import HEAVY, NORMS, Precision
+
+_SHOWN = 10
+
+
+def require_precision(
+    layers: Sequence[EngineLayer], precision: Precision, *, quantized: bool = False, norm_nodes: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Raise VerdictError, with every layer that differs, unless the engine computes in ``precision``.
+
+    - Every convolution, matrix product and recurrence must multiply in it; an int8 or fp8 one passes in a graph that
+      was quantized on purpose (``quantized``).
+    - Every norm, as one operator or as one of ``norm_nodes`` where it is spelled out, must average in float32.
+
+    Gives notes on what the table does not say: a norm in a kernel whose name does not spell its operators. The types
+    of the strongly typed graph that was built hold for that one.
+    """
+    wrong = [
+        _describe(layer, layer.precision) for layer in _multiplying(layers) if not _fits(layer, precision, quantized)
+    ]
+    norms = [layer for layer in layers if _is_norm(layer, norm_nodes)]
+    wrong += [_describe(layer, f"statistics in {layer.statistics}") for layer in norms if _averages_narrow(layer)]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise VerdictError(
+            f"the engine does not compute in {precision} with float32 norm statistics",
+            where="; ".join(wrong[:_SHOWN]) + more,
+            fix="export the model in float32 and build with --precision; report it if it persists",
+        )
+    if not layers:
+        return ("the builder gave no layer table: the precision is asserted from the graph alone",)
+    silent = sorted({name for layer in norms if _is_silent(layer) for name in layer.modules})
+    return (f"the layer table does not say in what these average: {', '.join(silent)}",) if silent else ()
+
+
+def _multiplying(layers: Sequence[EngineLayer]) -> list[EngineLayer]:
+    """The layers that multiply: of an operator's layers those that do not merely move data, where there are any."""
+    by_node: dict[str, list[EngineLayer]] = {}
+    for layer in layers:
+        for node, operator in zip(layer.nodes, layer.operators, strict=True):
+            if operator in HEAVY and layer.precision:
+                by_node.setdefault(f"{layer.profile}:{node}", []).append(layer)
+    chosen = [[layer for layer in group if not layer.moves] or group[-1:] for group in by_node.values()]
+    return list(dict.fromkeys(layer for group in chosen for layer in group))
+
+
+def _fits(layer: EngineLayer, precision: Precision, quantized: bool) -> bool:
+    return layer.precision == precision or (quantized and layer.precision in ("int8", "fp8", "fp4", "int4"))
+
+
+def _is_norm(layer: EngineLayer, norm_nodes: Sequence[str]) -> bool:
+    batch = {"BatchNormalization"}  # linear at inference: it averages nothing
+    return not (NORMS - batch).isdisjoint(layer.operators) or not set(norm_nodes).isdisjoint(layer.nodes)
+
+
+def _averages_narrow(layer: EngineLayer) -> bool:
+    return layer.statistics not in ("", "fp32")
+
+
+def _is_silent(layer: EngineLayer) -> bool:
+    return not layer.statistics and layer.precision not in ("", "fp32")
+
+
+def _describe(layer: EngineLayer, found: str) -> str:
+    return f"{', '.join(layer.modules) or layer.name}: {found}"

@@ -1,0 +1,74 @@
+"""Runs the builder's process: passes its progress on, turns its death into a message, leaves nothing of it behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from normdeploy import errors
+from normdeploy.engine.job import LOG, RESULT, Job, Result
+from normdeploy.engine.layers import Owner
+from normdeploy.errors import InputError
+
+_TAIL = 3
+_PARSING = re.compile(r"Parsing node: (\S+) \[(\w+)\]")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of the build: ``step`` of ``steps`` of ``phase`` are done; ``parent`` is the phase around it, if known."""
+
+    phase: str
+    parent: str
+    step: int
+    steps: int
+
+
+def run(job: Job, folder: Path, owners: Mapping[str, Owner], progress: Callable[[Progress], None] | None) -> Result:
+    """The result of ``job`` in ``folder``. Raises what the process raised, or InputError where it died.
+
+    Whatever interrupts this process, a Ctrl-C among it, kills that one: it is in a session of its own, so that the
+    terminal's signal does not reach it first, and writes nowhere but to ``folder``.
+    """
+    job.write(folder)
+    command = [sys.executable, "-m", "normdeploy.engine.worker", str(folder)]
+    with (
+        (folder / "stderr.txt").open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+        ) as process,
+    ):
+        try:
+            for line in process.stdout or ():
+                if progress is not None:
+                    progress(Progress(**json.loads(line)))
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode or not (folder / RESULT).exists():
+        raise _died(process.returncode, folder, owners)
+    result = Result.read(folder)
+    if result.error is not None:
+        kind, what, where, fix = result.error
+        raise getattr(errors, kind)(what, where=where, fix=fix)
+    return result
+
+
+def _died(code: int, folder: Path, owners: Mapping[str, Owner]) -> InputError:
+    reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    log = (folder / LOG).read_text(errors="replace") if (folder / LOG).exists() else ""
+    said = [line for line in (folder / "stderr.txt").read_text(errors="replace").splitlines() if line.strip()]
+    parsing = _PARSING.findall(log)
+    node, operator = parsing[-1] if parsing else ("", "")
+    place = f"{owners[node].module or node} ({operator})" if node in owners else "before it read the graph"
+    return InputError(
+        f"the builder's process died ({reason})",
+        where=" | ".join([f"last at {place}", *said[-_TAIL:]]),
+        fix="replace that module; plugin operators are known to abort the builder",
+    )

@@ -1,0 +1,54 @@
+"""The timing cache on disk: one file for each backend, version and GPU, in the folder that the user gave.
+
+It is locked for the whole build. Two builds that time kernels on one GPU at once would measure each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from normdeploy.engine.files import write_atomic
+from normdeploy.errors import InputError
+
+
+def cache_key(backend: str, version: str, gpu: str) -> str:
+    """The file name of the cache that fits: timings of another version or GPU say nothing."""
+    return re.sub(r"[^\w.-]+", "_", f"{backend}-{version}-{gpu}") + ".timings"
+
+
+class TimingCache:
+    """One cache file, held by this process until the build is over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> bytes:
+        """What was kept; empty where nothing was."""
+        return self.path.read_bytes() if self.path.exists() else b""
+
+    def store(self, data: bytes) -> None:
+        """Replace what is kept, atomically; nothing is written where there is nothing new."""
+        if data and data != self.load():
+            write_atomic(self.path, data)
+
+
+@contextmanager
+def locked(folder: Path, key: str) -> Iterator[TimingCache]:
+    """The cache called ``key`` in ``folder``, which is made where missing; waits for a build that holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{key}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise InputError(
+            f"cannot use the timing cache: {error.strerror}", where=str(folder), fix="give a folder you can write to"
+        ) from error
+    try:
+        yield TimingCache(folder / key)
+    finally:
+        lock.release()
