@@ -1,0 +1,206 @@
+"""The command line: one function a command, which parses, calls and prints.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done and the verdict passed, 1 the verdict failed,
+2 usage or unreadable input, 3 this machine cannot, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter
+
+from normdeploy.cli import output
+from normdeploy.cli.options import EagerOptions, Out, ParityOptions, Talk
+from normdeploy.errors import InputError, VerdictError
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("normdeploy")
+
+
+app = App(
+    name="normdeploy",
+    help="Makes trained PyTorch networks deployable: norms folded away, parity proven, bundle delivered.",
+    help_format="plaintext",
+    version=_version,
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that ``arguments`` (the process's own by default) spell, and return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with output.Guard(debug="--debug" in given) as guard:
+        try:
+            guard.code = app(given) or 0
+        except CycloptsError:  # it has printed itself
+            guard.code = InputError.exit_code
+    return guard.code
+
+
+@app.command
+def export(
+    *,
+    model: str,
+    out: Out,
+    eager: EagerOptions = EagerOptions(),
+    parity: ParityOptions = ParityOptions(),
+    opset: int | None = None,
+    keep: tuple[str, ...] = (),
+    force: bool = False,
+    no_bench: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Turn a trained checkpoint into a verified deployment folder.
+
+    Args:
+        model: package.module:factory, a function that returns the module.
+        out: the folder to write.
+        opset: ONNX opset.
+        keep: pattern of module names whose norms stay as they are.
+        force: replace an older bundle.
+        no_bench: leave the latency out.
+    """
+    from normdeploy import pipeline
+
+    try:
+        with output.working(talk) as progress:
+            report = pipeline.export(
+                model, parity.input, out, data=parity.data, opset=opset, keep=keep, force=force, bench=not no_bench,
+                seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
+                **eager.source(),
+            )  # fmt: skip
+    except pipeline.ParityError as error:
+        output.report(error.report, talk)
+        raise
+    output.report(report, talk, out)
+    return 0
+
+
+@app.command
+def fold(
+    model: Path,
+    /,
+    *,
+    out: Out,
+    keep: tuple[str, ...] = (),
+    dump: Path | None = None,
+    strict: bool = False,
+    force: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Fold the norms of an ONNX file into its weights.
+
+    Args:
+        model: the ONNX file.
+        out: the file to write; large weights go beside it.
+        keep: pattern of module names whose norms stay as they are.
+        dump: a folder for the graph before and after each step.
+        strict: exit 1, and write nothing, where a step failed its proof.
+        force: replace an older file.
+    """
+    from normdeploy import pipeline
+
+    with output.working(talk):
+        ledger = pipeline.fold_file(model, out, keep=keep, dump=dump, strict=strict, force=force)
+    output.ledger(ledger, talk)
+    return 0
+
+
+@app.command
+def verify(
+    artefact: Path,
+    /,
+    *,
+    model: str,
+    eager: EagerOptions = EagerOptions(),
+    parity: ParityOptions = ParityOptions(),
+    talk: Talk = Talk(),
+) -> int:
+    """Judge a bundle or an ONNX file against the eager module it came from.
+
+    Args:
+        artefact: a bundle, which knows its inputs, or an ONNX file, which needs --input.
+        model: package.module:factory, a function that returns the module.
+    """
+    from normdeploy import pipeline
+
+    with output.working(talk) as progress:
+        verdict = pipeline.verify(
+            artefact, model, parity.input, data=parity.data, seed=parity.seed, criteria=parity.criteria(),
+            progress=progress, **eager.source(),
+        )  # fmt: skip
+    output.verdict(verdict, talk)
+    return 0 if verdict.passed else VerdictError.exit_code
+
+
+@app.command
+def bench(
+    bundle: Path,
+    /,
+    *,
+    model: str | None = None,
+    eager: EagerOptions = EagerOptions(),
+    seconds: float = 2.0,
+    seed: int = 0,
+    talk: Talk = Talk(),
+) -> int:
+    """Measure the latency of a bundle, beside the eager module it came from.
+
+    Args:
+        bundle: the folder.
+        model: package.module:factory; without it the bundle is measured alone.
+        seconds: to measure for.
+        seed: of the confidence interval.
+    """
+    from normdeploy import pipeline
+
+    with output.working(talk) as progress:
+        measured = pipeline.bench(bundle, model, seconds=seconds, seed=seed, progress=progress, **eager.source())
+    output.latency(measured, talk)
+    return 0
+
+
+@app.command
+def explain(model: Path, name: str | None = None, /, *, talk: Talk = Talk()) -> int:
+    """Tell what became of the norms of a bundle or of a folded ONNX file.
+
+    Args:
+        model: a bundle, or a file that normdeploy fold wrote.
+        name: a module's name, or a pattern of names; without it, all.
+    """
+    from normdeploy import pipeline
+
+    with output.working(talk):
+        entries = pipeline.ledger_of(model, name)
+    output.entries(entries, talk)
+    return 0
+
+
+@app.command
+def report(bundle: Path | None = None, /, *, schema: bool = False, talk: Talk = Talk()) -> int:
+    """Show the report of a bundle, or the schema of report.json.
+
+    Args:
+        bundle: the folder, or its report.json.
+        schema: print the JSON schema.
+    """
+    if schema:
+        from normdeploy.report.schema import schema as document
+
+        output.document(document())
+        return 0
+    if bundle is None:
+        raise InputError("no bundle is given", fix="normdeploy report BUNDLE, or normdeploy report --schema")
+    from normdeploy import pipeline
+
+    output.report(pipeline.report_of(bundle), talk, bundle)
+    return 0

@@ -1,0 +1,106 @@
+"""The options that several commands share: the same words mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from normdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from normdeploy.parity.verdict import Criteria
+    from normdeploy.pipeline import Source
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EagerOptions:
+    """Where the eager module comes from.
+
+    Attributes:
+        app_dir: the only folder added to the import path.
+        model_arg: NAME=VALUE, an argument of the factory; a Python literal or a string.
+        weights: a safetensors file, or a state dict saved by torch.
+        weights_key: the entry of that file which holds the state dict.
+        strip_prefix: taken off the start of the names in that file.
+        force_eval: go on where a norm was left in training mode.
+    """
+
+    app_dir: Path | None = None
+    model_arg: tuple[str, ...] = ()
+    weights: Path | None = None
+    weights_key: str | None = None
+    strip_prefix: str = ""
+    force_eval: bool = False
+
+    def source(self) -> Source:
+        """What the pipeline's verbs take."""
+        return {
+            "app_dir": self.app_dir,
+            "model_args": _named(self.model_arg),
+            "weights": self.weights,
+            "weights_key": self.weights_key,
+            "strip_prefix": self.strip_prefix,
+            "force_eval": self.force_eval,
+        }
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions:
+    """What parity is judged on and by.
+
+    Attributes:
+        input: name:dims@dtype[low..high], once for each input, e.g. "x:N=1..1..64x3x224x224@f32".
+        data: an .npz file with one array an input, judged beside the random inputs.
+        seed: of the random inputs.
+        k: an error of k times eager's own passes (4).
+        floor_eps: and that many ε of the output's dtype on top (8).
+    """
+
+    input: tuple[str, ...] = ()
+    data: Path | None = None
+    seed: int = 0
+    k: float | None = None
+    floor_eps: float | None = None
+
+    def criteria(self) -> Criteria:
+        """The criteria, their own defaults where nothing is given."""
+        from normdeploy.parity.verdict import Criteria
+
+        given = {"k": self.k, "floor_eps": self.floor_eps}
+        return Criteria(**{name: value for name, value in given.items() if value is not None})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How the command talks.
+
+    Attributes:
+        json: print one JSON document.
+        verbose: show warnings of torch and other libraries.
+        debug: show the traceback of an error.
+    """
+
+    json: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+
+def _named(arguments: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping; InputError for other texts and for a name given twice."""
+    named: dict[str, str] = {}
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()) or name in named:
+            what = f"{name!r} is given twice" if name in named else "an argument of the factory that has no name"
+            raise InputError(what, where=f"--model-arg {text}", fix="write --model-arg NAME=VALUE, each name once")
+        named[name] = value
+    return named

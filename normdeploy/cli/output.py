@@ -1,0 +1,160 @@
+"""What the commands print: results on stdout, as text or as one JSON document, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from normdeploy.cli.options import Talk
+from normdeploy.errors import InputError, NormdeployError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from normdeploy.bench.stats import Comparison, Latency
+    from normdeploy.fold.ledger import Entry, Ledger
+    from normdeploy.parity.verdict import Verdict
+    from normdeploy.pipeline import Progress
+    from normdeploy.report.schema import Report
+
+INTERRUPTED = 130
+
+
+class Guard:
+    """Turns whatever leaves a command into one message on stderr and an exit ``code``."""
+
+    def __init__(self, *, debug: bool) -> None:
+        self.code, self._debug = 0, debug
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if error is None or isinstance(error, SystemExit):
+            return False
+        if self._debug:
+            traceback.print_exception(error)
+        self.code, message = _told(error)
+        print(_printable(message), file=sys.stderr)
+        return True
+
+
+def _told(error: BaseException) -> tuple[int, str]:
+    """The exit code and the message that ``error`` deserves."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; nothing was written"
+    if isinstance(error, BrokenPipeError):
+        # The reader of stdout has gone (| head): Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return InputError.exit_code, "error: the reader of the output has gone"
+    if isinstance(error, OSError):
+        place = str(error.filename or "")
+        error = InputError(str(error.strerror or error), where=place, fix="check its permissions and the free space")
+    if isinstance(error, NormdeployError):
+        return error.exit_code, f"error: {error}"
+    told = f"{type(error).__name__}: {error}"
+    return InputError.exit_code, f"error: this is a bug in normdeploy: {told}\n  fix: report it with what --debug shows"
+
+
+def _printable(text: str) -> str:
+    """Names in files may not steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+@contextmanager
+def working(talk: Talk) -> Iterator[Progress]:
+    """While a command works: its stages on stderr, whatever libraries print too, and their warnings if asked for."""
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr), _stages() as progress:
+        if not talk.verbose:
+            warnings.simplefilter("ignore")
+        yield progress
+
+
+@contextmanager
+def _stages() -> Iterator[Progress]:
+    """A line for each stage that has ended; on a terminal a spinner beside the one that runs."""
+    console = _console(sys.stderr)
+    with console.status("") as status:
+
+        def tell(stage: str, seconds: float | None) -> None:
+            if seconds is None:
+                status.update(stage)
+            else:
+                console.print(f"  {stage:8}{seconds:7.1f} s", highlight=False)
+
+        yield tell
+
+
+def report(report: Report, talk: Talk, path: Path | None = None) -> None:
+    """The report of an export; ``path`` is its bundle."""
+    from normdeploy.report.console import show
+
+    if talk.json:
+        document(report)
+    else:
+        show(report, _console(sys.stdout), path=path)
+
+
+def verdict(verdict: Verdict, talk: Talk) -> None:
+    """A parity verdict; in JSON what the report has as ``parity``."""
+    from normdeploy.report.console import show_parity
+
+    document(verdict) if talk.json else show_parity(verdict, _console(sys.stdout))
+
+
+def latency(measured: Comparison | Latency, talk: Talk) -> None:
+    """A latency; in JSON what the report has as ``latency``, or as its ``deployed``."""
+    from normdeploy.report.console import show_latency
+
+    document(measured) if talk.json else show_latency(measured, _console(sys.stdout))
+
+
+def ledger(ledger: Ledger, talk: Talk) -> None:
+    """What became of each norm; in JSON what the report has as ``ledger``."""
+    from normdeploy.report.console import show_norms
+
+    if talk.json:
+        document(ledger)
+    else:
+        show_norms(ledger.norms(), _console(sys.stdout))
+
+
+def entries(entries: Sequence[Entry], talk: Talk) -> None:
+    """Entries of a ledger with everything they say; in JSON a list of them."""
+    if talk.json:
+        document(entries)
+    for entry in () if talk.json else entries:
+        print(_printable("\n  ".join(_lines(entry))))
+
+
+def _lines(entry: Entry) -> Iterator[str]:
+    yield f"{entry.module or entry.node}  {entry.kind}"
+    yield str(entry)
+    if entry.ulps is not None:
+        yield f"largest change of a weight: {entry.ulps:.3g} ulp"
+    if entry.residual is not None:
+        yield f"largest relative error of its validation in float64: {entry.residual:.2g}"
+    if entry.reason and entry.outcome != "left":
+        yield f"why not more: {entry.reason}"
+    if entry.fix:
+        yield f"fix: {entry.fix}"
+
+
+def document(content: Any) -> None:
+    """One JSON document; NaN and infinities are strings, as the published schema says."""
+    from pydantic_core import to_json
+
+    print(to_json(content, indent=2, inf_nan_mode="strings").decode())
+
+
+def _console(file: Any) -> Console:
+    from rich.console import Console
+
+    return Console(file=file, highlight=False)

@@ -1,0 +1,68 @@
+"""The account that an export gives of itself: everything the report says that no room has said already."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import onnx_ir as ir
+
+from normdeploy.checkpoint import Checkpoint
+from normdeploy.export import Exported
+from normdeploy.fold import FoldResult
+from normdeploy.fold.sources import NORMS
+from normdeploy.parity.verdict import Verdict
+from normdeploy.report.schema import Report
+
+_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+def account(checkpoint: Checkpoint, exported: Exported, folded: FoldResult, verdict: Verdict, **more: Any) -> Report:
+    """The report of one export; ``more`` are the fields that it has as they are: inputs, latency, seconds."""
+    return Report(
+        created=datetime.now(UTC),
+        normdeploy_version=version("normdeploy"),
+        packages=packages(),
+        factory=checkpoint.factory,
+        weights=checkpoint.weights.name if checkpoint.weights else None,
+        weights_sha256=checkpoint.weights_sha256,
+        outputs=list(exported.outputs),
+        opset=folded.model.opset_imports[""],
+        precision=precision(folded.model),
+        norms_before=norm_counts(exported.model),
+        norms_after=norm_counts(folded.model),
+        ledger=folded.ledger,
+        parity=verdict,
+        notes=[*checkpoint.notes, *exported.notes],
+        **more,
+    )
+
+
+def packages() -> dict[str, str]:
+    """Package → version of what takes part, Python included."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # onnxruntime comes in distributions of several names
+            continue
+    return found
+
+
+def norm_counts(model: ir.Model) -> dict[str, int]:
+    """Operator type → how many norms of it ``model`` has."""
+    return dict(Counter(node.op_type for node in model.graph.all_nodes() if node.op_type in NORMS))
+
+
+def precision(model: ir.Model) -> str:
+    """The floating-point dtypes of the weights, that of the most bytes first."""
+    sizes: Counter[str] = Counter()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype.is_floating_point():
+                sizes[tensor.dtype.numpy().name] += tensor.nbytes
+    return ", ".join(name for name, _ in sizes.most_common()) or "no floating-point weights"

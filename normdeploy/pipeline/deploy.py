@@ -1,0 +1,101 @@
+"""``export``: a trained checkpoint goes in, a verified deployment folder comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Unpack
+
+import onnx_ir as ir
+import torch
+
+from normdeploy import bundle
+from normdeploy.bench.timers import interleave
+from normdeploy.bundle import Golden
+from normdeploy.checkpoint import load
+from normdeploy.export import to_graph
+from normdeploy.fold import fold
+from normdeploy.parity.verdict import Criteria
+from normdeploy.pipeline.account import account
+from normdeploy.pipeline.judge import ParityError, verdict_on
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, specs_of
+from normdeploy.report.schema import Report
+from normdeploy.runtime.eager import EagerRunner
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import Runner
+
+
+def export(
+    model: str,
+    inputs: Sequence[str],
+    out: str | Path,
+    *,
+    data: Path | None = None,
+    opset: int | None = None,
+    keep: Sequence[str] = (),
+    force: bool = False,
+    bench: bool = True,
+    seed: int = 0,
+    criteria: Criteria | None = None,
+    verbose: bool = False,
+    progress: Progress | None = None,
+    **source: Unpack[Source],
+) -> Report:
+    """Export ``model``, fold its norms, prove parity, measure latency, and write the bundle ``out``.
+
+    Args:
+        model: ``package.module:factory``; ``source`` says where its weights are.
+        inputs: one spec an input, e.g. ``"x:N=1..1..64x1x8x8@f32"``.
+        out: the folder to write.
+        data: an .npz file with one array an input, to judge parity on as well.
+        opset: ONNX opset; None takes the default.
+        keep: patterns (fnmatch) of module names whose norms stay as they are.
+        force: replace an older bundle.
+        bench: measure latency.
+        seed: of the random inputs.
+        criteria: of parity.
+        verbose: let torch's own warnings through.
+        progress: is told when a stage begins and ends.
+
+    Raises ParityError, with the report, where the deployed model is not the eager one; InputError where anything given
+    cannot be used; UnavailableError without onnxruntime. Whatever is raised, ``out`` stays as it was.
+    """
+    bundle.check_target(Path(out), force=force)
+    specs = specs_of(inputs)
+    feeds = feeds_for(specs, data, seed)
+    stages = Stages(progress)
+    with stages("load"):
+        checkpoint = load(model, **source)
+    with stages("export"):
+        exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
+    with stages("fold"):
+        folded = fold(exported.model, keep=keep)
+    threads = torch.get_num_threads()
+    latency = None
+    with in_onnxruntime(folded.model, threads) as deployed:
+        with stages("parity"):
+            verdict = verdict_on(checkpoint.module, specs, deployed, folded.model, feeds, criteria)
+        if bench and verdict.passed:
+            with stages("latency"):
+                latency = interleave(EagerRunner(checkpoint.module, specs), deployed, feeds[0], threads=threads)
+        golden = Golden(feeds[0].arrays, deployed(feeds[0].arrays))
+    report = account(
+        checkpoint, exported, folded, verdict, inputs=[*map(str, specs)], latency=latency, seconds=stages.seconds
+    )
+    if not verdict.passed:
+        raise ParityError(verdict, report)
+    with stages("bundle"):
+        model_args = source.get("model_args", {})
+        bundle.write(Path(out), model=folded.model, report=report, golden=golden, model_args=model_args, force=force)
+    return report
+
+
+@contextmanager
+def in_onnxruntime(model: ir.Model, threads: int = 0) -> Iterator[Runner]:
+    """``model`` in ONNX Runtime, through a file: one protobuf message cannot hold more than 2 GB."""
+    with TemporaryDirectory(prefix="normdeploy-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        yield OnnxRuntimeRunner(path, threads=threads)

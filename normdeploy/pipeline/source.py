@@ -1,0 +1,70 @@
+"""What every verb shares: where the eager module comes from, the feeds it is judged on, and the stages' clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+from normdeploy.errors import InputError
+from normdeploy.parity.feeds import Feed, data_feed, random_feeds
+from normdeploy.specs import TensorSpec, parse
+
+Progress = Callable[[str, float | None], None]
+"""Called with a stage's name and None when it begins, and with its name and seconds when it has ended."""
+
+
+class Source(TypedDict, total=False):
+    """How a factory becomes the trained module; see :func:`normdeploy.checkpoint.load`."""
+
+    app_dir: Path | None
+    model_args: Mapping[str, str]
+    weights: Path | None
+    weights_key: str | None
+    strip_prefix: str
+    force_eval: bool
+
+
+@dataclass
+class Stages:
+    """A clock for named stages: ``with stages("fold"): ...``."""
+
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time ``stage``, and tell the progress callback; a stage that raises has no end."""
+        self._tell(stage, None)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - begin
+        self._tell(stage, self.seconds[stage])
+
+    def _tell(self, stage: str, seconds: float | None) -> None:
+        if self.progress is not None:
+            self.progress(stage, seconds)
+
+
+def specs_of(inputs: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """The input specs, of which there must be one at least."""
+    if not inputs:
+        raise InputError("no input is described", where="--input", fix='give e.g. --input "x:N=1..1..64x3x224x224@f32"')
+    return parse(inputs)
+
+
+def feeds_for(specs: Sequence[TensorSpec], data: Path | None, seed: int) -> tuple[Feed, ...]:
+    """Random feeds over the range of every dimension, then the one in the file ``data``.
+
+    Integers without a range cannot be drawn: with ``data`` they come from there alone.
+    """
+    given = () if data is None else (data_feed(specs, data),)
+    try:
+        return (*random_feeds(specs, seed=seed), *given)
+    except InputError:
+        if not given:
+            raise
+        return given
