@@ -45,8 +45,12 @@ def build(factory: str, *, app_dir: Path | None, model_args: Mapping[str, str]) 
 @contextmanager
 def _import_path(app_dir: Path | None) -> Iterator[None]:
     """Put ``app_dir`` first on sys.path, for good if all goes well; hide the current directory meanwhile."""
-    if app_dir is not None and not app_dir.is_dir():
-        raise InputError("no such folder", where=f"--app-dir {app_dir}", fix="give the folder that holds the package")
+    if app_dir is not None and not (app_dir.is_dir() and os.access(app_dir, os.R_OK | os.X_OK)):
+        raise InputError(
+            "no such folder, or none that may be read",
+            where=f"--app-dir {app_dir}",
+            fix="give the folder that holds the package",
+        )
     added = [] if app_dir is None else [str(app_dir.resolve())]
     before = list(sys.path)
     # Python itself puts the current directory there in these two forms: as "", or as the first entry (python -m).

@@ -174,7 +174,7 @@ def _casts(loaded: Mapping[str, Any], state: Mapping[str, Any], file: Path) -> I
             pair = _name(given.dtype), _name(held.dtype)
             changed.setdefault((*pair, _loss(name, given, held.dtype, file)), []).append(name)
     for (source, target, loss), names in changed.items():
-        yield f"{len(names)} tensors are {source} in the file and {target} in the module: {loss} ({_listed(names, 3)})"
+        yield f"{source} in the file and {target} in the module, {loss}: {_listed(names, 3)}"
 
 
 def _loss(name: str, given: Tensor, dtype: torch.dtype, file: Path) -> str:

@@ -66,10 +66,10 @@ def test_what_does_not_name_a_factory(factory: str) -> None:
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     error = refusal("a:b", tmp_path / "nowhere")
-    assert error.what == "no such folder"
+    assert error.what.startswith("no such folder")
     assert str(tmp_path / "nowhere") in error.where
     (tmp_path / "file").touch()
-    assert refusal("a:b", tmp_path / "file").what == "no such folder"
+    assert refusal("a:b", tmp_path / "file").what.startswith("no such folder")
 
 
 def test_a_missing_module(tmp_path: Path) -> None:

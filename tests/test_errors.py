@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
+
+
+@pytest.mark.parametrize(("error", "code"), [(VerdictError, 1), (InputError, 2), (UnavailableError, 3)])
+def test_each_error_has_its_exit_code(error: type[NormdeployError], code: int) -> None:
+    assert error("no").exit_code == code
+    assert issubclass(error, NormdeployError)
+
+
+def test_an_error_says_what_where_and_how_to_fix_it() -> None:
+    error = InputError("it is bad", where="there", fix="make it good")
+    assert str(error) == "it is bad\n  where: there\n  fix: make it good"
+    assert (error.what, error.where, error.fix) == ("it is bad", "there", "make it good")
+    assert error.args == (str(error),), "a traceback shows the same text"
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert str(InputError("it is bad")) == "it is bad"
+    assert str(InputError("it is bad", fix="make it good")) == "it is bad\n  fix: make it good"
+
+
+def test_errors_import_nothing_that_must_be_installed() -> None:
+    code = "import sys; before = set(sys.modules); import normdeploy.errors; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert packages - sys.stdlib_module_names == {"normdeploy"}
