@@ -147,7 +147,8 @@ class Writer:
         data, output = data_input(self.land.view, node), node.outputs[0]
         if residue is None:
             self.land.maps.pop(node, None)
-            output.replace_all_uses_with(data)
+            was_output, name = output.is_graph_output(), output.name
+            output.replace_all_uses_with(data, replace_graph_outputs=True)
         else:
             new = self._spell(node, data, residue)
             output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
@@ -155,6 +156,8 @@ class Writer:
         remove(node)
         if residue is not None:
             new.outputs[0].name = output.name
+        elif was_output:
+            data.name = name  # outputs of the model keep their names
 
     def _spell(self, node: ir.Node, data: ir.Value, residue: AffineMap) -> ir.Node:
         """A new node in place of ``node`` that computes ``residue`` of ``data``."""

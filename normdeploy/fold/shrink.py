@@ -8,6 +8,7 @@ that takes one axis for another cannot pass by accident.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
@@ -64,7 +65,20 @@ def _shape(
         if size is None and isinstance(dim, str):
             size = names.setdefault(dim, 0) or names.update({dim: next(fresh)}) or names[dim]
         sizes.append(next(fresh) if size is None else size)
+    if node.op_type == "Reshape":
+        _make_divisible(view, node, dims, sizes, names)
     return tuple(sizes)
+
+
+def _make_divisible(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[int], names: dict[str, int]) -> None:
+    """Let the fixed axes of the result of a Reshape fit: a symbol of the input may be a multiple (``3*B``)."""
+    fixed = math.prod(dim for dim in view.shape(node.outputs[0]) or () if isinstance(dim, int))
+    missing = fixed // math.gcd(fixed, math.prod(dim for dim in dims if isinstance(dim, int)))
+    loose = next((axis for axis, dim in enumerate(dims) if not isinstance(dim, int)), None)
+    if loose is not None and missing > 1:
+        sizes[loose] *= missing
+        if isinstance(name := dims[loose], str):
+            names[name] = sizes[loose]
 
 
 def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
