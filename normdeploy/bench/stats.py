@@ -99,7 +99,7 @@ def ratio_interval(
 
 
 def _resampled(n: int, resamples: int, seed: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of rounds, one row of ``n`` a resample, in pieces of at most about a million so that memory stays small."""
+    """Indices of rounds, one row of ``n`` a resample, in pieces of about a million so that memory stays small."""
     generator = np.random.default_rng(seed)
     length = max(1, round(n ** (1 / 3)))
     starts = generator.integers(0, n, size=(resamples, -(-n // length), 1))

@@ -53,7 +53,7 @@ def interleave(
     calls = (lambda: eager(feed.arrays), lambda: deployed(feed.arrays))
     order = random.Random(seed)
     with torch_threads(threads), collection_off():
-        for_rounds(calls, order, warmup_seconds, until=is_stable)
+        for_rounds(calls, order, warmup_seconds, fewest=1, until=is_stable)
         pairs = for_rounds(calls, order, seconds)
     return compare(
         latency(eager.name, [first for first, _ in pairs]),
@@ -67,12 +67,16 @@ def for_rounds(
     calls: tuple[Callable[[], object], Callable[[], object]],
     order: random.Random,
     seconds: float,
+    fewest: int = FEWEST_ROUNDS,
     until: Callable[[list[Pair]], bool] = lambda _: False,
 ) -> list[Pair]:
-    """Milliseconds of both calls, round by round, for ``seconds`` or until ``until`` holds of the rounds so far."""
+    """Milliseconds of both calls, round by round, for ``seconds`` or until ``until`` holds of the rounds so far.
+
+    A slow model gets ``fewest`` rounds however long they take; a fast one gets 5,000 at most.
+    """
     pairs: list[Pair] = []
     end = time.perf_counter() + seconds
-    while len(pairs) < FEWEST_ROUNDS or (time.perf_counter() < end and len(pairs) < MOST_ROUNDS):
+    while len(pairs) < fewest or (time.perf_counter() < end and len(pairs) < MOST_ROUNDS):
         times = {which: timed(calls[which]) for which in order.sample((0, 1), 2)}
         pairs.append((times[0], times[1]))
         if until(pairs):

@@ -1,0 +1,133 @@
+"""Where a failed artefact goes wrong: the first module, by its PyTorch name, whose output leaves the bound.
+
+The last value that each module produces in the deployed graph is made a graph output and compared with what a forward
+hook saw. Then the graph is walked upward from the outputs that failed, never past a value that agrees. Of the values
+met, the one that comes first names the module.
+
+So a value that differs rightly, because a fold moved something linear across it, accuses nobody as long as what
+follows agrees; and the ledger names the values that such a move explains, which cannot accuse at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from normdeploy.fold.ledger import METADATA_KEY, Ledger
+from normdeploy.parity.compare import comparable, measurement
+from normdeploy.parity.feeds import Feed
+from normdeploy.parity.reference import Arrays
+from normdeploy.parity.taps import OUTPUT, observe, run_with_taps, taps_of
+from normdeploy.parity.verdict import Criteria, judge_one
+from normdeploy.specs import TensorSpec
+
+
+def first_divergent_module(
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    model: ir.Model,
+    feed: Feed,
+    criteria: Criteria | None = None,
+    *,
+    ledger: Ledger | None = None,
+    dtype: torch.dtype | None = None,
+) -> str | None:
+    """The name of the first module whose output leaves the bound on ``feed``; None where no output of the model does.
+
+    Compared are the modules that run once and return one tensor. Where all that failed lies between them, the root
+    module is named by its class. ``ledger`` is the model's own where None is given; ``model`` is not changed.
+    """
+    eager, exact = observe(module, specs, feed, dtype)
+    deployed = run_with_taps(model, feed)
+    compare = _Comparison(eager, exact, deployed, criteria or Criteria(), wider=dtype is not None)
+    failed = [value for value in model.graph.outputs if compare.differs(OUTPUT + str(value.name), str(value.name))]
+    if not failed:
+        return None
+    ledger = ledger or _own_ledger(model)
+    taps = {name: tap for name, tap in taps_of(model).items() if name in eager}
+    agreeing = {
+        tap
+        for name, tap in taps.items()
+        if any(compare.agrees(own, tap) for own in (name, *_folded_into(ledger, name)))
+    }
+    met = _upstream(failed, agreeing) - agreeing
+    excused = _excused(ledger, list(eager))
+    accused = (name for name in eager if taps.get(name) in met and name not in excused)
+    return next((name for name in accused if compare.differs(name, taps[name])), type(module).__name__)
+
+
+class _Comparison:
+    """Values of the module (by module name, or ``OUTPUT`` + output name) against values of the graph, by name."""
+
+    def __init__(self, eager: Arrays, exact: Arrays, deployed: Arrays, criteria: Criteria, *, wider: bool) -> None:
+        self._eager, self._exact, self._deployed = eager, exact, deployed
+        self._criteria, self._wider = criteria, wider
+
+    def agrees(self, own: str, value: str) -> bool:
+        """Whether both can be compared and lie within the bound."""
+        return self._passes(own, value) is True
+
+    def differs(self, own: str, value: str) -> bool:
+        """Whether both can be compared and do not lie within the bound."""
+        return self._passes(own, value) is False
+
+    def _passes(self, own: str, value: str) -> bool | None:
+        eager, actual = self._eager.get(own), self._deployed.get(value)
+        if eager is None or actual is None or not comparable(eager, actual, wider=self._wider):
+            return None
+        measured = measurement("", own, eager, self._exact.get(own), actual)
+        return judge_one(measured, self._criteria).passed
+
+
+def _upstream(values: Iterable[ir.Value], barriers: AbstractSet[str]) -> set[str]:
+    """Names of ``values`` and of all that they are computed from, going up no further than ``barriers``."""
+    met: set[str] = set()
+    todo = list(values)
+    while todo:
+        value = todo.pop()
+        node = value.producer()
+        if node is None or value.name is None or value.name in met:
+            continue
+        met.add(value.name)
+        if value.name not in barriers:
+            todo.extend(_read_by(node))
+    return met
+
+
+def _read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads, by its subgraphs too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+
+
+def _own_ledger(model: ir.Model) -> Ledger:
+    text = model.metadata_props.get(METADATA_KEY)
+    return Ledger.from_json(text) if text else Ledger()
+
+
+def _folded_into(ledger: Ledger, name: str) -> list[str]:
+    """The modules whose work ``name`` has taken over, so that its value may rightly be theirs."""
+    return [entry.module for entry in ledger if name in entry.into]
+
+
+def _excused(ledger: Ledger, order: Sequence[str]) -> set[str]:
+    """The modules whose value a fold changes rightly: from the norm to where its map went, in order of execution.
+
+    A module that took the map of a norm right behind it is none of them: its value is the norm's, and can be compared.
+    """
+    place = {name: index for index, name in enumerate(order)}
+    excused: set[str] = set()
+    for entry in ledger:
+        for into in entry.into:
+            if entry.module in place and into in place:
+                start, end = sorted((place[entry.module], place[into]))
+                direct = place[into] == start and not entry.through
+                excused.update(order[start + direct : end])
+    return excused

@@ -1,0 +1,100 @@
+"""Values from inside: what each module of the eager net returns, and the last that each leaves in the graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from normdeploy.graph import module_name
+from normdeploy.parity.feeds import Feed
+from normdeploy.parity.reference import Arrays, Oracle
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.specs import TensorSpec
+
+Array = npt.NDArray[Any]
+
+OUTPUT = "output "
+"""Before the names of the module's outputs, to tell them from the names of its modules: those hold no space."""
+
+
+def observe(
+    module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: torch.dtype | None
+) -> tuple[Arrays, Arrays]:
+    """The values of modules and outputs, in the order they are complete: in eager's dtype, and in float64 if it can."""
+    with _Recorder(module) as recorder:
+        oracle = Oracle(module, specs, dtype)
+        outputs = oracle.eager(feed.arrays)
+        eager = recorder.take() | {OUTPUT + name: array for name, array in outputs.items()}
+        outputs = oracle.exact(feed.arrays) or {}
+        exact = recorder.take() | {OUTPUT + name: array for name, array in outputs.items()}
+    return eager, exact if outputs else {}
+
+
+class _Recorder:
+    """Records what each module inside ``module`` returns; copies made meanwhile record into the same place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._calls = module, dict[str, list[Array | None]]()
+
+    def __enter__(self) -> _Recorder:
+        self._handles = [
+            inner.register_forward_hook(self._hook(name)) for name, inner in self._module.named_modules() if name
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def take(self) -> Arrays:
+        """What the modules returned since the last time; only of those that ran once and returned one tensor."""
+        single = {name: calls[0] for name, calls in self._calls.items() if len(calls) == 1}
+        self._calls.clear()
+        return {name: array for name, array in single.items() if array is not None}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        calls = self._calls
+
+        # a plain function, for deepcopy would copy what a bound method belongs to
+        def record(_module: nn.Module, _args: Any, output: Any) -> None:
+            calls.setdefault(name, []).append(_array(output) if isinstance(output, torch.Tensor) else None)
+
+        return record
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """A copy, for what follows may work in place."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.to(torch.float32).numpy().astype(ml_dtypes.bfloat16)
+    return np.array(tensor.detach().numpy())
+
+
+def run_with_taps(model: ir.Model, feed: Feed) -> Arrays:
+    """The model's outputs and the last value of each module, by name."""
+    tapped = model.clone()
+    wanted = set(taps_of(tapped).values()) - {value.name for value in tapped.graph.outputs}
+    tapped.graph.outputs.extend(value for node in tapped.graph for value in node.outputs if value.name in wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tapped.onnx"
+        ir.save(tapped, path, external_data="tapped.onnx.data")
+        return OnnxRuntimeRunner(path)(feed.arrays)
+
+
+def taps_of(model: ir.Model) -> dict[str, str]:
+    """Module name → name of the last value that the module, or one inside it, produces in the order of the graph."""
+    taps: dict[str, str] = {}
+    for node in model.graph:
+        name = module_name(node)
+        while name and node.outputs and node.outputs[0].name:
+            taps[name] = node.outputs[0].name
+            name = name.rpartition(".")[0]
+    return taps
