@@ -1,0 +1,18 @@
+"""One bundle of the digits network for all tests of the whole length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support import EAGER, SPEC
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported once through the command line; tests read it and leave it as it is."""
+    from normdeploy.cli import main
+
+    out = tmp_path_factory.mktemp("digits") / "bundle"
+    assert main(["export", *EAGER, "--input", SPEC, "--out", str(out), "--no-bench"]) == 0
+    return out

@@ -1,0 +1,16 @@
+"""What the tests of the whole length share: the digits network on the command line, and a folder's content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = ROOT / "models" / "digits_resnet.safetensors"
+SPEC = "x:N=1..1..64x1x8x8@f32"
+RESNET = "models.digits:resnet"
+EAGER = ["--app-dir", str(ROOT), "--model", RESNET, "--weights", str(WEIGHTS)]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Relative name → content of every file below ``folder``."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
