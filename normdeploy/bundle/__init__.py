@@ -1,0 +1,16 @@
+"""The deployment folder: the ONNX model with its evidence, written whole or not at all, and checked when it is read.
+
+::
+
+    model.onnx  (model.onnx.data)   the model; its weights beside it above 1.5 GB
+    manifest.json                   what it is, where it came from, sha256 of every other file
+    report.json  report.html        what became of each norm, parity, latency
+    golden/inputs.npz  outputs.npz  one feed, and what the model made of it where it was exported
+"""
+
+from normdeploy.bundle.golden import Golden
+from normdeploy.bundle.load import Bundle, load_bundle
+from normdeploy.bundle.manifest import Manifest
+from normdeploy.bundle.write import check_target, write
+
+__all__ = ["Bundle", "Golden", "Manifest", "check_target", "load_bundle", "write"]

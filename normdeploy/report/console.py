@@ -1,0 +1,109 @@
+"""The report on a terminal: norms before → after, parity, latency, notes. It renders the schema and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from normdeploy.bench.stats import Comparison
+from normdeploy.fold.ledger import Entry
+from normdeploy.parity.verdict import Verdict
+from normdeploy.report import view
+from normdeploy.report.schema import Report
+
+MOST_ROWS = 16
+"""A model with more norms than this is shown by outcome, a line each; the report has the full list."""
+_STYLES = {"folded": "green", "composed": "green", "reduced": "cyan", "left": "yellow"}
+
+
+def show(report: Report, console: Console, *, path: Path | None = None) -> None:
+    """Print ``report``; ``path`` is the bundle it was written to. Colour is the console's decision."""
+    _line(console, f"{report.factory}  {report.weights or 'with the weights of its factory'}", "bold")
+    _show_norms(report, console)
+    if report.parity is not None:
+        _show_parity(report.parity, console)
+    if report.latency is not None:
+        _show_latency(report.latency, console)
+    for note in (*report.notes, *report.ledger.notes):
+        _line(console, f"note: {note}", "dim")
+    if path is not None:
+        console.print(Text(view.plain(str(path)), "bold"), soft_wrap=True)
+
+
+def _show_norms(report: Report, console: Console) -> None:
+    norms = report.ledger.norms()
+    _line(console, f"normalizations  {view.before_after(report)}", "bold")
+    if not norms:
+        return
+    if len(norms) <= MOST_ROWS:
+        rows = [(entry.module or entry.node, entry.kind, entry.outcome, str(entry)) for entry in norms]
+        console.print(_table(("module", "norm", "what became of it"), [_norm_row(*row) for row in rows]))
+        return
+    console.print(_table(("norms", "norm", "what became of them", "such as"), [*map(_group_row, view.groups(norms))]))
+    _line(console, f"{len(norms)} norms in all; the report lists each", "dim")
+
+
+def _norm_row(module: str, kind: str, outcome: str, became: str) -> tuple[Text, ...]:
+    return _text(module), _text(kind), _text(became, _STYLES[outcome])
+
+
+def _group_row(group: Sequence[Entry]) -> tuple[Text, ...]:
+    first = group[0]
+    became = _text(view.outcome(first), _STYLES[first.outcome])
+    return _text(str(len(group))), _text(first.kind), became, _text(view.examples(group))
+
+
+def _show_parity(verdict: Verdict, console: Console) -> None:
+    word, style = ("passed", "bold green") if verdict.passed else ("FAILED", "bold red")
+    _line(console, f"parity {word}  {verdict.formula}", style)
+    worst = view.worst(verdict)
+    if worst is not None:
+        columns = ("worst output", "feed", "error", "eager", "deployed", "bound")
+        rows = [
+            (worst.measurement.output, worst.measurement.feed, error.name, *map(view.sig, error.values))
+            for error in view.two_errors(worst)
+        ]
+        console.print(_table(columns, [tuple(map(_text, row)) for row in rows], right=3))
+        _line(console, f"smallest k that passes: {view.sig(view.smallest_k(verdict))}")
+    if verdict.first_divergent is not None:
+        _line(console, f"first module outside the bound: {verdict.first_divergent}", "red")
+    for note in verdict.notes:
+        _line(console, f"note: {note}", "dim")
+
+
+def _show_latency(latency: Comparison, console: Console) -> None:
+    _line(console, f"latency  {latency.feed}, {view.count(latency.threads, 'thread')}", "bold")
+    columns = ("runner", "p50 ms", "p90 ms", "p99 ms", "per second", "calls")
+    rows = [
+        (run.runner, view.sig(run.p50_ms), view.sig(run.p90_ms), view.sig(run.p99_ms),
+         view.sig(run.throughput_per_s), str(run.n))
+        for run in (latency.eager, latency.deployed)
+    ]  # fmt: skip
+    console.print(_table(columns, [tuple(map(_text, row)) for row in rows], right=5))
+    _line(console, view.ratio(latency), "bold")
+    if latency.noisy:
+        _line(console, f"warning: {latency.note}", "bold yellow")
+
+
+def _table(columns: Sequence[str], rows: Iterable[tuple[Text, ...]], *, right: int = 0) -> Table:
+    """A table whose last ``right`` columns hold numbers; long names fold to the next line, nothing is cut off."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        numeric = index >= len(columns) - right
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(_text(text, style))
+
+
+def _text(text: str, style: str = "") -> Text:
+    """As it is: names come from files, so neither markup nor control characters in them may act."""
+    return Text(view.plain(text), style)

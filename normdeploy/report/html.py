@@ -1,0 +1,51 @@
+"""The report as one page that works offline: jinja2 escapes every name, the plots are inline SVG, no script runs."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from normdeploy.report import plots, view
+from normdeploy.report.schema import Report
+
+MOST_IN_FULL = 40
+"""Norms above which the page counts them by outcome first, and opens to the list."""
+MOST_NORMS = 250
+"""Rows of the list of norms; the rest is counted and stands in report.json, so that the page stays small."""
+MOST_JUDGEMENTS = 40
+"""Rows of the table of parity, the worst first."""
+
+
+def render(report: Report) -> str:
+    """The page, as text. It refers to no other file and no address."""
+    norms = report.ledger.norms()
+    maps = [entry for entry in report.ledger.entries if not entry.norm]
+    return _template().render(
+        report=report,
+        norms=norms,
+        maps=maps,
+        counts=view.outcome_counts(norms),
+        judgements=view.by_severity(report.parity) if report.parity else [],
+        parity_plot=Markup(plots.parity(report.parity)) if report.parity else "",
+        latency_plot=Markup(plots.latency(report.latency)) if report.latency else "",
+        most_in_full=MOST_IN_FULL,
+        most_norms=MOST_NORMS,
+        most_judgements=MOST_JUDGEMENTS,
+        view=view,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("normdeploy.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["sig"] = view.sig
+    environment.filters["plain"] = view.plain
+    return environment.get_template("template.html.j2")

@@ -1,0 +1,110 @@
+"""The report of one export: what the console and the page render, and what ``report.json`` holds.
+
+The rooms' own frozen dataclasses are embedded as they are, so nothing is said twice. JSON knows no NaN and no infinity:
+they are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, and the published schema says so.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from normdeploy.bench.stats import Comparison
+from normdeploy.errors import InputError
+from normdeploy.fold.ledger import Ledger
+from normdeploy.parity.verdict import Verdict
+
+_SHOWN_PROBLEMS = 5
+
+
+class Document(BaseModel):
+    """A file of ours in JSON: no unknown key passes, and every float survives the way out and back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+
+    def to_json(self) -> str:
+        """Strict JSON, indented, with a last newline."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+class Report(Document):
+    """Everything that one export found out.
+
+    Attributes:
+        created: when, with its time zone.
+        packages: package name → version, of those that took part.
+        factory: ``module:factory`` the module came from.
+        weights: the checkpoint's file name; None where the factory brought its own weights.
+        weights_sha256: of that file.
+        inputs: canonical input specs.
+        outputs: flattened output names.
+        opset: of the ONNX model's default domain.
+        precision: dtype the weights are deployed in.
+        norms_before: ONNX operator type → number of norms, before the fold.
+        norms_after: the same, after it.
+        ledger: what became of each norm.
+        parity: the verdict; None where it was not asked for.
+        latency: eager against deployed; None where it was not measured.
+        seconds: stage → seconds it took.
+    """
+
+    created: datetime
+    normdeploy_version: str
+    packages: dict[str, str]
+    factory: str
+    weights: str | None
+    weights_sha256: str | None
+    inputs: list[str]
+    outputs: list[str]
+    opset: int
+    precision: str
+    norms_before: dict[str, int]
+    norms_after: dict[str, int]
+    ledger: Ledger
+    parity: Verdict | None
+    latency: Comparison | None
+    notes: list[str]
+    seconds: dict[str, float]
+
+
+class _StrictJson(GenerateJsonSchema):
+    """A float is a number or one of the three strings that stand for what JSON has no number for."""
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        return {"anyOf": [super().float_schema(schema), {"enum": ["NaN", "Infinity", "-Infinity"]}]}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of ``report.json``."""
+    return Report.model_json_schema(mode="serialization", schema_generator=_StrictJson)
+
+
+D = TypeVar("D", bound=Document)
+
+
+def read(kind: type[D], text: str | bytes, *, where: str) -> D:
+    """The ``kind`` of document that ``text`` holds; InputError at ``where`` for any other text."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(
+            f"not a {kind.__name__.lower()} that this normdeploy reads: {_problems(error)}",
+            where=where,
+            fix="export again, or read it with the normdeploy that wrote it",
+        ) from None
+
+
+def _problems(error: ValidationError) -> str:
+    """The first few, the schema version before all others: where that differs, the rest follows from it."""
+    found = sorted(
+        error.errors(include_url=False, include_input=False), key=lambda problem: problem["loc"] != ("schema_version",)
+    )
+    texts = [f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip() for problem in found[:_SHOWN_PROBLEMS]]
+    more = len(found) - _SHOWN_PROBLEMS
+    return "; ".join(ascii(text)[1:-1] for text in texts) + (f" (and {more} more)" if more > 0 else "")

@@ -1,0 +1,123 @@
+"""What the console and the page say in the same words: numbers, groups of norms, the worst judgement."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, get_args
+
+from normdeploy.bench.stats import Comparison
+from normdeploy.fold.ledger import Entry, Outcome
+from normdeploy.parity.verdict import Judgement, Verdict
+from normdeploy.report.schema import Report
+
+_EXAMPLES = 3
+
+
+class ErrorRow(NamedTuple):
+    """One of the two errors of a judgement: ``values`` are eager's, the deployed one's and the bound."""
+
+    name: str
+    values: tuple[float, float, float]
+
+
+def sig(value: float) -> str:
+    """Three significant digits, without an exponent where that is short."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shown(number: int, most: int, noun: str, plural: str = "") -> str:
+    """``12 entries``, or how many of them a table with ``most`` rows shows."""
+    everything = count(number, noun, plural)
+    return everything if number <= most else f"the first {most} of {everything}; report.json has them all"
+
+
+def plain(text: str) -> str:
+    """``text`` with each control or unprintable character spelled out: names in a file may not steer a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def before_after(report: Report) -> str:
+    """``BatchNormalization 20 → 0, LayerNormalization 2 → 2``, or ``none``."""
+    kinds = sorted({*report.norms_before, *report.norms_after})
+    counts = [f"{kind} {report.norms_before.get(kind, 0)} → {report.norms_after.get(kind, 0)}" for kind in kinds]
+    return ", ".join(counts) or "none"
+
+
+def outcome(entry: Entry) -> str:
+    """What became of ``entry`` without the names that differ from norm to norm."""
+    return f"left: {entry.reason}" if entry.outcome == "left" else entry.outcome
+
+
+def groups(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """The entries with the same kind and outcome (and reason) together, in order of first appearance."""
+    found: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        found.setdefault((entry.kind, outcome(entry)), []).append(entry)
+    return list(found.values())
+
+
+def examples(group: Sequence[Entry]) -> str:
+    """The names of the first few norms of ``group``."""
+    names = [entry.module or entry.node for entry in group]
+    return ", ".join(names[:_EXAMPLES]) + (", …" if len(names) > _EXAMPLES else "")
+
+
+def outcome_counts(entries: Iterable[Entry]) -> list[tuple[Outcome, int]]:
+    """How many entries had each outcome, those that occur."""
+    counts = Counter(entry.outcome for entry in entries)
+    return [(outcome, counts[outcome]) for outcome in get_args(Outcome) if counts[outcome]]
+
+
+def two_errors(judgement: Judgement) -> tuple[ErrorRow, ErrorRow]:
+    """The RMS and the maximum error of a judgement, each with its bound."""
+    eager, deployed = judgement.measurement.eager, judgement.measurement.deployed
+    return (
+        ErrorRow("RMS", (eager.rms, deployed.rms, judgement.bound_rms)),
+        ErrorRow("max", (eager.max, deployed.max, judgement.bound_max)),
+    )
+
+
+def by_severity(verdict: Verdict) -> list[Judgement]:
+    """The judgements, the one nearest to (or farthest past) its bound first."""
+    return sorted(verdict.judgements, key=_share_of_bound, reverse=True)
+
+
+def worst(verdict: Verdict) -> Judgement | None:
+    """The judgement that decides the verdict; None where nothing was judged."""
+    return next(iter(by_severity(verdict)), None)
+
+
+def smallest_k(verdict: Verdict) -> float:
+    """The smallest k with which every judgement passes."""
+    return max((_nan_last(judgement.smallest_k) for judgement in verdict.judgements), default=0.0)
+
+
+def ratio(latency: Comparison) -> str:
+    """The speed-up in one sentence, with its confidence interval, and whether that shows any difference."""
+    equal = "no difference is shown: " if latency.ratio_low <= 1 <= latency.ratio_high else ""
+    interval = f"95 % confidence {sig(latency.ratio_low)} to {sig(latency.ratio_high)}"
+    return f"{equal}{sig(latency.ratio)} times as fast as eager ({interval})"
+
+
+def _share_of_bound(judgement: Judgement) -> float:
+    share = max(_share(deployed, bound) for _, (_, deployed, bound) in two_errors(judgement))
+    return min(share, 1.0) if judgement.passed else max(share, 1.0) + 1.0
+
+
+def _share(error: float, bound: float) -> float:
+    if error == 0:
+        return 0.0
+    return _nan_last(error / bound) if bound > 0 else math.inf
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
