@@ -15,6 +15,7 @@ from normdeploy import bundle
 from normdeploy.bench.timers import interleave
 from normdeploy.bundle import Golden
 from normdeploy.checkpoint import load
+from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.verdict import Criteria
@@ -97,5 +98,9 @@ def in_onnxruntime(model: ir.Model, threads: int = 0) -> Iterator[Runner]:
     """``model`` in ONNX Runtime, through a file: one protobuf message cannot hold more than 2 GB."""
     with TemporaryDirectory(prefix="normdeploy-") as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx.data")
+        try:
+            ir.save(model, path, external_data="model.onnx.data")
+        except OSError as error:
+            what = f"the model cannot be written to a temporary file: {error.strerror or error}"
+            raise InputError(what, where=folder, fix="free some space, or name another folder in TMPDIR") from error
         yield OnnxRuntimeRunner(path, threads=threads)

@@ -38,7 +38,7 @@ def fold_file(
     """
     source, out = Path(source), Path(os.path.realpath(out))
     with _disk_errors(out):
-        _check_target(source, out, force)
+        _check_paths(source, out, force)
         result = fold(source, keep=keep, dump=dump)
         if strict and result.ledger.dropped:
             raise VerdictError(
@@ -50,8 +50,10 @@ def fold_file(
     return result.ledger
 
 
-def _check_target(source: Path, out: Path, force: bool) -> None:
-    if out.exists() and source.exists() and out.samefile(source):
+def _check_paths(source: Path, out: Path, force: bool) -> None:
+    if not source.is_file():
+        raise InputError("there is no such file", where=str(source), fix="give an ONNX file")
+    if out.exists() and out.samefile(source):
         raise InputError("the output is the input", where=str(out), fix="choose another --out")
     if out.is_dir():
         raise InputError("there is a folder where the model should go", where=str(out), fix="give --out a file name")
