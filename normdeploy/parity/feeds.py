@@ -7,7 +7,6 @@ the others stay at opt.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,6 @@ from normdeploy.errors import InputError
 from normdeploy.specs import TensorSpec, dynamic_dims, sizes_at
 
 Array = npt.NDArray[Any]
-
-_BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What numpy and zipfile raise on files that are truncated, encrypted, damaged or hold pickles."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,9 @@ def _read(path: Path) -> dict[str, Array]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return {name: np.asarray(archive[name]) for name in archive.files}
-    except _BROKEN as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged or crafted file makes numpy and zipfile raise almost anything
         raise InputError(f"the data file cannot be read: {error}", where=str(path), fix=fix) from error
 
 

@@ -152,6 +152,6 @@ def _ulp(magnitude: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float
     if dtype not in _FLOATS:
         return np.ones_like(magnitude)
     bits, lowest = _FLOATS[dtype]
-    exponent = np.maximum(np.frexp(magnitude)[1] - 1, lowest)
+    exponent = np.frexp(np.maximum(magnitude, 2.0**lowest))[1] - 1
     spacing: npt.NDArray[np.float64] = np.ldexp(1.0, exponent - bits)
     return spacing
