@@ -23,9 +23,7 @@ def require_precision(
     Gives notes on what the table does not say: a norm in a kernel whose name does not spell its operators. The types
     of the strongly typed graph that was built hold for that one.
     """
-    wrong = [
-        _describe(layer, layer.precision) for layer in _multiplying(layers) if not _fits(layer, precision, quantized)
-    ]
+    wrong = [_describe(layer, layer.precision) for layer in _misfits(layers, precision, quantized)]
     norms = [layer for layer in layers if _is_norm(layer, norm_nodes)]
     wrong += [_describe(layer, f"statistics in {layer.statistics}") for layer in norms if _averages_narrow(layer)]
     if wrong:
@@ -41,15 +39,23 @@ def require_precision(
     return (f"the layer table does not say in what these average: {', '.join(silent)}",) if silent else ()
 
 
-def _multiplying(layers: Sequence[EngineLayer]) -> list[EngineLayer]:
-    """The layers that multiply: of an operator's layers those that do not merely move data, where there are any."""
+def _misfits(layers: Sequence[EngineLayer], precision: Precision, quantized: bool) -> list[EngineLayer]:
+    """The layers that multiply in another type.
+
+    An operator's name is on the kernels that move its data too. Those count only where no other carries it: the
+    operator is inside a generated kernel then, and one of them must fit.
+    """
     by_node: dict[str, list[EngineLayer]] = {}
     for layer in layers:
         for node, operator in zip(layer.nodes, layer.operators, strict=True):
             if operator in HEAVY and layer.precision:
                 by_node.setdefault(f"{layer.profile}:{node}", []).append(layer)
-    chosen = [[layer for layer in group if not layer.moves] or group[-1:] for group in by_node.values()]
-    return list(dict.fromkeys(layer for group in chosen for layer in group))
+    misfits: list[EngineLayer] = []
+    for group in by_node.values():
+        multiplying = [layer for layer in group if not layer.moves]
+        unfit = [layer for layer in multiplying or group if not _fits(layer, precision, quantized)]
+        misfits += unfit if multiplying or len(unfit) == len(group) else []
+    return list(dict.fromkeys(misfits))
 
 
 def _fits(layer: EngineLayer, precision: Precision, quantized: bool) -> bool:

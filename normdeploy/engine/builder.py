@@ -30,6 +30,7 @@ from normdeploy.specs import Dim, TensorSpec
 _MIB = 1 << 20
 _EXTERNAL_ABOVE = 1_500_000_000
 _LEVELS = range(6)
+_SOURCE = re.compile(r"^\w+\.cpp:\d+: ")
 
 
 @dataclass(frozen=True)
@@ -230,5 +231,5 @@ def _sidecar(
         timing_cache_key=result.timing_cache_key,
         options={name: value for name, value in (options | flags).items() if value is not None and value is not False},
         layers=layers,
-        notes=(*notes, *result.warnings),
+        notes=(*notes, *(_SOURCE.sub("", warning) for warning in result.warnings)),
     )

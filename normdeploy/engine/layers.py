@@ -148,7 +148,7 @@ def _layer(
         modules=tuple(dict.fromkeys(owners[node].module for node in nodes if owners[node].module)),
         operators=operators,
         precision=_precision(inputs, constants, outputs, weighs=not heavy.isdisjoint(operators)),
-        statistics=_statistics(name, inputs),
+        statistics=_statistics(name, inputs, [*constants, *outputs]),
         tactic=tactic,
         inputs=tuple(tensor.name for tensor in inputs),
         outputs=tuple(tensor.name for tensor in outputs),
@@ -193,21 +193,23 @@ def _precision(inputs: Sequence[Tensor], constants: Sequence[Tensor], outputs: S
     return "+".join(sorted(set(data)))
 
 
-def _statistics(name: str, inputs: Sequence[Tensor]) -> str:
+def _statistics(name: str, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> str:
     """The type of the average that the root is taken of; a generated kernel's name spells it: ``CastMeanSubMul…``.
 
-    A Cast in front of it widens 16-bit data; in front of float32 data the first narrows, a second widens again.
+    A Cast in front of it widens 16-bit data. Where float32 data enters and something else is 16-bit, one Cast
+    narrows, and it takes a second to widen again.
     """
     words = _WORD.findall(name)
     root = words.index("Sqrt") if "Sqrt" in words else len(words)
     averages = [index for index, word in enumerate(words[:root]) if word in _REDUCTIONS]
-    types = sorted({tensor.dtype for tensor in inputs if tensor.dtype})
+    around = {tensor.dtype for tensor in others if tensor.dtype and tensor.elements != 1}
+    types = {tensor.dtype for tensor in inputs if tensor.dtype} or around
     if not averages or not types:
         return ""
     casts = words[: averages[-1]].count("Cast")
-    if types == ["fp32"]:
-        return "fp32" if casts % 2 == 0 else "16-bit"
-    return "fp32" if casts else "+".join(types)
+    if types == {"fp32"}:
+        return "fp32" if around <= types or casts != 1 else "+".join(sorted(around - types))
+    return "fp32" if casts else "+".join(sorted(types))
 
 
 def _profile(name: str, tensors: Sequence[Tensor]) -> int:

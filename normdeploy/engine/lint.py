@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
-from normdeploy.graph import label, module_name
+from normdeploy.graph import label
 from normdeploy.precision import norm_chains
 from normdeploy.specs import DTYPES, TensorSpec
 
@@ -78,11 +78,6 @@ def _at(node: ir.Node, what: str, fix: str) -> Problem:
 
 def _spelled(node: ir.Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
-def _used(node: ir.Node) -> int:
-    """How many outputs somebody reads."""
-    return sum(bool(out.uses()) or out.is_graph_output() for out in node.outputs)
 
 
 def _training_norms(model: ir.Model) -> Iterator[Problem]:
@@ -200,8 +195,3 @@ def _mismatch(value: ir.Value, spec: TensorSpec) -> Iterator[Problem]:
             yield Problem(
                 where, where, f"dimension {axis} is {size} in the model, {dim.min}..{dim.max} in the spec", fix
             )
-
-
-def owner(node: ir.Node) -> str:
-    """The module of ``node`` as an engine's layer table names it; empty for the root."""
-    return module_name(node)

@@ -39,7 +39,7 @@ class Decision:
         for node in model.graph.all_nodes():
             if self._needs_float32(node):
                 self._wide.add(node)
-            elif self._is_mask_arithmetic(node, derived):
+            if self._is_mask_arithmetic(node, derived):
                 self._wide.add(node)
                 beyond = any(derived.get(value, False) or self._exceeds(value) for value in node.inputs if value)
                 derived.update(dict.fromkeys(node.outputs, beyond))
