@@ -69,33 +69,49 @@ class Edit:
             if self.original is None:
                 return np.asarray(self.shift, np.float64)
             value: Array = self.original.numpy().astype(np.float64)
+            if value.shape != self.shape:
+                value = np.broadcast_to(value, self.shape).copy()
             for factor in (self.left, self.right):
                 if factor is not ONE:
-                    value = value * factor
-            return value + self.shift if np.any(self.shift) else value
+                    value *= factor
+            if np.any(self.shift):
+                value += self.shift
+            return value
+
+    @cached_property
+    def _stored(self) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            stored: np.ndarray = self._exact.astype(self.dtype.numpy())
+        if self.dtype == ir.DataType.FLOAT:
+            # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel (see check).
+            stored[np.abs(stored) < np.finfo(np.float32).smallest_normal] = 0.0
+        return stored
 
     def exact(self) -> Array:
         """The edited tensor in float64, not rounded to the dtype it is stored in."""
         return self._exact
 
-    def release(self) -> None:
-        """Forget the float64 tensor; it is computed again when asked for."""
-        self.__dict__.pop("_exact", None)
-
     def rounded(self) -> np.ndarray:
         """The edited tensor in the dtype it is stored in, subnormal float32 results flushed to zero."""
-        return _rounded(self.exact(), self.dtype)
+        return self._stored
+
+    def release(self) -> None:
+        """Forget both tensors; they are computed again when asked for."""
+        self.__dict__.pop("_exact", None)
+        self.__dict__.pop("_stored", None)
 
     def ulps(self) -> float:
         """The largest change of an element, in units in the last place of the new value; inf for a new tensor."""
         if self.original is None:
             return float("inf")
-        new = self.rounded().astype(np.float64)
-        old = np.broadcast_to(self.original.numpy().astype(np.float64), new.shape)
-        limits = ir_finfo(self.dtype)
-        # The distance between neighbours is eps * 2^floor(log2 |x|), and never below the smallest normal's.
-        exponent = np.floor(np.log2(np.maximum(np.abs(new), float(limits.smallest_normal))))
-        return float(np.max(np.abs(new - old) / (float(limits.eps) * np.exp2(exponent)), initial=0.0))
+        new, old = self.rounded(), self.original.numpy()
+        if self.dtype == ir.DataType.BFLOAT16:  # numpy knows no spacing of it; its own is float32's, 16 bits up
+            new, old, unit = new.astype(np.float32), old.astype(np.float32), 2.0**16
+        else:
+            unit = 1.0
+        change = np.abs(new - old)
+        change /= np.spacing(np.maximum(np.abs(new), np.finfo(new.dtype).smallest_normal))
+        return float(change.max(initial=0.0)) / unit
 
     def check(self, channel_axes: tuple[int, ...] = ()) -> int:
         """Refuse a tensor that does not fit its dtype; the number of elements that are flushed to zero.
@@ -106,42 +122,30 @@ class Edit:
         Raises:
             Refused: an element overflows, or underflow loses more than one ulp of its channel.
         """
-        exact, limits = self.exact(), ir_finfo(self.dtype)
-        if not exact.size:
-            return 0
-        magnitude = np.abs(exact)
-        largest = float(magnitude.max())
-        if not largest <= float(limits.max):
+        stored = self.rounded()
+        if not np.isfinite(stored).all():
+            largest = float(np.abs(self.exact()).max())
             raise Refused(f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
-        tiny = float(limits.smallest_normal)
-        small = (magnitude < tiny) & (magnitude > 0)
-        count = int(np.count_nonzero(small))
-        if count:
-            self._check_loss(exact, small, channel_axes)
-        return count
+        small = np.abs(stored) < ir_finfo(self.dtype).smallest_normal
+        if not small.any():
+            return 0
+        small &= self.exact() != 0
+        if small.any():
+            self._check_loss(small, channel_axes)
+        return int(np.count_nonzero(small))
 
-    def _check_loss(self, exact: Array, small: np.ndarray, channel_axes: tuple[int, ...]) -> None:
-        limits = ir_finfo(self.dtype)
-        loss = np.where(small, np.abs(_rounded(exact, self.dtype).astype(np.float64) - exact), 0.0)
+    def _check_loss(self, small: np.ndarray, channel_axes: tuple[int, ...]) -> None:
+        exact, limits = self.exact(), ir_finfo(self.dtype)
+        loss = np.where(small, np.abs(self.rounded().astype(np.float64) - exact), 0.0)
         others = tuple(axis for axis in range(exact.ndim) if axis not in channel_axes)
         norm = np.abs(exact).max(axis=others, keepdims=True, initial=0.0)
-        # A channel that was as small before the fold loses nothing that it had.
-        worst = (loss > float(limits.eps) * norm) & (norm > 0)
+        worst = loss > float(limits.eps) * norm
         if np.any(worst):
             raise Refused(f"the folded weight underflows {self.dtype.name.lower()} in {int(worst.sum())} elements")
 
 
 def _times(factor: Array, other: Array) -> Array:
     return factor if other is ONE else factor * other
-
-
-def _rounded(exact: Array, dtype: ir.DataType) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        stored = exact.astype(dtype.numpy())
-    if dtype == ir.DataType.FLOAT:
-        # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel (see check).
-        stored[np.abs(stored) < np.finfo(np.float32).smallest_normal] = 0.0
-    return stored
 
 
 def ir_finfo(dtype: ir.DataType) -> Any:

@@ -83,7 +83,8 @@ def _conv(attributes: Attributes, x: Array, weight: Array, bias: Array | None = 
     rows = windows.reshape(batch, groups, x.shape[1] // groups, int(np.prod(cells)), int(np.prod(kernel)))
     rows = rows.transpose(1, 0, 3, 2, 4).reshape(groups, batch * int(np.prod(cells)), -1)
     columns = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(0, 2, 1)
-    y = (rows @ columns).reshape(groups, batch, int(np.prod(cells)), -1).transpose(1, 0, 3, 2)
+    products = rows @ columns if rows.any() else np.zeros((groups, rows.shape[1], columns.shape[2]))
+    y = products.reshape(groups, batch, int(np.prod(cells)), -1).transpose(1, 0, 3, 2)
     y = y.reshape(batch, weight.shape[0], *cells)
     return y if bias is None else y + bias.reshape(1, -1, *(1,) * spatial)
 

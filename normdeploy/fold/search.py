@@ -42,6 +42,9 @@ class Territory:
 def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
     """Every plan for the map of ``node``, best first, or the refusal in its place."""
     m = land.maps[node]
+    if m.is_identity:
+        yield _new(land, node)
+        return
     whole = [_up_whole, _down_whole]
     split = [_scale_up_shift_down, _scale_up_shift_stays, _scale_down_shift_stays] if _has_both(m) else []
     for attempt in (*whole, *split, _down_until_maps):
