@@ -7,6 +7,7 @@ an exported program) is refused with a command that converts it, to be run where
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
@@ -127,18 +128,22 @@ def _check_archive(path: Path, key: str | None) -> None:
 
 def _unsafe_globals(path: Path) -> list[str]:
     """What the pickle would import beyond what weights_only allows, sorted; empty where that cannot be told."""
-    try:
-        return sorted(get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:
-        pass  # it reads neither the older stream nor newer pickle protocols
+    # torch's own list knows neither the older stream nor newer pickle protocols.
+    for listing in (get_unsafe_globals_in_checkpoint, _disassembled):
+        with contextlib.suppress(Exception):  # of a file that may be damaged anywhere
+            return sorted(listing(str(path)))
+    return []
+
+
+def _disassembled(path: str) -> set[str]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            data: IO[bytes] = io.BytesIO(archive.read(record))
+            found = set(_globals(io.BytesIO(archive.read(record))))
     else:
-        data = path.open("rb")
-    with data:
-        return sorted({name for name in _globals(data) if not _HARMLESS.fullmatch(name)})
+        with open(path, "rb") as file:
+            found = set(_globals(file))
+    return {name for name in found if not _HARMLESS.fullmatch(name)}
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import os
 import pickle
@@ -19,8 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -170,19 +167,20 @@ def test_every_truncation_is_refused(tmp_path: Path, writer: str) -> None:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_damage_is_refused_or_harmless_but_never_a_crash(
-    tmp_path_factory: pytest.TempPathFactory, writer: str, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("damage") / "w.safetensors"
+def test_damage_is_refused_or_harmless_but_never_a_crash(tmp_path: Path, writer: str) -> None:
+    path, random, refused = tmp_path / "w.bin", np.random.default_rng(0), 0
     WRITERS[writer](state(), path)
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    with contextlib.suppress(InputError):
-        read(path)
+    whole = path.read_bytes()
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in random.integers(len(content), size=random.integers(1, 4)):
+            content[place] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            read(path)
+        except InputError:
+            refused += 1
+    assert refused > 20
 
 
 def test_a_flipped_bit_in_the_values_of_an_archive_is_seen(tmp_path: Path) -> None:

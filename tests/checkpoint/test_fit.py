@@ -319,3 +319,8 @@ def test_a_tied_name_does_not_excuse_another() -> None:
     error = refusal({"embed.weight": torch.ones(4, 3)}, More())
     assert "1 missing (the module has it, the file does not): bias" in error.what
     assert "2 missing" in refusal({"bias": torch.ones(4, 3)}, More()).what
+
+
+def test_empty_tensors_share_nothing() -> None:
+    module = nn.ParameterDict({"a": nn.Parameter(torch.zeros(0, 2)), "b": nn.Parameter(torch.zeros(0, 2))})
+    assert "1 missing (the module has it, the file does not): b" in refusal({"a": torch.zeros(0, 2)}, module).what
