@@ -1,0 +1,137 @@
+"""The float64 reference is float64 all the way, or it is none."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from normdeploy.errors import InputError
+from normdeploy.parity.reference import Oracle
+from normdeploy.specs import parse
+
+SPECS = parse(["x:N=1..2..4x5@f32"])
+X = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+WIDE = torch.from_numpy(X.astype(np.float64))
+
+
+class Lambda(nn.Module):
+    """Any function of x as a module."""
+
+    def __init__(self, function) -> None:  # noqa: ANN001
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def rms_norm(x: torch.Tensor) -> torch.Tensor:
+    """As language models spell it: in float32, whatever the input."""
+    wide = x.to(torch.float32)
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def rms_norm_in_float64(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+CASTS = {
+    "to(dtype) and back": (rms_norm, rms_norm_in_float64),
+    "float()": (lambda x: x.float().exp(), torch.exp),
+    "half()": (lambda x: x.half().exp(), torch.exp),
+    "type(tensor type)": (lambda x: x.type(torch.float32).exp(), torch.exp),
+    "softmax(dtype)": (lambda x: F.softmax(x, 1, dtype=torch.float32), lambda x: F.softmax(x, 1)),
+    "sum(dtype)": (lambda x: x.sum(1, dtype=torch.float32), lambda x: x.sum(1)),
+    "zeros_like(dtype)": (lambda x: torch.zeros_like(x, dtype=torch.float32).add_(x).exp(), torch.exp),
+}
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_casts_inside_the_module_do_not_round_the_reference(name: str) -> None:
+    module, expected = CASTS[name]
+    oracle = Oracle(Lambda(module), SPECS)
+    exact = oracle.exact({"x": X})
+    assert exact is not None
+    assert exact["output"].dtype == np.float64
+    np.testing.assert_allclose(exact["output"], expected(WIDE).numpy(), rtol=1e-14)
+    assert any("kept in float64" in note for note in oracle.notes)
+    # eager itself is left as it is
+    np.testing.assert_array_equal(oracle.eager({"x": X})["output"], module(torch.from_numpy(X)).numpy())
+
+
+def test_a_module_without_casts_needs_no_note() -> None:
+    oracle = Oracle(Lambda(rms_norm_in_float64), SPECS)
+    np.testing.assert_allclose(oracle.exact({"x": X})["output"], rms_norm_in_float64(WIDE).numpy(), rtol=1e-14)
+    assert oracle.notes == {}
+
+
+def test_constants_made_in_float32_are_exact_and_accuse_nobody() -> None:
+    positions = torch.arange(5, dtype=torch.float32)
+    oracle = Oracle(Lambda(lambda x: x + torch.arange(5, dtype=torch.float32)), SPECS)
+    np.testing.assert_array_equal(oracle.exact({"x": X})["output"], (WIDE + positions).numpy())
+    assert oracle.notes == {}
+
+
+def write_into_float32(x: torch.Tensor) -> torch.Tensor:
+    buffer = torch.zeros(x.shape)
+    buffer[:] = x
+    return buffer.to(x.dtype).exp()
+
+
+class Uncopyable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Lambda(write_into_float32), "rounds float64 to less"),
+        (Lambda(lambda x: x.type_as(torch.zeros(1)).exp()), "rounds float64 to less"),
+        (Lambda(lambda x: x @ torch.ones(5, 5)), "cannot run in float64"),
+        (Uncopyable(), "cannot be copied to float64"),
+    ],
+)
+def test_what_has_no_float64_reference_says_why(module: nn.Module, reason: str) -> None:
+    oracle = Oracle(module, SPECS)
+    assert oracle.exact({"x": X}) is None
+    assert oracle.exact({"x": X}) is None
+    (note,) = oracle.notes
+    assert reason in note
+    assert "judged against eager in its own dtype" in note
+    assert "output" in oracle.eager({"x": X})
+
+
+def test_the_module_is_not_changed() -> None:
+    module = nn.Linear(5, 3)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    assert Oracle(Wrapper(), SPECS).exact({"x": X}) is not None
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])
+
+
+def test_an_error_of_eager_itself_is_the_users() -> None:
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no such size")
+
+    with pytest.raises(InputError, match="no such size"):
+        Oracle(Lambda(fails), SPECS).eager({"x": X})
