@@ -28,7 +28,6 @@ from normdeploy.precision import HEAVY, Precision, norm_chains, to_precision, wr
 from normdeploy.specs import Dim, TensorSpec
 
 _MIB = 1 << 20
-_EXTERNAL_ABOVE = 1_500_000_000
 _LEVELS = range(6)
 _SOURCE = re.compile(r"^\w+\.cpp:\d+: ")
 
@@ -162,9 +161,9 @@ def _with_fixed(model: ir.Model, specs: Sequence[TensorSpec]) -> tuple[TensorSpe
 
 
 def _save(model: ir.Model, folder: Path) -> Path:
+    """The file of ``model``, its larger weights beside it: they may exceed what one file holds, or lie elsewhere."""
     path = folder / "model.onnx"
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    ir.save(model, path, external_data="model.onnx.data" if size > _EXTERNAL_ABOVE else None)
+    ir.save(model, path, external_data="model.onnx.data")
     return path
 
 
