@@ -12,7 +12,7 @@ from normdeploy.report.schema import Report
 
 MOST_IN_FULL = 40
 """Norms above which the page counts them by outcome first, and opens to the list."""
-MOST_NORMS = 250
+MOST_NORMS = 200
 """Rows of the list of norms; the rest is counted and stands in report.json, so that the page stays small."""
 MOST_JUDGEMENTS = 40
 """Rows of the table of parity, the worst first."""
@@ -31,6 +31,7 @@ def render(report: Report) -> str:
         parity_plot=Markup(plots.parity(report.parity)) if report.parity else "",
         latency_plot=Markup(plots.latency(report.latency)) if report.latency else "",
         most_in_full=MOST_IN_FULL,
+        most_plotted=plots.MOST_JUDGEMENTS,
         most_norms=MOST_NORMS,
         most_judgements=MOST_JUDGEMENTS,
         view=view,
@@ -43,9 +44,9 @@ def _template() -> Template:
         loader=PackageLoader("normdeploy.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: view.plain(value) if type(value) is str else value,  # Markup is ours, and stays
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["sig"] = view.sig
-    environment.filters["plain"] = view.plain
     return environment.get_template("template.html.j2")

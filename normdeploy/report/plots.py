@@ -41,7 +41,10 @@ _RC: dict[Any, Any] = {
     "ytick.color": _INK,
     "legend.frameon": False,
 }
+MOST_JUDGEMENTS = 100
+"""Judgements that the plot of parity shows, those nearest to their bound."""
 _BINS = 60
+_SMALLEST, _LARGEST = 1e-300, 1e300  # so that no decade beside them leaves float64
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -53,7 +56,7 @@ def parity(verdict: Verdict) -> str:
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        points = _points(verdict.judgements)
+        points = _points(view.by_severity(verdict)[:MOST_JUDGEMENTS])
         low, high = _decades(value for _, *values in points for value in values)
         x = np.geomspace(low, high, 129)
         _draw_bounds(axes, x, verdict)
@@ -95,7 +98,7 @@ def _points(judgements: Sequence[Judgement]) -> list[tuple[str, float, float, fl
 
 def _decades(values: Iterable[float]) -> tuple[float, float]:
     """The decades that hold all positive finite values; one more below, for the tick that stands for 0."""
-    found = [value for value in values if value > 0 and math.isfinite(value)] or [1e-9, 1e-6]
+    found = [max(value, _SMALLEST) for value in values if 0 < value < _LARGEST] or [1e-9, 1e-6]
     return 10.0 ** (math.floor(math.log10(min(found))) - 1), 10.0 ** (math.floor(math.log10(max(found))) + 1)
 
 

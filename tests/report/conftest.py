@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+from report_samples import comparison, make, verdict
+
+from normdeploy.report.schema import Report
+
+
+@pytest.fixture
+def report() -> Report:
+    """One with everything in it that a report can have."""
+    return make(parity=verdict(), latency=comparison())

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from report_samples import comparison, entries, error, make, measurement, verdict
+from rich.console import Console
+
+from normdeploy.fold.ledger import Entry
+from normdeploy.report.console import MOST_ROWS, show
+from normdeploy.report.schema import Report
+
+
+def shown(report: Report, *, width: int = 120, terminal: bool = False, path: Path | None = None) -> str:
+    file = io.StringIO()
+    show(report, Console(file=file, width=width, force_terminal=terminal), path=path)
+    return file.getvalue()
+
+
+def test_everything_is_said_once(report: Report) -> None:
+    text = shown(report, path=Path("out/digits_resnet"))
+    for said in (
+        "BatchNormalization 5 → 1, LayerNormalization 1 → 0",
+        "folded into head.fc through Flatten, Reshape",
+        "reduced into head.fc",
+        "left: its input is a graph output",
+        "parity passed",
+        "e_deployed <= k * e_eager + floor",
+        "p50 ms",
+        "p99 ms",
+        "times as fast as eager (95 % confidence",
+        "note: the module was in training mode",
+        "note: one weight was flushed to zero",
+        "note: top-k ties may fall otherwise",
+        "out/digits_resnet",
+    ):
+        assert text.count(said) == 1, said
+
+
+def test_no_colour_where_there_is_no_terminal(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[" not in shown(report)
+    assert "\x1b[" in shown(report, terminal=True)
+
+
+def test_the_worst_output_stands_with_its_bound() -> None:
+    bad = verdict(measurement("boxes", error(1e-7, 2e-7), error(3e-4, 9e-4)))
+    text = shown(make(parity=dataclasses.replace(bad, first_divergent="layers.3.conv")))
+    assert "parity FAILED" in text
+    assert "first module outside the bound: layers.3.conv" in text
+    row = next(line.split() for line in text.splitlines() if "max" in line and "boxes" in line)
+    assert row[-3:] == ["2e-07", "0.0009", "1.75e-06"]
+    assert "smallest k that passes: 4,495" in text  # (9e-4 − 8 ε) / 2e-7
+
+
+def test_a_noisy_machine_is_warned_of() -> None:
+    assert "warning" not in shown(make(latency=comparison()))
+    assert "warning: the machine is too noisy to tell" in shown(make(latency=comparison(noise=1.5)))
+
+
+def test_a_long_model_is_shown_by_outcome_with_counts() -> None:
+    text = shown(make(entries(200)))
+    assert len(text.splitlines()) < 12
+    assert [line.split()[0] for line in text.splitlines() if "BatchNormalization  " in line] == ["201", "1"]
+    assert "layers.0.bn, layers.1.bn, layers.2.bn, …" in text
+    assert "203 norms in all; the report lists each" in text
+
+
+def test_the_longest_model_that_is_listed_is_listed_whole() -> None:
+    text = shown(make(entries(MOST_ROWS - 3)))
+    assert f"layers.{MOST_ROWS - 4}.bn" in text
+    assert "in all" not in text
+
+
+def test_long_names_are_folded_and_not_cut_off() -> None:
+    name = ".".join(f"a_rather_long_module_name_{i}" for i in range(6))
+    text = shown(make([Entry(name, "n", "LayerNormalization", True, "left", reason="x" * 150)]), width=60)
+    first = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert "".join(piece for piece in first if piece in name and "_" in piece) == name
+    assert text.count("x") >= 150
+    assert "…" not in text
+
+
+def test_a_long_path_stays_on_one_line(report: Report) -> None:
+    path = Path("/".join(["folder"] * 30))
+    assert shown(report, width=40, path=path).splitlines()[-1] == str(path)
+
+
+def test_names_act_neither_as_markup_nor_as_control_codes() -> None:
+    hostile = Entry("[red]bn[/red]\x1b[2J\n", "n", "BatchNormalization", True, "left", reason="[link=x]why[/link]")
+    text = shown(make([hostile]))
+    assert "[red]bn[/red]\\x1b[2J\\n" in text
+    assert "[link=x]why[/link]" in text
+    assert "\x1b" not in text
+
+
+def test_a_model_without_norms_has_no_table() -> None:
+    empty = make([]).model_copy(update={"norms_before": {}, "norms_after": {}})
+    assert "normalizations  none" in shown(empty)
+    assert "what became of" not in shown(empty)
