@@ -176,6 +176,7 @@ class Writer:
             new.resize_inputs(len(new.inputs) + 1)
             value = self._constant(new, self.unused_name(f"{new.outputs[0].name}.{name}"), _lazy(edit))
             new.replace_input_with(len(new.inputs) - 1, value)
+            self.edits[new, len(new.inputs) - 1] = edit  # the exact constants, should the map go on from here
         return new
 
     def _succeed(self, node: ir.Node, new: ir.Node, residue: AffineMap) -> None:

@@ -118,6 +118,8 @@ class _Folder:
             land = self._survey(graph, opset, edits)
             writer = Writer(land, edits, names)
             for node in list(land.maps):
+                while node in land.successors:  # a map that others joined stands on as another node
+                    node = land.successors[node]
                 if node in land.maps:
                     self._fold_one(land, writer, node)
             for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
@@ -211,7 +213,7 @@ class _Folder:
         for node in plan.residues:
             for end in stays:
                 if node is not end:
-                    self.joined[node] = end
+                    self.joined[node] = writer.land.successors.get(end, end)
         self._dump(label(plan.source))
 
     def _entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:

@@ -24,6 +24,7 @@ _ELEMENTWISE = frozenset(
 )
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
 _GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+_BLOCKED = frozenset({"DepthToSpace", "SpaceToDepth"})
 _ROWS = 5
 """Rows of a matrix probe: enough that no channel's products cancel in all of them."""
 
@@ -88,8 +89,10 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
         return 1 if axis == 0 else _span(view, node, axis - 2) + axis
     if node.op_type in _GLOBAL and axis != 1:
         return axis + 2
-    if node.op_type in _ELEMENTWISE:
+    if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):
         return pinned.get(behind, 1 if dim == 1 else 2 + (-behind))
+    if node.op_type in _BLOCKED and axis > 1:
+        return (axis + 1) * (int(view.attr(node, "blocksize", 1)) if node.op_type == "SpaceToDepth" else 1)
     if node.op_type in ("MatMul", "Gemm") and behind not in pinned:
         return _ROWS if axis >= rank - 2 else (1 if dim == 1 else 2 + axis)
     if dim is None or isinstance(dim, str):
@@ -109,7 +112,7 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
     if node.op_type == "BatchNormalization":
         channels = view.shape(node.inputs[1])
         sizes[1 - rank] = int((channels or (1,))[0] or 1)
-    elif node.op_type in _ELEMENTWISE:
+    elif node.op_type in (*_ELEMENTWISE, "Concat"):
         for value in node.inputs:
             shape = view.shape(value) if value is not None and known(value) else None
             sizes |= {

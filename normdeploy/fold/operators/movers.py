@@ -69,7 +69,7 @@ def regrouped(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> Aff
     low, high = m.axes[0], m.axes[-1] + 1
     for a, b in _wider_runs(low, high, len(source)):
         if (middle := _static(source[a:b])) is None:
-            break
+            continue
         for c, d in _runs(len(target)):
             same_place = _same(source[b:], target[d:]) or _same(source[:a], target[:c])
             if same_place and _static(target[c:d]) == middle:
