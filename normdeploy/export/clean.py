@@ -17,7 +17,7 @@ import onnxscript.optimizer
 from onnx_ir.passes import common
 
 from normdeploy.export.labels import label_new_nodes, makers
-from normdeploy.export.shapes import forget_recurrent_shapes, infer_shapes
+from normdeploy.export.shapes import infer_shapes
 
 _KEPT = frozenset(
     {
@@ -63,7 +63,6 @@ def clean(model: ir.Model) -> None:
     """Clean ``model`` in place; its inputs, outputs, norms and values stay, and every node keeps a module name."""
     parameters = frozenset(model.graph.initializers)
     known = makers(model)
-    forget_recurrent_shapes(model)
     _run(model, common.TopologicalSortPass())
     infer_shapes(model)
     for _ in range(2):  # the second time for what the shapes of the first made static

@@ -4,70 +4,55 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from normdeploy.errors import InputError, NormdeployError
+from normdeploy.export.constraints import replace_words
 
 _UNTRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
-_EQUAL = re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal")
-_CONSTRAINTS = re.compile(r"^\s*- (.*)$", re.MULTILINE)
 _TORCH = Path(torch.__file__).parent
-_SOURCE = re.compile(r" = L\[.*?\]\.size\(\)\[\d+\]|, as specified by .*|\bL\[.*?\]\.size\(\)\[\d+\]")
 
 
-def translate(error: Exception, module: nn.Module, dims: Mapping[str, str]) -> NormdeployError:
-    """The error to raise for ``error`` of the exporter; ``dims`` maps its symbols to the specs' dimension names."""
+def translate(
+    error: Exception, module: nn.Module, dims: Mapping[str, str], eager: Callable[[], object]
+) -> NormdeployError:
+    """The error to raise for ``error`` of the exporter.
+
+    ``dims`` maps its symbols to the specs' dimension names; ``eager`` runs forward on what was traced, for an error
+    of forward itself is better said without symbols.
+    """
     chain = list(_chain(error))
-    known = next((cause for cause in chain if isinstance(cause, NormdeployError)), None)
-    if known is not None:
+    where, operator, text = _where(chain, module), _operator(chain), replace_words(str(chain[-1]), dims)
+    if known := next((cause for cause in chain if isinstance(cause, NormdeployError)), None):
         return known
-    root = chain[-1]
-    where = _where(chain, module)
-    operator = _operator(chain)
     if operator:
         return InputError(
             f"the operator {operator} cannot be exported to ONNX",
             where=where,
             fix="replace it in the module by operators that ONNX has, or try a newer --opset",
         )
-    text = replace_words(str(root), dims)
-    if "data-dependent" in text.lower() or "DataDependent" in type(root).__name__:
+    try:
+        eager()
+    except Exception as failure:
+        return InputError(
+            f"forward raises {type(failure).__name__}: {_first_line(str(failure))}",
+            where=_where([failure], module),
+            fix="check the input specs against forward; dimensions that must be equal need one name",
+        )
+    if "data-dependent" in text.lower() or "DataDependent" in type(chain[-1]).__name__:
         return InputError(
             "the module's control flow depends on the values of its tensors, which a graph cannot follow",
             where=where,
             fix="write it with torch.where or torch.cond, or move it out of forward",
         )
-    if "Constraints violated" in text:
-        return _constraint(text, where)
     return InputError(
-        f"the module cannot be traced: {type(root).__name__}: {_first_line(text)}",
+        f"the module cannot be traced: {type(chain[-1]).__name__}: {_first_line(text)}",
         where=where,
-        fix="check the input specs against forward; --verbose shows what torch says",
-    )
-
-
-def replace_words(text: str, words: Mapping[str, str]) -> str:
-    """``text`` with every whole word that is a key of ``words`` replaced, all at once."""
-    return re.sub(r"\w+", lambda match: words.get(match[0], match[0]), text)
-
-
-def _constraint(text: str, where: str) -> InputError:
-    equal = _EQUAL.search(text)
-    if equal:
-        return InputError(
-            f"dimensions {equal[2]!r} and {equal[1]!r} must always be equal",
-            where=where,
-            fix=f"give both one name, e.g. {equal[2]}=1..4..8 in one input and {equal[2]} in the other",
-        )
-    reasons = [_SOURCE.sub("", reason).strip() for reason in _CONSTRAINTS.findall(text)]
-    return InputError(
-        "the module does not work for every size that was asked for: " + "; ".join(reasons),
-        where=where,
-        fix="ask for the sizes that work, or change the code of the module that depends on the size",
+        fix="--verbose shows what torch says",
     )
 
 

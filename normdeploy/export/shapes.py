@@ -5,8 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-
 
 def infer_shapes(model: ir.Model) -> None:
     """Give each value the shape and dtype that follow from the graph's inputs; what was known already stays."""
@@ -15,16 +13,6 @@ def infer_shapes(model: ir.Model) -> None:
     common.ShapeInferencePass()(model)
     for value, shape in zip(values, before, strict=True):
         value.shape = _merged(shape, value.shape)
-
-
-def forget_recurrent_shapes(model: ir.Model) -> None:
-    """Drop the shapes of all that follows an LSTM, GRU or RNN: torch fixes them to the sizes that it traced at."""
-    behind: set[ir.Value] = set()
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type in _RECURRENT or any(value in behind for value in node.inputs):
-            behind.update(node.outputs)
-    for value in behind:
-        value.shape = None
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

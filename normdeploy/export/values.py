@@ -54,8 +54,9 @@ def flatten_outputs(result: Any, *, inputs: Collection[str] = ()) -> dict[str, t
     for path, leaf in _leaves(result):
         name = _name(path)
         if not isinstance(leaf, torch.Tensor):
+            kind = "number" if isinstance(leaf, (int, float, torch.SymInt)) else type(leaf).__name__
             raise InputError(
-                f"the module returns a {type(leaf).__name__}, which a graph cannot",
+                f"the module returns a {kind}, which a graph cannot",
                 where=f"output {name!r}",
                 fix="let the module return tensors, in any nesting of dict, list, tuple and dataclass",
             )

@@ -81,6 +81,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach()  # a parameter that is returned as it is
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return np.ascontiguousarray(tensor.numpy())

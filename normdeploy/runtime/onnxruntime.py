@@ -14,7 +14,7 @@ from normdeploy.errors import InputError, NormdeployError, UnavailableError
 from normdeploy.runtime.runner import check_names, first_line
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-_QUIET = 3  # errors only: warnings would go to the user's terminal, past Python
+_QUIET = 4  # fatal errors only: what it logs goes to the terminal past Python, and its exceptions say it again
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -149,4 +149,4 @@ def _array(value: Any) -> np.ndarray:
     if not count:
         return np.empty(shape, ml_dtypes.bfloat16)
     bits = (ctypes.c_uint16 * count).from_address(value.data_ptr())
-    return np.array(bits, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
+    return np.asarray(np.frombuffer(bytes(bits), ml_dtypes.bfloat16).reshape(shape))
