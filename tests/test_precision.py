@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
+from normdeploy.checkpoint import load
 from normdeploy.errors import InputError
+from normdeploy.export import to_graph
+from normdeploy.fold import fold
 from normdeploy.graph import MODULE_KEY
+from normdeploy.parity.compare import measure
+from normdeploy.parity.feeds import random_feeds
+from normdeploy.parity.verdict import Criteria, judge
 from normdeploy.precision import DTYPES, Precision, norm_chains, to_precision, wrong_precision
+from normdeploy.specs import parse
 
 EPS = {"fp16": 2.0**-10, "bf16": 2.0**-7}
+ROOT = Path(__file__).parent.parent
+DIGITS = parse(["x:N=1..2..3x1x8x8@f32"])
 C = 6  # no other size below equals it
 RNG = np.random.default_rng(0)
 
@@ -389,3 +403,57 @@ def test_an_output_that_is_used_inside_too_keeps_its_name_and_type() -> None:
     ]
     x = normal(2, C)
     assert error(run(narrow, x=x), run(model, x=x)) < 2 * EPS["fp16"]
+
+
+def test_a_mask_composed_into_one_map_is_clipped_too() -> None:
+    """What a fold makes of ``(1 - mask) * lowest``."""
+    lowest = np.array([np.finfo(np.float32).min])
+    model = graph(
+        f"""(float[N,4,{C}] x, int64[N,1,1,4] mask) => (float[N,1,4,4] y) {{
+            f = Cast<to=1>(mask) b = BatchNormalization<epsilon=0.0>(f, s, t, zero, one)
+            k = MatMul(x, w) u = Unsqueeze(k, axes) p = Add(u, b) y = Softmax(p) }}""",
+        s=-lowest,
+        t=lowest,
+        zero=np.zeros(1, np.float32),
+        one=np.ones(1, np.float32),
+        axes=np.array([1]),
+        w=normal(C, 4),
+    )
+    feeds = {"x": normal(2, 4, C), "mask": np.array([[1, 1, 0, 0], [0, 0, 0, 0]]).reshape(2, 1, 1, 4)}
+    actual, exact = run(to_precision(model, "fp16"), **feeds), run(model, **feeds)
+    assert error(actual[0], exact[0]) < 4 * EPS["fp16"]
+    assert actual[1].sum(-1) == pytest.approx(1, rel=4 * EPS["fp16"])  # nothing to attend to: any distribution
+
+
+class Reference:
+    """ONNX's own evaluator as a runner: the only one here that has every operator in bfloat16."""
+
+    name = "reference"
+
+    def __init__(self, model: ir.Model) -> None:
+        self._evaluator = ReferenceEvaluator(ir.to_proto(model))
+        self.inputs, self.outputs = tuple(self._evaluator.input_names), tuple(self._evaluator.output_names)
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._evaluator.run(None, dict(feeds))
+        return dict(zip(self.outputs, map(np.asarray, results), strict=True))
+
+
+@cache
+def trained(name: str) -> tuple[torch.nn.Module, ir.Model]:
+    """A digit network and its folded graph, at the first opset that has bfloat16 convolutions."""
+    module = load(f"models.digits:{name}", app_dir=ROOT, weights=ROOT / f"models/digits_{name}.safetensors").module
+    return module, fold(to_graph(module, DIGITS, opset=22).model).model
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["resnet", "conv1d", "conv3d", "vit"])
+def test_trained_networks_are_as_exact_in_16_bits_as_eager_pytorch_is(name: str, precision: Precision) -> None:
+    """By the verdict's own bound, against float64, on the trained digit networks, folded."""
+    module, graph = trained(name)
+    deployed = to_precision(graph, precision)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    measured = measure(module, DIGITS, Reference(deployed), random_feeds(DIGITS), dtype=dtype)
+    verdict = judge(measured.measurements, Criteria(), measured.reference)
+    assert verdict.passed, verdict.judgements
+    assert all(each.deployed.rms > EPS[precision] / 100 for each in measured.measurements)  # it really was rounded
