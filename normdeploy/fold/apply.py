@@ -12,7 +12,7 @@ from normdeploy.fold.edits import Edit, fingerprint
 from normdeploy.fold.merge import Merger
 from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.search import Territory
-from normdeploy.fold.sources import data_input, spelled
+from normdeploy.fold.sources import NORMS, data_input, map_of, spelled
 from normdeploy.fold.view import Refused
 from normdeploy.graph import MODULE_KEY, module_name
 
@@ -103,6 +103,16 @@ class Writer:
         value.shape, value.dtype = ir.Shape(edit.shape), edit.dtype
         self.land.view.forget(value)
         self.edits[slot] = edit
+        self._keep_maps_true(node, value, edit)
+
+    def _keep_maps_true(self, node: ir.Node, value: ir.Value, edit: Edit) -> None:
+        """A map or norm whose own constant was edited is read anew, with what is not rounded yet."""
+        if node in self.land.maps or node.op_type in NORMS:
+            self.land.view.unrounded[value] = edit.exact()
+        if node in self.land.maps:
+            m = map_of(self.land.view, node)
+            assert m is not None, "an edit changes the constant of a map, not its kind"
+            self.land.maps[node] = m
 
     def _own_value(self, node: ir.Node, index: int, tensor: ir.TensorProtocol) -> ir.Value:
         """The constant that only this slot reads: the old one where it is so, else a new one (copy on write)."""

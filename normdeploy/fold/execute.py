@@ -71,6 +71,14 @@ def _layer_normalization(attributes: Attributes, x: Array, scale: Array, bias: A
     return y if bias is None else y + bias
 
 
+def _rms_normalization(attributes: Attributes, x: Array, scale: Array) -> Array:
+    """ONNX specification, RMSNormalization-23 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    axes = tuple(range(attributes.get("axis", -1) % x.ndim, x.ndim))
+    eps = float(np.float32(attributes.get("epsilon", 1e-5)))
+    y: Array = x / np.sqrt((x**2).mean(axis=axes, keepdims=True) + eps) * scale
+    return y
+
+
 def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Array:
     """ONNX specification, Pad-23: negative pads cut cells off, which the reference does not know."""
     pads, value, axes = (*parameters, None, None, None)[:3]
@@ -92,6 +100,8 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "Dropout": _identity,
     "BatchNormalization": _batch_normalization,
     "LayerNormalization": _layer_normalization,
+    "RMSNormalization": _rms_normalization,
+    "SimplifiedLayerNormalization": _rms_normalization,
     "Pad": _pad,
     "Conv": windows.conv,
     "ConvTranspose": windows.conv_transpose,

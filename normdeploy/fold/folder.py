@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -15,8 +16,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 from normdeploy.errors import InputError
 from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.apply import Writer, all_names, check
+from normdeploy.fold.apply import Writer, all_names, check, remove
 from normdeploy.fold.edits import Edit
+from normdeploy.fold.layernorm import affine
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
 from normdeploy.fold.merge import SUMS, merger
 from normdeploy.fold.plan import Plan, Slot
@@ -24,6 +26,9 @@ from normdeploy.fold.search import Territory, plans
 from normdeploy.fold.sources import NORMS, map_of
 from normdeploy.fold.view import Refused, View
 from normdeploy.graph import label
+
+Level = Literal["off", "affine"]
+"""How far LayerNorms are reduced; each level includes the ones before."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ def fold(
     model: str | Path | onnx.ModelProto | ir.Model,
     *,
     keep: Sequence[str] = (),
+    layernorm: Level = "affine",
     validate: bool = True,
     dump: Path | None = None,
 ) -> FoldResult:
@@ -46,6 +52,8 @@ def fold(
     Args:
         model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed.
         keep: patterns (fnmatch) of module names, else node names, of norms to leave alone.
+        layernorm: how far to take LayerNorm and RMSNorm: ``off`` leaves them as they are, ``affine`` sends their
+            scale and bias into what reads them.
         validate: prove each plan in float64 before it is carried out.
         dump: a folder to write the graph into before the first and after each step.
 
@@ -53,7 +61,7 @@ def fold(
         InputError: the file cannot be read as an ONNX model.
     """
     begin = time.perf_counter()
-    folder = _Folder(_opened(model), tuple(keep), validate, dump)
+    folder = _Folder(_opened(model), tuple(keep), layernorm, validate, dump)
     folder.run()
     ledger = folder.ledger(time.perf_counter() - begin)
     previous = folder.model.metadata_props.get(METADATA_KEY)
@@ -98,6 +106,7 @@ class _Folder:
 
     model: ir.Model
     keep: tuple[str, ...]
+    layernorm: Level
     validate: bool
     dump: Path | None
     entries: dict[ir.Node, Entry] = field(default_factory=dict)
@@ -124,6 +133,8 @@ class _Folder:
                     self._fold_one(land, writer, node)
             for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
                 self._merge_one(land, writer, node)
+            if self.layernorm != "off":
+                self._reduce_norms(land, writer)
 
     # -- the land ------------------------------------------------------------------------------
 
@@ -152,31 +163,77 @@ class _Folder:
             self._enter_left(node, [refusal])
             return None
         if m is None:
-            if node.op_type in NORMS:
+            if node.op_type in NORMS or node.op_type in affine.AFFINE_NORMS:
                 self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(node.op_type, _NOT_LINEAR))])
             return None
-        if any(fnmatch.fnmatchcase(label(node), pattern) for pattern in self.keep):
+        if self._is_kept(node):
             self._enter_left(node, [Refused("kept, as asked")])
             return None
         return m
 
+    def _is_kept(self, node: ir.Node) -> bool:
+        return any(fnmatch.fnmatchcase(label(node), pattern) for pattern in self.keep)
+
+    # -- norms that are not linear -------------------------------------------------------------
+
+    def _reduce_norms(self, land: Territory, writer: Writer) -> None:
+        """Take the affine tails off; what is then the same norm of the same value becomes one."""
+        cores: dict[Hashable, ir.Node] = {}
+        for node in land.nodes:
+            if node.op_type not in affine.AFFINE_NORMS or node.graph is None:
+                continue
+            if self._is_kept(node):
+                self.entries[node] = replace(_blank(node), reason="kept, as asked")
+                continue
+            self._take_tail_off(land, writer, node)
+            twin = cores.setdefault(affine.same_core(land, node) or node, node)
+            if twin is not node and not any(out.is_graph_output() for out in node.outputs):
+                self._unite(node, twin)
+
+    def _take_tail_off(self, land: Territory, writer: Writer, node: ir.Node) -> None:
+        try:
+            tail = affine.tail_of(land.view, node)
+        except Refused as refusal:
+            self.entries[node] = replace(_blank(node), reason=refusal.reason, fix=refusal.fix)
+            return
+        if tail is None:
+            return
+        plan, residual, refusals = self._first_proven(affine.plans(land, node, tail), land)
+        if plan is None:
+            self.entries[node] = replace(_blank(node), reason="; ".join(dict.fromkeys(r.reason for r in refusals)))
+            return
+        entry = self._entry(plan, node, residual, refusals)
+        self._carry_out(plan, writer, residual, refusals)
+        affine.drop_bias(land, node)
+        self.entries[node] = replace(entry, outcome="reduced", reason="its scale and bias are gone")
+
+    def _unite(self, node: ir.Node, twin: ir.Node) -> None:
+        node.outputs[0].replace_all_uses_with(twin.outputs[0])
+        remove(node)
+        self.entries[node] = replace(self.entries[node], outcome="composed", into=(label(twin),))
+
     # -- one map -------------------------------------------------------------------------------
 
     def _fold_one(self, land: Territory, writer: Writer, node: ir.Node) -> None:
+        plan, residual, refusals = self._first_proven(plans(land, node), land)
+        if plan is not None:
+            self._carry_out(plan, writer, residual, refusals)
+        elif not _is_epilogue(land, node):
+            self._enter_left(node, refusals)
+
+    def _first_proven(
+        self, candidates: Iterable[Plan | Refused], land: Territory
+    ) -> tuple[Plan | None, float | None, list[Refused]]:
+        """The first plan that holds, with the residual of its proof, and why those before it did not."""
         refusals: list[Refused] = []
-        for plan in plans(land, node):
-            if isinstance(plan, Refused):
-                refusals.append(plan)
-                continue
+        for candidate in candidates:
             try:
-                residual = self._proven(plan, land)
+                if isinstance(candidate, Refused):
+                    raise candidate
+                return candidate, self._proven(candidate, land), refusals
             except Refused as refusal:
                 refusals.append(refusal)
-                continue
-            self._carry_out(plan, writer, residual, refusals)
-            return
-        if not _is_epilogue(land, node):
-            self._enter_left(node, refusals)
+        return None, None, refusals
 
     def _merge_one(self, land: Territory, writer: Writer, total: ir.Node) -> None:
         try:
@@ -217,7 +274,7 @@ class _Folder:
         self._dump(label(plan.source))
 
     def _entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:
-        left = plan.residues[plan.source]
+        left = plan.residues.get(plan.source)
         ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
         stays = [label(end) for end, rest in plan.residues.items() if rest is not None and end is not plan.source]
         return replace(

@@ -45,9 +45,8 @@ def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
     if m.is_identity:
         yield _new(land, node)
         return
-    whole = [_up_whole, _down_whole]
-    split = [_scale_up_shift_down, _scale_up_shift_stays, _scale_down_shift_stays] if _has_both(m) else []
-    for attempt in (*whole, *split, _down_until_maps):
+    gone: list[Attempt] = [_up_whole, _down_whole, _down_past_adds, _scale_up_shift_down, _down_until_maps]
+    for attempt in (*gone, *([_scale_up_shift_stays, _scale_down_shift_stays] if _has_both(m) else [])):
         try:
             yield attempt(land, node, m)
         except Refused as refusal:
@@ -69,14 +68,25 @@ def _up_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
 
 def _down_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
     plan = _new(land, node)
-    _travel_down(land, plan, node, m)
+    travel_down(land, plan, node, m)
+    return plan
+
+
+def _down_past_adds(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    """A scale alone passes constant Adds, which stay: ``s x + a = s (x + a / s)``."""
+    if not m.shifts_nothing:
+        raise Refused("a shift does not pass an Add", node)
+    plan = _new(land, node)
+    travel_down(land, plan, node, m, past_adds=True)
     return plan
 
 
 def _scale_up_shift_down(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    if not _has_both(m):
+        raise Refused("it has no scale and shift to part", node)
     plan = _new(land, node)
     _travel_up(land, plan, node, m.without_shift())
-    _travel_down(land, plan, node, m.only_shift())
+    travel_down(land, plan, node, m.only_shift())
     return plan
 
 
@@ -92,7 +102,7 @@ def _scale_down_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Pla
     if before is None:
         raise Refused("a scale of 0 cannot follow its shift", node)
     plan = _new(land, node)
-    _travel_down(land, plan, node, m.without_shift())
+    travel_down(land, plan, node, m.without_shift())
     plan.residues[node] = before
     return plan
 
@@ -100,7 +110,7 @@ def _scale_down_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Pla
 def _down_until_maps(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
     """The map joins the next maps on its way, which stay."""
     plan = _new(land, node)
-    _travel_down(land, plan, node, m, stop_at_maps=True)
+    travel_down(land, plan, node, m, stop_at_maps=True)
     return plan
 
 
@@ -197,23 +207,42 @@ def _edit_constant(land: Territory, plan: Plan, reader: ir.Node, index: int, m: 
 # -- downward --------------------------------------------------------------------------------------
 
 
-def _travel_down(land: Territory, plan: Plan, start: ir.Node, m: AffineMap, *, stop_at_maps: bool = False) -> None:
+def travel_down(
+    land: Territory,
+    plan: Plan,
+    start: ir.Node,
+    m: AffineMap,
+    *,
+    stop_at_maps: bool = False,
+    past_adds: bool = False,
+) -> None:
+    """Send ``m`` from the first output of ``start`` to every reader; Refused where one cannot take it.
+
+    Args:
+        land: the graph.
+        plan: what is to change; it is filled in.
+        start: the node whose first output lacks ``m`` from now on.
+        m: the map.
+        stop_at_maps: the next maps on the way take ``m`` and stay; else it takes them along.
+        past_adds: a constant Add stays where a scale alone meets it, and its constant changes.
+    """
     queue: list[int] = []
     _carry(land, plan, queue, start.outputs[0], m, start)
     while queue:
         node = land.nodes[heapq.heappop(queue)]
-        for value, part in zip(node.outputs, _pass_down(land, plan, node, stop_at_maps), strict=False):
+        for value, part in zip(node.outputs, _pass_down(land, plan, node, stop_at_maps, past_adds), strict=False):
             if part is not None and not part.is_identity:
                 _carry(land, plan, queue, value, part, node)
 
 
-def _pass_down(land: Territory, plan: Plan, node: ir.Node, stop_at_maps: bool) -> list[AffineMap | None]:
+def _pass_down(
+    land: Territory, plan: Plan, node: ir.Node, stop_at_maps: bool, past_adds: bool
+) -> list[AffineMap | None]:
     ins = [None if value is None else plan.down.get(value) for value in node.inputs]
     own = land.maps.get(node)
     if own is not None:
         (arrived,) = [m for m in ins if m is not None]
-        plan.residues[node] = own.after(arrived) if stop_at_maps else None
-        return [None if stop_at_maps else own.after(arrived)]
+        return [_meet(plan, node, own, arrived, stop_at_maps, past_adds)]
     row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if row is None or row.down is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
@@ -221,6 +250,24 @@ def _pass_down(land: Territory, plan: Plan, node: ir.Node, stop_at_maps: bool) -
     if any(m is not None for m in carried):
         plan.through.append(node)
     return carried
+
+
+def _meet(
+    plan: Plan, node: ir.Node, own: AffineMap, arrived: AffineMap, stop_at_maps: bool, past_adds: bool
+) -> AffineMap | None:
+    """What goes on where ``arrived`` meets the map of ``node``.
+
+    A shift alone ends in an Add: that one's turn to travel is yet to come.
+    """
+    both = own.after(arrived)
+    if stop_at_maps or (own.scales_nothing and arrived.scales_nothing):
+        plan.residues[node] = both
+        return None
+    if past_adds and own.scales_nothing:
+        plan.residues[node] = both.shift_before_scale()
+        return both.without_shift()
+    plan.residues[node] = None
+    return both
 
 
 def _carry(land: Territory, plan: Plan, queue: list[int], value: ir.Value, m: AffineMap, node: ir.Node) -> None:

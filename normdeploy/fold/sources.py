@@ -106,8 +106,8 @@ def _elementwise(
         data, constant = (right, left) if first else (left, right)
         if not view.is_float(data):
             return None
-        array = view.array(constant)
-        if array is None or not (built := build(array.astype(np.float64), first)):
+        array = view.exact(constant)
+        if array is None or not (built := build(array, first)):
             return None
         _need_not_enlarging(view, node, array.shape, data)
         rank = view.rank(data)

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from normdeploy.fold.affine import Array
 from normdeploy.graph import label
 
 Dim = int | str | None
@@ -35,7 +36,7 @@ class View:
 
     opset: int
     ir_version: int
-    in_function: bool = False
+    unrounded: dict[ir.Value, Array] = field(default_factory=dict)
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
 
     # -- constants -----------------------------------------------------------------------------
@@ -56,6 +57,13 @@ class View:
         """The constant as a numpy array in its own dtype, or None."""
         tensor = self.constant(value)
         return None if tensor is None else tensor.numpy()
+
+    def exact(self, value: ir.Value | None) -> Array | None:
+        """The constant in float64: as it was computed where an edit has not been rounded yet, else as stored."""
+        if value in self.unrounded:
+            return self.unrounded[value]
+        array = self.array(value)
+        return None if array is None else array.astype(np.float64)
 
     def forget(self, value: ir.Value) -> None:
         """Read ``value`` anew the next time: its constant was replaced."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from normdeploy.fold.operators import linear, movers, poolers
+from normdeploy.fold.operators import linear, movers, norms, poolers
 from normdeploy.fold.operators.rows import Row, both_ways, unchanged, unchanged_down
+
+_STATISTICS = "it divides by statistics of its own input"
 
 TABLE: dict[str, Row] = {
     # operators with weights absorb maps
@@ -41,6 +43,10 @@ TABLE: dict[str, Row] = {
     "Add": Row(poolers.sum_up, poolers.sum_down),
     "Sub": Row(poolers.sum_up, poolers.sum_down),
     "Sum": Row(poolers.sum_up, poolers.sum_down),
+    # norms over trailing axes absorb what scales their output
+    "LayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
+    "RMSNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
+    "SimplifiedLayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
     # not linear, but some maps commute with them
     "MaxPool": both_ways(poolers.max_pool),
     "GlobalMaxPool": both_ways(poolers.max_pool),

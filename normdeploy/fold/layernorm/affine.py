@@ -1,0 +1,80 @@
+"""The affine tail of a LayerNorm or RMSNorm: taken off, and sent down into every consumer.
+
+    LN(x; gamma, beta) = gamma ⊙ LN(x; 1, 0) + beta
+
+Once their tails are gone, norms of the same value with the same epsilon are one norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.apply import remove_unused
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.plan import Plan, Step
+from normdeploy.fold.search import Territory, travel_down
+from normdeploy.fold.view import Refused, View
+
+AFFINE_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+"""Norms over trailing axes with a scale (input 1) and, for LayerNormalization, a bias (input 2)."""
+
+
+def tail_of(view: View, node: ir.Node) -> AffineMap | None:
+    """The affine tail of a norm; None where the norm has none.
+
+    Raises:
+        Refused: its scale or bias is not constant, or a further output is used.
+    """
+    rank = view.need_rank(node.outputs[0], node)
+    scale = view.exact(node.inputs[1])
+    bias = view.exact(node.inputs[2]) if _has_bias(node) else np.zeros(())
+    if scale is None or bias is None:
+        raise Refused("its scale and bias are not constant", node)
+    tail = AffineMap.of(scale, bias, rank)
+    if not tail.is_finite:
+        raise Refused("its scale or bias is not finite", node)
+    return None if tail.is_identity else tail
+
+
+def plans(land: Territory, node: ir.Node, tail: AffineMap) -> Iterator[Plan | Refused]:
+    """Every plan that takes the tail off ``node``, best first, or the refusal in its place."""
+    for stop_at_maps in (False, True):
+        plan = Plan(source=node, committed=land.committed)
+        _strip(Step(land.view, node, plan))
+        try:
+            travel_down(land, plan, node, tail, stop_at_maps=stop_at_maps)
+            yield plan
+        except Refused as refusal:
+            yield refusal
+
+
+def drop_bias(land: Territory, node: ir.Node) -> None:
+    """Let a norm whose bias has become zero be without one."""
+    bias = node.inputs[2] if _has_bias(node) else None
+    if bias is not None and not np.any(land.view.array(bias)):
+        node.replace_input_with(2, None)
+        node.resize_inputs(2)
+        remove_unused([bias])
+
+
+def same_core(land: Territory, node: ir.Node) -> Hashable:
+    """What two norms without a tail share when they are the same function of the same value; None with a tail."""
+    if _has_bias(node) or not np.all(land.view.array(node.inputs[1]) == 1):
+        return None
+    names = ("axis", "epsilon", "stash_type")
+    return (node.op_type, node.inputs[0], *(land.view.attr(node, name) for name in names))
+
+
+def _strip(step: Step) -> None:
+    for index, value in ((1, 1.0), (2, 0.0)):
+        edit = step.edit(index)
+        if edit is not None:
+            step.put(index, Edit(None, edit.dtype, shift=np.full(edit.shape, value)))
+
+
+def _has_bias(node: ir.Node) -> bool:
+    return len(node.inputs) > 2 and node.inputs[2] is not None
