@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,17 +74,24 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Every leaf that is not None, with its keys; dataclasses and mappings count as trees, registered or not."""
-    for keys, leaf in pytree.tree_flatten_with_path(value)[0]:
-        here = (*path, *(_plain(key) for key in keys))
-        if isinstance(leaf, Mapping):
-            yield from _leaves(dict(leaf), here)
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _leaves({field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}, here)
-        elif leaf is not None:
-            yield here, leaf
+    """Every leaf that is not None, with the keys, fields and indices that lead to it."""
+    children = _children(value)
+    if children is not None:
+        for key, child in children:
+            yield from _leaves(child, (*path, key))
+    elif value is not None:
+        yield path, value
 
 
-def _plain(key: Any) -> Any:
-    """A pytree key entry (of a sequence, mapping or attribute) as the index, key or name it stands for."""
-    return next((getattr(key, field) for field in ("idx", "key", "name") if hasattr(key, field)), str(key))
+def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """What a container holds; None for what is none. Types that are registered with torch's pytree are, by index."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    leaves, tree = pytree.tree_flatten(value)
+    return None if tree.is_leaf() else enumerate(leaves)
