@@ -22,7 +22,7 @@ def check(specs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[str, Ar
     its dimension's name appears, each value within the spec's range where it states one.
     """
     names = [spec.name for spec in specs]
-    arrays = {spec.name: np.asarray(given[spec.name]) for spec in specs if spec.name in given}
+    arrays = {spec.name: _array(spec.name, given[spec.name]) for spec in specs if spec.name in given}
     problems = [f"input {name} is missing" for name in names if name not in given]
     problems += [f"there is no input {name!r}" for name in given if name not in names]
     sizes: dict[str, int] = {}
@@ -33,6 +33,13 @@ def check(specs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[str, Ar
         wanted = " ".join(map(str, specs))
         raise InputError("; ".join(problems), where="the inputs of the bundle", fix=f"give {wanted}")
     return arrays
+
+
+def _array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # what a foreign object's conversion raises is its own affair
+        raise InputError(f"{name} cannot be made an array: {error}", where="the inputs of the bundle") from error
 
 
 def _problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> Iterator[str]:

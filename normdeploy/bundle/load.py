@@ -79,11 +79,7 @@ def _load(folder: Path, threads: int) -> Bundle:
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     report = read(Report, (folder / REPORT).read_bytes(), where=str(folder / REPORT))
-    specs = parse(manifest.inputs)
-    golden = Golden(
-        check(specs, golden_feed.load(folder / GOLDEN_INPUTS, {spec.name: spec.dtype for spec in specs})),
-        golden_feed.load(folder / GOLDEN_OUTPUTS, manifest.outputs),
-    )
+    specs, golden = _golden(folder, manifest)
     options = {str(name): value for name, value in manifest.session_options.items()}
     runner = OnnxRuntimeRunner(folder / MODEL, threads=threads, options=options)
     _check_names(folder, manifest, specs, runner)
@@ -100,6 +96,18 @@ def _manifest(folder: Path) -> Manifest:
             fix="give the folder that normdeploy export wrote",
         )
     return read(Manifest, path.read_bytes(), where=str(path))
+
+
+def _golden(folder: Path, manifest: Manifest) -> tuple[tuple[TensorSpec, ...], Golden]:
+    """The specs, and the golden arrays that must fit them."""
+    try:
+        specs = parse(manifest.inputs)
+        inputs = golden_feed.load(folder / GOLDEN_INPUTS, {spec.name: spec.dtype for spec in specs})
+        return specs, Golden(check(specs, inputs), golden_feed.load(folder / GOLDEN_OUTPUTS, manifest.outputs))
+    except InputError as error:
+        raise InputError(
+            f"the manifest and the golden arrays do not fit: {error.what}", where=str(folder), fix=_EXPORT_AGAIN
+        ) from error
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

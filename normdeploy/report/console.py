@@ -28,7 +28,7 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
         _show_parity(report.parity, console)
     if report.latency is not None:
         _show_latency(report.latency, console)
-    for note in (*report.notes, *report.ledger.notes):
+    for note in view.notes(report):
         _line(console, f"note: {note}", "dim")
     if path is not None:
         console.print(Text(view.plain(str(path)), "bold"), soft_wrap=True)

@@ -34,6 +34,7 @@ def test_everything_is_said_once(report: Report) -> None:
         "note: the module was in training mode",
         "note: one weight was flushed to zero",
         "note: top-k ties may fall otherwise",
+        "dropped: x.bn: 2 ulp",
         "out/digits_resnet",
     ):
         assert text.count(said) == 1, said
