@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -219,3 +221,23 @@ def test_float16_graphs_are_judged_as_float16() -> None:
     faulty = plant(fold(to_graph(net, IMAGES).model).model, "blocks.2.conv", fault=1.0)
     model = to_precision(faulty, "fp16")
     assert first_divergent_module(net, IMAGES, model, feed, dtype=torch.float16) == "blocks.2.conv"
+
+
+def test_without_a_float64_reference_the_fault_is_still_named() -> None:
+    net = trained(FourBlocks())
+    net.lock = threading.Lock()  # cannot be copied
+    model = to_graph(net, IMAGES).model
+    assert found(net, IMAGES, plant(model, "blocks.2.conv")) == "blocks.2.conv"
+    assert found(net, IMAGES, model) is None
+    assert observe(net, IMAGES, random_feeds(IMAGES)[0], None)[1] == {}
+
+
+def test_bfloat16_values_are_observed_as_they_are() -> None:
+    net = trained(Functional())
+    feed = random_feeds(ROWS)[0]
+    eager, exact = observe(net, ROWS, feed, torch.bfloat16)
+    with torch.inference_mode():
+        expected = copy.deepcopy(net.inner).bfloat16()(torch.from_numpy(feed.arrays["x"]).bfloat16())
+    assert eager["inner"].dtype.name == "bfloat16"
+    np.testing.assert_array_equal(eager["inner"].astype(np.float32), expected.float().numpy())
+    assert exact["inner"].dtype == np.float64
