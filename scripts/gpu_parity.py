@@ -1,0 +1,237 @@
+"""Parity and latency of every artefact against eager PyTorch, on the GPU at hand: one table, one JSON.
+
+For the four digit networks, and a checkpoint of your choice, in each precision: eager CUDA, torch.compile, ONNX
+Runtime on its CUDA provider, and an engine of each TensorRT that is installed. Parity is judged as everywhere: against
+float64, relative to eager's own error on the CPU in that precision. Latency is taken in turns with eager CUDA, copies
+to the GPU and back included. An artefact that cannot be made here is a row that says why.
+
+Exit code 0: all that ran passed; 1: something left its bound; 3: no GPU. This script has not been run on a GPU yet.
+
+    python scripts/gpu_parity.py --json scripts/results/gpu_parity.json
+    python scripts/gpu_parity.py --app-dir . --model my.nets:factory --weights w.safetensors --input "x:N=1..8x3x32x32"
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import distributions
+from pathlib import Path
+
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 means float32, for every library; before any is loaded
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from normdeploy.bench.timers import interleave
+from normdeploy.checkpoint import load
+from normdeploy.engine import BACKENDS, build
+from normdeploy.engine.files import write_atomic
+from normdeploy.engine.gpu import find
+from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
+from normdeploy.export import bind_inputs, flatten_outputs, to_graph
+from normdeploy.fold import fold
+from normdeploy.parity.compare import measure
+from normdeploy.parity.feeds import random_feeds
+from normdeploy.parity.verdict import Criteria, judge
+from normdeploy.precision import Precision, to_precision
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import Runner
+from normdeploy.runtime.tensorrt import TensorRTRunner
+from normdeploy.specs import TensorSpec, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+OPSET = 22  # the first that has bfloat16 convolutions
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "normdeploy")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained module and its inputs."""
+
+    name: str
+    module: nn.Module
+    specs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artefact of one model in one precision; the numbers are None where it could not be run, and ``note`` why."""
+
+    model: str
+    precision: str
+    artefact: str
+    passed: bool | None = None
+    smallest_k: float | None = None
+    rms: float | None = None
+    eager_rms: float | None = None
+    p50_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    note: str = ""
+
+
+class EagerCuda:
+    """The module on the GPU, as a runner; compiled if asked."""
+
+    def __init__(self, subject: Subject, dtype: torch.dtype | None, *, compiled: bool = False) -> None:
+        bind_inputs(subject.module, subject.specs)
+        module = copy.deepcopy(subject.module).to("cuda", dtype)
+        self._module = torch.compile(module, dynamic=True) if compiled else module
+        self._dtype = dtype
+        self.name = "torch.compile" if compiled else "eager CUDA"
+        self.inputs = tuple(spec.name for spec in subject.specs)
+        self.outputs: tuple[str, ...] = ()
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once, copies to the GPU and back included; floating outputs are widened to float32."""
+        with torch.inference_mode():
+            tensors = {name: self._cast(torch.from_numpy(np.array(array)).to("cuda")) for name, array in feeds.items()}
+            result = self._module(**tensors)
+        outputs = flatten_outputs(result, inputs=self.inputs)
+        self.outputs = tuple(outputs)
+        wide = {name: t.float() if t.is_floating_point() else t for name, t in outputs.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in wide.items()}
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype) if self._dtype is not None and tensor.is_floating_point() else tensor
+
+
+Factory = Callable[[], Runner]
+
+
+def artefacts(subject: Subject, precision: Precision, graph: ir.Model, folder: Path) -> Iterator[tuple[str, Factory]]:
+    """Every artefact by name, and how it is made."""
+    dtype = DTYPES[precision]
+    narrow = to_precision(graph, precision)
+    model = folder / f"{subject.name}.{precision}.onnx"
+    ir.save(narrow, model, external_data=f"{model.name}.data")
+    yield "eager CUDA", lambda: EagerCuda(subject, dtype)
+    yield "torch.compile", lambda: EagerCuda(subject, dtype, compiled=True)
+    yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, providers=("CUDAExecutionProvider",))
+    for backend in BACKENDS:
+        plan = model.with_suffix(f".{backend.name}.plan")
+
+        def engine(name: str = backend.name, plan: Path = plan) -> Runner:
+            return TensorRTRunner(build(narrow, subject.specs, precision=precision, backend=name).write(plan))
+
+        yield backend.title, engine
+
+
+def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], seconds: float) -> list[Row]:
+    """A row for each artefact in ``made``; the first is what the others are timed against."""
+    feeds = random_feeds(subject.specs)
+    baseline: Runner | None = None
+    rows: list[Row] = []
+    for name, make in made:
+        failed = partial(Row, subject.name, precision, name)
+        try:
+            runner = make()
+            measured = measure(subject.module, subject.specs, runner, feeds, dtype=DTYPES[precision])
+            verdict = judge(measured.measurements, Criteria(), measured.reference, measured.notes)
+            baseline = baseline or runner
+            timed = interleave(baseline, runner, feeds[0], threads=torch.get_num_threads(), seconds=seconds)
+        except VerdictError as error:
+            rows.append(failed(passed=False, note=error.what))
+        except NormdeployError as error:
+            rows.append(failed(note=error.what))
+        except Exception as error:  # a compiler or a driver raises what it likes: the other rows still count
+            rows.append(failed(note=f"{type(error).__name__}: {str(error)[:200]}"))
+        else:
+            worst = max(measured.measurements, key=lambda each: each.deployed.rms)
+            rows.append(
+                Row(
+                    *(subject.name, precision, name, verdict.passed, verdict.smallest_k),
+                    *(worst.deployed.rms, worst.eager.rms, timed.deployed.p50_ms),
+                    *(timed.ratio, timed.ratio_low, timed.ratio_high),
+                    note="noisy" if timed.noisy else "",
+                )
+            )
+    return rows
+
+
+def digits() -> Iterator[Subject]:
+    """The four networks of this repository."""
+    for name in ("resnet", "conv1d", "conv3d", "vit"):
+        weights = ROOT / f"models/digits_{name}.safetensors"
+        module = load(f"models.digits:{name}", app_dir=ROOT, weights=weights).module
+        yield Subject(f"digits_{name}", module, parse(["x:N=1..16..64x1x8x8@f32"]))
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """The rows as the terminal shows them."""
+    drawn = Table(title=title)
+    for heading in ("model", "precision", "artefact", "parity", "smallest k", "rms", "eager rms", "p50 ms", "speed-up"):
+        drawn.add_column(heading)
+    for row in rows:
+        parity = {True: "passed", False: "FAILED", None: "not run"}[row.passed]
+        if row.p50_ms is None:
+            drawn.add_row(row.model, row.precision, row.artefact, parity, row.note)
+            continue
+        speed = f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f}) {row.note}"
+        numbers = [f"{value:.3g}" for value in (row.smallest_k, row.rms, row.eager_rms, row.p50_ms)]
+        drawn.add_row(row.model, row.precision, row.artefact, parity, *numbers, speed)
+    return drawn
+
+
+def document(rows: Sequence[Row], gpu: str) -> dict[str, object]:
+    """The JSON: the GPU, the packages, the rows."""
+    versions = {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"] in PACKAGES}
+    return {"schema_version": 1, "gpu": gpu, "packages": versions, "rows": [asdict(row) for row in rows]}
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where to write the JSON")
+    parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--seconds", type=float, default=2.0, help="time that each comparison of latency gets")
+    parser.add_argument("--model", help="module:factory of a checkpoint of your own, instead of the digit networks")
+    parser.add_argument("--app-dir", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--input", nargs="+", default=[])
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parsed()
+    gpu = find()
+    if gpu is None:
+        raise UnavailableError("no NVIDIA GPU that torch can use", fix="run this on a machine with one")
+    torch.backends.cudnn.allow_tf32 = False
+    subjects = list(digits())
+    if arguments.model:
+        module = load(arguments.model, app_dir=arguments.app_dir, weights=arguments.weights).module
+        subjects = [Subject(arguments.model, module, parse(arguments.input))]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for subject in subjects:
+            graph = fold(to_graph(subject.module, subject.specs, opset=OPSET).model).model
+            for precision in arguments.precision:
+                made = list(artefacts(subject, precision, graph, Path(folder)))
+                rows += compare(subject, precision, made, arguments.seconds)
+    Console().print(table(rows, str(gpu)))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(arguments.json, json.dumps(document(rows, str(gpu)), indent=1).encode())
+    return 1 if any(row.passed is False for row in rows) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NormdeployError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
