@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normdeploy.bench.stats import Comparison
+from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.fold.ledger import Entry
 from normdeploy.parity.verdict import Verdict
 from normdeploy.report import view
@@ -23,20 +23,20 @@ _STYLES = {"folded": "green", "composed": "green", "reduced": "cyan", "left": "y
 def show(report: Report, console: Console, *, path: Path | None = None) -> None:
     """Print ``report``; ``path`` is the bundle it was written to. Colour is the console's decision."""
     _line(console, f"{report.factory}  {report.weights or 'with the weights of its factory'}", "bold")
-    _show_norms(report, console)
+    _line(console, f"normalizations  {view.before_after(report)}", "bold")
+    show_norms(report.ledger.norms(), console)
     if report.parity is not None:
-        _show_parity(report.parity, console)
+        show_parity(report.parity, console)
     if report.latency is not None:
-        _show_latency(report.latency, console)
+        show_latency(report.latency, console)
     for note in view.notes(report):
         _line(console, f"note: {note}", "dim")
     if path is not None:
         console.print(Text(view.plain(str(path)), "bold"), soft_wrap=True)
 
 
-def _show_norms(report: Report, console: Console) -> None:
-    norms = report.ledger.norms()
-    _line(console, f"normalizations  {view.before_after(report)}", "bold")
+def show_norms(norms: Sequence[Entry], console: Console) -> None:
+    """Print what became of each of ``norms``."""
     if not norms:
         return
     if len(norms) <= MOST_ROWS:
@@ -57,7 +57,8 @@ def _group_row(group: Sequence[Entry]) -> tuple[Text, ...]:
     return _text(str(len(group))), _text(first.kind), became, _text(view.examples(group))
 
 
-def _show_parity(verdict: Verdict, console: Console) -> None:
+def show_parity(verdict: Verdict, console: Console) -> None:
+    """Print the verdict, and the judgement that decides it."""
     word, style = ("passed", "bold green") if verdict.passed else ("FAILED", "bold red")
     _line(console, f"parity {word}  {verdict.formula}", style)
     worst = view.worst(verdict)
@@ -75,18 +76,24 @@ def _show_parity(verdict: Verdict, console: Console) -> None:
         _line(console, f"note: {note}", "dim")
 
 
-def _show_latency(latency: Comparison, console: Console) -> None:
+def show_latency(latency: Comparison, console: Console) -> None:
+    """Print both latencies and their ratio."""
     _line(console, f"latency  {latency.feed}, {view.count(latency.threads, 'thread')}", "bold")
+    show_latencies((latency.eager, latency.deployed), console)
+    _line(console, view.ratio(latency), "bold")
+    if latency.noisy:
+        _line(console, f"warning: {latency.note}", "bold yellow")
+
+
+def show_latencies(runs: Sequence[Latency], console: Console) -> None:
+    """Print the latency of each runner, in a table."""
     columns = ("runner", "p50 ms", "p90 ms", "p99 ms", "per second", "calls")
     rows = [
         (run.runner, view.sig(run.p50_ms), view.sig(run.p90_ms), view.sig(run.p99_ms),
          view.sig(run.throughput_per_s), str(run.n))
-        for run in (latency.eager, latency.deployed)
+        for run in runs
     ]  # fmt: skip
     console.print(_table(columns, [tuple(map(_text, row)) for row in rows], right=5))
-    _line(console, view.ratio(latency), "bold")
-    if latency.noisy:
-        _line(console, f"warning: {latency.note}", "bold yellow")
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[Text, ...]], *, right: int = 0) -> Table:

@@ -44,6 +44,8 @@ _RC: dict[Any, Any] = {
 MOST_JUDGEMENTS = 100
 """Judgements that the plot of parity shows, those nearest to their bound."""
 _BINS = 60
+_WIDE = 8.0
+"""Ratio of the slowest to the fastest call shown, above which the axis of time is logarithmic."""
 _SMALLEST, _LARGEST = 1e-300, 1e300  # so that no decade beside them leaves float64
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -77,11 +79,16 @@ def latency(comparison: Comparison) -> str:
         figure = Figure(figsize=(6.4, 3.0), layout="constrained")
         axes = figure.add_subplot()
         runs = ((comparison.eager, _EAGER), (comparison.deployed, _DEPLOYED))
-        least = min(min(run.samples_ms) for run, _ in runs)
-        most = max(run.p99_ms for run, _ in runs)
-        edges = np.linspace(0.98 * least, max(1.02 * most, 0.98 * least + 1e-6), _BINS + 1)
+        edges = _edges([run for run, _ in runs])
         for run, colour in runs:
             _draw_distribution(axes, run, edges, colour)
+        if edges[-1] > _WIDE * edges[0]:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(
+                LogLocator(subs=(1, 2, 5) if edges[-1] < 300 * edges[0] else (1,), numticks=12)
+            )
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda time, _: view.sig(time)))
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(0, None)
         axes.set_xlabel("milliseconds a call, up to the larger p99")
@@ -89,6 +96,13 @@ def latency(comparison: Comparison) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
         return _svg(figure, "latency")
+
+
+def _edges(runs: Sequence[Latency]) -> np.ndarray:
+    """Edges of the bins, from the fastest call to the larger p99; in equal ratios where that is far away."""
+    least = 0.98 * min(min(run.samples_ms) for run in runs)
+    most = max(1.02 * max(run.p99_ms for run in runs), 1.01 * least)
+    return np.geomspace(least, most, _BINS + 1) if most > _WIDE * least else np.linspace(least, most, _BINS + 1)
 
 
 def _points(judgements: Sequence[Judgement]) -> list[tuple[str, float, float, float]]:
