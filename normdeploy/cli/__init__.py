@@ -111,7 +111,7 @@ def fold(
 
     with output.working(talk):
         ledger = pipeline.fold_file(model, out, keep=keep, dump=dump, strict=strict, force=force)
-    output.ledger(ledger, talk)
+    output.ledger(ledger, talk, out)
     return 0
 
 

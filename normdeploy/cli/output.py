@@ -106,24 +106,37 @@ def verdict(verdict: Verdict, talk: Talk) -> None:
     """A parity verdict; in JSON what the report has as ``parity``."""
     from normdeploy.report.console import show_parity
 
-    document(verdict) if talk.json else show_parity(verdict, _console(sys.stdout))
+    if talk.json:
+        document(verdict)
+    else:
+        show_parity(verdict, _console(sys.stdout))
 
 
 def latency(measured: Comparison | Latency, talk: Talk) -> None:
-    """A latency; in JSON what the report has as ``latency``, or as its ``deployed``."""
-    from normdeploy.report.console import show_latency
+    """A latency; in JSON what the report has as ``latency``, or as ``deployed`` in there."""
+    from normdeploy.bench.stats import Latency
+    from normdeploy.report.console import show_latencies, show_latency
 
-    document(measured) if talk.json else show_latency(measured, _console(sys.stdout))
+    if talk.json:
+        document(measured)
+    elif isinstance(measured, Latency):
+        show_latencies([measured], _console(sys.stdout))
+    else:
+        show_latency(measured, _console(sys.stdout))
 
 
-def ledger(ledger: Ledger, talk: Talk) -> None:
-    """What became of each norm; in JSON what the report has as ``ledger``."""
+def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
+    """What became of each norm on the way into ``path``; in JSON what the report has as ``ledger``."""
     from normdeploy.report.console import show_norms
 
     if talk.json:
         document(ledger)
-    else:
-        show_norms(ledger.norms(), _console(sys.stdout))
+        return
+    show_norms(ledger.norms(), _console(sys.stdout))
+    for note in (*ledger.notes, *(f"dropped, its proof failed: {dropped}" for dropped in ledger.dropped)):
+        print(_printable(f"note: {note}"))
+    print(f"{ledger.seconds:.2f} s, of which {ledger.validation_seconds:.2f} s to prove each step in float64")
+    print(_printable(str(path)))
 
 
 def entries(entries: Sequence[Entry], talk: Talk) -> None:

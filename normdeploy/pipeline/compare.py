@@ -14,12 +14,12 @@ import torch
 from normdeploy.bench.stats import Comparison, Latency, latency
 from normdeploy.bench.timers import interleave, timed
 from normdeploy.bundle import Bundle, load_bundle
-from normdeploy.checkpoint import Checkpoint, load
+from normdeploy.checkpoint import Checkpoint
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, specs_of
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
@@ -31,7 +31,7 @@ def verify(
     model: str,
     inputs: Sequence[str] = (),
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     seed: int = 0,
     criteria: Criteria | None = None,
     progress: Progress | None = None,
@@ -50,7 +50,7 @@ def verify(
         specs = bundle.specs if bundle else specs_of(inputs)
         feeds = feeds_for(specs, data, seed)
         deployed = bundle.runner if bundle else OnnxRuntimeRunner(path)
-        checkpoint = load(model, **source)
+        checkpoint = load(model, source)
     with stages("parity"):
         graph = ir.load(bundle.model_path if bundle else path)
         verdict = verdict_on(checkpoint.module, specs, deployed, graph, feeds, criteria)
@@ -81,7 +81,7 @@ def bench(
     with stages("load"):
         bundle = load_bundle(artefact, threads=threads)
         feed = Feed("golden", dict(bundle.golden.inputs))
-        eager = None if model is None else EagerRunner(load(model, **source).module, bundle.specs)
+        eager = None if model is None else EagerRunner(load(model, source).module, bundle.specs)
     with stages("latency"):
         if eager is None:
             return _alone(bundle, feed, seconds)

@@ -14,14 +14,13 @@ import torch
 from normdeploy import bundle
 from normdeploy.bench.timers import interleave
 from normdeploy.bundle import Golden
-from normdeploy.checkpoint import load
 from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.judge import ParityError, verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, specs_of
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of
 from normdeploy.report.schema import Report
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -33,7 +32,7 @@ def export(
     inputs: Sequence[str],
     out: str | Path,
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     opset: int | None = None,
     keep: Sequence[str] = (),
     force: bool = False,
@@ -68,7 +67,7 @@ def export(
     feeds = feeds_for(specs, data, seed)
     stages = Stages(progress)
     with stages("load"):
-        checkpoint = load(model, **source)
+        checkpoint = load(model, source)
     with stages("export"):
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
     with stages("fold"):

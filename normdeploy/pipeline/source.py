@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+from normdeploy import checkpoint
+from normdeploy.checkpoint import Checkpoint
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed, data_feed, random_feeds
 from normdeploy.specs import TensorSpec, parse
@@ -20,12 +22,29 @@ Progress = Callable[[str, float | None], None]
 class Source(TypedDict, total=False):
     """How a factory becomes the trained module; see :func:`normdeploy.checkpoint.load`."""
 
-    app_dir: Path | None
+    app_dir: str | Path | None
     model_args: Mapping[str, str]
-    weights: Path | None
+    weights: str | Path | None
     weights_key: str | None
     strip_prefix: str
     force_eval: bool
+
+
+def load(model: str, source: Source) -> Checkpoint:
+    """The module that the factory ``model`` returns, with its weights."""
+    return checkpoint.load(
+        model,
+        app_dir=_path(source.get("app_dir")),
+        model_args=source.get("model_args", {}),
+        weights=_path(source.get("weights")),
+        weights_key=source.get("weights_key"),
+        strip_prefix=source.get("strip_prefix", ""),
+        force_eval=source.get("force_eval", False),
+    )
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 @dataclass
@@ -56,12 +75,12 @@ def specs_of(inputs: Sequence[str]) -> tuple[TensorSpec, ...]:
     return parse(inputs)
 
 
-def feeds_for(specs: Sequence[TensorSpec], data: Path | None, seed: int) -> tuple[Feed, ...]:
+def feeds_for(specs: Sequence[TensorSpec], data: str | Path | None, seed: int) -> tuple[Feed, ...]:
     """Random feeds over the range of every dimension, then the one in the file ``data``.
 
     Integers without a range cannot be drawn: with ``data`` they come from there alone.
     """
-    given = () if data is None else (data_feed(specs, data),)
+    given = () if data is None else (data_feed(specs, Path(data)),)
     try:
         return (*random_feeds(specs, seed=seed), *given)
     except InputError:
