@@ -109,7 +109,8 @@ class Edit:
             new, old, unit = new.astype(np.float32), old.astype(np.float32), 2.0**16
         else:
             unit = 1.0
-        change = np.abs(new - old)
+        # In float64: a weight that became 0 changed by more ulps than its dtype can count.
+        change = np.abs(np.subtract(new, old, dtype=np.float64))
         change /= np.spacing(np.maximum(np.abs(new), np.finfo(new.dtype).smallest_normal))
         return float(change.max(initial=0.0)) / unit
 
@@ -155,4 +156,4 @@ def ir_finfo(dtype: ir.DataType) -> Any:
 
 def fingerprint(array: np.ndarray) -> int:
     """A checksum of the bytes of ``array``."""
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -208,7 +208,7 @@ def _prove(land: Territory, found: Merger) -> None:
     merged = execute.run("Conv", _attributes(land, found.into), [x, found.weight.exact(), bias], land.view.opset)[0]
     axes = (0, *range(2, merged.ndim))
     error = np.abs(merged - sum(parts)).max(axis=axes)
-    size = sum(np.abs(part) for part in parts).max(axis=axes)  # type: ignore[union-attr]
+    size = np.sum([np.abs(part) for part in parts], axis=0).max(axis=axes)
     if np.any(error > TOLERANCE * size):
         raise Refused("validation: the merged convolution differs from its branches", found.total)
 

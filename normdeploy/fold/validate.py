@@ -198,10 +198,9 @@ class _Square:
 
     def _known(self, value: ir.Value) -> bool:
         producer = value.producer()
-        quantized = producer is not None and producer.op_type == "DequantizeLinear"
-        return self.view.is_constant(value) or (
-            quantized and all(item is None or self.view.is_constant(item) for item in producer.inputs)  # type: ignore[union-attr]
-        )
+        if producer is None or producer.op_type != "DequantizeLinear":
+            return self.view.is_constant(value)
+        return all(item is None or self.view.is_constant(item) for item in producer.inputs)
 
     def _parameter(self, value: ir.Value, index: int) -> Pair:
         producer = value.producer()

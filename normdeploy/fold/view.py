@@ -92,12 +92,21 @@ class View:
             return ir.tensor(shape[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
         if not given or not all(self.is_constant(item) for item in given):
             return None
-        feeds = {str(item.name): self.array(item) for item in given}
+        if value.dtype in _FLOATS and value.shape is not None and value.shape.is_static():
+            # A large weight behind a Transpose or Cast is not held twice: it is made anew whenever it is read.
+            return ir.LazyTensor(lambda: self._run(node, value), dtype=value.dtype, shape=value.shape)
+        try:
+            return self._run(node, value)
+        except Refused:
+            return None
+
+    def _run(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol:
+        feeds = {str(item.name): self.array(item) for item in node.inputs if item is not None}
         try:
             with np.errstate(all="ignore"):
                 results = list(evaluator(node, self.opset).run([value.name], feeds))
-        except Exception:  # the reference has no kernel for it: then it is no constant to us
-            return None
+        except Exception as error:  # the reference has no kernel for it: then it is no constant to us
+            raise Refused(f"it is constant but cannot be evaluated ({error})", node) from error
         return ir.tensor(np.asarray(results[0]), name=value.name)
 
     def _cast_like(self, value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.operators.rows import Maps, need_not_over, only_first
+from normdeploy.fold.operators.rows import TAKES_SHIFT, Maps, need_not_over, only_first
 from normdeploy.fold.plan import Step
 
 
@@ -149,24 +150,20 @@ def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     return wanted
 
 
-def _takes_shift(step: Step, value: object) -> bool:
+def _takes_shift(step: Step, value: ir.Value | None) -> bool:
     """Whether the branch ends in something with a bias before anything that a shift cannot pass."""
-    from normdeploy.fold.operators.table import TAKES_SHIFT
-
-    while (producer := value.producer()) is not None:  # type: ignore[attr-defined]
+    while value is not None and (producer := value.producer()) is not None:
         if producer.op_type in TAKES_SHIFT:
             return True
         if producer.op_type in ("Relu", "LeakyRelu", "PRelu", "AveragePool", "MatMul") or not producer.inputs:
             return False
         value = producer.inputs[0]
-        if value is None:
-            return False
-    return step.view.is_constant(value)  # type: ignore[arg-type]
+    return step.view.is_constant(value)
 
 
-def _onto(step: Step, m: AffineMap, value: object) -> AffineMap:
+def _onto(step: Step, m: AffineMap, value: ir.Value) -> AffineMap:
     """The part of ``m`` that a branch which is broadcast into the sum can carry."""
-    shape = step.view.need_shape(value, step.node)  # type: ignore[arg-type]
+    shape = step.view.need_shape(value, step.node)
     extra = m.rank - len(shape)
     if any(axis < extra or shape[axis - extra] != m.size(axis) for axis in m.axes):
         raise step.refuse("a branch is broadcast along the axis of the map")

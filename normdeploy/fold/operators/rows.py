@@ -31,6 +31,10 @@ class Row:
     heavy: bool = False
 
 
+TAKES_SHIFT = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Operators with a bias."""
+
+
 def only_first(step: Step, maps: Maps) -> AffineMap:
     """The map on the first value, when it is on no other."""
     first, *others = maps

@@ -54,8 +54,5 @@ TABLE: dict[str, Row] = {
     "LeakyRelu": both_ways(poolers.positively_homogeneous),
 }
 
-TAKES_SHIFT = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""Operators with a bias."""
-
 HEAVY = frozenset(name for name, row in TABLE.items() if row.heavy)
 """Operators whose arithmetic dominates: no plan may add one."""
