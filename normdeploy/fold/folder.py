@@ -126,11 +126,7 @@ class _Folder:
             edits: dict[Slot, Edit] = {}
             land = self._survey(graph, opset, edits)
             writer = Writer(land, edits, names)
-            for node in list(land.maps):
-                while node in land.successors:  # a map that others joined stands on as another node
-                    node = land.successors[node]
-                if node in land.maps:
-                    self._fold_one(land, writer, node)
+            self._fold_all(land, writer)
             for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
                 self._merge_one(land, writer, node)
             if self.layernorm != "off":
@@ -212,6 +208,17 @@ class _Folder:
         remove(node)
         self.entries[node] = replace(self.entries[node], outcome="composed", into=(label(twin),))
 
+    def _fold_all(self, land: Territory, writer: Writer) -> None:
+        """Every map in order; once more while maps joined others, which may have freed the way for those before."""
+        joined = -1
+        while joined != len(self.joined):
+            joined = len(self.joined)
+            for node in list(land.maps):
+                while node in land.successors:  # a map that others joined stands on as another node
+                    node = land.successors[node]
+                if node in land.maps:
+                    self._fold_one(land, writer, node)
+
     # -- one map -------------------------------------------------------------------------------
 
     def _fold_one(self, land: Territory, writer: Writer, node: ir.Node) -> None:
@@ -257,7 +264,8 @@ class _Folder:
         try:
             return proof.residual(plan, land.view, land.committed)
         except Refused as refusal:
-            self.dropped.append(f"{label(plan.source)}: {refusal.reason}")
+            dropped = f"{label(plan.source)}: {refusal.reason}"
+            self.dropped.extend([dropped] if dropped not in self.dropped else [])
             raise
         finally:
             self.proof_seconds += time.perf_counter() - begin

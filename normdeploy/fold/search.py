@@ -45,19 +45,27 @@ def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
     if m.is_identity:
         yield _new(land, node)
         return
-    gone: list[Attempt] = [_up_whole, _down_whole, _down_past_adds, _scale_up_shift_down, _down_until_maps]
-    for attempt in (*gone, *([_scale_up_shift_stays, _scale_down_shift_stays] if _has_both(m) else [])):
+    for attempt in _attempts(m):
         try:
             yield attempt(land, node, m)
         except Refused as refusal:
             yield refusal
 
 
-def _has_both(m: AffineMap) -> bool:
-    return not m.scales_nothing and not m.shifts_nothing
-
-
 Attempt = Callable[[Territory, ir.Node, AffineMap], Plan]
+
+
+def _attempts(m: AffineMap) -> list[Attempt]:
+    """What leaves nothing of the map comes first, then what leaves nothing of this node, then what leaves an Add."""
+    both = not m.scales_nothing and not m.shifts_nothing
+    return [
+        _up_whole,
+        _down_whole,
+        *([_down_past_adds] if m.shifts_nothing else []),
+        *([_scale_up_shift_down] if both else []),
+        _down_until_maps,
+        *([_scale_up_shift_stays, _scale_down_shift_stays] if both else []),
+    ]
 
 
 def _up_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
@@ -74,16 +82,12 @@ def _down_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
 
 def _down_past_adds(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
     """A scale alone passes constant Adds, which stay: ``s x + a = s (x + a / s)``."""
-    if not m.shifts_nothing:
-        raise Refused("a shift does not pass an Add", node)
     plan = _new(land, node)
     travel_down(land, plan, node, m, past_adds=True)
     return plan
 
 
 def _scale_up_shift_down(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    if not _has_both(m):
-        raise Refused("it has no scale and shift to part", node)
     plan = _new(land, node)
     _travel_up(land, plan, node, m.without_shift())
     travel_down(land, plan, node, m.only_shift())
@@ -98,13 +102,17 @@ def _scale_up_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
 
 
 def _scale_down_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(land, node)
+    plan.residues[node] = _shift_first(m, node)
+    travel_down(land, plan, node, m.without_shift())
+    return plan
+
+
+def _shift_first(m: AffineMap, node: ir.Node) -> AffineMap:
     before = m.shift_before_scale()
     if before is None:
         raise Refused("a scale of 0 cannot follow its shift", node)
-    plan = _new(land, node)
-    travel_down(land, plan, node, m.without_shift())
-    plan.residues[node] = before
-    return plan
+    return before
 
 
 def _down_until_maps(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
@@ -264,7 +272,7 @@ def _meet(
         plan.residues[node] = both
         return None
     if past_adds and own.scales_nothing:
-        plan.residues[node] = both.shift_before_scale()
+        plan.residues[node] = _shift_first(both, node)
         return both.without_shift()
     plan.residues[node] = None
     return both
