@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +19,8 @@ from rich.console import Console
 from normdeploy.engine import build, read_plan
 from normdeploy.engine.backends import Backend
 from normdeploy.engine.files import sha256
-from normdeploy.engine.process import Progress
+from normdeploy.engine.job import PLAN, Job
+from normdeploy.engine.process import Progress, run
 from normdeploy.engine.progress import bars
 from normdeploy.errors import InputError, UnavailableError, VerdictError
 from normdeploy.specs import parse
@@ -99,6 +101,44 @@ def test_a_float32_engine_is_not_shipped_as_fp16(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("normdeploy.engine.builder.wrong_precision", lambda model, precision: ())
     with pytest.raises(VerdictError, match=r"engine does not compute in fp16(.|\n)*net\.conv, net\.act: fp32"):
         build(net(), SPECS, precision="fp16")
+
+
+RAW = """
+import sys
+import tensorrt_rtx as trt
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+assert trt.OnnxParser(network, logger).parse_from_file(sys.argv[1])
+config = builder.create_builder_config()
+config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+config.num_compute_capabilities = 1
+config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+profile = builder.create_optimization_profile()
+profile.set_shape("x", (4, 64), (4, 64), (4, 64))
+config.add_optimization_profile(profile)
+assert config.get_flag(trt.BuilderFlag.TF32)
+if sys.argv[3] == "off":
+    config.clear_flag(trt.BuilderFlag.TF32)
+open(sys.argv[2], "wb").write(bytes(builder.build_serialized_network(network, config)))
+"""
+"""The backend by itself, whose default is to round float32 products to 10 bits."""
+
+
+def test_float32_products_are_not_rounded_to_tf32(tmp_path: Path) -> None:
+    model = graph("(float[4,64] x) => (float[4,64] y) { y = MatMul(x, w) }", w=normal(64, 64))
+    next(iter(model.graph)).name = "product"
+    ir.save(model, tmp_path / "model.onnx")
+    plans = {}
+    for tf32 in ("on", "off"):
+        command = [sys.executable, "-c", RAW, str(tmp_path / "model.onnx"), str(tmp_path / tf32), tf32]
+        subprocess.run(command, check=True)
+        plans[tf32] = (tmp_path / tf32).read_bytes()
+    profiles = ({"x": ((4, 64),) * 3},)
+    job = Job("tensorrt_rtx", str(tmp_path / "model.onnx"), ("MatMul",), profiles, sm=("89",))
+    run(job, tmp_path, {}, None)
+    assert (tmp_path / PLAN).read_bytes() == plans["off"]
+    assert plans["off"] != plans["on"]
 
 
 def test_several_profiles_are_built_and_their_layers_told_apart() -> None:
@@ -219,21 +259,25 @@ def test_a_timing_cache_is_said_to_be_of_no_use_here(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_interrupt_in_the_middle_leaves_no_process_and_no_file(scratch: Path) -> None:
+def test_an_interrupt_in_the_middle_kills_the_builder_and_leaves_no_file(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    class Recorded(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+
     def interrupt(progress: Progress) -> None:
+        started[0].send_signal(signal.SIGSTOP)  # a build that would not end by itself
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("normdeploy.engine.process.subprocess.Popen", Recorded)
     with pytest.raises(KeyboardInterrupt):
         build(net(), SPECS, progress=interrupt)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
     assert list(scratch.iterdir()) == []
-    assert children() == []
-
-
-def children() -> list[str]:
-    """Command lines of this process's living children."""
-    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = " ".join(task.read_text() for task in tasks).split()
-    return [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
 
 
 SCRIPT = """
