@@ -302,6 +302,8 @@ def test_without_onnxruntime_this_machine_cannot(
         (["verify", "folder", "--model", RESNET], "manifest.json"),
         (["bench", "nowhere"], "nowhere"),
         (["bench", "garbage.onnx"], "garbage.onnx"),
+        (["bench", "folder", "--threads", "0"], "--threads 0"),
+        (["bench", "folder", "--seconds", "-1"], "--seconds -1"),
         (["explain", "nowhere.onnx"], "nowhere.onnx"),
         (["explain", "garbage.onnx"], "garbage.onnx"),
         (["report", "folder"], "report.json"),

@@ -150,6 +150,7 @@ def bench(
     model: str | None = None,
     eager: EagerOptions = EagerOptions(),
     seconds: float = 2.0,
+    threads: int | None = None,
     seed: int = 0,
     talk: Talk = Talk(),
 ) -> int:
@@ -159,12 +160,15 @@ def bench(
         bundle: the folder.
         model: package.module:factory; without it the bundle is measured alone.
         seconds: to measure for.
+        threads: of each runner; by default one core is left to the rest of the machine.
         seed: of the confidence interval.
     """
     from normdeploy import pipeline
 
     with output.working(talk) as progress:
-        measured = pipeline.bench(bundle, model, seconds=seconds, seed=seed, progress=progress, **eager.source())
+        measured = pipeline.bench(
+            bundle, model, seconds=seconds, threads=threads, seed=seed, progress=progress, **eager.source()
+        )
     output.latency(measured, talk)
     return 0
 

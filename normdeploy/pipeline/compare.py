@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Unpack
 
 import onnx_ir as ir
-import torch
 
 from normdeploy.bench.stats import Comparison, Latency, latency
 from normdeploy.bench.timers import interleave, timed
@@ -19,7 +19,7 @@ from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
@@ -68,6 +68,7 @@ def bench(
     model: str | None = None,
     *,
     seconds: float = 2.0,
+    threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **source: Unpack[Source],
@@ -75,9 +76,14 @@ def bench(
     """The latency of the bundle ``artefact`` at its usual sizes, in turns with the module that ``model`` names.
 
     Without ``model`` the bundle is measured alone: the factory that its manifest names is code, and code runs only
-    where the user names it. Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
+    where the user names it. ``threads`` are each runner's; None leaves one core to the rest of the machine.
+
+    Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
     """
-    stages, threads = Stages(progress), torch.get_num_threads()
+    stages, threads = Stages(progress), usual_threads() if threads is None else threads
+    if threads < 1 or not 0 < seconds < math.inf:
+        given = f"--threads {threads} --seconds {seconds:g}"
+        raise InputError("this cannot be measured", where=given, fix="give positive, finite numbers")
     with stages("load"):
         bundle = load_bundle(artefact, threads=threads)
         feed = Feed("golden", dict(bundle.golden.inputs))

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import onnx_ir as ir
-import torch
 
 from normdeploy import bundle
 from normdeploy.bench.timers import interleave
@@ -20,7 +19,7 @@ from normdeploy.fold import fold
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.judge import ParityError, verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
 from normdeploy.report.schema import Report
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -72,8 +71,7 @@ def export(
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
     with stages("fold"):
         folded = fold(exported.model, keep=keep)
-    threads = torch.get_num_threads()
-    latency = None
+    latency, threads = None, usual_threads()
     with in_onnxruntime(folded.model, threads) as deployed:
         with stages("parity"):
             verdict = verdict_on(checkpoint.module, specs, deployed, folded.model, feeds, criteria)

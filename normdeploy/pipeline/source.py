@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+import torch
+
 from normdeploy import checkpoint
 from normdeploy.checkpoint import Checkpoint
 from normdeploy.errors import InputError
@@ -45,6 +47,15 @@ def load(model: str, source: Source) -> Checkpoint:
 
 def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
+
+
+def usual_threads() -> int:
+    """The threads to measure with: all but one of PyTorch's own.
+
+    Threads that meet at a barrier wait for the last one, so where every core is taken, whatever else the machine does
+    counts a thousandfold.
+    """
+    return max(1, torch.get_num_threads() - 1)
 
 
 @dataclass
