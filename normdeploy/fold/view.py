@@ -19,6 +19,7 @@ Dim = int | str | None
 _FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
 _NOT_CONSTANT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _NOT_CONSTANT |= {"DequantizeLinear"}  # a quantized weight stays quantized: it is edited through its scale
+_MOVED_LAZILY = {"Transpose", "Cast", "Identity", "Reshape"}
 
 
 class Refused(Exception):
@@ -92,22 +93,23 @@ class View:
             return ir.tensor(shape[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
         if not given or not all(self.is_constant(item) for item in given):
             return None
-        if value.dtype in _FLOATS and value.shape is not None and value.shape.is_static():
-            # A large weight behind a Transpose or Cast is not held twice: it is made anew whenever it is read.
-            return ir.LazyTensor(lambda: self._run(node, value), dtype=value.dtype, shape=value.shape)
-        try:
-            return self._run(node, value)
-        except Refused:
-            return None
+        # The node is gone when an edit of its result is written, so what it computes from is held here.
+        tensors = {str(item.name): tensor for item in given if (tensor := self.constant(item)) is not None}
+        model, name = alone(node, self.opset), str(value.name)
 
-    def _run(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol:
-        feeds = {str(item.name): self.array(item) for item in node.inputs if item is not None}
-        try:
+        def evaluate() -> ir.TensorProtocol:
+            feeds: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
             with np.errstate(all="ignore"):
-                results = list(evaluator(node, self.opset).run([value.name], feeds))
-        except Exception as error:  # the reference has no kernel for it: then it is no constant to us
-            raise Refused(f"it is constant but cannot be evaluated ({error})", node) from error
-        return ir.tensor(np.asarray(results[0]), name=value.name)
+                results: list[Any] = list(ReferenceEvaluator(model).run([name], feeds))
+            return ir.tensor(np.asarray(results[0]), name=name)
+
+        if node.op_type in _MOVED_LAZILY and value.dtype in _FLOATS and value.shape and value.shape.is_static():
+            # A large weight behind a Transpose or Cast is not held twice: it is made anew whenever it is read.
+            return ir.LazyTensor(evaluate, dtype=value.dtype, shape=value.shape, name=name)
+        try:
+            return evaluate()
+        except Exception:  # the reference has no kernel for it: then it is no constant to us
+            return None
 
     def _cast_like(self, value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol | None:
         array = self.array(value)
@@ -203,14 +205,9 @@ class View:
         return bool(value.uses()) or value.is_graph_output()
 
 
-def evaluator(node: ir.Node, opset: int) -> ReferenceEvaluator:
-    """onnx's own reference implementation of ``node`` at ``opset``, alone."""
-    proto = ir.to_proto(node)
-    return ReferenceEvaluator(_single(proto, opset))
-
-
-def _single(proto: onnx.NodeProto, opset: int) -> onnx.ModelProto:
-    make = onnx.helper
+def alone(node: ir.Node, opset: int) -> onnx.ModelProto:
+    """A model of ``node`` at ``opset`` and nothing else."""
+    make, proto = onnx.helper, ir.to_proto(node)
     inputs = [make.make_empty_tensor_value_info(name) for name in dict.fromkeys(proto.input) if name]
     outputs = [make.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = make.make_graph([proto], "one", inputs, outputs)
