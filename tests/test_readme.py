@@ -1,0 +1,101 @@
+"""The README is true: its commands run, its Python runs, and the output it shows is what comes out today."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+STAGES = ("load", "export", "fold", "parity", "latency", "bundle")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(program: str) -> list[str]:
+    """The README's shell lines that start with ``program``, each with its continuation lines."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.split()[0] == program]
+
+
+def run(*command: str, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the models in it, where every normdeploy command of the README has run in turn."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "models").symlink_to(ROOT / "models")
+    (folder / "told").mkdir()
+    for command in commands("normdeploy"):
+        verb = command.split()[1]
+        (folder / "told" / verb).write_text(run("bash", "-c", command, folder=folder), encoding="utf-8")
+    return folder
+
+
+def masked(text: str) -> str:
+    """``text`` without its numbers, its line breaks, and the warning that a noisy machine earns."""
+    joined = " ".join(re.sub(r"\d[\d.,]*(e[+-]?\d+)?", "#", text).split())
+    return re.sub(r"warning: .*?(?=note: )", "", joined)
+
+
+def test_every_command_has_run(sandbox: Path) -> None:
+    told = {path.name for path in (sandbox / "told").iterdir()}
+    assert told == {"export", "verify", "bench", "report", "explain", "fold"}
+    assert "parity passed" in (sandbox / "told" / "verify").read_text(encoding="utf-8")
+
+
+def test_the_demo_prints_what_is_shown(sandbox: Path) -> None:
+    shown = next(block for block in blocks("text") if "parity passed" in block)
+    stages, _, result = shown.partition("models.digits:resnet")
+    assert [line.split()[0] for line in stages.splitlines()] == [*STAGES]
+    told = (sandbox / "told" / "export").read_text(encoding="utf-8").replace("out/digits", "out/digits_resnet")
+    last = "The report: out/digits_resnet/report.html"
+    assert masked(f"models.digits:resnet{result}") == masked(f"{told}{last}")
+
+
+def test_the_demo_is_the_export_that_is_shown() -> None:
+    demo = run("make", "-n", "demo", folder=ROOT).replace("\\\n", " ")
+    line = next(line for line in demo.splitlines() if "normdeploy export" in line)
+    made, shown = shlex.split(line)[1:], shlex.split(commands("normdeploy")[0])[1:]
+    assert [*shown[:-1], "out/digits_resnet", "--force"] == made
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "test-real", "clean"])
+def test_make_knows_its_targets(target: str) -> None:
+    assert run("make", "-n", target, folder=ROOT)
+    assert f"make {target}" in README or target == "clean"
+
+
+def test_the_python_runs(sandbox: Path) -> None:
+    (block,) = blocks("python")
+    assert len(block.splitlines()) <= 11
+    told = run(sys.executable, "-c", block, folder=sandbox)
+    assert "{'BatchNormalization': 9} → {} True" in told
+    assert "(3, 10) True" in told
+
+
+def test_the_bundle_holds_what_is_listed(sandbox: Path) -> None:
+    listed = next(block for block in blocks("text") if "golden/" in block)
+    names = {line.split()[0].rstrip("/") for line in listed.splitlines()}
+    assert names == {path.name for path in (sandbox / "out" / "digits").iterdir()}
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
