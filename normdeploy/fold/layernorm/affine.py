@@ -63,10 +63,12 @@ def drop_bias(land: Territory, node: ir.Node) -> None:
 
 def same_core(land: Territory, node: ir.Node) -> Hashable:
     """What two norms without a tail share when they are the same function of the same value; None with a tail."""
-    if _has_bias(node) or not np.all(land.view.array(node.inputs[1]) == 1):
+    view = land.view
+    if _has_bias(node) or not np.all(view.array(node.inputs[1]) == 1) or view.is_used(node, 1) or view.is_used(node, 2):
         return None
-    names = ("axis", "epsilon", "stash_type")
-    return (node.op_type, node.inputs[0], *(land.view.attr(node, name) for name in names))
+    axis = view.attr(node, "axis", -1) % view.need_rank(node.outputs[0], node)
+    epsilon = np.float32(view.attr(node, "epsilon", 1e-5))
+    return (node.op_type, node.inputs[0], axis, epsilon, view.attr(node, "stash_type", 1))
 
 
 def _strip(step: Step) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from harness import OPERATORS, SIZES, TOLERANCE, Arrays, channel_error, coarsest, in_float64, is_float, op_types
+from harness import SIZES, TOLERANCE, channel_error, coarsest, op_types
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from truth import Arrays, Conv, in_float64, is_float
 
 from normdeploy.fold import Entry, FoldResult, Ledger, fold
 
@@ -48,9 +49,8 @@ class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]
 
 def truth(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
     """The outputs of ``proto`` with all its numbers in float64."""
-    evaluator = ReferenceEvaluator(
-        in_float64(proto), new_ops=[*OPERATORS, GroupNormalization, SimplifiedLayerNormalization]
-    )
+    own = [Conv, GroupNormalization, SimplifiedLayerNormalization]
+    evaluator = ReferenceEvaluator(in_float64(proto), new_ops=own)
     inputs = {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()}
     with np.errstate(all="ignore"):
         results = evaluator.run(None, inputs)
@@ -118,8 +118,8 @@ def assert_exact(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
         expected, actual = truth(old, feed), truth(new, feed)
         for output, want in expected.items():
             error = channel_error(want, actual[output]) if is_float(want) else float(np.any(want != actual[output]))
-            # A mean of 1e4 costs float64 itself 1e4 of its own ulps in x - mean, and 1e8 in E[x²] - E[x]².
-            assert error <= TOLERANCE[coarsest(old)], f"{name}: {output} is off by {error:.3g}"
+            # Four times what a weight alone may lose: a Softmax amplifies it.
+            assert error <= 4 * TOLERANCE[coarsest(old)], f"{name}: {output} is off by {error:.3g}"
 
 
 def runs(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:
@@ -152,3 +152,13 @@ def parameters(proto: onnx.ModelProto, op_type: str) -> list[tuple[np.ndarray, .
     """The scale, and the bias where there is one, of every ``op_type`` node."""
     arrays = {item.name: onnx.numpy_helper.to_array(item) for item in proto.graph.initializer}
     return [tuple(arrays[name] for name in node.input[1:]) for node in proto.graph.node if node.op_type == op_type]
+
+
+def unchanged(new: onnx.ModelProto, old: onnx.ModelProto) -> bool:
+    """Whether nodes and initializers are the same, bit for bit."""
+    return _skeleton(new) == _skeleton(old)
+
+
+def _skeleton(proto: onnx.ModelProto) -> object:
+    nodes = [(n.op_type, *n.input, "to", *n.output, str(n.attribute)) for n in proto.graph.node]
+    return nodes, {item.name: onnx.numpy_helper.to_array(item).tobytes() for item in proto.graph.initializer}
