@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
-from normdeploy.precision.norms import NORMS, norm_chains
+from normdeploy.precision.norms import NORMS, guarded, norm_chains
 
 HEAVY = frozenset(
     {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "Attention", "LSTM", "GRU", "RNN"}
@@ -37,8 +37,10 @@ class Decision:
         self._wide = {node for chain in norm_chains(model) for node in chain}
         derived: dict[ir.Value, bool] = {}
         for node in model.graph.all_nodes():
-            if self._needs_float32(node):
+            if node.op_type in NORMS and not _stashes(self._schema(node)):
                 self._wide.add(node)
+            if self._underflows(node):
+                self._wide.update(guarded(node))
             if self._is_mask_arithmetic(node, derived):
                 self._wide.add(node)
                 beyond = any(derived.get(value, False) or self._exceeds(value) for value in node.inputs if value)
@@ -76,10 +78,8 @@ class Decision:
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         return _schema(node.op_type, node.domain, self.model.opset_imports.get(node.domain, 1))
 
-    def _needs_float32(self, node: ir.Node) -> bool:
-        """Norms without float32 statistics of their own; scalars, such as an epsilon, that would become zero."""
-        if node.op_type in NORMS and not _stashes(self._schema(node)):
-            return True
+    def _underflows(self, node: ir.Node) -> bool:
+        """Whether a scalar that ``node`` reads, such as an epsilon, would become zero."""
         constants = [value for value in node.inputs if value in self.float32 and _is_constant(value)]
         scalars = [array(value) for value in constants if value.shape is not None and value.shape.rank() == 0]
         return any(0 < abs(float(scalar)) <= _SMALLEST[self.target] / 2 for scalar in scalars)

@@ -21,14 +21,29 @@ NORMS = frozenset(
 
 _AVERAGES = frozenset({"ReduceMean", "ReduceSum", "GlobalAveragePool"})
 _ROOTS = frozenset({"Sqrt", "Reciprocal"})
-_PASSING = _ROOTS | {"Add", "Sub", "Max", "Clip", "Pow", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"}
+_RESHAPING = frozenset({"Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
+_PASSING = _ROOTS | _RESHAPING | {"Add", "Sub", "Max", "Clip", "Pow"}
 _LAST = frozenset({"Div", "Mul"})
+_GUARDS = frozenset({"Add", "Max", "Clip"})
 
 
 def norm_chains(model: ir.Model) -> tuple[tuple[ir.Node, ...], ...]:
     """Every norm spelled out in elementary operators: the nodes from its mean, or its square, to the division."""
     chains = (_chain(node) for node in model.graph.all_nodes())
     return tuple(chain for chain in chains if chain)
+
+
+def guarded(guard: ir.Node) -> tuple[ir.Node, ...]:
+    """``guard``, which keeps a divisor or a logarithm from zero by an epsilon, with all from there to the division."""
+    if guard.op_type not in _GUARDS:
+        return ()
+    found, pending = {guard: None}, [guard]
+    while pending:
+        for node in pending.pop().successors():
+            if node not in found and node.op_type in _ROOTS | _RESHAPING | _LAST | {"Pow", "Log"}:
+                found[node] = None
+                pending += [node] if node.op_type in _ROOTS | _RESHAPING | {"Pow"} else []
+    return tuple(found)
 
 
 def _chain(start: ir.Node) -> tuple[ir.Node, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from nets import graph
@@ -19,7 +20,7 @@ from rich.console import Console
 from normdeploy.engine import build, read_plan
 from normdeploy.engine.backends import Backend
 from normdeploy.engine.files import sha256
-from normdeploy.engine.job import PLAN, Job
+from normdeploy.engine.job import LOG, PLAN, Job
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.progress import bars
 from normdeploy.errors import InputError, UnavailableError, VerdictError
@@ -190,6 +191,25 @@ def test_every_problem_is_listed_at_once() -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_graph_with_problems_does_not_reach_the_builder() -> None:
+    """The second operator takes the builder's process down."""
+    model = graph(
+        "(double[1,8,16,16] x) => (double[1,8,16,16] y) { r = Relu(x) y = my.MyelinWeightsTransformPlugin(r) }"
+    )
+    with pytest.raises(InputError, match="float64 would be computed in float32"):
+        build(model)
+
+
+def test_functions_are_inlined_under_the_names_of_their_modules() -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+        g (float[2,4] x) => (float[2,4] y) { a = local.twice(x) y = local.twice(a) }
+        <domain: "local", opset_import: ["" : 18]> twice (v) => (w) { r = Softmax(v) w = Add(r, r) }"""
+    )
+    built = build(ir.from_proto(proto))
+    assert sum(layer.operators.count("Softmax") for layer in built.layers) == 2
+
+
 def test_the_parsers_errors_name_the_module() -> None:
     model = graph("(float[2,8] x, int64[1] k) => (float[2,8] y) { r = Relu(x) y = ReduceMean(r, k) }")
     with pytest.raises(InputError, match=r"parser refuses the model: 1 problem(.|\n)*net\.y \[.*build-time constant"):
@@ -244,6 +264,16 @@ def test_options_out_of_range_are_refused() -> None:
     assert build(net(), SPECS, level=0).sidecar.options == {"level": 0}
     with pytest.raises(InputError, match="SM90"):
         build(net(), SPECS, sm=["90"])
+
+
+def test_the_optimization_level_reaches_the_builder(tmp_path: Path) -> None:
+    model = graph("(float[2,4] x) => (float[2,4] y) { y = Relu(x) }")
+    next(iter(model.graph)).name = "act"
+    ir.save(model, tmp_path / "model.onnx")
+    for level in (0, 5):
+        profiles = ({"x": ((2, 4),) * 3},)
+        run(Job("tensorrt_rtx", str(tmp_path / "model.onnx"), ("Relu",), profiles, level=level), tmp_path, {}, None)
+        assert ("at optimization level 0" in (tmp_path / LOG).read_text()) == (level == 0)
 
 
 def test_without_a_backend_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

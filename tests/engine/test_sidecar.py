@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -80,6 +81,20 @@ def test_a_missing_plan_and_an_unwritable_folder_are_one_message(tmp_path: Path)
         read_plan(tmp_path / "a.plan")
     with pytest.raises(InputError, match="cannot write"):
         write_plan(tmp_path / "no" / "a.plan", PLAN, sidecar())
+
+
+def test_a_write_that_fails_leaves_what_was_there(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in written.parent.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"normdeploy.engine.files.{name}", full)
+            with pytest.raises(InputError, match="cannot write the file: No space left"):
+                write_plan(written, b"new", sidecar(sha256=sha256(b"new")), force=True)
+        assert {path.name: path.read_bytes() for path in written.parent.iterdir()} == before
 
 
 def test_a_plan_of_another_version_is_refused_with_what_to_run() -> None:
