@@ -56,7 +56,7 @@ _KEPT = frozenset(
     }
 )
 _MAX_GROWTH = 2**20  # elements by which one evaluated constant may be larger than what it replaces: a 1024 x 1024 mask
-_LAZY_ABOVE = 2**16  # elements above which a transposed weight is made only when it is read
+_SHARED = 2**10  # elements above which a parameter that others use too is not stored a second time, in another form
 
 
 def clean(model: ir.Model) -> None:
@@ -71,7 +71,7 @@ def clean(model: ir.Model) -> None:
             model,
             onnx_shape_inference=True,
             output_size_limit=_MAX_GROWTH,
-            should_fold=lambda node: node.op_type not in _KEPT,
+            should_fold=_may_be_evaluated,
         ).modified
         _keep_parameter_names(model, parameters)
         _run(
@@ -93,23 +93,32 @@ def clean(model: ir.Model) -> None:
     label_new_nodes(model, known)
 
 
+def _may_be_evaluated(node: ir.Node) -> bool:
+    shared = [value for value in node.inputs if value is not None and value.is_initializer() and len(value.uses()) > 1]
+    large = any(value.const_value is not None and value.const_value.size > _SHARED for value in shared)
+    return node.op_type not in _KEPT and not large
+
+
 def _run(model: ir.Model, *passes: ir.passes.InPlacePass) -> None:
     ir.passes.Sequential(*passes)(model)
 
 
 def _transpose_weights(model: ir.Model) -> None:
-    """Large Transpose(weight) becomes a weight that is transposed when it is read, so never two copies in memory."""
-    for node in model.graph:
-        source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
-        tensor = source.const_value if source is not None and source.is_initializer() else None
-        if source is None or tensor is None or tensor.size < _LAZY_ABOVE or len(source.uses()) > 1:
+    """A weight that is only ever transposed is stored so, and made when it is read: never two copies in memory."""
+    for source in list(model.graph.initializers.values()):
+        uses = [use.node for use in source.uses()]
+        if source.const_value is None or source.is_graph_input() or source.is_graph_output():
             continue
-        if source.is_graph_input() or source.is_graph_output() or node.outputs[0].is_graph_output():
+        if not uses or any(node.op_type != "Transpose" or node.graph is not model.graph for node in uses):
             continue
-        source.const_value = _transposed(tensor, _permutation(node, len(tensor.shape)), source.name)
+        perms = {_permutation(node, len(source.const_value.shape)) for node in uses}
+        if len(perms) > 1 or any(node.outputs[0].is_graph_output() for node in uses):
+            continue
+        source.const_value = _transposed(source.const_value, perms.pop(), source.name)
         source.shape = source.const_value.shape
-        node.outputs[0].replace_all_uses_with(source)
-        model.graph.remove(node, safe=True)
+        for node in uses:
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
 
 
 def _permutation(node: ir.Node, rank: int) -> tuple[int, ...]:

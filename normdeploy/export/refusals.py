@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export.constraints import replace_words
@@ -56,6 +57,33 @@ def translate(
     )
 
 
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+_TRAINING = {  # operator → what it does in training, and which argument says that it is
+    torch.ops.aten.batch_norm.default: ("batch statistics", 5),
+    **{getattr(torch.ops.aten, name).default: ("chance", 2) for name in _DROPOUTS},
+}
+
+
+def require_inference(program: ExportedProgram, module: nn.Module) -> None:
+    """Raise InputError where forward normalizes or drops as in training: torch would export it as inference."""
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            what, argument = _TRAINING.get(node.target, ("", 0))
+            # Without running statistics a batch norm knows no other mode, and is exported as it is.
+            if what and node.args[argument] is True and (what == "chance" or node.args[3] is not None):
+                raise InputError(
+                    f"the module's output depends on {what}, as in training",
+                    where=_module_label(_module_of(node), module),
+                    fix="let forward leave the module in eval mode",
+                )
+
+
+def _module_of(node: torch.fx.Node) -> str:
+    """The dotted name of the innermost module that ``node`` was traced in."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]).partition(".")[2].split("@")[0] if stack else ""
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what caused it, the first cause last."""
     current: BaseException | None = error
@@ -79,9 +107,8 @@ def _where(chain: list[BaseException], module: nn.Module) -> str:
     """The module that was being traced or translated, and the line of its code, as far as that is known."""
     names = {id(part): name for name, part in module.named_modules()}
     for node in _locals(chain, "node", torch.fx.Node):
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        if stack:
-            return _module_label(str(stack[-1][0]).partition(".")[2], module)
+        if node.meta.get("nn_module_stack"):
+            return _module_label(_module_of(node), module)
     for cause in reversed(chain):
         for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
             part = frame.f_locals.get("self")

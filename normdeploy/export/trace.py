@@ -41,6 +41,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
     with torch.no_grad(), unchanged(module), quiet(verbose):
         try:
             program = capture(module, specs)
+            refusals.require_inference(program, module)
             with recurrent_layers():
                 translated = torch.onnx.export(
                     program,

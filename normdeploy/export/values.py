@@ -27,7 +27,8 @@ def bind_inputs(module: nn.Module, specs: Sequence[TensorSpec]) -> None:
     unknown = set() if takes_any else given - accepted
     missing = [p.name for p in keywords if p.default is p.empty and p.name not in given]
     missing += [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    problems = [f"forward takes no input {name!r}" for name in sorted(unknown)]
+    problems = [] if specs else ["no input is given"]
+    problems += [f"forward takes no input {name!r}" for name in sorted(unknown)]
     problems += [f"forward requires the input {name!r}" for name in missing]
     if problems:
         signature = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from normdeploy.errors import InputError, NormdeployError, UnavailableError
 from normdeploy.runtime.runner import check_names, first_line
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _QUIET = 4  # fatal errors only: what it logs goes to the terminal past Python, and its exceptions say it again
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
@@ -83,7 +85,7 @@ class OnnxRuntimeRunner:
         return self._ort_value.ortvalue_from_numpy(array)
 
     def _refusal(self, error: Exception) -> NormdeployError:
-        kind, text = type(error).__name__, first_line(error)
+        kind, text = type(error).__name__, _PREFIX.sub("", first_line(error))
         if kind == "NotImplemented":
             return UnavailableError(
                 f"onnxruntime lacks a kernel: {text}",
