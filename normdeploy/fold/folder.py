@@ -71,9 +71,9 @@ def fold(
 
 def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
     if isinstance(model, ir.Model):
-        return model.clone()
+        return _copied(model)
     if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model).clone()
+        return ir.from_proto(model)  # its tensors are views of the given ones, which are replaced, never written to
     try:
         return ir.load(model)
     except FileNotFoundError as error:
@@ -83,6 +83,17 @@ def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
             f"the file cannot be read as an ONNX model ({type(error).__name__}: {error})",
             where=str(model),
             fix="check that it is complete, with its external data beside it",
+        ) from error
+
+
+def _copied(model: ir.Model) -> ir.Model:
+    try:
+        return model.clone()
+    except RuntimeError as error:
+        raise InputError(
+            "the model cannot be copied: a node reads what no node before it makes",
+            where=str(model.graph.name),
+            fix="sort it first: model.graph.sort()",
         ) from error
 
 

@@ -79,7 +79,7 @@ class View:
         if node is None or node.domain not in ("", "ai.onnx"):
             return None
         if node.op_type == "Constant":
-            return ir.convenience.get_const_tensor(value)
+            return _constant_tensor(node, value)
         return self._evaluated(node, value)
 
     def _evaluated(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
@@ -212,6 +212,13 @@ def alone(node: ir.Node, opset: int) -> onnx.ModelProto:
     outputs = [make.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = make.make_graph([proto], "one", inputs, outputs)
     return make.make_model(graph, opset_imports=[make.make_opsetid("", opset)])
+
+
+def _constant_tensor(node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
+    attr = node.attributes.get("value")
+    if attr is not None and not attr.is_ref():
+        return attr.as_tensor()  # onnx_ir's own reader would rename it, in the model that was given
+    return ir.convenience.get_const_tensor(value)
 
 
 def _holds_graph(attr: ir.Attr) -> bool:

@@ -1,0 +1,47 @@
+"""Graphs that the fuzz test found, shrunk, each under what was wrong with it."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+from harness import assert_same, folded, op_types
+
+from normdeploy.errors import InputError
+from normdeploy.fold import fold
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
+
+
+def parsed(text: str) -> onnx.ModelProto:
+    """The model that ``text`` spells."""
+    return onnx.parser.parse_model(f"{HEAD} {text}")
+
+
+# -- the model that is given -----------------------------------------------------------------------
+
+UNSORTED = """g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}, float[2] k = {5,6}> {
+    y = Mul (c, k)
+    c = MatMul (x, w)
+}"""
+
+
+def test_nodes_need_not_be_sorted() -> None:
+    new, _ = folded(parsed(UNSORTED))
+    assert op_types(new) == {"MatMul": 1}
+
+
+def test_a_model_in_memory_that_cannot_be_copied_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError, match="sort"):
+        fold(ir.from_proto(parsed(UNSORTED)))
+
+
+def test_the_tensor_of_a_constant_node_keeps_its_name() -> None:
+    proto = parsed("""g (float[N,2] x, bool c) => (float[N,2] y) {
+        y = If (c) <then_branch = a () => (float[N,2] t) {
+            k = Constant <value = float[2] {1,2}> ()
+            t = Sub (x, k)
+        }, else_branch = b () => (float[N,2] e) { e = Relu (x) }>
+    }""")
+    new, _ = folded(proto)
+    assert_same(proto, new)
