@@ -1,30 +1,20 @@
-"""What every fold test needs: graphs from ONNX text, an independent float64 truth, and the comparison.
-
-The truth is onnx's reference evaluator on the model with everything in float64, with PyTorch in the place of
-its convolutions (it has no grouped ConvTranspose). Nothing of normdeploy takes part in it.
-"""
+"""What every fold test needs: graphs from ONNX text, folding with its invariants, and the comparison."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-import torch
-import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from onnx import helper, numpy_helper
+from reference64 import FLOATS, Arrays, is_float, truth
 
 from normdeploy.fold import FoldResult, Ledger, fold
 from normdeploy.fold.ledger import METADATA_KEY
-
-Arrays = dict[str, np.ndarray]
 
 OPSET = 21
 SIZES = {"N": 2, "H": 8, "W": 11, "T": 7, "L": 13}
@@ -37,8 +27,6 @@ TOLERANCE = {
     "float32": 16 * 2.0**-24,
     "float64": 16 * 2.0**-53,
 }
-
-_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -140,150 +128,6 @@ def _nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodePro
                 yield from _nodes(body)
 
 
-# -- the truth -------------------------------------------------------------------------------------
-
-
-def truth(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
-    """The outputs of ``proto`` with all its numbers in float64."""
-    wide = in_float64(proto)
-    evaluator = ReferenceEvaluator(wide, new_ops=OPERATORS)
-    inputs = {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()}
-    with np.errstate(all="ignore"):
-        results = evaluator.run(None, inputs)
-    return {info.name: np.asarray(array) for info, array in zip(proto.graph.output, results, strict=True)}
-
-
-def is_float(array: np.ndarray) -> bool:
-    """Whether ``array`` holds floating-point numbers, bfloat16 included."""
-    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-
-
-def in_float64(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``proto`` with every float tensor, type and cast in float64."""
-    wide = copy.deepcopy(proto)
-    for graph in (wide.graph, *wide.functions):
-        _widen(graph)
-    return wide
-
-
-def _widen(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-    if isinstance(graph, onnx.GraphProto):
-        for tensor in graph.initializer:
-            _widen_tensor(tensor)
-        for info in (*graph.input, *graph.output):
-            if info.type.tensor_type.elem_type in _FLOATS:
-                info.type.tensor_type.elem_type = TensorProto.DOUBLE
-    del graph.value_info[:]
-    for node in graph.node:
-        for attr in node.attribute:
-            if attr.HasField("t"):
-                _widen_tensor(attr.t)
-            elif node.op_type == "Constant" and attr.name in ("value_float", "value_floats"):
-                value = np.array(attr.f if attr.name == "value_float" else attr.floats, np.float64)
-                attr.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(value)))
-            elif node.op_type == "Cast" and attr.name == "to" and attr.i in _FLOATS:
-                attr.i = TensorProto.DOUBLE
-            for body in (*([attr.g] if attr.HasField("g") else []), *attr.graphs):
-                _widen(body)
-
-
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _FLOATS:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
-
-
-def _windows(x: torch.Tensor, spans: list[int], strides: list[int], auto_pad: str, pads: list[int]) -> list[int]:
-    """The pads of a Conv, resolved: first cell of every axis, then the last of every axis."""
-    if auto_pad in ("NOTSET", "", None):
-        return pads or [0] * 2 * len(spans)
-    if auto_pad == "VALID":
-        return [0] * 2 * len(spans)
-    lows, highs = [], []
-    for size, span, stride in zip(x.shape[2:], spans, strides, strict=True):
-        total = max((-(-size // stride) - 1) * stride + span - size, 0)
-        small, large = total // 2, total - total // 2
-        lows.append(small if auto_pad == "SAME_UPPER" else large)
-        highs.append(large if auto_pad == "SAME_UPPER" else small)
-    return lows + highs
-
-
-class Conv(OpRun):  # type: ignore[misc]
-    """PyTorch's convolution under the ONNX name."""
-
-    op_domain = ""
-
-    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        spatial = x.ndim - 2
-        x, w, b = (None if a is None else torch.from_numpy(np.array(a)) for a in (x, w, b))
-        strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-        spans = [d * (k - 1) + 1 for d, k in zip(dilations, w.shape[2:], strict=True)]
-        pads = _windows(x, spans, strides, auto_pad, list(pads or []))
-        x = F.pad(x, [p for i in reversed(range(spatial)) for p in (pads[i], pads[spatial + i])])
-        conv = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-        return (conv(x, w, b, stride=strides, dilation=dilations, groups=group or 1).numpy(),)
-
-
-class ConvTranspose(OpRun):  # type: ignore[misc]
-    """PyTorch's transposed convolution under the ONNX name: full, then cut."""
-
-    op_domain = ""
-
-    def _run(  # type: ignore[no-untyped-def]
-        self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, output_padding=None,  # noqa: ANN001
-        output_shape=None, pads=None, strides=None,  # noqa: ANN001
-    ):  # noqa: ANN202 # fmt: skip
-        spatial = x.ndim - 2
-        x, w, b = (None if a is None else torch.from_numpy(np.array(a)) for a in (x, w, b))
-        strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-        assert output_shape is None, "no test needs it"
-        assert auto_pad in (None, "NOTSET", "VALID"), "no test needs it"
-        conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-        y = conv(x, w, None, stride=strides, dilation=dilations, groups=group or 1)
-        extra, pads = list(output_padding or [0] * spatial), list(pads or [0] * 2 * spatial)
-        cut = [p for i in reversed(range(spatial)) for p in (-pads[i], extra[i] - pads[spatial + i])]
-        y = F.pad(y, cut)
-        return ((y if b is None else y + b.reshape(-1, *[1] * spatial)).numpy(),)
-
-
-class MaxPool(OpRun):  # type: ignore[misc]
-    """PyTorch's max pool under the ONNX name (onnx's reference confuses the axes of pads)."""
-
-    op_domain = ""
-
-    def _run(  # type: ignore[no-untyped-def]
-        self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None, storage_order=None,  # noqa: ANN001
-        strides=None,  # noqa: ANN001
-    ):  # noqa: ANN202 # fmt: skip
-        assert auto_pad in (None, "NOTSET") and not ceil_mode and not storage_order, "no test needs it"
-        spatial = x.ndim - 2
-        pads = list(pads or [0] * 2 * spatial)
-        padding = [p for i in reversed(range(spatial)) for p in (pads[i], pads[spatial + i])]
-        wide = F.pad(torch.from_numpy(np.array(x)), padding, value=-float("inf"))
-        places = F.pad(torch.arange(x.size, dtype=torch.float64).reshape(x.shape), padding)
-        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[spatial - 1]
-        y, i = pool(wide, kernel_shape, strides or 1, 0, dilations or 1, return_indices=True)
-        indices = places.flatten(2).gather(2, i.flatten(2)).reshape(i.shape).to(torch.int64)
-        return y.numpy(), indices.numpy()
-
-
-class Pad(OpRun):  # type: ignore[misc]
-    """PyTorch's constant padding, which may cut (onnx's reference cannot), else numpy's."""
-
-    op_domain = ""
-
-    def _run(self, x, pads=None, value=None, axes=None, mode=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        assert axes is None, "no test needs it"
-        pairs = np.asarray(pads).reshape(2, -1).T
-        if mode not in (None, "constant"):
-            return (np.pad(x, pairs, mode=mode),)
-        fill = 0.0 if value is None else float(np.asarray(value).reshape(()))
-        flat = [int(p) for pair in reversed(pairs.tolist()) for p in pair]
-        return (F.pad(torch.from_numpy(np.array(x)), flat, value=fill).numpy(),)
-
-
-OPERATORS = [Conv, ConvTranspose, MaxPool, Pad]
-
-
 # -- comparing -------------------------------------------------------------------------------------
 
 
@@ -297,7 +141,7 @@ def feeds(proto: onnx.ModelProto, fill_with: Callable[[tuple[int, ...]], np.ndar
         tensor = info.type.tensor_type
         shape = tuple(SIZES[dim.dim_param] if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
         values = fill_with(shape)
-        if tensor.elem_type not in _FLOATS:
+        if tensor.elem_type not in FLOATS:
             values = np.abs(np.round(values)) % 4
         result[info.name] = values.astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return result
@@ -338,12 +182,12 @@ def coarsest(proto: onnx.ModelProto) -> str:
     """The float dtype of the fewest bits among inputs and initializers."""
     kinds = {info.type.tensor_type.elem_type for info in proto.graph.input}
     kinds |= {tensor.data_type for tensor in proto.graph.initializer}
-    names = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds & _FLOATS}
+    names = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds & FLOATS}
     return max(names, key=lambda name: TOLERANCE[name])
 
 
 def runs_in_onnxruntime(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:
-    """onnxruntime accepts ``proto``, and what it computes in the model's own dtype is near the truth of ``reference``."""
+    """onnxruntime accepts ``proto``; in the model's own dtype it computes nearly the truth of ``reference``."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

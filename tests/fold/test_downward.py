@@ -1,7 +1,8 @@
 """Maps that travel downward, into the weights of whatever reads them: every row of the operator table."""
 
 import pytest
-from cases import DOWNWARD_INTO, DOWNWARD_THROUGH, Case, ids
+from cases import Case, ids
+from cases_downward import DOWNWARD_INTO, DOWNWARD_THROUGH
 from harness import check_fold
 
 

@@ -2,7 +2,8 @@
 
 import onnx
 import pytest
-from cases import NOT_CONSTANT, NOT_LINEAR, NOT_PER_CHANNEL, Case, ids
+from cases import Case, ids
+from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_PER_CHANNEL
 from harness import assert_same, bn, check_fold, check_refusal, folded, initializers, model, norm, op_types, parsed
 
 from normdeploy.fold import apply

@@ -1,7 +1,8 @@
 """Where maps come from, and what they become when they meet."""
 
 import pytest
-from cases import COMPOSED, SOURCES, Case, ids
+from cases import Case, ids
+from cases_sources import COMPOSED, SOURCES
 from harness import check_fold
 
 

@@ -1,7 +1,8 @@
 """Maps that travel upward, into the weights of what made their input: every row of the operator table."""
 
 import pytest
-from cases import REPVGG, UPWARD_INTO, UPWARD_THROUGH, Case, ids
+from cases import Case, ids
+from cases_upward import REPVGG, UPWARD_INTO, UPWARD_THROUGH
 from harness import check_fold
 
 

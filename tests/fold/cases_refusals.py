@@ -1,0 +1,215 @@
+"""What must stay as it is, and the reason that the ledger gives."""
+
+from __future__ import annotations
+
+from cases import CONV, IMAGE, Case
+from cases_downward import PRE
+from harness import OPSET, bn, norm
+
+# fmt: off
+# A table: a case a row, as wide as the page.
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def refused(name: str, body: str, reason: str, *, weights: str = "", channels: int = 5, inputs: str = "",
+            outputs: str = "float[] y", opset: int = OPSET, ir_version: int = 10) -> Case:
+    """A convolution to 5 channels, then ``body`` from ``c`` to ``y``, which must stay as it is."""
+    extra = f", {weights}" if weights else ""
+    data = "float[2,3,8,11] x" + (f", {inputs}" if inputs else "")
+    return Case(name, data, f"{CONV}, {bn(channels)}{extra}", "c = Conv (x, w, b)\n" + body, reason=reason,
+                outputs=outputs, opset=opset, ir_version=ir_version)
+
+
+def between(name: str, node: str, reason: str, **more: object) -> Case:
+    """``node`` from ``c`` to ``t`` stands between a convolution and a norm."""
+    return refused(name, f"{node}\n" + norm("t", "y"), reason, **more)  # type: ignore[arg-type]
+
+
+def around(name: str, node: str, reason: str, *, weights: str = "", channels: int = 3, **more: object) -> Case:
+    """``node`` from ``t`` to ``u`` stands between a norm on the input and a convolution."""
+    extra = f", {weights}" if weights else ""
+    return Case(name, "float[2,3,8,11] x", f"float[5,{channels},1,1] w, {bn(3)}{extra}",
+                PRE + f"{node}\ny = Conv (u, w)", reason=reason, **more)  # type: ignore[arg-type]
+
+
+NOT_LINEAR = [
+    *[
+        between(f"{op} in between", f"t = {op} (c)", f"no affine map passes this operator ({op}", opset=opset)
+        for op, opset in [
+            ("Sigmoid", 21), ("Tanh", 21), ("Softmax", 21), ("LogSoftmax", 21), ("Softplus", 21), ("Gelu", 21),
+            ("Erf", 21), ("Exp", 21), ("HardSwish", 21), ("HardSigmoid", 21), ("Mish", 21), ("Elu", 21), ("Selu", 21),
+            ("Celu", 21), ("Abs", 21), ("Floor", 21), ("Round", 21), ("Sign", 21), ("Softsign", 21), ("Swish", 24),
+        ]
+    ],
+    between("Clip in between", "t = Clip (c, lo, hi)", "no affine map passes this operator (Clip",
+            weights="float lo = {0.0}, float hi = {6.0}"),
+    between("PRelu in between", "t = PRelu (c, p)", "no affine map passes this operator (PRelu",
+         weights="float[5,1,1] p"),
+    between("LpPool in between", "t = LpPool <kernel_shape=[2,2]> (c)", "no affine map passes this operator (LpPool"),
+    between("ReduceMax in between", "t = ReduceMax (c, a)", "no affine map passes this operator (ReduceMax",
+            weights="int64[2] a = {2,3}"),
+    between("Pow in between", "t = Pow (c, p)", "no affine map passes this operator (Pow", weights="float p = {2.0}"),
+    between("Mul by itself in between", "t = Mul (c, c)", "no affine map passes this operator (Mul"),
+    between("gate in between", "s = Sigmoid (c)\n t = Mul (c, s)", "no affine map passes this operator (Mul"),
+    between("GELU decomposed in between",
+            "d = Div (c, k)\n e = Erf (d)\n f = Add (e, one)\n t = Mul (c, f)",
+            "no affine map passes this operator (Mul", weights="float k = {1.41421}, float one = {1.0}"),
+    refused("Relu in between, with a norm of mixed signs",
+            "t = Relu (c)\n y = BatchNormalization (t, signs, beta, mean, var)",
+            "a scale that is not positive would turn its sides (Relu", weights="float[5] signs = {1,2,-1,3,4}"),
+    refused("Relu in between, with a negative scale", "t = Relu (c)\n y = Mul (t, s)",
+            "a scale that is not positive would turn its sides (Relu", weights="float[5,1,1] s = {1,2,-1,3,4}"),
+    refused("Relu in between, with a scale of zero", "t = Relu (c)\n y = Mul (t, s)",
+            "a scale that is not positive would turn its sides (Relu", weights="float[5,1,1] s = {1,2,0,3,4}"),
+    refused("Relu behind a norm, with a large shift", "t = Relu (c)\n u = Add (t, s)\n y = Relu (u)",
+            "a shift would move its kink (Relu", weights="float[5,1,1] s = {1000,1000,1000,1000,1000}"),
+    refused("LeakyRelu in between, with a negative scale", "t = LeakyRelu (c)\n y = Mul (t, s)",
+            "a scale that is not positive would turn its sides (LeakyRelu", weights="float[5,1,1] s = {1,2,-1,3,4}"),
+    refused("MaxPool in between, with a negative scale", "t = MaxPool <kernel_shape=[2,2]> (c)\n y = Mul (t, s)",
+            "a negative scale turns the largest into the smallest (MaxPool", weights="float[5,1,1] s = {1,2,-1,3,4}"),
+    refused("MaxPool with Indices, with a scale of zero",
+            "t, i = MaxPool <kernel_shape=[2,2]> (c)\n y = Mul (t, s)", "a scale of 0 makes all indices tie (MaxPool",
+            weights="float[5,1,1] s = {1,2,0,3,4}", outputs="float[] y, int64[] i"),
+    refused("GlobalMaxPool in between, with a negative scale", "t = GlobalMaxPool (c)\n y = Mul (t, s)",
+            "a negative scale turns the largest into the smallest (GlobalMaxPool",
+            weights="float[5,1,1] s = {1,2,-1,3,4}"),
+    between("Q and DQ in between", "q = QuantizeLinear (c, k, z)\n t = DequantizeLinear (q, k, z)",
+            "no affine map passes this operator (DequantizeLinear", weights="float k = {0.5}, int8 z = {3}"),
+    refused("Concat with a raw branch", "r = Sigmoid (c)\n t = Concat <axis=1> (c, r)\n" + norm("t", "n")
+            + "y = Relu (n)",
+            "no affine map passes this operator (Sigmoid", channels=10),
+    refused("DenseNet: Concat, norm, Relu", "r = Relu (c)\n t = Concat <axis=1> (x2, r)\n" + norm("t", "n")
+            + "y = Relu (n)", "is an input of the model", channels=7, inputs="float[2,2,6,9] x2"),
+    refused("InstanceNormalization on batch data", "y = InstanceNormalization (c, gamma, beta)",
+            "divides by statistics of its own input"),
+    refused("GroupNormalization on batch data", "y = GroupNormalization <num_groups=5> (c, gamma, beta)",
+            "divides by statistics of its own input", outputs="float[2,5,6,9] y"),
+]
+
+NOT_CONSTANT = [
+    refused("training_mode=1", "y, m2, v2 = BatchNormalization <training_mode=1> (c, gamma, beta, mean, var)",
+            "training mode (training_mode=1)", outputs="float[] y, float[] m2, float[] v2"),
+    refused("three outputs at opset 9",
+            "y, m2, v2, sm, sv = BatchNormalization (c, gamma, beta, mean, var)", "training mode", opset=9),
+    refused("statistics of every cell, spatial=0", "y = BatchNormalization <spatial=0> (c, gamma, beta, mean, var)",
+            "normalizes every cell", opset=7),
+    refused("a gamma that is an input", "y = BatchNormalization (c, g, beta, mean, var)", "its scale is not constant",
+            inputs="float[5] g"),
+    refused("a mean that is computed", "p = ReduceMean <keepdims=0> (c, a)\n"
+            " y = BatchNormalization (c, gamma, beta, p, var)", "its mean is not constant",
+            weights="int64[3] a = {0,2,3}"),
+    refused("Mul by an input", "y = Mul (c, s)", "", inputs="float[5,1,1] s"),
+    Case("a weight that is an input", "float[2,3,8,11] x, float[5,3,3,3] w", bn(5),
+         "c = Conv (x, w)\n" + norm("c", "y"), reason="its weight is not constant (Conv"),
+    Case("a bias that is an input", "float[2,3,8,11] x, float[5] b", f"float[5,3,3,3] w, {bn(5)}",
+         "c = Conv (x, w, b)\n" + norm("c", "y"), reason="its bias is not constant (Conv"),
+    Case("a Gemm with C from an input", "float[N,3] x, float[5] b", f"float[3,5] w, {bn(5)}",
+         "c = Gemm (x, w, b)\n" + norm("c", "y"), reason="its C is not constant (Gemm"),
+    Case("a MatMul of two inputs", "float[N,T,3] x, float[N,3,5] z", "float[5] s", "c = MatMul (x, z)\n y = Mul (c, s)",
+         reason="neither operand is constant (MatMul"),
+    refused("a value with another reader", norm("c", "y") + "y2 = Relu (c)", "c has other readers",
+            outputs="float[] y, float[] y2"),
+    refused("a value that is an output", norm("c", "y"), "c is an output of the model",
+            outputs="float[] y, float[2,5,6,9] c"),
+    refused("a norm of an output, downward", norm("c", "y") + "z = Conv (y, v)", "y is an output of the model",
+            weights="float[4,5,1,1] v", outputs="float[] y, float[] z, float[2,5,6,9] c"),
+    Case("a norm with one reader that cannot", IMAGE, f"float[5,3,3,3] w, {bn(3)}",
+         PRE + "y = Conv (t, w)\n y2 = Sigmoid (t)", reason="no affine map passes this operator (Sigmoid",
+         outputs="float[] y, float[] y2"),
+    refused("a division of a constant", "y = Div (s, c)", "", weights="float[5,1,1] s"),
+    refused("a division by zero", "y = Div (c, s)", "not finite", weights="float[5,1,1] s = {1,2,0,3,4}"),
+    refused("a negative variance", "y = BatchNormalization (c, gamma, beta, mean, v)",
+            "its running variance plus epsilon is not positive", weights="float[5] v = {1,2,-1,3,4}"),
+]
+
+NOT_PER_CHANNEL = [
+    refused("a constant per column", "y = Mul (c, s)", "varies over other axes than the channels (Conv",
+            weights="float[9] s"),
+    Case("a constant [1,1,1,W] with W == C", "float[2,3,7,7] x", "float[5,3,3,3] w, float[1,1,1,5] s",
+         "c = Conv (x, w)\n y = Mul (c, s)", reason="varies over other axes than the channels (Conv"),
+    Case("a constant per token", "float[2,7,3] x", "float[3,7] w, float[1,7,1] s", "c = MatMul (x, w)\n y = Mul (c, s)",
+         reason="varies over an axis that the weight does not have (MatMul"),
+    Case("a norm over tokens, T == C", "float[2,5,3] x", f"float[3,5] w, {bn(5)}", "c = MatMul (x, w)\n" + norm("c",
+         "y"),
+         reason="varies over an axis that the weight does not have (MatMul"),
+    Case("a constant per row of a Gemm", "float[7,3] x", "float[3,5] w, float[7,1] s",
+         "c = Gemm (x, w)\n y = Mul (c, s)",
+         reason="varies over other axes than the channels (Gemm"),
+    refused("a constant per sample", "y = Add (c, s)", "varies over other axes than the channels (Conv",
+            weights="float[2,1,1,1] s"),
+    Case("a constant that enlarges the batch", "float[1,3,8,11] x", f"{CONV}, float[4,1,1,1] s",
+         "c = Conv (x, w, b)\n y = Add (c, s)", reason="may enlarge"),
+    Case("a constant that may enlarge an unknown batch", "float[N,3,8,11] x", f"{CONV}, float[2,1,1,1] s",
+         "c = Conv (x, w, b)\n y = Add (c, s)", reason="may enlarge"),
+    Case("a constant that enlarges the channels", "float[2,3,8,11] x", "float[1,3,3,3] w, float[5,1,1] s",
+         "c = Conv (x, w)\n y = Mul (c, s)", reason="may enlarge"),
+    refused("a constant that adds an axis", "y = Mul (c, s)", "may enlarge", weights="float[1,2,5,1,1] s"),
+    Case("a whole position embedding", "float[2,7,3] x", "float[3,5] w, float[1,7,5] p",
+         "c = MatMul (x, w)\n d = Add (c, p)\n y = Relu (d)", reason=""),
+    between("ReduceMean over the channels",
+            "p = ReduceMean (c, a)\n t = Expand (p, s)", "repeated here (Expand",
+            weights="int64[1] a = {1}, int64[4] s = {2,5,6,9}"),
+    refused("ReduceMean over the axis of the map",
+         "m = Mul (x2, s)\n t = ReduceMean (m, a)\n q = Relu (t)\n y = Add (c, q)",
+            "mixed here (ReduceMean", weights="int64[1] a = {1}, float[5,1,1] s", inputs="float[2,5,1,1] x2"),
+    between("Expand of one channel to many", "p = ReduceMean (c, a)\n t = Expand (p, s)", "repeated here (Expand",
+            weights="int64[1] a = {1}, int64[4] s = {1,5,1,1}"),
+    between("Tile of channels that do not repeat", "t = Tile (c, r)", "the map does not repeat as the tiles do (Tile",
+            weights="int64[4] r = {1,2,1,1}", channels=10),
+    between("Reshape that mixes the channels", "t = Reshape (c, s)", "varies over other axes than the channels (Conv",
+            weights="int64[3] s = {2,27,10}", channels=27),
+    Case("Reshape with unknown sizes", IMAGE, f"{CONV}, {bn(9)}, int64[3] s = {{0,9,-1}}",
+         "c = Conv (x, w, b)\n t = Reshape (c, s)\n" + norm("t", "y"),
+         reason="it mixes the axis of the map with one of unknown size (Reshape"),
+    between("SpaceToDepth, different over the phases", "t = SpaceToDepth <blocksize=3> (c)",
+            "the map differs between the phases that become one channel (SpaceToDepth", channels=45),
+    Case("DepthToSpace downward, different over the phases", "float[2,8,5,7] x", f"float[3,2,1,1] w, {bn(8)}",
+         PRE + "u = DepthToSpace <blocksize=2> (t)\n y = Conv (u, w)",
+         reason="the map differs between the phases that become one channel (DepthToSpace"),
+    refused("Pad with zeros under a shift", "t = Pad (c, p)\n u = Add (t, s)\n y = Relu (u)",
+            "the padded constant would have to differ from channel to channel (Pad",
+            weights="int64[8] p = {0,0,1,1,0,0,1,1}, float[5,1,1] s"),
+    refused("Pad with an unknown constant", "t = Pad (c, p, k)\n u = Mul (t, s)\n y = Relu (u)",
+            "its constant is not known (Pad", weights="int64[8] p = {0,0,1,1,0,0,1,1}, float[5,1,1] s",
+            inputs="float k"),
+    refused("Pad of the channels", "t = Pad (c, p)\n u = Mul (t, s)\n y = Relu (u)",
+            "mixed here (Pad", weights="int64[8] p = {0,1,0,0,0,1,0,0}, float[7,1,1] s"),
+    refused("Resize of a crop with an extrapolation value",
+            't = Resize <mode="linear", coordinate_transformation_mode="tf_crop_and_resize"> (c, roi, , z)\n'
+            + norm("t", "y"), "cells outside the crop hold the extrapolation value (Resize",
+            weights="float[8] roi = {0,0,0,0,1,1,1,1}, int64[4] z = {2,5,13,10}"),
+    between("Resize of the channels", 't = Resize <mode="nearest"> (c, , s)', "varies over a resized axis (Resize",
+            weights="float[4] s = {1,2,1,1}", channels=10),
+    between("Gather of channels to places with different norms", "t = Gather <axis=1> (c, i)",
+            "one element is gathered to places with different maps (Gather", weights="int64[3] i = {1,1,2}",
+            channels=3),
+    between("Gather of channels by an input", "t = Gather <axis=1> (c, i)",
+         "the indices are not a constant vector (Gather",
+            inputs="int64[3] i", channels=3),
+    Case("Gather from a table, a norm over the indices", "int64[7] i", "float[11,5] w, float[7,1] s",
+         "c = Gather (w, i)\n y = Mul (c, s)", reason="(Gather"),
+    between("Slice of channels from an unknown start", "t = Slice (c, s, e, a)", "(Slice", channels=3,
+            weights="int64[1] e = {9}, int64[1] a = {1}", inputs="int64[1] s"),
+    between("Dropout in training mode", "t = Dropout (c, r, tr)", "it is in training mode (Dropout",
+            weights="float r = {0.5}, bool tr = {1}"),
+    between("Dropout with its mask used", "t, k = Dropout (c)", "its mask is used (Dropout",
+            outputs="float[] y, bool[] k"),
+    between("Add of a raw branch", "t = Add (c, z)", "z is an input of the model", inputs="float[2,5,6,9] z"),
+    between("Add of a branch without channels", "t = Add (c, z)",
+         "a branch is broadcast along the axis of the map (Add",
+            inputs="float[2,1,6,9] z"),
+    around("a norm, Sigmoid, conv", "u = Sigmoid (t)", "no affine map passes this operator (Sigmoid"),
+    around("Concat downward, Add of a raw branch", "z = Relu (x)\n u = Add (t, z)",
+           "the branches of the sum do not have the same scale (Add"),
+    Case("ConvTranspose strided: no shift to move", IMAGE, "float[3,5,2,2] w, float[3,1,1] a",
+         "t = Add (x, a)\n y = ConvTranspose <strides=[2,2]> (t, w)",
+         reason="not every output cell sees the whole kernel"),
+    Case("padded conv: no shift to move", IMAGE, f"{CONV}, float[3,1,1] a",
+         "t = Add (x, a)\n y = Conv <pads=[1,1,1,1]> (t, w, b)", reason="padded cells hold 0"),
+    Case("padded conv by auto_pad: no shift to move", IMAGE, f"{CONV}, float[3,1,1] a",
+         't = Add (x, a)\n y = Conv <auto_pad="SAME_LOWER"> (t, w, b)', reason="padded cells hold 0"),
+    refused("averaged pads that count: no shift to move",
+            "t = AveragePool <kernel_shape=[2,2], pads=[1,1,1,1], count_include_pad=1> (c)\n y = Add (t, s)",
+            "padded cells count as 0 in the average", weights="float[5,1,1] s"),
+]
