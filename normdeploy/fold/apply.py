@@ -155,31 +155,42 @@ class Writer:
 
     def _replace(self, node: ir.Node, residue: AffineMap | None) -> None:
         data, output = data_input(self.land.view, node), node.outputs[0]
-        if residue is None:
+        if residue is not None:
+            self._stand_in(node, self._spell(node, data, residue), residue)
+        elif output.is_graph_output() and not _may_be_renamed(data, node):
+            self._stand_in(node, self._like(node, "Identity", data))
+        else:
             self.land.maps.pop(node, None)
             was_output, name = output.is_graph_output(), output.name
             output.replace_all_uses_with(data, replace_graph_outputs=True)
-        else:
-            new = self._spell(node, data, residue)
-            output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
-            self._succeed(node, new, residue)
-        remove(node)
-        if residue is not None:
-            new.outputs[0].name = output.name
-        elif was_output:
-            data.name = name  # outputs of the model keep their names
+            remove(node)
+            if was_output:
+                data.name = name  # outputs of the model keep their names
 
-    def _spell(self, node: ir.Node, data: ir.Value, residue: AffineMap) -> ir.Node:
-        """A new node in place of ``node`` that computes ``residue`` of ``data``."""
-        spelling = spelled(residue)
-        assert spelling is not None, "check() refuses what cannot be spelled"
-        kind, _ = spelling
+    def _stand_in(self, node: ir.Node, new: ir.Node, residue: AffineMap | None = None) -> None:
+        """Put ``new``, which stands before ``node``, in its place."""
+        output = node.outputs[0]
+        output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+        self._succeed(node, new, residue)
+        remove(node)
+        new.outputs[0].name = output.name
+
+    def _like(self, node: ir.Node, kind: str, data: ir.Value) -> ir.Node:
+        """A new node in front of ``node``, whose output is as its output."""
         new = ir.node(kind, [data], name=self.unused_name(f"{node.name or node.outputs[0].name}/{kind}"))
         if module_name(node):
             new.metadata_props[MODULE_KEY] = module_name(node)
         new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
         new.outputs[0].name = self.unused_name(f"{node.outputs[0].name}/{kind}")
         node.prepend([new])
+        return new
+
+    def _spell(self, node: ir.Node, data: ir.Value, residue: AffineMap) -> ir.Node:
+        """A new node in place of ``node`` that computes ``residue`` of ``data``."""
+        spelling = spelled(residue)
+        assert spelling is not None, "check() refuses what cannot be spelled"
+        kind, _ = spelling
+        new = self._like(node, kind, data)
         if kind == "BatchNormalization":
             new.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
         for name, edit in _constants(node, residue).items():
@@ -189,14 +200,21 @@ class Writer:
             self.edits[new, len(new.inputs) - 1] = edit  # the exact constants, should the map go on from here
         return new
 
-    def _succeed(self, node: ir.Node, new: ir.Node, residue: AffineMap) -> None:
-        """The new node takes the old one's place in the order and among the maps."""
+    def _succeed(self, node: ir.Node, new: ir.Node, residue: AffineMap | None) -> None:
+        """The new node takes the old one's place in the order and, where it is a map, among the maps."""
         position = self.land.order.pop(node)
         self.land.order[new] = position
         self.land.nodes[position] = new
         self.land.maps.pop(node, None)
-        self.land.maps[new] = residue
-        self.land.successors[node] = new
+        if residue is not None:
+            self.land.maps[new] = residue
+            self.land.successors[node] = new
+
+
+def _may_be_renamed(value: ir.Value, node: ir.Node) -> bool:
+    """Whether ``value`` can take the name of the output of ``node``: it has no name that anyone counts on."""
+    producer = value.producer()
+    return producer is not None and producer.graph is node.graph and not value.is_graph_output()
 
 
 def remove(node: ir.Node) -> None:

@@ -45,3 +45,30 @@ def test_the_tensor_of_a_constant_node_keeps_its_name() -> None:
     }""")
     new, _ = folded(proto)
     assert_same(proto, new)
+
+
+# -- names of inputs and outputs -------------------------------------------------------------------
+
+
+def interface(proto: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    """The names of inputs and outputs."""
+    return [info.name for info in proto.graph.input], [info.name for info in proto.graph.output]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[N,2] x) => (float[N,2] y) <float[2] k = {1,1}> { y = Mul (x, k) }",
+        "g (float[N,2] x) => (float[N,2] r, float[N,2] y) <float k = {1}> { r = Relu (x)  y = Mul (r, k) }",
+        """g (float[N,2] x, bool c) => (float[N,2] y) <float k = {1}> {
+            y = If (c) <then_branch = a () => (float[N,2] t) { t = Mul (x, k) },
+                        else_branch = b () => (float[N,2] e) { e = Relu (x) }>
+        }""",
+    ],
+    ids=["a map that changes nothing", "one behind another output", "one alone in a body"],
+)
+def test_nothing_that_has_a_name_outside_is_renamed(text: str) -> None:
+    proto = parsed(text)
+    new, _ = folded(proto)
+    assert interface(new) == interface(proto)
+    assert_same(proto, new)
