@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.errors import VerdictError
@@ -12,31 +12,53 @@ _SHOWN = 10
 
 
 def require_precision(
-    layers: Sequence[EngineLayer], precision: Precision, *, quantized: bool = False, norm_nodes: Sequence[str] = ()
+    layers: Sequence[EngineLayer],
+    precision: Precision,
+    expected: Mapping[str, str],
+    *,
+    quantized: bool = False,
+    norm_nodes: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Raise VerdictError, with every layer that differs, unless the engine computes in ``precision``.
 
     - Every convolution, matrix product and recurrence must multiply in it; an int8 or fp8 one passes in a graph that
       was quantized on purpose (``quantized``).
     - Every norm, as one operator or as one of ``norm_nodes`` where it is spelled out, must average in float32.
+    - The table must say so: ``expected`` are the nodes that multiply in the graph, by name, and what users call them.
+      A table without any of them asserts nothing, and is refused.
 
-    Gives notes on what the table does not say: a norm in a kernel whose name does not spell its operators. The types
-    of the strongly typed graph that was built hold for that one.
+    Gives notes on what the table does not say: which of ``expected`` it lacks, and the norms in kernels whose names do
+    not spell their operators. For those the types of the strongly typed graph hold, which was built.
     """
+    told = _told(layers)
+    lacking = [name for node, name in expected.items() if node not in told]
+    if not layers or (expected and len(lacking) == len(expected)):
+        raise VerdictError(
+            "the builder gave no table of its layers, so the precision of the engine cannot be asserted",
+            fix="report it, with the backend's version",
+        )
     wrong = [_describe(layer, layer.precision) for layer in _misfits(layers, precision, quantized)]
     norms = [layer for layer in layers if _is_norm(layer, norm_nodes)]
     wrong += [_describe(layer, f"statistics in {layer.statistics}") for layer in norms if _averages_narrow(layer)]
     if wrong:
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise VerdictError(
             f"the engine does not compute in {precision} with float32 norm statistics",
-            where="; ".join(wrong[:_SHOWN]) + more,
+            where=_some(wrong),
             fix="export the model in float32 and build with --precision; report it if it persists",
         )
-    if not layers:
-        return ("the builder gave no layer table: the precision is asserted from the graph alone",)
     silent = sorted({name for layer in norms if _is_silent(layer) for name in layer.modules})
-    return (f"the layer table does not say in what these average: {', '.join(silent)}",) if silent else ()
+    notes = {"the layer table does not say in what these average": silent, "the layer table lacks": lacking}
+    return tuple(f"{text}: {_some(names)}" for text, names in notes.items() if names)
+
+
+def _told(layers: Sequence[EngineLayer]) -> set[str]:
+    """The nodes of which the table says in what they are computed."""
+    return {node for layer in layers if layer.precision for node in layer.nodes}
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return "; ".join(names[:_SHOWN]) + more
 
 
 def _misfits(layers: Sequence[EngineLayer], precision: Precision, quantized: bool) -> list[EngineLayer]:

@@ -23,7 +23,7 @@ from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, write_plan
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.graph import module_name
+from normdeploy.graph import label, module_name
 from normdeploy.precision import HEAVY, Precision, norm_chains, to_precision, wrong_precision
 from normdeploy.specs import Dim, TensorSpec
 
@@ -94,9 +94,9 @@ def build(
     started = time.perf_counter()
     if level is not None and level not in _LEVELS:
         raise InputError("no such builder optimization level", where=str(level), fix="choose 0 to 5")
-    graph = _prepare(_load(model) if isinstance(model, Path) else model, precision)
     device = gpu.find()
     chosen = choose(backend, gpu=device is not None, sm=sm)
+    graph = _prepare(_load(model) if isinstance(model, Path) else model, precision)
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)
     problems = tuple(dict.fromkeys(problem for each in filled for problem in lint(graph, each)))
@@ -211,7 +211,8 @@ def _sidecar(
     layers = layers or from_log(result.layers, owners, HEAVY)
     norms = [str(node.name) for chain in norm_chains(graph) for node in chain]
     quantized = any(node.op_type == "DequantizeLinear" for node in graph.graph.all_nodes())
-    notes = require_precision(layers, precision, quantized=quantized, norm_nodes=norms)
+    heavy = {str(node.name): label(node) for node in graph.graph.all_nodes() if node.op_type in HEAVY}
+    notes = require_precision(layers, precision, heavy, quantized=quantized, norm_nodes=norms)
     if job.timing_cache is not None and result.timing_cache_key is None:
         notes += ("no timing cache was used: this backend times no kernels",)
     options = {"workspace": job.workspace, "level": job.level}
