@@ -122,6 +122,7 @@ class _Folder:
     dump: Path | None
     entries: dict[ir.Node, Entry] = field(default_factory=dict)
     joined: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    given: dict[ir.Node, ir.Node] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     proof_seconds: float = 0.0
@@ -260,8 +261,9 @@ class _Folder:
             return  # a sum of anything else is no norm's business
         for branch in found.branches:
             if branch.node is not None and branch.map is not None:
-                self.entries[branch.node] = replace(
-                    _blank(branch.node), outcome="folded", into=(label(found.into),), through=(total.op_type,)
+                given = self._given(branch.node)
+                self.entries[given] = replace(
+                    _blank(given), outcome="folded", into=(label(found.into),), through=(total.op_type,)
                 )
         writer.merge(found)
         self._dump(label(total))
@@ -285,19 +287,27 @@ class _Folder:
         entries = {node: self._entry(plan, node, residual, refusals) for node in plan.residues}
         stays = [node for node, residue in plan.residues.items() if residue is not None]
         writer.carry_out(plan)
-        self.entries |= {node: entry for node, entry in entries.items() if node not in stays or node is plan.source}
-        for node in plan.residues:
+        for node, entry in entries.items():
+            if node not in stays or node is plan.source:
+                self.entries[self._given(node)] = entry
             for end in stays:
                 if node is not end:
-                    self.joined[node] = writer.land.successors.get(end, end)
+                    self.joined[self._given(node)] = self._given(end)
+        for node in stays:
+            self.given[writer.land.successors[node]] = self._given(node)
         self._dump(label(plan.source))
+
+    def _given(self, node: ir.Node) -> ir.Node:
+        """The node of the given model that ``node`` is, or in whose place it stands."""
+        return self.given.get(node, node)
 
     def _entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:
         left = plan.residues.get(plan.source)
         ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
-        stays = [label(end) for end, rest in plan.residues.items() if rest is not None and end is not plan.source]
+        ends = (end for end, rest in plan.residues.items() if rest is not None and end is not plan.source)
+        stays = [label(self._given(end)) for end in ends]
         return replace(
-            _blank(node),
+            _blank(self._given(node)),
             outcome="reduced" if left is not None else "composed" if stays else "folded",
             into=tuple(dict.fromkeys([*map(label, plan.into), *stays])),
             through=tuple(dict.fromkeys(step.op_type for step in plan.through)),
@@ -308,11 +318,10 @@ class _Folder:
         )
 
     def _enter_left(self, node: ir.Node, refusals: Sequence[Refused]) -> None:
-        known = self.entries.get(node)
         reasons = list(dict.fromkeys(refusal.reason for refusal in refusals))
         fixes = list(dict.fromkeys(refusal.fix for refusal in refusals if refusal.fix))
-        if known is None:
-            self.entries[node] = replace(_blank(node), reason="; ".join(reasons), fix="; ".join(fixes))
+        left = replace(_blank(self._given(node)), reason="; ".join(reasons), fix="; ".join(fixes))
+        self.entries.setdefault(self._given(node), left)
 
     # -- the ledger ----------------------------------------------------------------------------
 

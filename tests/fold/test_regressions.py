@@ -72,3 +72,17 @@ def test_nothing_that_has_a_name_outside_is_renamed(text: str) -> None:
     new, _ = folded(proto)
     assert interface(new) == interface(proto)
     assert_same(proto, new)
+
+
+# -- the ledger ------------------------------------------------------------------------------------
+
+
+def test_the_ledger_lists_nodes_of_the_given_model_and_no_others() -> None:
+    proto = parsed("""g (float[N,3,4] x) => (float[N,3,4] y) <float[3,1] a = {1,2,3}, float[3,1] b = {4,5,6}> {
+        [first] s = Sub (x, a)
+        [second] m = Mul (s, b)
+        [third] y = Add (m, a)
+    }""")
+    new, ledger = folded(proto)
+    assert op_types(new) == {"BatchNormalization": 1}
+    assert {entry.node: entry.kind for entry in ledger} == {"first": "Sub", "second": "Mul", "third": "Add"}
