@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from normdeploy.errors import InputError
-from normdeploy.specs import TensorSpec
+from normdeploy.specs import TensorSpec, dynamic_dims
 
 _BULLET = re.compile(r"^\s*- (.*)$", re.MULTILINE)
 _SIZE = r"L\[[^ ]*\]\.size\(\)\[\d+\]"
@@ -31,7 +31,7 @@ def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str]) ->
         *(f"{names[m[2]]!r} and {names[m[1]]!r} must be equal (give both one name)" for m in _EQUAL.finditer(text)),
         *(f"{names[m[1]]!r} must be a multiple of {m[2]}" for m in _MULTIPLE.finditer(text)),
         *(f"{names[m[1]]!r} must be {m[2]}" for m in _CONSTANT.finditer(text)),
-        *(f"{names[m[1]]!r} must have {m[2]}" for m in _RANGE.finditer(text) if m[1] in names),
+        *(_range(names[m[1]], m[2], specs) for m in _RANGE.finditer(text) if m[1] in names),
     ]
     unread = [replace_words(re.sub(f" = {_SIZE}", "", bullet), names) for bullet in _BULLET.findall(text)]
     return InputError(
@@ -39,6 +39,12 @@ def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str]) ->
         where=", ".join(f"--input {spec}" for spec in specs),
         fix="ask for the sizes that work (one size fixes a dimension), or change the code that depends on the size",
     )
+
+
+def _range(name: str, bounds: str, specs: Sequence[TensorSpec]) -> str:
+    """Torch's ``min=5, max=8``, in which either may be missing, as the spec's syntax has it."""
+    found, dim = dict(re.findall(r"(min|max)=(\d+)", bounds)), dynamic_dims(specs)[name]
+    return f"{name!r} must be {found.get('min', dim.min)}..{found.get('max', dim.max)}"
 
 
 def replace_words(text: str, words: Mapping[str, str]) -> str:
