@@ -49,13 +49,22 @@ def _channel_axes(node: ir.Node, index: int) -> tuple[int, ...]:
 
 
 def _constants(node: ir.Node, residue: AffineMap) -> dict[str, Edit]:
-    spelling = spelled(residue)
+    spelling = spelled(residue, channels(node))
     if spelling is None:
         raise Refused("what would be left of the map is no single operator", node)
     dtype = node.outputs[0].dtype or (node.inputs[0].dtype if node.inputs[0] is not None else None)
     if dtype is None:
         raise Refused("the dtype of its output is not known", node)
     return {name: Edit(None, dtype, shift=array) for name, array in spelling[1].items()}
+
+
+def channels(node: ir.Node) -> int | None:
+    """The size of axis 1 of what a map node gives, from its own shape or from its parameters; None if neither tells."""
+    shape = node.outputs[0].shape
+    if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
+        return shape[1]
+    parameters = node.inputs[1].shape if node.op_type == "BatchNormalization" and node.inputs[1] is not None else None
+    return int(parameters.numpy()[0]) if parameters is not None and parameters.is_static() else None
 
 
 class Writer:
@@ -187,7 +196,7 @@ class Writer:
 
     def _spell(self, node: ir.Node, data: ir.Value, residue: AffineMap) -> ir.Node:
         """A new node in place of ``node`` that computes ``residue`` of ``data``."""
-        spelling = spelled(residue)
+        spelling = spelled(residue, channels(node))
         assert spelling is not None, "check() refuses what cannot be spelled"
         kind, _ = spelling
         new = self._like(node, kind, data)

@@ -156,18 +156,19 @@ _READERS: dict[str, Callable[[View, ir.Node], AffineMap | None]] = {
 # -- writing a map back ----------------------------------------------------------------------------
 
 
-def spelled(m: AffineMap) -> tuple[str, dict[str, Array]] | None:
+def spelled(m: AffineMap, channels: int | None) -> tuple[str, dict[str, Array]] | None:
     """The one operator that is ``m``, with its constants in input order; None where ONNX has none.
 
-    A shift alone is an Add, a scale alone a Mul, both a BatchNormalization, which only exists over axis 1.
+    A shift alone is an Add, a scale alone a Mul, both a BatchNormalization, which only exists over axis 1 and has one
+    number for each of its ``channels`` (None where they are not known), also where all are equal.
     """
     if m.scales_nothing:
         return "Add", {"shift": _trimmed(m.shift)}
     if m.shifts_nothing:
         return "Mul", {"scale": _trimmed(m.scale)}
-    if m.rank < 2 or set(m.axes) - {1}:
+    if m.rank < 2 or set(m.axes) - {1} or channels is None:
         return None
-    size = m.size(1)
+    size = max(m.size(1), channels)
     scale, shift = (np.broadcast_to(a.reshape(-1), (size,)).copy() for a in (m.scale, m.shift))
     return "BatchNormalization", {"scale": scale, "bias": shift, "mean": np.zeros(size), "var": np.ones(size)}
 
