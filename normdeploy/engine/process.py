@@ -63,7 +63,8 @@ def run(job: Job, folder: Path, owners: Mapping[str, Owner], progress: Callable[
 def _died(code: int, folder: Path, owners: Mapping[str, Owner]) -> InputError:
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     log = (folder / LOG).read_text(errors="replace") if (folder / LOG).exists() else ""
-    said = [line for line in (folder / "stderr.txt").read_text(errors="replace").splitlines() if line.strip()]
+    lines = (folder / "stderr.txt").read_text(errors="replace").splitlines()
+    said = [line for line in lines if line.strip() and "cudaError 35" not in line]  # which says: no GPU, as is known
     parsing = _PARSING.findall(log)
     node, operator = parsing[-1] if parsing else ("", "")
     place = f"{owners[node].module or node} ({operator})" if node in owners else "before it read the graph"
