@@ -79,6 +79,13 @@ def _rms_normalization(attributes: Attributes, x: Array, scale: Array) -> Array:
     return y
 
 
+def _global_max_pool(attributes: Attributes, x: Array) -> Array:
+    """ONNX specification, GlobalMaxPool-22; the reference knows images only."""
+    del attributes
+    y: Array = x.max(axis=tuple(range(2, x.ndim)), keepdims=True)
+    return y
+
+
 def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Array:
     """ONNX specification, Pad-23: negative pads cut cells off, which the reference does not know."""
     pads, value, axes = (*parameters, None, None, None)[:3]
@@ -107,4 +114,5 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "ConvTranspose": windows.conv_transpose,
     "MaxPool": windows.max_pool,
     "AveragePool": windows.average_pool,
+    "GlobalMaxPool": _global_max_pool,
 }

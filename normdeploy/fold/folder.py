@@ -130,11 +130,12 @@ class _Folder:
 
     def run(self) -> None:
         """Fold every graph of the model, bodies and functions included."""
+        for graph, _ in _graphs(self.model):
+            graph.sort()  # shape inference gives up on nodes in another order
         self._infer_shapes()
         self._dump("before")
         names = all_names(self.model)
         for graph, opset in _graphs(self.model):
-            graph.sort()
             edits: dict[Slot, Edit] = {}
             land = self._survey(graph, opset, edits)
             writer = Writer(land, edits, names)

@@ -162,7 +162,7 @@ class _Square:
         return {**self.plan.up, **self.plan.down}
 
     def _drawn(self, value: ir.Value, shape: tuple[int, ...], zero: bool) -> Pair:
-        if not self.view.is_float(value) and value not in self._maps():
+        if self._is_whole(value) and value not in self._maps():
             indices = self._indices(value, shape)
             return Pair(indices, indices)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
@@ -174,6 +174,12 @@ class _Square:
         if m is None:
             return Pair(x, x)
         return Pair(x, m(x)) if value in self.plan.up else Pair(m(x), x)
+
+    def _is_whole(self, value: ir.Value) -> bool:
+        """Whether ``value`` holds integers; where its type is not known, the operator tells."""
+        if value.dtype is None and not self.view.is_constant(value):
+            return self.node.op_type in ("Reshape", "Expand", "Gather") and value is self.node.inputs[1]
+        return not self.view.is_float(value)
 
     def _around_breakpoint(self, x: Array, m: AffineMap) -> Array:
         """A third of the probes near the value that the map sends to 0, however far away that is."""

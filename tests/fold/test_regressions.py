@@ -86,3 +86,46 @@ def test_the_ledger_lists_nodes_of_the_given_model_and_no_others() -> None:
     new, ledger = folded(proto)
     assert op_types(new) == {"BatchNormalization": 1}
     assert {entry.node: entry.kind for entry in ledger} == {"first": "Sub", "second": "Mul", "third": "Add"}
+
+
+# -- what the fold must know of a graph ------------------------------------------------------------
+
+BN = "float[3] gamma = {1,-2,3}, float[3] beta = {4,5,6}, float[3] mean = {7,8,9}, float[3] var = {1,2,3}"
+
+
+def test_shapes_are_known_of_unsorted_nodes_too() -> None:
+    proto = parsed("""g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}, float[2] k = {5,6}> {
+        y = Mul (r, k)
+        r = Relu (c)
+        c = MatMul (x, w)
+    }""")
+    new, _ = folded(proto)
+    assert op_types(new) == {"MatMul": 1, "Relu": 1}
+
+
+def test_global_max_pool_of_any_rank() -> None:
+    proto = parsed(f"""g (float[N,3,7] x) => (float[N,3,1] y) <float[3,3,1] w = {{1,2,3,4,5,6,7,8,9}}, {BN}> {{
+        c = Conv (x, w)
+        p = GlobalMaxPool (c)
+        a = Abs (gamma)
+        y = BatchNormalization (p, a, beta, mean, var)
+    }}""")
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert op_types(new) == {"Conv": 1, "GlobalMaxPool": 1}
+
+
+def test_a_function_body_says_nothing_of_types() -> None:
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N,3,7] x) => (float[N,3,7] y) {{ y = local.F (x) }}
+    <domain: "local", opset_import: ["" : 17]> F (x) => (y) {{
+        w = Constant <value = float[3,3,1] {{1,2,3,4,5,6,7,8,9}}> ()
+        {"".join(f"{name} = Constant <value = float[3] {{1,2,3}}> () " for name in ("gamma", "beta", "mean", "var"))}
+        c = Conv (x, w)
+        d = Conv (c, w)
+        n = BatchNormalization (d, gamma, beta, mean, var)
+        y = Relu (n)
+    }}""")
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert op_types(new) == {"F": 1, "Conv": 2, "Relu": 1}
