@@ -16,8 +16,9 @@ demo: $(INSTALLED)
 		--input "x:N=1..1..64x1x8x8@f32" --out out/digits_resnet --force
 	@echo "The report: out/digits_resnet/report.html"
 
+# One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not real" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
