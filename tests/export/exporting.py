@@ -15,6 +15,7 @@ from torch import nn
 from normdeploy import specs as input_specs
 from normdeploy.export import Exported, to_graph
 from normdeploy.export.values import flatten_outputs
+from normdeploy.graph import MODULE_KEY
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 Arrays = dict[str, np.ndarray]
@@ -64,6 +65,7 @@ def hold(module: nn.Module, *texts: str, **options: Any) -> Exported:
     The floor of 8 ulps is for modules that are nearly exact in eager; a wrong norm is off by some 1e6 ulps.
     """
     exported = export(module, *texts, **options)
+    assert all(set(node.metadata_props) == {MODULE_KEY} for node in nodes(exported))
     for feeds in feeds_of(*texts):
         exact, plain, actual = eager(module, feeds, torch.float64), eager(module, feeds), run(exported, feeds)
         assert list(actual) == list(exact)

@@ -241,13 +241,13 @@ class Tied(nn.Module):
         self.head = nn.Linear(250, 300, bias=False)
         self.head.weight = self.embedding.weight
         self.other, self.again = nn.Linear(250, 250), nn.Linear(250, 250)
-        self.again.weight = self.other.weight
+        self.again.weight = nn.Parameter(self.other.weight.data)  # two parameters, one memory
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.head(self.again(self.other(self.embedding(ids))))
 
 
-def test_a_tied_parameter_is_one_initializer() -> None:
+def test_parameters_that_share_memory_are_one_initializer() -> None:
     exported = hold(lived_in(Tied()), "ids:N=1..2..4x3@i64[0..299]")
     large = [v for v in exported.model.graph.initializers.values() if v.const_value.size > 1000]
     assert sorted(value.const_value.size for value in large) == [250 * 250, 300 * 250]

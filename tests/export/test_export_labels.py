@@ -9,6 +9,7 @@ import pytest
 
 from normdeploy.export.clean import clean
 from normdeploy.export.labels import label_nodes, merge_tied, name_values, own_outputs
+from normdeploy.export.shapes import infer_shapes
 from normdeploy.graph import MODULE_KEY
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -82,6 +83,42 @@ def test_names_move_to_those_who_asked_even_where_they_are_taken_crosswise() -> 
     assert [v.name for v in model.graph.outputs] == ["e", "c"]
     assert inner.name not in {"a", "b", "c", "e"}
     passes.CheckerPass(full_check=True)(model)
+
+
+def test_a_constant_gives_way_to_a_parameter_of_its_name() -> None:
+    model = model_of(
+        """agraph (float[2] x) => (float[2] y) <float[2] val_0 = {1, 2}, float[2] p = {3, 4}>
+        { h = Mul(x, val_0)  y = Mul(h, p) }"""
+    )
+    initializers = model.graph.initializers
+    parameter, constant = initializers["p"], initializers["val_0"]
+    parameter.name = "module.val_0"
+    del initializers["val_0"]
+    initializers.add(constant)  # behind the parameter, as what cleaning makes is
+    name_values(model.graph, ["x"], ["y"])
+    assert (parameter.name, constant.name) == ("val_0", "val_0_1")
+    assert dict(initializers) == {"val_0": parameter, "val_0_1": constant}
+
+
+def test_a_size_that_onnx_only_numbers_has_no_name() -> None:
+    """onnx calls it unk__0, and calls another one that on the next run: two sizes would pass for one."""
+    model = model_of("agraph (float[N,3] x) => (float[N,M] y) { i = NonZero(x)  y = Cast <to: int = 1> (i) }")
+    infer_shapes(model)
+    node = next(iter(model.graph))
+    assert [str(dim) for dim in node.outputs[0].shape] == ["2", "None"]
+    assert [str(dim) for dim in model.graph.outputs[0].shape] == ["N", "M"]
+
+
+def test_a_node_that_cleaning_makes_is_named_after_the_one_it_replaces() -> None:
+    model = model_of(
+        """agraph (float[2,6] x, float16[1] like) => (float16[2,6] y, float[2,2] s)
+        { y = CastLike(x, like)  q = SplitToSequence <axis: int = 1> (x, size)  i = Constant <value_int: int = 1> ()
+          s = SequenceAt(q, i)  size = Constant <value_int: int = 2> () }"""
+    )
+    for node in model.graph:
+        node.metadata_props[MODULE_KEY] = "cast" if node.op_type == "CastLike" else "split"
+    clean(model)
+    assert {n.op_type: n.metadata_props[MODULE_KEY] for n in model.graph} == {"Cast": "cast", "Split": "split"}
 
 
 def test_equal_weights_that_are_two_tensors_are_not_merged() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 import pytest
@@ -178,3 +180,10 @@ def test_a_refusal_leaves_the_module_as_it_was() -> None:
     module = Keeps()
     refused(module, "x:N=1..2..8x6")
     assert not hasattr(module, "kept")
+
+
+def test_a_length_that_torch_fixes_on_its_way_to_onnx_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a torch that cannot keep an LSTM's length when it decomposes: it takes the length it traced."""
+    monkeypatch.setattr(sys.modules["normdeploy.export.trace"], "recurrent_layers", contextlib.nullcontext)
+    error = refused(nn.LSTM(6, 5), "input:T=2..3..7x2x6")
+    assert "fixes the sizes of output 'output.0' to [3, 2, 5]" in error.what
