@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from graphs import Draw, Graph, Shape, Unfit, Value, broadcast, each
 from onnx import TensorProto
-from truth import pads_of, with_ceil
+from reals import pads_of, with_ceil
 from weighted import is_image, need, window
 
 # -- the same to every element ---------------------------------------------------------------------

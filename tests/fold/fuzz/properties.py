@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from strategies import Case
-from truth import FLOATS, Arrays, Change, Truth
+from reals import FLOATS, Arrays, Change, Truth
 
 from normdeploy.fold import FoldResult, Ledger, fold
 from normdeploy.fold.ledger import METADATA_KEY

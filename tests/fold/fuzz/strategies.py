@@ -18,7 +18,7 @@ import weighted
 from graphs import Draw, Graph, Shape, Unfit, Value, numpy_dtype
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from truth import Arrays
+from reals import Arrays
 
 OPSETS = (17, 20, 13, 21, 15, 11, 9, 7, 18, 12, 8, 10, 22, 23)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from graphs import Draw, Graph, Shape, Unfit, Value, broadcast, each, numpy_dtype
 from onnx import TensorProto
-from truth import pads_of
+from reals import pads_of
 
 # -- convolutions ----------------------------------------------------------------------------------
 
