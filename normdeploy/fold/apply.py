@@ -70,8 +70,8 @@ def channels(node: ir.Node) -> int | None:
 class Writer:
     """Writes plans into one graph, and remembers every edited tensor."""
 
-    def __init__(self, land: Territory, edits: dict[Slot, Edit], names: set[str]) -> None:
-        self.land, self.edits, self.names = land, edits, names
+    def __init__(self, land: Territory, edits: dict[Slot, Edit], names: set[str], main: ir.Graph) -> None:
+        self.land, self.edits, self.names, self.main = land, edits, names, main
 
     def carry_out(self, plan: Plan) -> None:
         """Change the graph as ``plan`` says."""
@@ -130,7 +130,8 @@ class Writer:
             tensor.name = old.name
             old.const_value = tensor
             return old
-        name = self.unused_name(str(old.name) if old is not None else f"{node.outputs[0].name}.bias")
+        new = f"{node.outputs[0].name}.{'scale' if index == 1 else 'bias'}"
+        name = self.unused_name(str(old.name) if old is not None else new)
         value = self._constant(node, name, tensor)
         node.replace_input_with(index, value)
         if old is not None:
@@ -140,7 +141,10 @@ class Writer:
     def _constant(self, reader: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = name
         graph = reader.graph
-        if not isinstance(graph, ir.Graph):  # function bodies have no initializers
+        # Functions have no initializers; those of old bodies would have to be inputs, which bodies have none of.
+        is_old = self.land.view.ir_version < 4
+        bare = isinstance(self.land.graph, ir.Function) or (is_old and self.land.graph is not self.main)
+        if not isinstance(graph, ir.Graph) or bare:
             node = ir.node("Constant", [], {"value": tensor}, name=name)
             node.outputs[0].name = name
             reader.prepend([node])
@@ -148,7 +152,7 @@ class Writer:
         value = ir.Value(name=name, const_value=tensor)
         value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         graph.register_initializer(value)
-        if self.land.view.ir_version < 4 and graph is self.land.graph:
+        if is_old:
             graph.inputs.append(value)  # below IR version 4 every initializer is listed as an input
         return value
 

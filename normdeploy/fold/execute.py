@@ -27,6 +27,8 @@ def run(
     if own is not None:
         results = own(attributes, *inputs)
         return list(results) if isinstance(results, tuple) else [np.asarray(results)]
+    if op_type == "Upsample":  # the reference has none; it is this Resize
+        op_type, attributes, inputs, opset = "Resize", *_as_resize(attributes, inputs), 13
     names = [f"i{index}" if item is not None else "" for index, item in enumerate(inputs)]
     node = onnx.helper.make_node(op_type, names, [f"o{i}" for i in range(outputs)], **attributes)
     info = onnx.helper.make_empty_tensor_value_info
@@ -86,6 +88,17 @@ def _global_max_pool(attributes: Attributes, x: Array) -> Array:
     return y
 
 
+def _group_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array) -> Array:
+    """ONNX specification, GroupNormalization-21 (Wu & He 2018, arXiv 1803.08494); the reference rounds to float32."""
+    groups = x.reshape(x.shape[0], attributes["num_groups"], -1)
+    eps = float(np.float32(attributes.get("epsilon", 1e-5)))
+    centred = groups - groups.mean(axis=-1, keepdims=True)
+    normalized = (centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)).reshape(x.shape)
+    channels = (1, -1, *(1,) * (x.ndim - 2))
+    y: Array = normalized * scale.reshape(channels) + bias.reshape(channels)
+    return y
+
+
 def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Array:
     """ONNX specification, Pad-23: negative pads cut cells off, which the reference does not know."""
     pads, value, axes = (*parameters, None, None, None)[:3]
@@ -101,6 +114,16 @@ def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Ar
     return np.pad(x, added, constant_values=fill) if mode == "constant" else np.pad(x, added, mode=mode)
 
 
+def _as_resize(
+    attributes: Attributes, inputs: Sequence[np.ndarray | None]
+) -> tuple[Attributes, list[np.ndarray | None]]:
+    """ONNX specification, Upsample-9 (scales an input) and Upsample-7 (scales an attribute)."""
+    scales = inputs[1] if len(inputs) > 1 else np.asarray(attributes["scales"], np.float64)
+    mode = attributes.get("mode", "nearest")
+    placed = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return placed, [inputs[0], None, scales]
+
+
 _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "Identity": _identity,
     "Cast": _identity,
@@ -109,6 +132,7 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "LayerNormalization": _layer_normalization,
     "RMSNormalization": _rms_normalization,
     "SimplifiedLayerNormalization": _rms_normalization,
+    "GroupNormalization": _group_normalization,
     "Pad": _pad,
     "Conv": windows.conv,
     "ConvTranspose": windows.conv_transpose,

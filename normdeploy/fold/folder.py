@@ -75,7 +75,10 @@ def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
     if isinstance(model, onnx.ModelProto):
         return ir.from_proto(model)  # its tensors are views of the given ones, which are replaced, never written to
     try:
-        return ir.load(model)
+        loaded = ir.load(model)
+        if not loaded.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
+            raise ValueError("it has no outputs")
+        return loaded
     except FileNotFoundError as error:
         raise InputError("the model file does not exist", where=str(model)) from error
     except Exception as error:  # protobuf and onnx_ir raise many kinds for bytes that are no model
@@ -138,7 +141,7 @@ class _Folder:
         for graph, opset in _graphs(self.model):
             edits: dict[Slot, Edit] = {}
             land = self._survey(graph, opset, edits)
-            writer = Writer(land, edits, names)
+            writer = Writer(land, edits, names, self.model.graph)
             self._fold_all(land, writer)
             for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
                 self._merge_one(land, writer, node)

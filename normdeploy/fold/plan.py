@@ -124,6 +124,8 @@ class Step:
         if np.any(left <= 0):
             raise self.refuse("its weight is quantized, and a quantization scale cannot be zero or negative")
         step.put(1, scale.scaled(left=_as_quantization_scale(step, left)))
+        before = self.plan.up.get(weight, AffineMap.identity(left.ndim))
+        self.plan.up[weight] = AffineMap(left, np.zeros((1,) * left.ndim)).after(before)
 
 
 def _as_quantization_scale(step: Step, left: Array) -> Array:

@@ -118,6 +118,10 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
             sizes |= {
                 i - len(shape): int(n) for i, n in enumerate(shape or ()) if shape and isinstance(n, int) and n > 1
             }
+    elif node.op_type in ("Conv", "ConvTranspose"):
+        weight = view.shape(node.inputs[1]) or (1, 1)
+        groups = view.attr(node, "group", 1)
+        sizes[1 - rank] = int(weight[1] or 1) * groups if node.op_type == "Conv" else int(weight[0] or 1)
     elif node.op_type == "MatMul":
         sizes |= _pinned_by_matrix(view, node, known)
     elif node.op_type == "Gemm":
