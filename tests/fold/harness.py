@@ -143,7 +143,7 @@ def feeds(proto: onnx.ModelProto, fill_with: Callable[[tuple[int, ...]], np.ndar
         values = fill_with(shape)
         if tensor.elem_type not in FLOATS:
             values = np.abs(np.round(values)) % 4
-        result[info.name] = values.astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        result[info.name] = np.asarray(values, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return result
 
 

@@ -1,7 +1,8 @@
 """An independent float64 truth: onnx's reference evaluator on the model with everything in float64.
 
-PyTorch stands in where the reference is wrong or lacks a case: it has no grouped ConvTranspose, confuses the axes
-of pads in MaxPool, and cannot cut with Pad. Nothing of normdeploy takes part in it.
+PyTorch stands in where the reference is wrong or lacks a case: it has no grouped ConvTranspose and no Upsample,
+confuses the axes of pads in MaxPool, cannot cut with Pad, and takes BatchNormalization below opset 14 for training.
+Nothing of normdeploy takes part in it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 def truth(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
     """The outputs of ``proto`` with all its numbers in float64."""
     wide = in_float64(proto)
-    evaluator = ReferenceEvaluator(wide, new_ops=[Conv, ConvTranspose, MaxPool, Pad])
+    evaluator = ReferenceEvaluator(wide, new_ops=OPERATORS)
     inputs = {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()}
     with np.errstate(all="ignore"):
         results = evaluator.run(None, inputs)
@@ -166,3 +167,32 @@ class Pad(OpRun):
             return (np.pad(x, np.reshape(pads, (2, -1)).T, mode=mode),)
         fill = attributes.get("value") or 0.0 if value is None else float(np.asarray(value).reshape(()))
         return (F.pad(torch.from_numpy(np.array(x)), _flat(pads), value=fill).numpy(),)
+
+
+class BatchNormalization(OpRun):
+    """PyTorch's, at inference."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Any, **attributes: Any) -> tuple[np.ndarray]:
+        if attributes.get("training_mode"):
+            raise NotImplementedError("no test needs it")
+        x, scale, bias, mean, var = _tensors(*inputs)
+        eps = float(np.float32(attributes["epsilon"]))
+        return (F.batch_norm(x, mean, var, scale, bias, training=False, eps=eps).numpy(),)
+
+
+class Upsample(OpRun):
+    """Nearest cells, whole factors."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, *inputs: Any, **attributes: Any) -> tuple[np.ndarray]:
+        if attributes.get("mode") not in (None, "nearest"):
+            raise NotImplementedError("no test needs it")
+        for axis, factor in enumerate(inputs[0] if inputs else attributes["scales"]):
+            x = np.repeat(x, int(factor), axis)
+        return (x,)
+
+
+OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample]
