@@ -7,7 +7,7 @@ import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx
 import onnx_ir as ir
@@ -19,6 +19,8 @@ from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.apply import Writer, all_names, check, remove
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.layernorm import affine
+from normdeploy.fold.layernorm.recognise import Recogniser
+from normdeploy.fold.layernorm.targets import Target
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
 from normdeploy.fold.merge import SUMS, merger
 from normdeploy.fold.plan import Plan, Slot
@@ -27,7 +29,7 @@ from normdeploy.fold.sources import NORMS, map_of
 from normdeploy.fold.view import Refused, View
 from normdeploy.graph import label
 
-Level = Literal["off", "affine"]
+Level = Literal["off", "recognise", "affine"]
 """How far LayerNorms are reduced; each level includes the ones before."""
 
 
@@ -44,6 +46,7 @@ def fold(
     *,
     keep: Sequence[str] = (),
     layernorm: Level = "affine",
+    target: Target = "onnx",
     validate: bool = True,
     dump: Path | None = None,
 ) -> FoldResult:
@@ -52,21 +55,30 @@ def fold(
     Args:
         model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed.
         keep: patterns (fnmatch) of module names, else node names, of norms to leave alone.
-        layernorm: how far to take LayerNorm and RMSNorm: ``off`` leaves them as they are, ``affine`` sends their
-            scale and bias into what reads them.
+        layernorm: how far to take LayerNorm, RMSNorm and GroupNorm, each level with those before: ``off`` leaves
+            them as they are, ``recognise`` makes one operator of each that is spelled out, ``affine`` sends scale
+            and bias of LayerNorm and RMSNorm into what reads them.
+        target: what will run the model; ``onnxruntime`` allows an operator of its own where the opset has none.
         validate: prove each plan in float64 before it is carried out.
         dump: a folder to write the graph into before the first and after each step.
 
     Raises:
-        InputError: the file cannot be read as an ONNX model.
+        InputError: the file cannot be read as an ONNX model, or there is no such level or target.
     """
     begin = time.perf_counter()
-    folder = _Folder(_opened(model), tuple(keep), layernorm, validate, dump)
+    _need_one_of(layernorm, get_args(Level), "layernorm")
+    _need_one_of(target, get_args(Target), "target")
+    folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, dump)
     folder.run()
     ledger = folder.ledger(time.perf_counter() - begin)
     previous = folder.model.metadata_props.get(METADATA_KEY)
     folder.model.metadata_props[METADATA_KEY] = _with_history(ledger, previous).to_json()
     return FoldResult(folder.model, ledger)
+
+
+def _need_one_of(given: str, known: Sequence[str], where: str) -> None:
+    if given not in known:
+        raise InputError(f"{given!r} is none of {', '.join(known)}", where=where)
 
 
 def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -121,6 +133,7 @@ class _Folder:
     model: ir.Model
     keep: tuple[str, ...]
     layernorm: Level
+    target: Target
     validate: bool
     dump: Path | None
     entries: dict[ir.Node, Entry] = field(default_factory=dict)
@@ -139,14 +152,20 @@ class _Folder:
         self._dump("before")
         names = all_names(self.model)
         for graph, opset in _graphs(self.model):
+            if self._goes_to("recognise"):
+                self._recognise(graph, opset, names)
             edits: dict[Slot, Edit] = {}
             land = self._survey(graph, opset, edits)
             writer = Writer(land, edits, names, self.model.graph)
             self._fold_all(land, writer)
             for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
                 self._merge_one(land, writer, node)
-            if self.layernorm != "off":
+            if self._goes_to("affine"):
                 self._reduce_norms(land, writer)
+
+    def _goes_to(self, level: Level) -> bool:
+        levels = get_args(Level)
+        return levels.index(self.layernorm) >= levels.index(level)
 
     # -- the land ------------------------------------------------------------------------------
 
@@ -188,6 +207,28 @@ class _Folder:
 
     # -- norms that are not linear -------------------------------------------------------------
 
+    def _recognise(self, graph: ir.Graph | ir.Function, opset: int, names: set[str]) -> None:
+        """One operator for each norm that is spelled out, before any map travels: maps behind it then fold into it."""
+        nodes = list(graph)
+        view = View(opset, self.model.ir_version)
+        land = Territory(view, graph, nodes, {node: i for i, node in enumerate(nodes)}, {}, {})
+        recogniser = Recogniser(Writer(land, {}, names, self.model.graph), self.target, self._is_kept, self.validate)
+        found = dict(recogniser.run())
+        self.entries |= found
+        self.proof_seconds += recogniser.seconds
+        self.dropped.extend(recogniser.dropped)
+        if found:
+            self._dump("recognised")
+
+    def _enter_norm(self, node: ir.Node, entry: Entry) -> None:
+        """What became of a norm, behind what was said of it before: one that was reduced stays so."""
+        before = self.entries.get(node)
+        if before is not None and before.outcome == "reduced":
+            said = "; ".join(reason for reason in (before.reason, entry.reason) if reason)
+            proofs = [proof for proof in (before.residual, entry.residual) if proof is not None]
+            entry = replace(entry, outcome="reduced", reason=said, residual=max(proofs, default=None))
+        self.entries[node] = entry
+
     def _reduce_norms(self, land: Territory, writer: Writer) -> None:
         """Take the affine tails off; what is then the same norm of the same value becomes one."""
         cores: dict[Hashable, ir.Node] = {}
@@ -195,7 +236,7 @@ class _Folder:
             if node.op_type not in affine.AFFINE_NORMS or node.graph is None:
                 continue
             if self._is_kept(node):
-                self.entries[node] = replace(_blank(node), reason="kept, as asked")
+                self._enter_norm(node, replace(_blank(node), reason="kept, as asked"))
                 continue
             self._take_tail_off(land, writer, node)
             twin = cores.setdefault(affine.same_core(land, node) or node, node)
@@ -206,18 +247,18 @@ class _Folder:
         try:
             tail = affine.tail_of(land.view, node)
         except Refused as refusal:
-            self.entries[node] = replace(_blank(node), reason=refusal.reason, fix=refusal.fix)
+            self._enter_norm(node, replace(_blank(node), reason=refusal.reason, fix=refusal.fix))
             return
         if tail is None:
             return
         plan, residual, refusals = self._first_proven(affine.plans(land, node, tail), land)
         if plan is None:
-            self.entries[node] = replace(_blank(node), reason="; ".join(dict.fromkeys(r.reason for r in refusals)))
+            self._enter_norm(node, replace(_blank(node), reason="; ".join(dict.fromkeys(r.reason for r in refusals))))
             return
         entry = self._entry(plan, node, residual, refusals)
         self._carry_out(plan, writer, residual, refusals)
         affine.drop_bias(land, node)
-        self.entries[node] = replace(entry, outcome="reduced", reason="its scale and bias are gone")
+        self._enter_norm(node, replace(entry, outcome="reduced", reason="its scale and bias are gone"))
 
     def _unite(self, node: ir.Node, twin: ir.Node) -> None:
         node.outputs[0].replace_all_uses_with(twin.outputs[0])

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm absorb from behind: what scales their output is their own scale."""
+"""LayerNorm, RMSNorm and GroupNorm absorb from behind: what scales their output is their own scale."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.edits import Edit
-from normdeploy.fold.operators.rows import Maps, need_not_over, only_first
+from normdeploy.fold.operators.rows import Maps, need_not_over, only_first, vector
 from normdeploy.fold.plan import Step
 
 
@@ -26,6 +26,18 @@ def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
             raise step.refuse("it has no bias to take a shift")
         step.put(2, Edit(None, scale.dtype, shift=np.broadcast_to(shift, scale.shape).copy()))
     step.put(1, scale.scaled(left=factor))
+    step.absorbed()
+    return {}
+
+
+def group_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """The same over the channels, since opset 21; before, the scale was one number a group."""
+    factor, shift = vector(step, only_first(step, outs), axis=1)
+    scale, bias = step.edit(1), step.edit(2)
+    if step.view.opset < 21 or scale is None or bias is None:
+        raise step.refuse("its scale and bias are not constant numbers for each channel")
+    step.put(1, scale.scaled(left=factor))
+    step.put(2, bias.scaled(left=factor).shifted(shift))
     step.absorbed()
     return {}
 

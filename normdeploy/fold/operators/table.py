@@ -47,6 +47,7 @@ TABLE: dict[str, Row] = {
     "LayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
     "RMSNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
     "SimplifiedLayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
+    "GroupNormalization": Row(up=norms.group_norm_up, why=_STATISTICS),
     # not linear, but some maps commute with them
     "MaxPool": both_ways(poolers.max_pool),
     "GlobalMaxPool": both_ways(poolers.max_pool),

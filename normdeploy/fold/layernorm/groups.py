@@ -1,0 +1,64 @@
+"""GroupNorm as exporters write it: the channels reshaped into groups, a norm of each, and back.
+
+GN(x) = reshape(norm(reshape(x, [N, G, -1])), shape(x))           (Wu & He 2018, arXiv 1803.08494)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.layernorm.region import Norm
+from normdeploy.fold.layernorm.spellings import Core
+from normdeploy.fold.layernorm.targets import Target, spelling
+from normdeploy.fold.layernorm.values import first, made_by
+from normdeploy.fold.view import Refused, View
+
+
+def of_core(view: View, core: Core, target: Target) -> Norm | None:
+    """The GroupNormalization whose groups ``core`` normalizes; None where it is another norm."""
+    rank = view.rank(core.data)
+    if core.kind != "LayerNormalization" or rank is None or core.axes != tuple(range(2, rank)):
+        return None
+    return _around(view, core.terminal, core.data, core.epsilon, target)
+
+
+def of_instances(view: View, node: ir.Node, target: Target) -> Norm | None:
+    """The GroupNormalization that an InstanceNormalization of groups is; None where it normalizes channels."""
+    if node.op_type != "InstanceNormalization" or node.inputs[0] is None:
+        return None
+    return _around(view, node, node.inputs[0], float(view.attr(node, "epsilon", 1e-5)), target)
+
+
+def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: Target) -> Norm | None:
+    split, join = made_by(data, "Reshape"), _only_reader(node)
+    if split is None or join is None or join.op_type != "Reshape" or join.inputs[0] is not node.outputs[0]:
+        return None
+    x = first(split)
+    whole, parts, after = view.shape(x), view.shape(data), view.shape(join.outputs[0])
+    if whole is None or parts is None or whole != after or None in whole or len(whole) < 3 or len(parts) < 3:
+        return None
+    channels, groups = whole[1], parts[1]
+    if not isinstance(channels, int) or not isinstance(groups, int) or channels % groups or parts[0] != whole[0]:
+        return None
+    op_type = spelling("GroupNormalization", view.opset, target)
+    scale, bias = (_over_channels(view, node, index, channels, groups) for index in (1, 2))
+    return Norm(
+        join, x, op_type, {"epsilon": epsilon, "num_groups": groups}, scale, bias, axes=tuple(range(1, len(whole)))
+    )
+
+
+def _over_channels(view: View, node: ir.Node, index: int, channels: int, groups: int) -> np.ndarray:
+    """The scale (1) or bias (2) of the norm of groups, for each channel."""
+    if node.op_type != "InstanceNormalization":
+        return np.full(channels, 1.0 if index == 1 else 0.0)
+    vector = view.exact(node.inputs[index])
+    if vector is None:
+        raise Refused("the scale and bias of its groups are not constant", node)
+    return np.repeat(vector, channels // groups)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    value = node.outputs[0]
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None

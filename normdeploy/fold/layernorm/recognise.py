@@ -1,0 +1,221 @@
+"""Level ``recognise``: a norm that is spelled out in elementary operators becomes one operator.
+
+It takes the place of the whole region only where nothing else reads what lies inside, and counts only when
+region and operator agree in float64. Its scale is all ones: a Mul and an Add behind it fold into it as any map.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.apply import Writer, remove
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.layernorm import groups, region
+from normdeploy.fold.layernorm.region import Norm
+from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
+from normdeploy.fold.layernorm.targets import Target, spelling
+from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
+from normdeploy.fold.ledger import Entry
+from normdeploy.fold.view import Refused, View
+from normdeploy.graph import MODULE_KEY, label, module_name
+
+
+@dataclass
+class Recogniser:
+    """Finds, proves and writes the norms of one graph.
+
+    Attributes:
+        writer: writes into the graph.
+        target: who will run the model.
+        is_kept: which nodes are to be left alone.
+        validate: prove each norm before it counts.
+        seconds: how long the proofs took.
+        dropped: proofs that failed.
+    """
+
+    writer: Writer
+    target: Target
+    is_kept: Callable[[ir.Node], bool]
+    validate: bool
+    seconds: float = 0.0
+    dropped: list[str] = field(default_factory=list)
+
+    def run(self) -> Iterator[tuple[ir.Node, Entry]]:
+        """Rewrite every norm that holds; the node that each ends in from now on, with what became of it."""
+        view = self.writer.land.view
+        found: list[Norm] = []
+        for node in self.writer.land.nodes:
+            try:
+                norm = None if self.is_kept(node) else _norm_at(view, node, self.target)
+            except Refused as refusal:
+                yield node, _left(node, refusal)
+                continue
+            if norm is not None:
+                found.append(norm)
+        insides = {norm.end: region.inside(view, norm) for norm in found}
+        for norm in found:
+            try:
+                _need_no_other_readers(norm, insides)
+                yield self._written(norm, len(insides[norm.end]), self._proven(norm))
+            except Refused as refusal:
+                yield norm.end, _left(norm.end, refusal, norm.op_type)
+
+    def _proven(self, norm: Norm) -> float | None:
+        if not self.validate:
+            return None
+        begin = time.perf_counter()
+        try:
+            return region.residual(self.writer.land.view, norm)
+        except Refused as refusal:
+            self.dropped.append(f"{label(norm.end)}: {refusal.reason}")
+            raise
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+    def _written(self, norm: Norm, operators: int, residual: float | None) -> tuple[ir.Node, Entry]:
+        reason = f"its {operators} operators are one {norm.op_type}"
+        entry = Entry(
+            label(norm.end), str(norm.end.name), norm.op_type, True, "reduced", residual=residual, reason=reason
+        )
+        return _write(self.writer, norm), entry
+
+
+def _left(node: ir.Node, refusal: Refused, kind: str = "LayerNormalization") -> Entry:
+    return Entry(label(node), str(node.name), kind, True, "left", reason=refusal.reason, fix=refusal.fix)
+
+
+# -- what a node is --------------------------------------------------------------------------------
+
+
+def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
+    """The norm that ends in ``node``, or around it; None where there is none."""
+    if node.domain not in ("", "ai.onnx") or view.is_constant(node.outputs[0]):
+        return None
+    if node.op_type == "InstanceNormalization":
+        return groups.of_instances(view, node, target)
+    core = core_at(view, node) if node.op_type in TERMINALS else None
+    if core is None:
+        return None
+    _need_float32(core)
+    return groups.of_core(view, core, target) or _plain(view, core, target)
+
+
+def _need_float32(core: Core) -> None:
+    if core.epsilon < 0 or float(np.float32(core.epsilon)) != core.epsilon:
+        raise Refused(f"its epsilon {core.epsilon!r} is not a float32 number of at least 0", core.terminal)
+
+
+def _plain(view: View, core: Core, target: Target) -> Norm:
+    op_type = spelling(core.kind, view.opset, target)
+    data = _of_dtype(view, core.data, core.terminal)
+    rank = view.need_rank(data, core.terminal)
+    sizes = fixed(view, data, core.axes)
+    if sizes is None:
+        raise Refused("the size of the axes it normalizes over is not fixed", core.terminal)
+    attributes = {"axis": -len(core.axes), "epsilon": core.epsilon, "stash_type": _stash_type(data)}
+    perm = (*(axis for axis in range(rank) if axis not in core.axes), *core.axes)
+    return Norm(
+        core.terminal, data, op_type, attributes, np.ones(sizes), None, core.axes,
+        perm=None if perm == tuple(range(rank)) else perm,
+    )  # fmt: skip
+
+
+def _stash_type(data: ir.Value) -> int:
+    """The dtype of the statistics: float32 for 16-bit data."""
+    return int(ir.DataType.DOUBLE if data.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT)
+
+
+def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
+    """``value``, or what it was cast from, in the dtype of the result."""
+    wanted, last = end.outputs[0].dtype, bare(view, value)
+    while value.dtype != wanted and value is not last:
+        node = made_by(value, "Cast", "Identity")
+        assert node is not None, "bare() stepped over nothing else"
+        value = node.inputs[0] or last
+    if value.dtype is None or value.dtype != wanted:
+        raise Refused(f"it reads {value.dtype} and makes {wanted}", end)
+    return value
+
+
+def _need_no_other_readers(norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
+    """Whatever else reads a mean or deviation would keep the region alive beside the operator."""
+    ours = {node for nodes in insides.values() for node in nodes}
+    for node in insides[norm.end]:
+        for value in node.outputs if node is not norm.end else ():
+            if value.is_graph_output():
+                raise Refused(f"{value.name}, inside of it, is an output of the model", norm.end)
+            other = next(
+                (use.node for use in value.uses() if use.node not in ours and use.node.op_type != "Shape"), None
+            )
+            if other is not None:
+                raise Refused(f"{value.name}, inside of it, is also read by {label(other)}", norm.end)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def _write(writer: Writer, norm: Norm) -> ir.Node:
+    """Put the operator in place of its region; the node it is."""
+    end, old = norm.end, norm.result
+    data = norm.data if norm.perm is None else _transposed(writer, end, norm.data, norm.perm)
+    node = _add(writer, end, norm.op_type, data, norm.attributes)
+    node.outputs[0].shape, node.outputs[0].type = data.shape, old.type
+    for index, array in enumerate((norm.scale, norm.bias), start=1):
+        if array is not None and old.dtype is not None:
+            writer.store((node, index), Edit(None, old.dtype, shift=array))
+    result = node.outputs[0]
+    if norm.perm is not None:
+        result = _transposed(writer, end, result, np.argsort(norm.perm).tolist())
+    result.shape, result.type = old.shape, old.type
+    old.replace_all_uses_with(result, replace_graph_outputs=True)
+    remove(end)
+    node.name, result.name = end.name, old.name
+    if norm.perm is not None:
+        _cancel(result)
+    return node
+
+
+def _add(writer: Writer, end: ir.Node, op_type: str, data: ir.Value, attributes: Mapping[str, Any]) -> ir.Node:
+    """A new node in front of ``end``, of its module."""
+    node = ir.node(op_type, [data], attributes, name=writer.unused_name(f"{end.name or end.outputs[0].name}/{op_type}"))
+    if module_name(end):
+        node.metadata_props[MODULE_KEY] = module_name(end)
+    node.outputs[0].name = writer.unused_name(f"{end.outputs[0].name}/{op_type}")
+    end.prepend([node])
+    return node
+
+
+def _transposed(writer: Writer, end: ir.Node, value: ir.Value, perm: Sequence[int]) -> ir.Value:
+    """``value`` transposed; together with the Transpose that made it, where one did."""
+    before = made_by(value, "Transpose")
+    if before is not None and "perm" in before.attributes:
+        perm = [before.attributes["perm"].as_ints()[axis] for axis in perm]
+        value = first(before)
+        if list(perm) == sorted(perm):
+            return value
+    node = _add(writer, end, "Transpose", value, {"perm": list(perm)})
+    shape = value.shape
+    node.outputs[0].type = value.type
+    node.outputs[0].shape = None if shape is None else ir.Shape([shape[axis] for axis in perm])
+    return node.outputs[0]
+
+
+def _cancel(result: ir.Value) -> None:
+    """Let what transposes ``result``, a Transpose's output, back, read what that one reads."""
+    made = made_by(result, "Transpose")
+    if made is None:
+        return
+    perm = made.attributes["perm"].as_ints()
+    for reader in [use.node for use in result.uses() if use.node.op_type == "Transpose"]:
+        again = reader.attributes["perm"].as_ints() if "perm" in reader.attributes else []
+        if [perm[axis] for axis in again] == sorted(perm) and not reader.outputs[0].is_graph_output():
+            reader.outputs[0].replace_all_uses_with(first(made))
+            remove(reader)
+    if not result.uses() and not result.is_graph_output():
+        remove(made)

@@ -1,0 +1,37 @@
+"""Which operator a norm can be, at an opset, for what will run the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from normdeploy.fold.view import Refused
+
+Target = Literal["onnx", "onnxruntime", "tensorrt"]
+"""Who runs the model: ``onnx`` is any runtime that knows the standard's own operators."""
+
+SINCE = {"LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization": 23}
+"""The opset from which on the standard has a norm (GroupNormalization: with a scale for each channel)."""
+
+
+def spelling(kind: str, opset: int, target: Target) -> str:
+    """The operator type that spells ``kind``.
+
+    Raises:
+        Refused: there is none at this opset for this target.
+    """
+    since = SINCE[kind]
+    if opset >= since:
+        return kind
+    if kind == "RMSNormalization" and target == "onnxruntime":
+        return "SimplifiedLayerNormalization"  # onnxruntime's own, known to all of its versions
+    fix = f"export with --opset {since}"
+    if kind == "RMSNormalization":
+        fix += ", or fold for onnxruntime"
+    raise Refused(f"ONNX has {kind} from opset {since} on, and this is opset {opset}", fix=fix)
+
+
+def fast_spelling(opset: int, target: Target) -> str:
+    """As :func:`spelling` of an RMS norm, where the target runs it as one kernel."""
+    if target == "tensorrt":
+        raise Refused("TensorRT takes RMSNormalization apart, and has one kernel for LayerNormalization")
+    return spelling("RMSNormalization", opset, target)

@@ -1,0 +1,86 @@
+"""Looking at values through the ways in which exporters write the same thing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.view import Dim, View
+
+_PURE = frozenset({"Sub", "Add", "Neg", "Mul", "Div", "ReduceMean", "ReduceSum", "Reshape", "Unsqueeze", "Squeeze"})
+_DEPTH = 8
+"""How many operators deep two values are compared: more than any spelling of a norm has."""
+
+
+def made_by(value: ir.Value, *kinds: str) -> ir.Node | None:
+    """The node of the default domain that makes ``value``, where it is one of ``kinds`` and has its data inputs."""
+    node = value.producer()
+    if node is None or node.op_type not in kinds or node.domain not in ("", "ai.onnx"):
+        return None
+    return node if node.inputs and all(item is not None for item in node.inputs[:2]) else None
+
+
+def first(node: ir.Node) -> ir.Value:
+    """The first input of a node that :func:`made_by` gave."""
+    return _present(node, 0)
+
+
+def second(node: ir.Node) -> ir.Value:
+    """The second input of a node that :func:`made_by` gave."""
+    return _present(node, 1)
+
+
+def _present(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None, "made_by() gives no node without its data"
+    return value
+
+
+def bare(view: View, value: ir.Value) -> ir.Value:
+    """``value`` before casts between float types."""
+    while (node := made_by(value, "Cast", "Identity")) is not None and view.is_float(first(node)):
+        value = first(node)
+    return value
+
+
+def scalar(view: View, value: ir.Value | None) -> float | None:
+    """The one number that ``value`` always holds, or None."""
+    array = view.array(value)
+    return float(array.reshape(())) if array is not None and array.size == 1 else None
+
+
+def same(view: View, left: ir.Value, right: ir.Value, depth: int = _DEPTH) -> bool:
+    """Whether both are one value, computed once or twice, whatever float type they were cast to."""
+    left, right = bare(view, left), bare(view, right)
+    if left is right:
+        return True
+    one, other = view.array(left), view.array(right)
+    if one is not None and other is not None:
+        return bool(np.array_equal(one, other))
+    return depth > 0 and _same_node(view, left.producer(), right.producer(), depth - 1)
+
+
+def _same_node(view: View, one: ir.Node | None, other: ir.Node | None, depth: int) -> bool:
+    if one is None or other is None or one.op_type not in _PURE:
+        return False
+    if (one.op_type, one.domain, len(one.inputs)) != (other.op_type, other.domain, len(other.inputs)):
+        return False
+    if one.attributes != other.attributes:
+        return False
+    pairs = zip(one.inputs, other.inputs, strict=True)
+    return all(a is b or (a is not None and b is not None and same(view, a, b, depth)) for a, b in pairs)
+
+
+def count(view: View, value: ir.Value, axes: tuple[int, ...]) -> int | None:
+    """How many elements ``value`` has along ``axes``; None where a size is not fixed."""
+    sizes = fixed(view, value, axes)
+    return None if sizes is None else math.prod(sizes)
+
+
+def fixed(view: View, value: ir.Value, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The sizes of ``value`` along ``axes``; None where one is not fixed."""
+    shape: tuple[Dim, ...] = view.shape(value) or ()
+    sizes = tuple(size for axis in axes if axis < len(shape) and isinstance(size := shape[axis], int))
+    return sizes if len(sizes) == len(axes) else None
