@@ -1,27 +1,116 @@
-"""What the tests of reduced norms need beside the fold harness: hard rows, and truth for contrib operators.
+"""What the tests of reduced norms need: graphs from ONNX text, hard rows, float64 truth, and the comparison.
 
 The rows that norms get wrong: a mean far larger than the deviation, rows that are constant, single outliers.
+The truth is onnx's reference evaluator with every number in float64; nothing of normdeploy takes part in it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from harness import SIZES, TOLERANCE, channel_error, coarsest, op_types
-from onnx import helper
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from truth import Arrays, Conv, in_float64, is_float
 
 from normdeploy.fold import Entry, FoldResult, Ledger, fold
 
+Arrays = dict[str, np.ndarray]
+
+SIZES = {"N": 2, "T": 7, "H": 8, "W": 11}
+"""What the named dimensions of a test graph stand for: distinct from each other and from the features."""
+
+# A weight is rounded once, to half an ulp; 64 of those, because sums add up and a Softmax amplifies.
+TOLERANCE = {"float16": 2.0**-5, "bfloat16": 2.0**-2, "float32": 2.0**-18, "float64": 2.0**-47}
+
 CONTRIB = frozenset({"SimplifiedLayerNormalization"})
 """Operators that onnxruntime adds to the default domain; onnx knows nothing of them."""
+
+_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def model(inputs: str, weights: str, body: str, *, outputs: str = "float[] y", opset: int = 21) -> onnx.ModelProto:
+    """A model from ONNX text; weights that are declared without a value are drawn (``pos…`` positive)."""
+    head = f'<ir_version: 10, opset_import: ["": {opset}]>'
+    proto = onnx.parser.parse_model(f"{head} g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}")
+    _fill(proto.graph)
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for info, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+        info.CopyFrom(found)  # the checker asks for the rank of every output
+    return proto
+
+
+def _fill(graph: onnx.GraphProto) -> None:
+    """Turn every declared value that no node makes into an initializer with seeded random values."""
+    random = np.random.default_rng(0)
+    made = {name for node in graph.node for name in node.output}
+    for info in [info for info in graph.value_info if info.name not in made]:
+        graph.value_info.remove(info)
+        shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        values = random.uniform(0.5, 2.0, shape) if info.name.startswith("pos") else random.standard_normal(shape)
+        dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        graph.initializer.append(numpy_helper.from_array(np.asarray(values, dtype), info.name))
+
+
+def with_values(proto: onnx.ModelProto, **arrays: object) -> onnx.ModelProto:
+    """``proto`` with other values in the named initializers, their dtypes kept."""
+    for tensor in proto.graph.initializer:
+        if tensor.name in arrays:
+            dtype = numpy_helper.to_array(tensor).dtype
+            tensor.CopyFrom(numpy_helper.from_array(np.array(arrays[tensor.name], dtype), tensor.name))
+    return proto
+
+
+def initializers(proto: onnx.ModelProto) -> Arrays:
+    """The initializers of the main graph."""
+    return {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+
+
+def counts(proto: onnx.ModelProto) -> Counter[str]:
+    """How often each operator stands in ``proto``; Constant is no operator."""
+    return Counter(node.op_type for node in proto.graph.node if node.op_type != "Constant")
+
+
+def parameters(proto: onnx.ModelProto, op_type: str) -> list[tuple[np.ndarray, ...]]:
+    """The scale, and the bias where there is one, of every ``op_type`` node."""
+    arrays = initializers(proto)
+    return [tuple(arrays[name] for name in node.input[1:]) for node in proto.graph.node if node.op_type == op_type]
+
+
+def unchanged(new: onnx.ModelProto, old: onnx.ModelProto) -> bool:
+    """Whether nodes and initializers are the same, bit for bit."""
+    return _skeleton(new) == _skeleton(old)
+
+
+def _skeleton(proto: onnx.ModelProto) -> object:
+    nodes = [(n.op_type, *n.input, "to", *n.output, str(n.attribute)) for n in proto.graph.node]
+    return nodes, {name: array.tobytes() for name, array in initializers(proto).items()}
+
+
+# -- the truth -------------------------------------------------------------------------------------
+
+
+class Conv(OpRun):  # type: ignore[misc]
+    """PyTorch's convolution under the ONNX name (onnx's reference is slow)."""
+
+    op_domain = ""
+
+    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        conv = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+        x, w, b = (None if a is None else torch.from_numpy(np.array(a)) for a in (x, w, b))
+        half = list(pads or [])[: x.ndim - 2] or 0
+        return (conv(x, w, b, stride=strides or 1, padding=half, dilation=dilations or 1, groups=group or 1).numpy(),)
 
 
 class GroupNormalization(OpRun):  # type: ignore[misc]
@@ -49,21 +138,41 @@ class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]
 
 def truth(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
     """The outputs of ``proto`` with all its numbers in float64."""
-    own = [Conv, GroupNormalization, SimplifiedLayerNormalization]
-    evaluator = ReferenceEvaluator(in_float64(proto), new_ops=own)
+    evaluator = ReferenceEvaluator(_in_float64(proto), new_ops=[Conv, GroupNormalization, SimplifiedLayerNormalization])
     inputs = {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()}
     with np.errstate(all="ignore"):
         results = evaluator.run(None, inputs)
     return {info.name: np.asarray(array) for info, array in zip(proto.graph.output, results, strict=True)}
 
 
+def is_float(array: np.ndarray) -> bool:
+    """Whether ``array`` holds floating-point numbers, bfloat16 included."""
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def _in_float64(proto: onnx.ModelProto) -> onnx.ModelProto:
+    wide = copy.deepcopy(proto)
+    del wide.graph.value_info[:]
+    for info in (*wide.graph.input, *wide.graph.output):
+        if info.type.tensor_type.elem_type in _FLOATS:
+            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    tensors = [attr.t for node in wide.graph.node for attr in node.attribute if attr.HasField("t")]
+    for tensor in (*wide.graph.initializer, *tensors):
+        if tensor.data_type in _FLOATS:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for attr in (attr for node in wide.graph.node if node.op_type == "Cast" for attr in node.attribute):
+        if attr.name == "to" and attr.i in _FLOATS:
+            attr.i = TensorProto.DOUBLE
+    return wide
+
+
 # -- rows ------------------------------------------------------------------------------------------
 
-_Fill = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+_Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 def _constant_rows(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Along every axis but one: whichever is normalized, whole rows of it are equal."""
+    """Equal along every axis but the first: whichever others are normalized, there is no deviation at all."""
     rows = random.integers(-9, 9, (*shape[:1], *(1,) * (len(shape) - 1)))
     return np.broadcast_to(rows, shape).astype(np.float64)
 
@@ -74,7 +183,7 @@ def _outliers(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     return x
 
 
-FILLS: dict[str, _Fill] = {
+ROWS: dict[str, _Draw] = {
     "zero": lambda random, shape: np.zeros(shape),
     "random": lambda random, shape: random.standard_normal(shape),
     "huge mean": lambda random, shape: 1e4 + random.standard_normal(shape),
@@ -84,16 +193,17 @@ FILLS: dict[str, _Fill] = {
 
 
 def hard_feeds(proto: onnx.ModelProto) -> Iterator[tuple[str, Arrays]]:
-    """A name and an array an input, for each kind of hard row; integer inputs are indices below 4."""
-    for name, fill in FILLS.items():
+    """A name and an array an input, for each kind of row; integer inputs are indices below 4."""
+    for name, draw in ROWS.items():
         random = np.random.default_rng(11)
         feeds: Arrays = {}
         for info in proto.graph.input:
             tensor = info.type.tensor_type
             shape = tuple(SIZES[dim.dim_param] if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
-            dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            values = fill(random, shape)
-            feeds[info.name] = (values if is_float(np.empty(0, dtype)) else np.abs(values) % 4).astype(dtype)
+            if tensor.elem_type in _FLOATS:
+                feeds[info.name] = draw(random, shape).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+            else:
+                feeds[info.name] = random.integers(0, 4, shape)
         yield name, feeds
 
 
@@ -106,41 +216,10 @@ def reduced(proto: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto,
     result: FoldResult = fold(proto, **options)  # type: ignore[arg-type]
     new = ir.to_proto(result.model)
     assert proto.SerializeToString(deterministic=True) == before, "the given model was changed"
-    if not CONTRIB & set(op_types(new)):
+    if not CONTRIB & set(counts(new)):
         onnx.checker.check_model(new, full_check=True)
     assert not result.ledger.dropped, "a rule asked for what its proof refuses"
     return new, result.ledger
-
-
-def assert_exact(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
-    """Both compute the same in float64 on every hard feed, per channel, up to one rounding of each weight."""
-    for name, feed in hard_feeds(old):
-        expected, actual = truth(old, feed), truth(new, feed)
-        for output, want in expected.items():
-            error = channel_error(want, actual[output]) if is_float(want) else float(np.any(want != actual[output]))
-            # Four times what a weight alone may lose: a Softmax amplifies it.
-            assert error <= 4 * TOLERANCE[coarsest(old)], f"{name}: {output} is off by {error:.3g}"
-
-
-def runs(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:
-    """onnxruntime runs ``proto`` in its own dtype, near the truth of ``reference``, on random and constant rows."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for name, feed in hard_feeds(reference):
-        if name not in ("random", "constant rows"):
-            continue
-        expected = truth(reference, feed)
-        for info, actual in zip(session.get_outputs(), session.run(None, feed), strict=True):
-            want = expected[info.name]
-            error = np.abs(actual.astype(np.float64) - want).max()
-            # A run in the model's own dtype sums its own rounding errors: 64 times those of the weights alone.
-            assert error <= 64 * TOLERANCE[coarsest(reference)] * np.abs(want).max(initial=1e-3), f"{name}: {error:.3g}"
-
-
-def counts(proto: onnx.ModelProto) -> Counter[str]:
-    """How often each operator stands in ``proto``."""
-    return op_types(proto)
 
 
 def norm_entries(ledger: Ledger) -> list[Entry]:
@@ -148,17 +227,52 @@ def norm_entries(ledger: Ledger) -> list[Entry]:
     return list(ledger.norms())
 
 
-def parameters(proto: onnx.ModelProto, op_type: str) -> list[tuple[np.ndarray, ...]]:
-    """The scale, and the bias where there is one, of every ``op_type`` node."""
-    arrays = {item.name: onnx.numpy_helper.to_array(item) for item in proto.graph.initializer}
-    return [tuple(arrays[name] for name in node.input[1:]) for node in proto.graph.node if node.op_type == op_type]
+def deviation(old: onnx.ModelProto, new: onnx.ModelProto) -> float:
+    """The largest difference in float64 on any hard feed, relative to the largest value of its channel."""
+    worst = 0.0
+    for _, feed in hard_feeds(old):
+        expected, actual = truth(old, feed), truth(new, feed)
+        worst = max(worst, *(_channel_error(want, actual[name]) for name, want in expected.items()))
+    return worst
 
 
-def unchanged(new: onnx.ModelProto, old: onnx.ModelProto) -> bool:
-    """Whether nodes and initializers are the same, bit for bit."""
-    return _skeleton(new) == _skeleton(old)
+def assert_exact(old: onnx.ModelProto, new: onnx.ModelProto) -> None:
+    """Both compute the same in float64 on every hard feed, up to one rounding of each weight."""
+    error, bound = deviation(old, new), TOLERANCE[coarsest(old)]
+    assert error <= bound, f"relative error {error:.3g}, bound {bound:.3g}"
 
 
-def _skeleton(proto: onnx.ModelProto) -> object:
-    nodes = [(n.op_type, *n.input, "to", *n.output, str(n.attribute)) for n in proto.graph.node]
-    return nodes, {item.name: onnx.numpy_helper.to_array(item).tobytes() for item in proto.graph.initializer}
+def _channel_error(expected: np.ndarray, actual: np.ndarray) -> float:
+    assert expected.shape == actual.shape, f"shape {expected.shape} became {actual.shape}"
+    assert np.isfinite(expected).all(), "the test is of no use: its truth is not finite"
+    assert np.isfinite(actual).all(), "not finite"
+    # Where a channel is nothing but rounding (a constant row, normalized), it is measured against the whole.
+    others = tuple(range(expected.ndim - 1))
+    error, size = np.abs(expected - actual).max(axis=others), np.abs(expected).max(axis=others)
+    return float(np.max(error / np.maximum(size, 1e-6 * np.abs(expected).max(initial=1e-6)), initial=0.0))
+
+
+def coarsest(proto: onnx.ModelProto) -> str:
+    """The float dtype of the fewest bits among inputs and initializers."""
+    kinds = {info.type.tensor_type.elem_type for info in proto.graph.input}
+    kinds |= {tensor.data_type for tensor in proto.graph.initializer}
+    names = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds & _FLOATS}
+    return max(names, key=lambda name: TOLERANCE[name])
+
+
+def run(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What onnxruntime makes of ``feed``, in the model's own dtype."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(feed)))
+
+
+def assert_runs(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:
+    """onnxruntime runs ``proto`` near the truth of ``reference``, on zero, random and constant rows."""
+    for name, feed in hard_feeds(reference):
+        if name not in ("zero", "random", "constant rows"):
+            continue  # what float32 itself loses at huge means is no matter of the graph
+        for want, actual in zip(truth(reference, feed).values(), run(proto, feed), strict=True):
+            error = np.abs(actual.astype(np.float64) - want).max()
+            assert error <= TOLERANCE[coarsest(reference)] * np.abs(want).max(initial=1.0), f"{name}: {error:.3g}"

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import pytest
-from harness import initializers, model
-from norm_harness import assert_exact, counts, norm_entries, parameters, reduced, runs, unchanged
-from onnx import numpy_helper
+from norm_harness import (
+    assert_exact,
+    assert_runs,
+    counts,
+    initializers,
+    model,
+    norm_entries,
+    parameters,
+    reduced,
+    unchanged,
+    with_values,
+)
 
 LN = "n = LayerNormalization <axis=-1, epsilon=1e-5> (x, gamma, beta)\n"
 RMS = "n = RMSNormalization <axis=-1, epsilon=1e-6> (x, gamma)\n"
@@ -93,7 +102,7 @@ def test_layer_norm_affine_goes_into_every_consumer(case: Case) -> None:
     _norm_is_bare(new, "LayerNormalization")
     assert counts(new) == Counter(["LayerNormalization", *case.becomes.split()])
     assert_exact(proto, new)
-    runs(new, proto)
+    assert_runs(new, proto)
     (entry,) = norm_entries(ledger)
     assert (entry.outcome, entry.residual is not None and entry.residual <= 1e-12) == ("reduced", True)
     assert entry.into
@@ -125,17 +134,10 @@ def test_several_axes() -> None:
     new, _ = reduced(proto)
     _norm_is_bare(new, "LayerNormalization")
     assert_exact(proto, new)
-    runs(new, proto)
+    assert_runs(new, proto)
 
 
 # -- strange values --------------------------------------------------------------------------------
-
-
-def _with(proto: onnx.ModelProto, **arrays: list[float]) -> onnx.ModelProto:
-    for tensor in proto.graph.initializer:
-        if tensor.name in arrays:
-            tensor.CopyFrom(numpy_helper.from_array(np.array(arrays[tensor.name], np.float32), tensor.name))
-    return proto
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def _with(proto: onnx.ModelProto, **arrays: list[float]) -> onnx.ModelProto:
     ids=["all zero", "some zero", "all tiny", "one tiny", "far apart"],
 )
 def test_strange_scales_are_carried_exactly(gamma: list[float]) -> None:
-    proto = _with(INTO[0].model(), gamma=gamma)
+    proto = with_values(INTO[0].model(), gamma=gamma)
     new, _ = reduced(proto)
     _norm_is_bare(new, "LayerNormalization")
     assert_exact(proto, new)
@@ -153,7 +155,7 @@ def test_strange_scales_are_carried_exactly(gamma: list[float]) -> None:
 
 
 def test_a_product_that_overflows_leaves_the_norm_whole() -> None:
-    proto = _with(INTO[0].model(), gamma=[3e38] * 6, w=[[9.0] * 5] * 6)
+    proto = with_values(INTO[0].model(), gamma=[3e38] * 6, w=[[9.0] * 5] * 6)
     new, ledger = reduced(proto)
     assert initializers(new).keys() == initializers(proto).keys()
     assert "overflows float" in norm_entries(ledger)[0].reason
@@ -161,7 +163,7 @@ def test_a_product_that_overflows_leaves_the_norm_whole() -> None:
 
 
 def test_a_norm_with_nothing_to_take_off_is_untouched() -> None:
-    proto = _with(INTO[0].model(), gamma=[1.0] * 6, beta=[0.0] * 6)
+    proto = with_values(INTO[0].model(), gamma=[1.0] * 6, beta=[0.0] * 6)
     new, _ = reduced(proto)
     np.testing.assert_array_equal(initializers(new)["w"], initializers(proto)["w"])
     assert_exact(proto, new)
@@ -186,7 +188,7 @@ def test_mul_and_add_merge_even_where_the_norm_is_an_output() -> None:
     new, _ = reduced(proto)
     assert counts(new) == Counter(["LayerNormalization"])
     assert_exact(proto, new)
-    runs(new, proto)
+    assert_runs(new, proto)
 
 
 def test_what_varies_over_tokens_does_not_merge() -> None:

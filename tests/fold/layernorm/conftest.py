@@ -1,6 +1,0 @@
-"""The harness of the fold tests, one folder up, serves these tests too."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
