@@ -1,4 +1,4 @@
-"""A scalar scale and shift that compose: one BatchNormalization where the number of channels is known, else both stay."""
+"""A scalar scale and shift compose to one BatchNormalization where the channels are counted; else both stay."""
 
 from __future__ import annotations
 
