@@ -59,7 +59,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
     if translated is None or translated.exported_program is None:
         raise InputError("torch.onnx.export returned no graph", fix="--verbose shows what torch says")
     _rename_dims(translated.model, names)
-    _check_dims(translated.model, specs)
+    check_dims(translated.model, specs)
     _check_outputs(program, translated.exported_program)
     return Trace(translated.model, _output_names(program), _changed_buffers(translated.exported_program))
 
@@ -87,7 +87,7 @@ def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | No
     return None if dim.value is None else replace_words(dim.value, names)
 
 
-def _check_dims(model: ir.Model, specs: Sequence[TensorSpec]) -> None:
+def check_dims(model: ir.Model, specs: Sequence[TensorSpec]) -> None:
     """Every dimension of every input is the one that was asked for: torch fixes some, and goes on."""
     for spec, value in zip(specs, model.graph.inputs, strict=True):
         wanted = ir.Shape([dim.min if dim.name is None else dim.name for dim in spec.dims])

@@ -333,6 +333,14 @@ def test_an_input_that_forward_changes_in_place_is_not_changed_for_others() -> N
     hold(InPlace(), "x:N=1..2..4x3")
 
 
+def test_it_is_traced_without_gradients() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if torch.is_grad_enabled() else x
+
+    hold(Asks(), "x:N=1..2..4x3")
+
+
 def test_exporting_twice_gives_the_same_file(net: nn.Module, exported: Exported) -> None:
     assert serialized(export(net, "x:N=1..4..9x3xH=8..11..16x10")) == serialized(exported)
 

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from exporting import export, hold, lived_in
@@ -13,6 +14,8 @@ from torch import nn
 
 from normdeploy.errors import InputError
 from normdeploy.export import OPSETS
+from normdeploy.export.trace import check_dims
+from normdeploy.specs import parse
 
 
 def inside(child: nn.Module) -> nn.Module:
@@ -180,6 +183,17 @@ def test_a_refusal_leaves_the_module_as_it_was() -> None:
     module = Keeps()
     refused(module, "x:N=1..2..8x6")
     assert not hasattr(module, "kept")
+
+
+@pytest.mark.parametrize("shape", [[2, 3], ["M", 3], ["N", 4], ["N", "T"], ["N", 3, 1], None], ids=str)
+def test_a_graph_with_other_sizes_than_asked_is_refused(shape: list[int | str] | None) -> None:
+    def graph(dims: list[int | str] | None) -> ir.Model:
+        value = ir.Value(name="x", shape=None if dims is None else ir.Shape(dims))
+        return ir.Model(ir.Graph([value], [], nodes=[]), ir_version=10)
+
+    check_dims(graph(["N", 3]), parse(["x:N=1..2..4x3"]))
+    with pytest.raises(InputError, match="fixes the sizes of input 'x'"):
+        check_dims(graph(shape), parse(["x:N=1..2..4x3"]))
 
 
 def test_a_length_that_torch_fixes_on_its_way_to_onnx_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
