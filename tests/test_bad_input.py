@@ -303,6 +303,7 @@ def test_without_onnxruntime_this_machine_cannot(
         (["bench", "nowhere"], "nowhere"),
         (["bench", "garbage.onnx"], "garbage.onnx"),
         (["bench", "folder", "--threads", "0"], "--threads 0"),
+        (["bench", "folder", "--threads", "100000"], "--threads 100000"),
         (["bench", "folder", "--seconds", "-1"], "--seconds -1"),
         (["explain", "nowhere.onnx"], "nowhere.onnx"),
         (["explain", "garbage.onnx"], "garbage.onnx"),

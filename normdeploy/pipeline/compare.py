@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -81,9 +82,11 @@ def bench(
     Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
     """
     stages, threads = Stages(progress), usual_threads() if threads is None else threads
-    if threads < 1 or not 0 < seconds < math.inf:
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores or not 0 < seconds < math.inf:
         given = f"--threads {threads} --seconds {seconds:g}"
-        raise InputError("this cannot be measured", where=given, fix="give positive, finite numbers")
+        fix = f"give 1 to {cores} threads, as many as this machine has cores, and a positive, finite time"
+        raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
         bundle = load_bundle(artefact, threads=threads)
         feed = Feed("golden", dict(bundle.golden.inputs))
