@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from normdeploy.bundle import Bundle, load_bundle
     from normdeploy.fold import FoldResult, fold
-    from normdeploy.pipeline import bench, export, verify
+    from normdeploy.pipeline import bench, build, export, verify
 
-__all__ = ["Bundle", "FoldResult", "bench", "export", "fold", "load_bundle", "verify"]
+__all__ = ["Bundle", "FoldResult", "bench", "build", "export", "fold", "load_bundle", "verify"]
 
 _HOMES = {
     "Bundle": "normdeploy.bundle",
     "FoldResult": "normdeploy.fold",
     "bench": "normdeploy.pipeline",
+    "build": "normdeploy.pipeline",
     "export": "normdeploy.pipeline",
     "fold": "normdeploy.fold",
     "load_bundle": "normdeploy.bundle",

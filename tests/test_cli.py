@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from normdeploy.pipeline import report_of
 from normdeploy.report.schema import Report
 
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
+COMMANDS = ("export", "fold", "verify", "bench", "build", "explain", "report")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -211,8 +213,25 @@ def test_a_reader_that_leaves_is_no_bug() -> None:
     assert "Exception ignored" not in err
 
 
+def test_a_full_disk_behind_stdout_is_told(digits_bundle: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*NORMDEPLOY, "report", str(digits_bundle)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "No space left" in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_terminal_that_knows_ascii_only_is_served(digits_bundle: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [*NORMDEPLOY, "report", str(digits_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "parity passed" in done.stdout
+
+
 def test_every_command_says_out_and_json_in_the_same_words() -> None:
-    helps = {name: run(name, "--help").stdout for name in ("export", "fold", "verify", "bench", "explain", "report")}
+    helps = {name: run(name, "--help").stdout for name in COMMANDS}
     assert set(helps) == {name for name in app if not name.startswith("-")}
     assert all("--json" in text and "--debug" in text for text in helps.values())
-    assert all("--out -o" in helps[name] for name in ("export", "fold"))
+    assert all("--out -o" in helps[name] for name in ("export", "fold", "build"))

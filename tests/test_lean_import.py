@@ -35,6 +35,7 @@ def test_the_check_sees_what_is_heavy() -> None:
 
 def test_a_verb_stays_callable_after_its_namesake_room_is_imported() -> None:
     statement = "import normdeploy, normdeploy.export, normdeploy.fold.ledger, normdeploy.bench.stats\n" + "\n".join(
-        f"assert callable(normdeploy.{verb}), {verb!r}" for verb in ("export", "fold", "bench", "verify", "load_bundle")
+        f"assert callable(normdeploy.{verb}), {verb!r}"
+        for verb in ("export", "fold", "bench", "build", "verify", "load_bundle")
     )
     assert "torch" in loaded(statement)

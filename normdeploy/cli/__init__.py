@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from normdeploy.cli import output
-from normdeploy.cli.options import EagerOptions, Out, ParityOptions, Talk
+from normdeploy.cli.options import EagerOptions, Out, ParityOptions, Precision, Talk, listed
 from normdeploy.errors import InputError, VerdictError
 
 
@@ -151,7 +152,6 @@ def bench(
     eager: EagerOptions = EagerOptions(),
     seconds: float = 2.0,
     threads: int | None = None,
-    seed: int = 0,
     talk: Talk = Talk(),
 ) -> int:
     """Measure the latency of a bundle, beside the eager module it came from.
@@ -161,15 +161,53 @@ def bench(
         model: package.module:factory; without it the bundle is measured alone.
         seconds: to measure for.
         threads: of each runner; by default one core is left to the rest of the machine.
-        seed: of the confidence interval.
     """
     from normdeploy import pipeline
 
     with output.working(talk) as progress:
-        measured = pipeline.bench(
-            bundle, model, seconds=seconds, threads=threads, seed=seed, progress=progress, **eager.source()
-        )
+        measured = pipeline.bench(bundle, model, seconds=seconds, threads=threads, progress=progress, **eager.source())
     output.latency(measured, talk)
+    return 0
+
+
+@app.command
+def build(
+    model: Path,
+    /,
+    *,
+    out: Out,
+    input: tuple[str, ...] = (),
+    sm: str = "",
+    precision: Precision | None = None,
+    backend: Literal["tensorrt", "tensorrt_rtx"] | None = None,
+    workspace: int | None = None,
+    level: int | None = None,
+    layers: bool = False,
+    force: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Build a TensorRT engine, and tell what its layers are made of.
+
+    Args:
+        model: a bundle, which knows its inputs, or an ONNX file.
+        out: the plan to write; what it was built by, for and from goes beside it, in a file with .json appended.
+        input: name:dims@dtype, once for each input of an ONNX file whose shape is not fixed.
+        sm: compute capabilities to build for, e.g. 86,89,120; TensorRT-RTX only, which builds for all without.
+        precision: what the engine computes in; by default what the model computes in.
+        backend: by default the first that can build here.
+        workspace: most scratch memory, in MiB.
+        level: 0, a fast build, to 5, a fast engine.
+        layers: show each layer, with the PyTorch modules in it.
+        force: replace an older plan.
+    """
+    from normdeploy import pipeline
+
+    with output.building(talk) as progress:
+        built = pipeline.build(
+            model, out, input, precision=precision, backend=backend, sm=listed(sm), workspace_mib=workspace,
+            level=level, force=force, progress=progress,
+        )  # fmt: skip
+    output.engine(built.sidecar, talk, out, layers=layers)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from normdeploy.pipeline import Source
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+Precision = Literal["fp32", "fp16", "bf16"]
+"""The names of normdeploy.precision, which is too heavy to import for a help text."""
 
 
 @Parameter(name="*")
@@ -92,6 +94,11 @@ class Talk:
     json: bool = False
     verbose: bool = False
     debug: bool = False
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of ``86,89,120``."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _named(arguments: Sequence[str]) -> dict[str, str]:

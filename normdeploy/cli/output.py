@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from normdeploy.bench.stats import Comparison, Latency
+    from normdeploy.engine import Sidecar
+    from normdeploy.engine.process import Progress as BuildProgress
     from normdeploy.fold.ledger import Entry, Ledger
     from normdeploy.parity.verdict import Verdict
     from normdeploy.pipeline import Progress
@@ -34,9 +37,13 @@ class Guard:
         self.code, self._debug = 0, debug
 
     def __enter__(self) -> Guard:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # an arrow may not fail where only ASCII can be printed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        error = _flushed() or error
         if error is None or isinstance(error, SystemExit):
             return False
         if self._debug:
@@ -46,13 +53,21 @@ class Guard:
         return True
 
 
+def _flushed() -> OSError | None:
+    """Why what was printed cannot reach its reader, None where it did; Python then has nothing left to flush."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
 def _told(error: BaseException) -> tuple[int, str]:
     """The exit code and the message that ``error`` deserves."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; nothing was written"
     if isinstance(error, BrokenPipeError):
-        # The reader of stdout has gone (| head): Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return InputError.exit_code, "error: the reader of the output has gone"
     if isinstance(error, OSError):
         place = str(error.filename or "")
@@ -71,10 +86,31 @@ def _printable(text: str) -> str:
 @contextmanager
 def working(talk: Talk) -> Iterator[Progress]:
     """While a command works: its stages on stderr, whatever libraries print too, and their warnings if asked for."""
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr), _stages() as progress:
+    with _apart(talk), _stages() as progress:
+        yield progress
+
+
+@contextmanager
+def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
+    """The same while an engine is built: the builder's own steps, as bars on a terminal."""
+    from normdeploy.engine.progress import bars
+
+    console = _console(sys.stderr)
+    with _apart(talk):
+        if not console.is_terminal:
+            yield lambda _: None
+            return
+        with bars(console) as progress:
+            yield progress
+
+
+@contextmanager
+def _apart(talk: Talk) -> Iterator[None]:
+    """What libraries print goes to stderr; what they warn of too, if asked for."""
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         if not talk.verbose:
             warnings.simplefilter("ignore")
-        yield progress
+        yield
 
 
 @contextmanager
@@ -136,6 +172,21 @@ def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
     for note in (*ledger.notes, *(f"dropped, its proof failed: {dropped}" for dropped in ledger.dropped)):
         print(_printable(f"note: {note}"))
     print(f"{ledger.seconds:.2f} s, of which {ledger.validation_seconds:.2f} s to prove each step in float64")
+    print(_printable(str(path)))
+
+
+def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
+    """What was built; in JSON what lies beside the plan."""
+    from normdeploy.engine.view import layer_table
+    from normdeploy.report.console import show_engine
+
+    if talk.json:
+        document(sidecar)
+        return
+    console = _console(sys.stdout)
+    if layers:
+        console.print(layer_table(sidecar.layers))
+    show_engine(sidecar, console)
     print(_printable(str(path)))
 
 

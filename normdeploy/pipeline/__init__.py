@@ -2,8 +2,20 @@
 
 from normdeploy.pipeline.compare import bench, verify
 from normdeploy.pipeline.deploy import export
+from normdeploy.pipeline.engines import build
 from normdeploy.pipeline.files import fold_file, ledger_of, report_of
 from normdeploy.pipeline.judge import ParityError
 from normdeploy.pipeline.source import Progress, Source
 
-__all__ = ["ParityError", "Progress", "Source", "bench", "export", "fold_file", "ledger_of", "report_of", "verify"]
+__all__ = [
+    "ParityError",
+    "Progress",
+    "Source",
+    "bench",
+    "build",
+    "export",
+    "fold_file",
+    "ledger_of",
+    "report_of",
+    "verify",
+]

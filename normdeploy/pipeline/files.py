@@ -38,7 +38,9 @@ def fold_file(
     """
     source, out = Path(source), Path(os.path.realpath(out))
     with _disk_errors(out):
-        _check_paths(source, out, force)
+        check_paths(source, out, force)
+        if not source.is_file():
+            raise InputError("there is no such file", where=str(source), fix="give an ONNX file")
         result = fold(source, keep=keep, dump=dump)
         if strict and result.ledger.dropped:
             raise VerdictError(
@@ -50,13 +52,14 @@ def fold_file(
     return result.ledger
 
 
-def _check_paths(source: Path, out: Path, force: bool) -> None:
-    if not source.is_file():
+def check_paths(source: Path, out: Path, force: bool) -> None:
+    """Raise InputError unless something made of ``source`` may be written to the file ``out``; nothing is changed."""
+    if not source.exists():
         raise InputError("there is no such file", where=str(source), fix="give an ONNX file")
     if out.exists() and out.samefile(source):
         raise InputError("the output is the input", where=str(out), fix="choose another --out")
     if out.is_dir():
-        raise InputError("there is a folder where the model should go", where=str(out), fix="give --out a file name")
+        raise InputError("there is a folder where the file should go", where=str(out), fix="give --out a file name")
     if out.exists() and not force:
         raise InputError("the output exists already", where=str(out), fix="choose another --out, or give --force")
     if not out.parent.is_dir():

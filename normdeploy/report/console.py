@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normdeploy.bench.stats import Comparison, Latency
+from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry
 from normdeploy.parity.verdict import Verdict
 from normdeploy.report import view
@@ -73,6 +74,14 @@ def show_parity(verdict: Verdict, console: Console) -> None:
     if verdict.first_divergent is not None:
         _line(console, f"first module outside the bound: {verdict.first_divergent}", "red")
     for note in verdict.notes:
+        _line(console, f"note: {note}", "dim")
+
+
+def show_engine(sidecar: Sidecar, console: Console) -> None:
+    """Print what an engine was built by and for, and what its layers compute in."""
+    _line(console, f"engine  {view.engine(sidecar)}", "bold")
+    _line(console, view.engine_layers(sidecar))
+    for note in sidecar.notes:
         _line(console, f"note: {note}", "dim")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
 from normdeploy.bench.stats import Comparison
+from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry, Outcome
 from normdeploy.parity.verdict import Judgement, Verdict
 from normdeploy.report.schema import Report
@@ -111,6 +112,19 @@ def ratio(latency: Comparison) -> str:
     equal = "no difference is shown: " if latency.ratio_low <= 1 <= latency.ratio_high else ""
     interval = f"95 % confidence {sig(latency.ratio_low)} to {sig(latency.ratio_high)}"
     return f"{equal}{sig(latency.ratio)} times as fast as eager ({interval})"
+
+
+def engine(sidecar: Sidecar) -> str:
+    """What built it, and which GPUs it is for."""
+    target = ", ".join(sidecar.compute_capabilities) or sidecar.gpu or "no GPU that it names"
+    return f"{sidecar.backend} {sidecar.backend_version}, in {sidecar.precision}, for {target}"
+
+
+def engine_layers(sidecar: Sidecar) -> str:
+    """``25 layers: fp32 23, without floating-point data 2``."""
+    counts = Counter(layer.precision or "without floating-point data" for layer in sidecar.layers)
+    precisions = ", ".join(f"{precision} {number}" for precision, number in counts.most_common())
+    return f"{count(len(sidecar.layers), 'layer')}: {precisions or 'none told'}"
 
 
 def _share_of_bound(judgement: Judgement) -> float:

@@ -1,0 +1,125 @@
+"""``build``: a bundle or an ONNX file goes in, a TensorRT plan with its sidecar comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import onnx_ir as ir
+
+from normdeploy import engine
+from normdeploy.bundle import load_bundle
+from normdeploy.bundle.manifest import MANIFEST
+from normdeploy.engine import EngineBuild, gpu
+from normdeploy.engine.backends import choose
+from normdeploy.engine.process import Progress
+from normdeploy.errors import InputError
+from normdeploy.pipeline.files import check_paths
+from normdeploy.precision import Precision, wrong_precision
+from normdeploy.specs import TensorSpec, parse
+
+
+class BuildOptions(TypedDict, total=False):
+    """What :func:`normdeploy.engine.build` takes as it is."""
+
+    backend: str | None
+    sm: Sequence[str]
+    workspace_mib: int | None
+    level: int | None
+    version_compatible: bool
+    refit: bool
+    timing_cache: Path | None
+
+
+def build(
+    model: str | Path,
+    out: str | Path,
+    inputs: Sequence[str] = (),
+    *,
+    precision: Precision | None = None,
+    more_profiles: Sequence[Sequence[str]] = (),
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[BuildOptions],
+) -> EngineBuild:
+    """Build the engine of ``model``, a bundle or an ONNX file, and write it to ``out``, its sidecar beside it.
+
+    Args:
+        model: a bundle, which knows its inputs, or an ONNX file.
+        out: the plan; its sidecar has ``.json`` appended.
+        inputs: one spec an input of an ONNX file; those of fixed shape may be left out.
+        precision: what the engine computes in; None takes what the model computes in.
+        more_profiles: the specs of further optimization profiles.
+        force: replace an older plan.
+        progress: called with each step of the builder.
+        options: see :func:`normdeploy.engine.build`.
+
+    Raises what that raises, and what :func:`normdeploy.load_bundle` does; ``out`` then stays as it was.
+    """
+    model, out = Path(model), Path(out)
+    require_backend(options.get("backend"), options.get("sm", ()))
+    _check_workspace(options.get("workspace_mib"))
+    check_plan_path(model, out, force=force)
+    path, specs = _resolved(model, inputs)
+    graph = read_graph(path)
+    built = engine.build(
+        graph,
+        specs,
+        precision=precision or computes_in(graph),
+        more_profiles=[parse(each) for each in more_profiles],
+        progress=progress,
+        **options,
+    )
+    built.write(out, force=force)
+    return built
+
+
+def require_backend(backend: str | None, sm: Sequence[str]) -> None:
+    """Raise UnavailableError, with the install command, unless an engine can be built here: before any work is done."""
+    choose(backend, gpu=gpu.find() is not None, sm=sm)
+
+
+def computes_in(model: ir.Model) -> Precision:
+    """What the convolutions and matrix products of ``model`` compute in; fp32 where they differ, or where none is."""
+    for precision in ("fp32", "fp16", "bf16"):
+        if not wrong_precision(model, precision):
+            return precision
+    return "fp32"
+
+
+def read_graph(path: Path) -> ir.Model:
+    """The graph in an ONNX file; InputError for any other file."""
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf, OS and conversion errors alike
+        told = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"the model cannot be read: {told}", where=str(path), fix="give a bundle or an ONNX file"
+        ) from error
+
+
+def check_plan_path(model: Path, out: Path, *, force: bool) -> None:
+    """Raise InputError unless a plan of ``model`` may be written to ``out``; nothing is changed."""
+    check_paths(model, out, force)
+    if (out.parent / MANIFEST).exists():
+        raise InputError(
+            "a bundle takes no further files: its manifest lists them",
+            where=str(out),
+            fix="choose another --out, or give normdeploy export --engine to have the engine in the bundle",
+        )
+
+
+def _resolved(model: Path, inputs: Sequence[str]) -> tuple[Path, tuple[TensorSpec, ...]]:
+    """The ONNX file and its specs; a bundle is checked first, as wherever one is used."""
+    if not model.is_dir():
+        return model, parse(inputs) if inputs else ()
+    if inputs:
+        raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
+    bundle = load_bundle(model)
+    return bundle.model_path, bundle.specs
+
+
+def _check_workspace(mebibytes: int | None) -> None:
+    if mebibytes is not None and mebibytes < 0:
+        raise InputError("no such amount of memory", where=f"--workspace {mebibytes}", fix="give MiB, 0 or more")
