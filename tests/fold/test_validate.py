@@ -1,0 +1,306 @@
+"""Planted mistakes: each makes a wrong model where nothing proves the plans, and is dropped where they are proven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from harness import assert_same, bn, folded, initializers, model, norm
+from onnx import numpy_helper
+
+from normdeploy.errors import NormdeployError
+from normdeploy.fold import fold, sources
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.edits import Edit
+from normdeploy.fold.operators import linear, movers
+from normdeploy.fold.operators.rows import Maps, Row, both_ways, only_first, unchanged, unchanged_down
+from normdeploy.fold.operators.table import TABLE
+from normdeploy.fold.plan import Step
+from normdeploy.fold.view import View
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A graph, and the mistake that ruins it."""
+
+    name: str
+    proto: onnx.ModelProto
+    plant: Callable[[Patch], None]
+
+
+# -- wrong maps ------------------------------------------------------------------------------------
+
+
+def parameters(view: View, node: ir.Node) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(view.array(node.inputs[i]), np.float64) for i in (1, 2, 3, 4))
+
+
+def reads(formula: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callable[[Patch], None]:
+    """Let BatchNormalization be read by ``formula(gamma, beta, mean, var, eps) -> scale, shift``."""
+
+    def read(view: View, node: ir.Node) -> AffineMap:
+        scale, shift = formula(*parameters(view, node), view.attr(node, "epsilon", 1e-5))
+        rank = view.need_rank(node.inputs[0], node)  # type: ignore[arg-type]
+        channels = (-1, *(1,) * (rank - 2))
+        return AffineMap.of(scale.reshape(channels), shift.reshape(channels), rank)
+
+    return lambda patch: patch.setitem(sources._READERS, "BatchNormalization", read)
+
+
+def folds_to(scale: np.ndarray, beta: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return scale, beta - scale * mean
+
+
+CONV_NORM = model("float[2,5,8,11] x", f"float[5,5,3,3] w, {bn(5)}", "c = Conv (x, w)\n" + norm("c", "y"))
+NORM_CONV = model("float[2,5,8,11] x", f"float[7,5,3,3] w, {bn(5)}", norm("x", "t") + "y = Conv (t, w)")
+
+WRONG_MAPS = [
+    Plant(f"{name}, {way}", proto, reads(formula))
+    for way, proto in (("upward", CONV_NORM), ("downward", NORM_CONV))
+    for name, formula in [
+        ("missing sqrt", lambda g, b, m, v, e: folds_to(g / (v + e), b, m)),
+        ("eps 1e-3", lambda g, b, m, v, e: folds_to(g / np.sqrt(v + 1e-3), b, m)),
+        ("no eps", lambda g, b, m, v, e: folds_to(g / np.sqrt(v), b, m)),
+        ("eps outside the root", lambda g, b, m, v, e: folds_to(g / (np.sqrt(v) + e), b, m)),
+        ("swapped beta and mean", lambda g, b, m, v, e: folds_to(g / np.sqrt(v + e), m, b)),
+        ("mean not scaled", lambda g, b, m, v, e: (g / np.sqrt(v + e), b - m)),
+        ("shift lost", lambda g, b, m, v, e: (g / np.sqrt(v + e), 0 * b)),
+        ("gamma lost", lambda g, b, m, v, e: folds_to(1 / np.sqrt(v + e), b, m)),
+        ("channels reversed", lambda g, b, m, v, e: folds_to((g / np.sqrt(v + e))[::-1], b, m)),
+    ]
+]
+
+# -- wrong rules -----------------------------------------------------------------------------------
+
+
+def rule(op: str, **changes: object) -> Callable[[Patch], None]:
+    """Let the row of ``op`` have other rules."""
+    return lambda patch: patch.setitem(TABLE, op, replace(TABLE[op], **changes))  # type: ignore[arg-type]
+
+
+def row(op: str, wrong: Row) -> Callable[[Patch], None]:
+    """Let ``op`` have the row ``wrong``."""
+    return lambda patch: patch.setitem(TABLE, op, wrong)
+
+
+def attribute(where: object, name: str, wrong: object) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(where, name, wrong)
+
+
+def conv_up_over_the_wrong_axis(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    m = only_first(step, outs)
+    step.scale_weight(1, left=m.scale.reshape(1, -1, 1, 1))
+    linear._bias_up(step, m.scale.reshape(-1), m.shift.reshape(-1))
+    return {}
+
+
+def conv_up_without_the_old_bias(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    m = only_first(step, outs)
+    step.scale_weight(1, left=m.scale.reshape(-1, 1, 1, 1))
+    step.put(2, Edit(None, ir.DataType.FLOAT, shift=np.broadcast_to(m.shift.reshape(-1), (5,)).copy()))
+    return {}
+
+
+def conv_up_with_a_mistake_in_channel_2(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    m = only_first(step, outs)
+    wrong = np.where(np.arange(m.scale.size) == 2, 1.0 + 1e-4, 1.0).reshape(m.scale.shape)
+    return linear.conv_up(step, [AffineMap(m.scale * wrong, m.shift)])
+
+
+def gemm_up_by_rows(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    m = only_first(step, outs)
+    step.scale_weight(1, left=m.scale.reshape(-1, 1))
+    linear._gemm_bias(step, m.scale.reshape(-1), m.shift.reshape(-1))
+    return {}
+
+
+def gemm_down_without_alpha(step: Step, ins: Maps) -> list[AffineMap | None]:
+    m = only_first(step, ins)
+    shift = np.broadcast_to(m.shift.reshape(-1), (5,))
+    linear._gemm_bias(step, np.ones(()), shift @ linear._exact_weight(step))
+    step.scale_weight(1, right=m.scale.reshape(-1, 1))
+    return [None]
+
+
+def sum_up_with_the_shift_on_both(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    m = only_first(step, outs)
+    return {0: m, 1: m}
+
+
+def sub_up_without_its_sign(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    m = only_first(step, outs)
+    return {0: m.without_shift(), 1: m}
+
+
+def depth_to_space_in_the_other_order(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    return movers._phased(step, m, 4, spread=upward, interleaved=True)
+
+
+def concat_up_in_reverse(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    first, second = (part for _, part in sorted(movers.concat_up(step, outs).items()))
+    return {0: second, 1: first}
+
+
+def transpose_the_wrong_way(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    return m.moved(lambda a: np.transpose(a, step.attr("perm")))
+
+
+UNCHANGED = {"up": unchanged, "down": unchanged_down}
+BIG = "float[5,1,1] s = {1000, 1000, -1000, 1000, -1000}"
+
+
+def table(
+    name: str, weights: str, body: str, plant: Callable[[Patch], None], inputs: str = "float[2,5,8,11] x"
+) -> Plant:
+    return Plant(name, model(inputs, weights, body), plant)
+
+
+WRONG_RULES = [
+    Plant("wrong axis", CONV_NORM, rule("Conv", up=conv_up_over_the_wrong_axis)),
+    table("old bias not scaled", f"float[5,5,3,3] w, float[5] b, {bn(5)}", "c = Conv (x, w, b)\n" + norm("c", "y"),
+          rule("Conv", up=conv_up_without_the_old_bias)),
+    table("shift through Relu with a large offset", f"float[5,5,3,3] w, {BIG}",
+          "c = Conv (x, w)\n r = Relu (c)\n y = Add (r, s)", rule("Relu", **UNCHANGED)),
+    table("shift through Relu, downward, with a large offset", f"float[7,5,3,3] w, {BIG}",
+          "t = Add (x, s)\n r = Relu (t)\n y = Conv (r, w)", rule("Relu", **UNCHANGED)),
+    table("shift through Relu with an offset beyond every probe",
+          "float[5,5,3,3] w, float[5,1,1] s = {1e6,1e7,1e8,1e9,1e5}",
+          "c = Conv (x, w)\n r = Relu (c)\n y = Add (r, s)", rule("Relu", **UNCHANGED)),
+    table("negative scale through Relu", "float[5,5,3,3] w, float[5,1,1] s = {1,1,-1,1,1}",
+          "c = Conv (x, w)\n r = Relu (c)\n y = Mul (r, s)", rule("Relu", **UNCHANGED)),
+    table("negative scale through LeakyRelu", "float[5,5,3,3] w, float[5,1,1] s = {1,1,-1,1,1}",
+          "c = Conv (x, w)\n r = LeakyRelu (c)\n y = Mul (r, s)", rule("LeakyRelu", **UNCHANGED)),
+    table("shift into a padded conv", f"float[7,5,3,3] w, {bn(5)}", norm("x", "t") + "y = Conv <pads=[1,0,0,1]> (t, w)",
+          attribute(linear, "_need_no_padding", lambda step, shape: None)),
+    table("shift into a conv padded by auto_pad", f"float[7,5,3,3] w, {bn(5)}",
+          norm("x", "t") + 'y = Conv <auto_pad="SAME_LOWER"> (t, w)',
+          attribute(linear, "_need_no_padding", lambda step, shape: None)),
+    table("shift into a strided ConvTranspose", f"float[5,7,3,3] w, {bn(5)}",
+          norm("x", "t") + "y = ConvTranspose <strides=[2,2]> (t, w)",
+          attribute(linear, "_need_full_kernel", lambda step, shape: None)),
+    table("negative scale through MaxPool", "float[5,5,3,3] w, float[5,1,1] s = {1,1,-1,1,1}",
+          "c = Conv (x, w)\n p = MaxPool <kernel_shape=[2,2]> (c)\n y = Mul (p, s)", rule("MaxPool", **UNCHANGED)),
+    table("shift through counted pads", f"float[5,5,3,3] w, {bn(5)}",
+          "c = Conv (x, w)\n p = AveragePool <kernel_shape=[2,2], pads=[1,1,1,1], count_include_pad=1> (c)\n"
+          + norm("p", "y"), rule("AveragePool", **UNCHANGED)),
+    table("shift through padded zeros", f"float[5,5,3,3] w, int64[8] q = {{0,0,1,1,0,0,1,1}}, {bn(5)}",
+          "c = Conv (x, w)\n p = Pad (c, q)\n" + norm("p", "y"), rule("Pad", **UNCHANGED)),
+    table("through Sigmoid", f"float[5,5,3,3] w, {bn(5)}", "c = Conv (x, w)\n p = Sigmoid (c)\n" + norm("p", "y"),
+          row("Sigmoid", TABLE["Identity"])),
+    table("through Clip", f"float[5,5,3,3] w, float lo = {{0.0}}, float hi = {{6.0}}, {bn(5)}",
+          "c = Conv (x, w)\n p = Clip (c, lo, hi)\n" + norm("p", "y"),
+          row("Clip", TABLE["Identity"])),
+    table("rows for columns of a Gemm", f"float[5,5] w, float[5] b, {bn(5)}", "c = Gemm (x, w, b)\n" + norm("c", "y"),
+          rule("Gemm", up=gemm_up_by_rows), inputs="float[7,5] x"),
+    table("alpha forgotten", f"float[5,4] w, float[4] b, {bn(5)}", norm("x", "t") + "y = Gemm <alpha=0.5> (t, w, b)",
+          rule("Gemm", down=gemm_down_without_alpha), inputs="float[7,5] x"),
+    table("shift to both branches", f"float[5,5,3,3] w, float[5,5,3,3] v, {bn(5)}",
+          "c = Conv (x, w)\n d = Conv (x, v)\n e = Add (c, d)\n" + norm("e", "y"),
+          rule("Add", up=sum_up_with_the_shift_on_both)),
+    table("sign of a Sub forgotten", f"float[5,5,3,3] w, float[5,5,3,3] v, {bn(5)}",
+          "c = Conv (x, w)\n d = Conv (x, v)\n e = Sub (c, d)\n" + norm("e", "y"),
+          rule("Sub", up=sub_up_without_its_sign)),
+    table("DCR taken for CRD", f"float[20,5,3,3] w, {bn(5)}",
+          "c = Conv (x, w)\n d = DepthToSpace <blocksize=2> (c)\n" + norm("d", "y"),
+          row("DepthToSpace", both_ways(depth_to_space_in_the_other_order))),
+    table("branches of a Concat swapped", f"float[5,5,3,3] w, float[5,5,3,3] v, {bn(10)}",
+          "c = Conv (x, w)\n d = Conv (x, v)\n e = Concat <axis=1> (c, d)\n" + norm("e", "y"),
+          rule("Concat", up=concat_up_in_reverse)),
+    table("a Transpose undone the wrong way", "float[8,5,1,1] w, float[8,1] s",
+          "c = Conv (x, w)\n t = Transpose <perm=[0,2,3,1]> (c)\n y = Mul (t, s)",
+          row("Transpose", both_ways(transpose_the_wrong_way)), inputs="float[8,5,8,8] x"),
+]  # fmt: skip
+
+PLANTS = [*WRONG_MAPS, *WRONG_RULES]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=[plant.name for plant in PLANTS])
+def test_a_planted_mistake_is_caught(plant: Plant, monkeypatch: Patch) -> None:
+    plant.plant(monkeypatch)
+    unproven, _ = folded(plant.proto, validate=False)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_same(plant.proto, unproven)
+    proven, ledger = folded(plant.proto)
+    assert_same(plant.proto, proven)
+    assert ledger.dropped
+    assert all("validation" in dropped for dropped in ledger.dropped)
+
+
+def with_a_tiny_channel() -> onnx.ModelProto:
+    """Channel 2 is a billionth of its neighbours, in the weight and in the norm."""
+    proto = model("float[2,5,8,11] x", f"float[5,5,3,3] w, {bn(5)}", "c = Conv (x, w)\n" + norm("c", "y"))
+    values = initializers(proto)
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w", "beta", "mean"):
+            array = values[tensor.name].copy()
+            array[2] *= 1e-9
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return proto
+
+
+def test_a_mistake_in_one_tiny_channel_is_caught(monkeypatch: Patch) -> None:
+    """It is far below the error that a norm over the whole tensor would see."""
+    proto = with_a_tiny_channel()
+    rule("Conv", up=conv_up_with_a_mistake_in_channel_2)(monkeypatch)
+    new, ledger = folded(proto)
+    assert ledger.dropped
+    assert ledger.entries[0].outcome == "left"
+    assert_same(proto, new)
+
+
+def test_a_tiny_channel_is_no_reason_to_drop_what_is_right() -> None:
+    new, ledger = folded(with_a_tiny_channel())
+    assert not ledger.dropped
+    assert [entry.outcome for entry in ledger] == ["folded"]
+    assert_same(with_a_tiny_channel(), new)
+
+
+def test_a_dropped_plan_is_named_by_its_norm(monkeypatch: Patch) -> None:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(CONV_NORM)
+    proto.graph.node[1].name = "block.1.norm"
+    rule("Conv", up=conv_up_over_the_wrong_axis)(monkeypatch)
+    _, ledger = folded(proto)
+    assert all(dropped.startswith("block.1.norm: ") for dropped in ledger.dropped)
+    assert "validation: relative error" in ledger.entries[0].reason
+
+
+def test_a_mistake_in_one_norm_lets_others_go(monkeypatch: Patch) -> None:
+    proto = model(
+        "float[2,5,8,11] x",
+        f"float[5,5,3,3] w, {bn(5)}, float[5,4] v, float[4] b, {bn(4, '2')}",
+        "c = Conv (x, w)\n" + norm("c", "n") + "r = Relu (n)\n p = GlobalAveragePool (r)\n f = Flatten (p)\n"
+        "g = Gemm (f, v, b)\n" + norm("g", "y", "2"),
+    )
+    rule("Conv", up=conv_up_over_the_wrong_axis)(monkeypatch)
+    new, ledger = folded(proto)
+    assert [entry.outcome for entry in ledger] == ["left", "folded"]
+    assert_same(proto, new)
+
+
+def test_a_weight_that_changes_before_it_is_written_is_an_error() -> None:
+    """What is written must be, bit for bit, the rounding of what was validated."""
+    weights = np.random.default_rng(0).standard_normal((5, 5, 3, 3)).astype(np.float32)
+    given = ir.from_proto(CONV_NORM)
+    given.graph.initializers["w"].const_value = ir.tensor(weights, name="w")
+    result = fold(given)
+    weights[0, 0, 0, 0] += 1.0
+    written = result.model.graph.initializers["w"].const_value
+    assert written is not None
+    with pytest.raises(NormdeployError, match="changed between its validation and its writing"):
+        written.numpy()
+
+
+def test_without_validation_nothing_is_measured() -> None:
+    _, ledger = folded(CONV_NORM, validate=False)
+    assert ledger.validation_seconds == 0.0
+    assert ledger.entries[0].residual is None
+    _, ledger = folded(CONV_NORM)
+    assert 0.0 < ledger.validation_seconds < ledger.seconds
+    assert ledger.entries[0].residual is not None
