@@ -183,6 +183,7 @@ CASES: dict[str, tuple[Callable[[Given], list[str]], list[str]]] = {
     "data that is missing": (lambda g: g.with_(data=str(g.folder / "nowhere.npz")), ["nowhere.npz"]),
     "data of another shape": (lambda g: data(g, x=np.zeros((2, 1, 8, 9), np.float32)), ["data.npz", "9"]),
     "data of another name": (lambda g: data(g, image=np.zeros((2, 1, 8, 8), np.float32)), ["image"]),
+    "a negative seed": (lambda g: g.with_(seed="-1"), ["--seed -1"]),
     "a negative tolerance": (lambda g: g.with_(k="-1"), ["-1"]),
     "a file in the way of the output": (lambda g: g.with_(out=str(WEIGHTS / "out")), ["digits_resnet.safetensors"]),
 }

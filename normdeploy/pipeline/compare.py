@@ -70,7 +70,6 @@ def bench(
     *,
     seconds: float = 2.0,
     threads: int | None = None,
-    seed: int = 0,
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Comparison | Latency:
@@ -94,7 +93,7 @@ def bench(
     with stages("latency"):
         if eager is None:
             return _alone(bundle, feed, seconds)
-        return interleave(eager, bundle.runner, feed, threads=threads, seconds=seconds, seed=seed)
+        return interleave(eager, bundle.runner, feed, threads=threads, seconds=seconds)
 
 
 def _alone(bundle: Bundle, feed: Feed, seconds: float) -> Latency:

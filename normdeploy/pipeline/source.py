@@ -91,6 +91,8 @@ def feeds_for(specs: Sequence[TensorSpec], data: str | Path | None, seed: int) -
 
     Integers without a range cannot be drawn: with ``data`` they come from there alone.
     """
+    if seed < 0:
+        raise InputError("a seed cannot be negative", where=f"--seed {seed}", fix="give 0 or more")
     given = () if data is None else (data_feed(specs, Path(data)),)
     try:
         return (*random_feeds(specs, seed=seed), *given)
