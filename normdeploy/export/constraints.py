@@ -27,10 +27,11 @@ def dims_that_may_not_be_one(text: str, names: Mapping[str, str]) -> tuple[str, 
 
 def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str]) -> InputError:
     """The error for torch's ``text``, in which ``names`` maps its dimensions to the specs' names."""
+    said = replace_words(text, names)
     reasons = [
-        *(f"{names[m[2]]!r} and {names[m[1]]!r} must be equal (give both one name)" for m in _EQUAL.finditer(text)),
-        *(f"{names[m[1]]!r} must be a multiple of {m[2]}" for m in _MULTIPLE.finditer(text)),
-        *(f"{names[m[1]]!r} must be {m[2]}" for m in _CONSTANT.finditer(text)),
+        *(f"{m[2]!r} and {m[1]!r} must be equal (give both one name)" for m in _EQUAL.finditer(said)),
+        *(f"{names.get(m[1], m[1])!r} must be a multiple of {m[2]}" for m in _MULTIPLE.finditer(text)),
+        *(f"{m[1]!r} must be {m[2]}" for m in _CONSTANT.finditer(said)),
         *(_range(names[m[1]], m[2], specs) for m in _RANGE.finditer(text) if m[1] in names),
     ]
     unread = [replace_words(re.sub(f" = {_SIZE}", "", bullet), names) for bullet in _BULLET.findall(text)]

@@ -97,6 +97,8 @@ def test_dimensions_that_must_be_equal_are_refused_unless_they_are_one() -> None
     error = refused(Sum(), "x:N=1..2..8x6", "y:M=1..3..8x6")
     assert "forward raises RuntimeError" in error.what
     assert "need one name" in error.fix
+    one_size_to_trace_at = refused(Sum(), "x:N=1..2..2x6", "y:M=1..2..2x6")
+    assert "'N' and 'M' must be equal" in one_size_to_trace_at.what
     hold(Sum(), "x:N=1..2..8x6", "y:Nx6")
 
 
