@@ -45,6 +45,7 @@ class Recogniser:
     validate: bool
     seconds: float = 0.0
     dropped: list[str] = field(default_factory=list)
+    moved: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def run(self) -> Iterator[tuple[ir.Node, Entry]]:
         """Rewrite every norm that holds; the node that each ends in from now on, with what became of it."""
@@ -59,12 +60,15 @@ class Recogniser:
             if norm is not None:
                 found.append(norm)
         insides = {norm.end: region.inside(view, norm) for norm in found}
+        proven: list[tuple[Norm, float | None]] = []
         for norm in found:
             try:
                 _need_no_other_readers(norm, insides)
-                yield self._written(norm, len(insides[norm.end]), self._proven(norm))
+                proven.append((norm, self._proven(norm)))
             except Refused as refusal:
                 yield norm.end, _left(norm.end, refusal, norm.op_type)
+        for norm, residual in proven:  # not before: a region is proven as it was given
+            yield self._written(norm, len(insides[norm.end]), residual)
 
     def _proven(self, norm: Norm) -> float | None:
         if not self.validate:
@@ -83,7 +87,10 @@ class Recogniser:
         entry = Entry(
             label(norm.end), str(norm.end.name), norm.op_type, True, "reduced", residual=residual, reason=reason
         )
-        return _write(self.writer, norm), entry
+        old, data = norm.result, self.moved.get(norm.data, norm.data)
+        node, new = _write(self.writer, norm, data)
+        self.moved[old] = new
+        return node, entry
 
 
 def _left(node: ir.Node, refusal: Refused, kind: str = "LayerNormalization") -> Entry:
@@ -160,10 +167,11 @@ def _need_no_other_readers(norm: Norm, insides: dict[ir.Node, list[ir.Node]]) ->
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def _write(writer: Writer, norm: Norm) -> ir.Node:
-    """Put the operator in place of its region; the node it is."""
+def _write(writer: Writer, norm: Norm, data: ir.Value) -> tuple[ir.Node, ir.Value]:
+    """Put the operator in place of its region; its node, and the value that stands for the region's."""
     end, old = norm.end, norm.result
-    data = norm.data if norm.perm is None else _transposed(writer, end, norm.data, norm.perm)
+    if norm.perm is not None:
+        data = _transposed(writer, end, data, norm.perm)
     node = _add(writer, end, norm.op_type, data, norm.attributes)
     node.outputs[0].shape, node.outputs[0].type = data.shape, old.type
     for index, array in enumerate((norm.scale, norm.bias), start=1):
@@ -178,7 +186,7 @@ def _write(writer: Writer, norm: Norm) -> ir.Node:
     node.name, result.name = end.name, old.name
     if norm.perm is not None:
         _cancel(result)
-    return node
+    return node, result
 
 
 def _add(writer: Writer, end: ir.Node, op_type: str, data: ir.Value, attributes: Mapping[str, Any]) -> ir.Node:

@@ -66,6 +66,8 @@ def core_at(view: View, node: ir.Node) -> Core | None:
         Refused: it looks like a norm, and differs from one.
     """
     for numerator, divisor, power in _quotients(node):
+        if view.is_constant(numerator):
+            continue
         base, exponent = _power(view, divisor, power)
         if exponent == -1 and _is_deviation_plus_epsilon(view, base):
             raise Refused("its epsilon is added to the deviation, not to the variance", node)

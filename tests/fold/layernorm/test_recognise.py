@@ -1,0 +1,272 @@
+"""Level ``recognise``: every spelling of a norm becomes one operator, and nothing else does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from norm_harness import (
+    CONTRIB,
+    assert_exact,
+    assert_runs,
+    counts,
+    hard_feeds,
+    model,
+    norm_entries,
+    reduced,
+    run,
+    truth,
+    unchanged,
+)
+from onnx.reference import ReferenceEvaluator
+from spelled_cases import (
+    CHANNELS_FIRST,
+    CONSTANTS,
+    GROUP_NORMS,
+    LAYER_NORMS,
+    LOOKALIKES,
+    RMS_NORMS,
+    ROOT,
+    Lookalike,
+    Spelling,
+)
+
+from normdeploy.errors import InputError
+from normdeploy.fold import fold
+from normdeploy.fold.layernorm import recognise
+from normdeploy.fold.layernorm.spellings import Core, core_at
+from normdeploy.fold.view import View
+
+SPELLINGS = [*LAYER_NORMS, *CHANNELS_FIRST, *RMS_NORMS, *GROUP_NORMS]
+
+
+def _named(name: str) -> Spelling:
+    (case,) = (case for case in SPELLINGS if case.name == name)
+    return case
+
+
+NORMS = {"LayerNormalization", "RMSNormalization", "GroupNormalization", *CONTRIB}
+
+
+@pytest.mark.parametrize("case", SPELLINGS, ids=lambda case: case.name)
+def test_every_spelling_becomes_one_operator(case: Spelling) -> None:
+    proto = case.model()
+    new, ledger = reduced(proto, target=case.target)
+    assert counts(new) == Counter(case.becomes.split()), [str(entry) for entry in ledger]
+    assert_exact(proto, new)
+    assert_runs(new, proto)
+    (entry,) = norm_entries(ledger)
+    assert entry.outcome == "reduced"
+    assert "operators are one" in entry.reason
+    assert entry.residual is not None
+    assert entry.residual <= 1e-12
+    (node,) = (node for node in new.graph.node if node.op_type in NORMS)
+    (epsilon,) = (attr.f for attr in node.attribute if attr.name == "epsilon")
+    assert epsilon == np.float32(case.epsilon), "epsilon is as it was given"
+
+
+@pytest.mark.parametrize("case", LOOKALIKES, ids=lambda case: case.name)
+def test_lookalikes_stay_as_they_are(case: Lookalike) -> None:
+    proto = case.model()
+    new, ledger = reduced(proto)
+    assert not NORMS & set(counts(new)) - set(counts(proto))
+    if not unchanged(new, proto):  # constant factors beside it are maps, and may have been composed
+        assert_exact(proto, new)
+    reasons = [entry.reason for entry in norm_entries(ledger)]
+    if case.reason is None:
+        assert not reasons
+    else:
+        assert any(case.reason in reason for reason in reasons), reasons
+    assert all(entry.outcome == "left" for entry in norm_entries(ledger))
+
+
+def test_off_recognises_nothing() -> None:
+    proto = LAYER_NORMS[0].model()
+    new, ledger = reduced(proto, layernorm="off")
+    assert unchanged(new, proto)
+    assert not norm_entries(ledger)
+
+
+def test_recognise_alone_keeps_the_affine_in_the_norm() -> None:
+    case = _named("scale, bias and a linear")
+    new, _ = reduced(case.model(), layernorm="recognise")
+    (norm,) = (node for node in new.graph.node if node.op_type == "LayerNormalization")
+    assert len(norm.input) == 3
+    assert counts(new) == Counter(["LayerNormalization", "MatMul", "Add"])
+    assert_exact(case.model(), new)
+
+
+@pytest.mark.parametrize("option", ["layernorm", "target"])
+def test_unknown_words_are_one_error(option: str) -> None:
+    with pytest.raises(InputError, match="'everything' is none of"):
+        fold(LAYER_NORMS[0].model(), **{option: "everything"})
+
+
+def test_kept_by_name() -> None:
+    proto = LAYER_NORMS[0].model()
+    for node in proto.graph.node:
+        node.name = f"norm/{node.output[0]}"
+    new, _ = reduced(proto, keep=("norm/*",))
+    assert unchanged(new, proto)
+
+
+def test_the_operator_bears_the_module_and_node_of_the_division() -> None:
+    proto = LAYER_NORMS[0].model()
+    for node in proto.graph.node:
+        node.name = f"node/{node.output[0]}"
+        node.metadata_props.add(key="normdeploy.module", value="encoder.norm")
+    new, ledger = reduced(proto)
+    (entry,) = norm_entries(ledger)
+    assert (entry.module, entry.node, new.graph.node[0].name) == ("encoder.norm", "node/y", "node/y")
+    assert new.graph.node[0].metadata_props[0].value == "encoder.norm"
+
+
+# -- dtypes ----------------------------------------------------------------------------------------
+
+
+def _attribute(proto: onnx.ModelProto, name: str) -> int:
+    (value,) = (attr.i for node in proto.graph.node for attr in node.attribute if attr.name == name)
+    return int(value)
+
+
+def test_statistics_of_16_bits_are_float32() -> None:
+    case = _named("half precision throughout")
+    new, _ = reduced(case.model())
+    assert _attribute(new, "stash_type") == onnx.TensorProto.FLOAT
+
+
+def test_statistics_of_float64_are_float64() -> None:
+    case = _named("double precision throughout")
+    new, _ = reduced(case.model())
+    assert _attribute(new, "stash_type") == onnx.TensorProto.DOUBLE
+
+
+def test_half_precision_with_large_values_no_longer_overflows() -> None:
+    case = _named("half precision throughout")
+    proto = case.model()
+    new, _ = reduced(proto)
+    x = (np.random.default_rng(3).standard_normal((2, 7, 6)) * 2000).astype(np.float16)
+    want = truth(proto, {"x": x})["y"]
+    assert np.abs(run(new, {"x": x})[0] - want).max() < 0.01
+    with np.errstate(all="ignore"):
+        (spelled,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    assert not np.allclose(spelled, want, atol=0.1), "squares overflow where they are float16: that is the point"
+
+
+# -- hard rows, as onnxruntime runs them -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [LAYER_NORMS[0], *(c for c in LAYER_NORMS if c.name.startswith("moments"))],
+                         ids=lambda case: case.name)  # fmt: skip
+def test_huge_means_come_out_as_well_as_float32_can_tell(case: Spelling) -> None:
+    proto = case.model()
+    new, _ = reduced(proto)
+    feed = next(feed for name, feed in hard_feeds(proto) if name == "huge mean")
+    error = np.abs(run(new, feed)[0] - truth(proto, feed)["y"]).max()
+    # x - mean is off by half an ulp of 1e4; E[x²] - E[x]² in float32 would be off by more than the variance.
+    assert error < 1e4 * 2.0**-22
+
+
+@pytest.mark.parametrize("case", LAYER_NORMS[:10], ids=lambda case: case.name)
+def test_constant_rows_are_exactly_zero(case: Spelling) -> None:
+    proto = case.model()
+    new, _ = reduced(proto)
+    feed = next(feed for name, feed in hard_feeds(proto) if name == "constant rows")
+    assert not np.any(run(new, feed)[0])
+
+
+def test_constant_rows_survive_the_epsilon_of_bert() -> None:
+    case = _named("epsilon of BERT")
+    new, _ = reduced(case.model())
+    assert not np.any(run(new, {"x": np.full((1, 7, 6), 3.0, np.float32)})[0])
+
+
+# -- the proof -------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[Spelling, Callable[[Core], Core]]] = {
+    "another epsilon": (LAYER_NORMS[0], lambda core: replace(core, epsilon=2.0 * core.epsilon)),
+    "no epsilon": (_named("epsilon of BERT"), lambda core: replace(core, epsilon=0.0)),
+    "the mean is not taken off": (LAYER_NORMS[0], lambda core: replace(core, kind="RMSNormalization")),
+    "the mean is taken off": (RMS_NORMS[0], lambda core: replace(core, kind="LayerNormalization")),
+    "one axis more": (LAYER_NORMS[0], lambda core: replace(core, axes=(1, 2))),
+    "another axis": (LAYER_NORMS[0], lambda core: replace(core, axes=(1,))),
+    "one axis less": (_named("several axes"), lambda core: replace(core, axes=(2,))),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_proof_catches_a_matcher_that_is_wrong(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, spoil = MISTAKES[mistake]
+
+    def wrong(view: View, node: ir.Node) -> Core | None:
+        core = core_at(view, node)
+        return None if core is None else spoil(core)
+
+    monkeypatch.setattr(recognise, "core_at", wrong)
+    proto = case.model()
+    result = fold(proto)
+    assert len(result.ledger.dropped) == 1
+    assert "validation" in result.ledger.dropped[0]
+    assert unchanged(ir.to_proto(result.model), proto)
+
+
+# -- more than one norm ----------------------------------------------------------------------------
+
+
+def test_norms_that_share_their_mean_are_both_recognised() -> None:
+    body = ROOT + "y = Div (d, r)\n i = Reciprocal (r)\n z = Mul (d, i)"
+    proto = model("float[N,7,6] x", CONSTANTS, body, outputs="float[] y, float[] z", opset=21)
+    new, ledger = reduced(proto)
+    assert counts(new) == Counter(["LayerNormalization"] * 2)
+    assert [entry.outcome for entry in norm_entries(ledger)] == ["reduced", "reduced"]
+    assert_exact(proto, new)
+
+
+def test_one_norm_behind_another() -> None:
+    second = (
+        "m2 = ReduceMean (y, last)\n d2 = Sub (y, m2)\n s2 = Mul (d2, d2)\n v2 = ReduceMean (s2, last)\n"
+        "e2 = Add (v2, eps)\n i2 = Pow (e2, mhalf)\n z = Mul (d2, i2)"
+    )
+    body = ROOT + "y = Div (d, r)\n" + second
+    proto = model("float[N,7,6] x", CONSTANTS, body, outputs="float[] z", opset=21)
+    new, _ = reduced(proto)
+    assert counts(new) == Counter(["LayerNormalization"] * 2)
+    assert_exact(proto, new)
+
+
+def test_folding_again_changes_nothing() -> None:
+    for case in (LAYER_NORMS[0], CHANNELS_FIRST[1], RMS_NORMS[0], GROUP_NORMS[0]):
+        once, _ = reduced(case.model())
+        twice, _ = reduced(once)
+        assert unchanged(twice, once)
+
+
+# -- affine that does not belong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [("7,1", "tokens"), ("N,7,6", "tokens and batch")], ids=["per token", "per element of a batch"]
+)
+def test_a_scale_over_other_axes_stays_behind(shape: str, axis: str) -> None:
+    weights = f"{CONSTANTS}, float[{shape}] scale".replace("N", "2")
+    proto = model("float[2,7,6] x", weights, ROOT + "z = Div (d, r)\n y = Mul (z, scale)", opset=21)
+    new, _ = reduced(proto)
+    assert counts(new) == Counter(["LayerNormalization", "Mul"]), axis
+    assert_exact(proto, new)
+
+
+def test_a_vector_as_long_as_channels_and_tokens_goes_where_numpy_puts_it() -> None:
+    """Channels first with as many tokens as channels: a vector scales tokens, and is no scale of the norm."""
+    body = (
+        "m = ReduceMean (x, second)\n d = Sub (x, m)\n s = Mul (d, d)\n v = ReduceMean (s, second)\n"
+        "e = Add (v, eps)\n r = Sqrt (e)\n z = Div (d, r)\n y = Mul (z, gamma)"
+    )
+    proto = model("float[N,6,6] x", f"{CONSTANTS}, float[6] gamma", body, opset=21)
+    new, _ = reduced(proto)
+    assert counts(new) == Counter(["Transpose", "LayerNormalization", "Transpose", "Mul"])
+    assert_exact(proto, new)
