@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import onnx_ir as ir
 
+from normdeploy.bundle.disk import disk_errors, sync, temporary_folder
 from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
 from normdeploy.errors import InputError, VerdictError
@@ -37,10 +37,8 @@ def fold_file(
     it; ``out`` then stays as it was. ``source`` is never written to.
     """
     source, out = Path(source), Path(os.path.realpath(out))
-    with _disk_errors(out):
+    with disk_errors(out, "the model"):
         check_paths(source, out, force)
-        if not source.is_file():
-            raise InputError("there is no such file", where=str(source), fix="give an ONNX file")
         result = fold(source, keep=keep, dump=dump)
         if strict and result.ledger.dropped:
             raise VerdictError(
@@ -62,24 +60,22 @@ def check_paths(source: Path, out: Path, force: bool) -> None:
         raise InputError("there is a folder where the file should go", where=str(out), fix="give --out a file name")
     if out.exists() and not force:
         raise InputError("the output exists already", where=str(out), fix="choose another --out, or give --force")
-    if not out.parent.is_dir():
-        raise InputError("the folder of the output does not exist", where=str(out.parent), fix="make it first")
 
 
 def _replace(model: ir.Model, out: Path, source: Path, external_above: int) -> None:
     """Write beside ``out``, then rename: weights first, under a name nobody uses, so ``out`` is whole at all times."""
     stale = _data_files(out) - _data_files(source)
     data = next(name for name in _data_names(out) if not name.exists())
-    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-        written = Path(folder) / out.name
+    with temporary_folder(out) as folder:
+        written, weights = folder / out.name, folder / data.name
         ir.save(model, written, external_data=data.name if _needs_data(model, source, external_above) else None)
-        for path in Path(folder).iterdir():
-            _sync(path)
+        for path in folder.iterdir():
+            sync(path)
         with _gone_on_failure(data):
-            if (weights := Path(folder) / data.name).exists():
+            if weights.exists():
                 weights.rename(data)
             written.replace(out)
-    _sync(out.parent)
+    sync(out.parent)
     for path in stale:
         path.unlink(missing_ok=True)
 
@@ -117,26 +113,6 @@ def _gone_on_failure(path: Path) -> Iterator[None]:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"the model cannot be written: {error.strerror or error}",
-            where=str(error.filename or out),
-            fix="free some space, or choose another --out",
-        ) from error
 
 
 def ledger_of(path: str | Path, name: str | None = None) -> tuple[Entry, ...]:
