@@ -302,8 +302,9 @@ class _Folder:
     def _merge_one(self, land: Territory, writer: Writer, total: ir.Node) -> None:
         try:
             found = merger(land, total, prove=self.validate)
-        except Refused:
-            return  # a sum of anything else is no norm's business
+        except Refused as refusal:  # a sum of anything else is no norm's business
+            self.dropped.extend([f"{label(total)}: {refusal.reason}"] if "validation" in refusal.reason else [])
+            return
         for branch in found.branches:
             if branch.node is not None and branch.map is not None:
                 given = self._given(branch.node)

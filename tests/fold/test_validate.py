@@ -13,7 +13,7 @@ from harness import assert_same, bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
 from normdeploy.errors import NormdeployError
-from normdeploy.fold import fold, sources
+from normdeploy.fold import fold, merge, sources
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.operators import linear, movers
@@ -304,3 +304,25 @@ def test_without_validation_nothing_is_measured() -> None:
     _, ledger = folded(CONV_NORM)
     assert 0.0 < ledger.validation_seconds < ledger.seconds
     assert ledger.entries[0].residual is not None
+
+
+def repvgg() -> onnx.ModelProto:
+    return model(
+        "float[2,3,8,11] x",
+        f"float[3,3,3,3] w, float[3,3,1,1] v, {bn(3)}",
+        "c = Conv <pads=[1,1,1,1]> (x, w)\n d = Conv (x, v)\n" + norm("x", "e") + "s = Add (c, d)\n y = Add (s, e)",
+    )
+
+
+@pytest.mark.parametrize("tap", [0, 2])
+def test_branches_merged_at_the_wrong_tap_are_caught(tap: int, monkeypatch: Patch) -> None:
+    def wrong_taps(step: Step, large: merge.Window, small: merge.Window) -> tuple[slice, ...]:
+        return tuple(slice(tap, tap + 1) if k == 1 else slice(0, k) for k in small.kernel)
+
+    monkeypatch.setattr(merge, "_taps", wrong_taps)
+    unproven, _ = folded(repvgg(), validate=False)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_same(repvgg(), unproven)
+    proven, ledger = folded(repvgg())
+    assert_same(repvgg(), proven)
+    assert any("the merged convolution differs from its branches" in dropped for dropped in ledger.dropped)
