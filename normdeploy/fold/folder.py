@@ -352,6 +352,7 @@ class _Folder:
         ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
         ends = (end for end, rest in plan.residues.items() if rest is not None and end is not plan.source)
         stays = [label(self._given(end)) for end in ends]
+        reason, fix = _why(refusals) if left is not None else ("", "")
         return replace(
             _blank(self._given(node)),
             outcome="reduced" if left is not None else "composed" if stays else "folded",
@@ -359,14 +360,13 @@ class _Folder:
             through=tuple(dict.fromkeys(step.op_type for step in plan.through)),
             ulps=ulps,
             residual=residual,
-            reason=f"its shift stays as one Add: {refusals[0].reason}" if left is not None and refusals else "",
-            fix=refusals[0].fix if left is not None and refusals else "",
+            reason=f"its shift stays as one Add: {reason}" if reason else "",
+            fix=fix,
         )
 
     def _enter_left(self, node: ir.Node, refusals: Sequence[Refused]) -> None:
-        reasons = list(dict.fromkeys(refusal.reason for refusal in refusals))
-        fixes = list(dict.fromkeys(refusal.fix for refusal in refusals if refusal.fix))
-        left = replace(_blank(self._given(node)), reason="; ".join(reasons), fix="; ".join(fixes))
+        reason, fix = _why(refusals)
+        left = replace(_blank(self._given(node)), reason=reason, fix=fix)
         self.entries.setdefault(self._given(node), left)
 
     # -- the ledger ----------------------------------------------------------------------------
@@ -406,6 +406,13 @@ def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph | ir.Function, int]]:
         yield graph, opset
     for function in model.functions.values():
         yield function, function.opset_imports.get("", opset)
+
+
+def _why(refusals: Iterable[Refused]) -> tuple[str, str]:
+    """All reasons, and all that would help, each once."""
+    reasons = dict.fromkeys(refusal.reason for refusal in refusals)
+    fixes = dict.fromkeys(refusal.fix for refusal in refusals if refusal.fix)
+    return "; ".join(reasons), "; ".join(fixes)
 
 
 def _blank(node: ir.Node) -> Entry:
