@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REAL := .venv-real
+# One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: demo test lint test-real clean
 
@@ -16,9 +18,8 @@ demo: $(INSTALLED)
 		--input "x:N=1..1..64x1x8x8@f32" --out out/digits_resnet --force
 	@echo "The report: out/digits_resnet/report.html"
 
-# One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	$(PYTEST) -m "not real" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -26,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test-real: $(REAL)/.installed
-	$(BIN)/python -m pytest tests/real -m real $(PYTEST_ARGS)
+	$(PYTEST) -m real tests/real $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) $(REAL) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
