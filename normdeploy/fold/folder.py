@@ -158,8 +158,6 @@ class _Folder:
             land = self._survey(graph, opset, edits)
             writer = Writer(land, edits, names, self.model.graph)
             self._fold_all(land, writer)
-            for node in [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]:
-                self._merge_one(land, writer, node)
             if self._goes_to("affine"):
                 self._reduce_norms(land, writer)
 
@@ -266,24 +264,28 @@ class _Folder:
         self.entries[node] = replace(self.entries[node], outcome="composed", into=(label(twin),))
 
     def _fold_all(self, land: Territory, writer: Writer) -> None:
-        """Every map in order; once more while maps joined others, which may have freed the way for those before."""
-        joined = -1
-        while joined != len(self.joined):
-            joined = len(self.joined)
-            for node in list(land.maps):
-                while node in land.successors:  # a map that others joined stands on as another node
-                    node = land.successors[node]
-                if node in land.maps:
-                    self._fold_one(land, writer, node)
+        """Every map in order and every sum, until nothing moves: what went may have freed the way for the others."""
+        moves = True
+        while moves:
+            while sum(self._fold_one(land, writer, node) for node in list(land.maps)):
+                pass
+            sums = [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]
+            moves = sum(self._merge_one(land, writer, node) for node in sums) > 0
 
     # -- one map -------------------------------------------------------------------------------
 
-    def _fold_one(self, land: Territory, writer: Writer, node: ir.Node) -> None:
+    def _fold_one(self, land: Territory, writer: Writer, node: ir.Node) -> bool:
+        """Carry out the first plan for the map of ``node`` that holds; whether there was one."""
+        while node in land.successors:  # a map that others joined stands on as another node
+            node = land.successors[node]
+        if node not in land.maps:
+            return False
         plan, residual, refusals = self._first_proven(plans(land, node), land)
         if plan is not None:
             self._carry_out(plan, writer, residual, refusals)
         elif not _is_epilogue(land, node):
             self._enter_left(node, refusals)
+        return plan is not None
 
     def _first_proven(
         self, candidates: Iterable[Plan | Refused], land: Territory
@@ -299,12 +301,12 @@ class _Folder:
                 refusals.append(refusal)
         return None, None, refusals
 
-    def _merge_one(self, land: Territory, writer: Writer, total: ir.Node) -> None:
+    def _merge_one(self, land: Territory, writer: Writer, total: ir.Node) -> bool:
         try:
             found = merger(land, total, prove=self.validate)
         except Refused as refusal:  # a sum of anything else is no norm's business
             self.dropped.extend([f"{label(total)}: {refusal.reason}"] if "validation" in refusal.reason else [])
-            return
+            return False
         for branch in found.branches:
             if branch.node is not None and branch.map is not None:
                 given = self._given(branch.node)
@@ -313,6 +315,7 @@ class _Folder:
                 )
         writer.merge(found)
         self._dump(label(total))
+        return True
 
     def _proven(self, plan: Plan, land: Territory) -> float | None:
         """The residual of the plan's proof; a refusal where rounding or the proof fails."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 import pytest
-from harness import assert_same, folded, op_types
+from harness import assert_same, fill, folded, op_types, without_ledger
 
 from normdeploy.errors import InputError
 from normdeploy.fold import fold
@@ -129,3 +129,40 @@ def test_a_function_body_says_nothing_of_types() -> None:
     new, ledger = folded(proto)
     assert ledger.dropped == ()
     assert op_types(new) == {"F": 1, "Conv": 2, "Relu": 1}
+
+
+# -- folding twice ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (
+            """g (float[N,6,1,5] x) => (float[M,5] y) <float[5,5] w, float[5] b, float[5] s, float[1,1] d> {
+                h = Tanh (x)
+                m = MatMul (h, w)  c = Add (m, b)  t = Mul (c, s)
+                r = Add (h, t)
+                f = Flatten <axis = 3> (r)
+                y = Div (f, d)
+            }""",
+            "Tanh MatMul Add Flatten BatchNormalization",
+        ),
+        (
+            """g (float[2,1,2] x) => (float[2,2,2] y) <float[1,1] k, float[2,2,3] w, float[2,2,1] v> {
+                r = Relu (x)  m = Mul (r, k)
+                c = Concat <axis = 1> (x, m)
+                a = Conv <pads = [1,1]> (c, w)  b = Conv (c, v)
+                s = Add (a, b)  y = Add (s, c)
+            }""",
+            "Relu Concat Conv",
+        ),
+    ],
+    ids=["a map that went frees the way for one before", "branches that became one convolution free the way"],
+)
+def test_folding_twice_changes_nothing(text: str, left: str) -> None:
+    proto = parsed(text)
+    fill(proto.graph)
+    new, _ = folded(proto)
+    assert sorted(op_types(new).elements()) == sorted(left.split())
+    assert without_ledger(folded(new)[0]) == without_ledger(new)
+    assert_same(proto, new)

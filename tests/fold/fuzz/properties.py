@@ -20,8 +20,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-from strategies import Case
 from reals import FLOATS, Arrays, Change, Truth
+from strategies import Case
 
 from normdeploy.fold import FoldResult, Ledger, fold
 from normdeploy.fold.ledger import METADATA_KEY
