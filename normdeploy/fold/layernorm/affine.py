@@ -66,7 +66,10 @@ def same_core(land: Territory, node: ir.Node) -> Hashable:
     view = land.view
     if _has_bias(node) or not np.all(view.array(node.inputs[1]) == 1) or view.is_used(node, 1) or view.is_used(node, 2):
         return None
-    axis = view.attr(node, "axis", -1) % view.need_rank(node.outputs[0], node)
+    rank = view.rank(node.outputs[0])
+    if rank is None:
+        return None
+    axis = view.attr(node, "axis", -1) % rank
     epsilon = np.float32(view.attr(node, "epsilon", 1e-5))
     return (node.op_type, node.inputs[0], axis, epsilon, view.attr(node, "stash_type", 1))
 
