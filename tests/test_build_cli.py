@@ -117,10 +117,11 @@ def test_the_engine_computes_in_what_was_asked_and_says_so(digits_bundle: Path, 
 
 @needs_rtx
 def test_the_same_in_python(digits_bundle: Path, tmp_path: Path) -> None:
-    built = normdeploy.build(digits_bundle, tmp_path / "model.plan", precision="fp16", sm=["89"])
-    assert read_plan(tmp_path / "model.plan") == (built.plan, built.sidecar)
+    plan = tmp_path / "new" / "model.plan"
+    built = normdeploy.build(digits_bundle, plan, precision="fp16", sm=["89"])
+    assert read_plan(plan) == (built.plan, built.sidecar)
     with pytest.raises(InputError, match="exists already"):
-        normdeploy.build(digits_bundle, tmp_path / "model.plan")
+        normdeploy.build(digits_bundle, plan)
 
 
 @needs_rtx
@@ -203,7 +204,7 @@ def test_files_that_are_no_model_and_places_that_are_none(digits_bundle: Path, t
         ([digits_bundle, "-o", tmp_path / "m.plan", "--input", SPEC], "a bundle has its own input specs"),
         ([digits_bundle, "-o", tmp_path / "old.plan"], "exists already"),
         ([digits_bundle, "-o", tmp_path], "there is a folder"),
-        ([digits_bundle, "-o", tmp_path / "deep" / "m.plan"], "folder of the output does not exist"),
+        ([digits_bundle, "-o", tmp_path / "text" / "m.plan"], "the plan cannot be written"),
         ([digits_bundle, "-o", digits_bundle / "m.plan"], "a bundle takes no further files"),
         ([onnx_file, "-o", onnx_file, "--force"], "the output is the input"),
     ):

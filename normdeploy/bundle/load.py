@@ -17,12 +17,14 @@ from normdeploy.bundle.manifest import (
     GOLDEN_OUTPUTS,
     MANIFEST,
     MODEL,
+    PLAN,
     REPORT,
     Manifest,
     files_in,
     is_plain_file,
     sha256,
 )
+from normdeploy.engine import read_plan
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -55,6 +57,11 @@ class Bundle:
         """The ONNX model."""
         return self.folder / MODEL
 
+    @property
+    def plan_path(self) -> Path | None:
+        """The TensorRT engine, for ``TensorRTRunner``; None where the bundle has none."""
+        return None if self.report.engine is None else self.folder / PLAN
+
     def __call__(
         self, inputs: Mapping[str, npt.ArrayLike] | None = None, /, **named: npt.ArrayLike
     ) -> dict[str, npt.NDArray[Any]]:
@@ -79,6 +86,7 @@ def _load(folder: Path, threads: int) -> Bundle:
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     report = read(Report, (folder / REPORT).read_bytes(), where=str(folder / REPORT))
+    _check_engine(folder, manifest, report)
     specs, golden = _golden(folder, manifest)
     options = {str(name): value for name, value in manifest.session_options.items()}
     runner = OnnxRuntimeRunner(folder / MODEL, threads=threads, options=options)
@@ -126,6 +134,17 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     if problems:
         raise InputError(
             f"the bundle is not as it was written; {'; '.join(problems)}", where=str(folder), fix=_EXPORT_AGAIN
+        )
+
+
+def _check_engine(folder: Path, manifest: Manifest, report: Report) -> None:
+    """InputError unless the engine in the folder is the one that the report tells of."""
+    present = read_plan(folder / PLAN)[1] if PLAN in manifest.files else None
+    if present != report.engine:
+        raise InputError(
+            "the bundle's engine is not the one that its report tells of",
+            where=str(folder / PLAN),
+            fix=_EXPORT_AGAIN,
         )
 
 

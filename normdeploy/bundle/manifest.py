@@ -16,6 +16,7 @@ from normdeploy.report.schema import Document
 MODEL, EXTERNAL_DATA = "model.onnx", "model.onnx.data"
 MANIFEST = "manifest.json"
 REPORT, PAGE = "report.json", "report.html"
+PLAN = "model.plan"
 GOLDEN_INPUTS, GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 _REQUIRED = (MODEL, REPORT, PAGE, GOLDEN_INPUTS, GOLDEN_OUTPUTS)
 

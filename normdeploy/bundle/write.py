@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from normdeploy.bundle import golden as golden_feed
+from normdeploy.bundle.disk import beside, disk_errors, sync, temporary_folder
 from normdeploy.bundle.golden import Golden
 from normdeploy.bundle.load import load_bundle
 from normdeploy.bundle.manifest import (
@@ -23,12 +21,14 @@ from normdeploy.bundle.manifest import (
     MANIFEST,
     MODEL,
     PAGE,
+    PLAN,
     REPORT,
     Manifest,
     SessionOption,
     files_in,
     sha256,
 )
+from normdeploy.engine import EngineBuild
 from normdeploy.errors import InputError
 from normdeploy.report.html import render
 from normdeploy.report.schema import Report
@@ -37,7 +37,6 @@ EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they get a file of their own: protobuf ends at 2 GB, and the graph needs some of it."""
 
 _SHOWN_NAMES = 5
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_target(folder: Path, *, force: bool = False) -> Path:
@@ -47,7 +46,7 @@ def check_target(folder: Path, *, force: bool = False) -> Path:
     those that its manifest lists.
     """
     target = Path(os.path.realpath(folder))
-    with _disk_errors(target):
+    with disk_errors(target):
         if os.path.lexists(target):
             _check_replaceable(target, force)
         else:
@@ -61,6 +60,7 @@ def write(
     model: ir.Model,
     report: Report,
     golden: Golden,
+    engine: EngineBuild | None = None,
     model_args: Mapping[str, str] | None = None,
     session_options: Mapping[SessionOption, str] | None = None,
     force: bool = False,
@@ -68,16 +68,19 @@ def write(
 ) -> Path:
     """Write the bundle and return its real path.
 
-    ``golden.outputs`` are what ``model`` itself gives for ``golden.inputs`` on this machine. Above ``external_above``
-    bytes the weights get a file of their own. The finished folder is loaded, with all checks of ``load_bundle``, before
-    it takes its place. Raises InputError where the folder may not be replaced or the disk does not take it, and what
-    ``load_bundle`` raises; whatever goes wrong, what was there stays as it was and nothing is left beside it.
+    ``golden.outputs`` are what ``model`` itself gives for ``golden.inputs`` on this machine; ``engine`` is the one that
+    ``report`` tells of. Above ``external_above`` bytes the weights get a file of their own. The finished folder is
+    loaded, with all checks of ``load_bundle``, before it takes its place. Raises InputError where the folder may not be
+    replaced or the disk does not take it, and what ``load_bundle`` raises; whatever goes wrong, what was there stays as
+    it was and nothing is left beside it.
     """
     target = check_target(folder, force=force)
-    with _disk_errors(target), _temporary_folder(target) as temporary:
+    with disk_errors(target), temporary_folder(target) as temporary:
         _save_model(model, temporary / MODEL, external_above)
         (temporary / REPORT).write_text(report.to_json(), encoding="utf-8")
         (temporary / PAGE).write_text(render(report), encoding="utf-8")
+        if engine is not None:
+            engine.write(temporary / PLAN)
         (temporary / GOLDEN_INPUTS).parent.mkdir()
         golden_feed.save(temporary / GOLDEN_INPUTS, golden.inputs)
         golden_feed.save(temporary / GOLDEN_OUTPUTS, golden.outputs)
@@ -157,69 +160,28 @@ def _check_parent(target: Path) -> None:
         raise InputError("the output cannot be written here", where=str(parent), fix="choose another --out")
 
 
-@contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in _DISK_FULL
-        raise InputError(
-            "the disk is full" if full else f"the bundle cannot be written: {error.strerror or error}",
-            where=str(target),
-            fix="free some space, or choose another --out" if full else "choose another --out",
-        ) from error
-
-
-@contextmanager
-def _temporary_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target``; it is gone afterwards, and so are the parents made for it if it failed."""
-    made = [parent for parent in target.parents if not parent.exists()]
-    temporary = _beside(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):  # it holds the bundle
-                parent.rmdir()
-
-
-def _beside(target: Path) -> Path:
-    return target.parent / f".normdeploy-{uuid.uuid4().hex[:12]}.tmp"
-
-
 def _flush(folder: Path) -> None:
     """Bring everything in ``folder`` onto the disk, so that a crash after the rename finds it whole."""
     for name in sorted(files_in(folder)):
-        _sync(folder / name)
+        sync(folder / name)
     for path in (folder / GOLDEN_INPUTS).parent, folder:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _install(temporary: Path, target: Path) -> None:
     """Rename ``temporary`` to ``target``; an old one is moved aside first, comes back on failure, goes on success."""
     if not target.exists():
         temporary.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         return
-    old = _beside(target)
+    old = beside(target)
     target.rename(old)
     try:
         temporary.rename(target)
     except BaseException:
         old.rename(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     try:
         shutil.rmtree(old)
     except OSError as error:

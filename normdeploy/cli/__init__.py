@@ -56,6 +56,9 @@ def export(
     parity: ParityOptions = ParityOptions(),
     opset: int | None = None,
     keep: tuple[str, ...] = (),
+    precision: Precision | None = None,
+    engine: bool = False,
+    sm: str = "",
     force: bool = False,
     no_bench: bool = False,
     talk: Talk = Talk(),
@@ -67,6 +70,9 @@ def export(
         out: the folder to write.
         opset: ONNX opset.
         keep: pattern of module names whose norms stay as they are.
+        precision: what the deployed model computes in; by default what the module does.
+        engine: build a TensorRT engine into the bundle.
+        sm: compute capabilities to build it for, e.g. 86,89,120; by default all that the backend knows.
         force: replace an older bundle.
         no_bench: leave the latency out.
     """
@@ -75,9 +81,9 @@ def export(
     try:
         with output.working(talk) as progress:
             report = pipeline.export(
-                model, parity.input, out, data=parity.data, opset=opset, keep=keep, force=force, bench=not no_bench,
-                seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
-                **eager.source(),
+                model, parity.input, out, data=parity.data, opset=opset, keep=keep, precision=precision,
+                engine=engine, sm=listed(sm), force=force, bench=not no_bench, seed=parity.seed,
+                criteria=parity.criteria(), verbose=talk.verbose, progress=progress, **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)

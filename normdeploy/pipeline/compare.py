@@ -19,6 +19,7 @@ from normdeploy.checkpoint import Checkpoint
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict
+from normdeploy.pipeline.engines import computes_in
 from normdeploy.pipeline.judge import verdict_on
 from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
 from normdeploy.runtime.eager import EagerRunner
@@ -54,7 +55,7 @@ def verify(
         checkpoint = load(model, source)
     with stages("parity"):
         graph = ir.load(bundle.model_path if bundle else path)
-        verdict = verdict_on(checkpoint.module, specs, deployed, graph, feeds, criteria)
+        verdict = verdict_on(checkpoint.module, specs, deployed, graph, feeds, criteria, precision=computes_in(graph))
     return replace(verdict, notes=(*checkpoint.notes, *_other_weights(bundle, checkpoint), *verdict.notes))
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from normdeploy import engine
 from normdeploy.bundle import load_bundle
+from normdeploy.bundle.disk import disk_errors
 from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose
@@ -71,6 +72,8 @@ def build(
         progress=progress,
         **options,
     )
+    with disk_errors(out, "the plan"):
+        out.parent.mkdir(parents=True, exist_ok=True)
     built.write(out, force=force)
     return built
 

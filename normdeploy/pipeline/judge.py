@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from normdeploy.errors import VerdictError
@@ -13,9 +14,13 @@ from normdeploy.parity.bisect import first_divergent_module
 from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict, judge
+from normdeploy.precision import Precision
 from normdeploy.report.schema import Report
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec
+
+_DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What eager runs in; None leaves the module as it is."""
 
 
 class ParityError(VerdictError):
@@ -34,19 +39,26 @@ def verdict_on(
     module: nn.Module,
     specs: Sequence[TensorSpec],
     deployed: Runner,
-    model: ir.Model,
+    model: ir.Model | None,
     feeds: Sequence[Feed],
     criteria: Criteria | None = None,
+    *,
+    precision: Precision = "fp32",
 ) -> Verdict:
-    """The verdict on ``deployed``, which runs ``model``; a failed one names the first module that leaves the bound."""
-    criteria = criteria or Criteria()
-    measured = measure(module, specs, deployed, feeds)
-    verdict = judge(measured.measurements, criteria, measured.reference, measured.notes)
-    if verdict.passed:
+    """The verdict on ``deployed``, which runs ``model``; a failed one names the first module that leaves the bound.
+
+    A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
+    being gone, no module can be named.
+    """
+    criteria, dtype = criteria or Criteria(), _DTYPES[precision]
+    measured = measure(module, specs, deployed, feeds, dtype=dtype)
+    notes = measured.notes if dtype is None else (*measured.notes, f"judged by what eager loses in {precision}")
+    verdict = judge(measured.measurements, criteria, measured.reference, notes)
+    if verdict.passed or model is None:
         return verdict
     failed = verdict.failures()[0].measurement.feed
     feed = next(feed for feed in feeds if feed.name == failed)
-    return replace(verdict, first_divergent=first_divergent_module(module, specs, model, feed, criteria))
+    return replace(verdict, first_divergent=first_divergent_module(module, specs, model, feed, criteria, dtype=dtype))
 
 
 def summary(verdict: Verdict) -> str:

@@ -30,6 +30,8 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
         show_parity(report.parity, console)
     if report.latency is not None:
         show_latency(report.latency, console)
+    if report.engine is not None:
+        show_engine(report.engine, console)
     for note in view.notes(report):
         _line(console, f"note: {note}", "dim")
     if path is not None:

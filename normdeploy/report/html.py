@@ -16,6 +16,8 @@ MOST_NORMS = 200
 """Rows of the list of norms; the rest is counted and stands in report.json, so that the page stays small."""
 MOST_JUDGEMENTS = 40
 """Rows of the table of parity, the worst first."""
+MOST_LAYERS = 200
+"""Rows of the table of engine layers."""
 
 
 def render(report: Report) -> str:
@@ -34,6 +36,7 @@ def render(report: Report) -> str:
         most_plotted=plots.MOST_JUDGEMENTS,
         most_norms=MOST_NORMS,
         most_judgements=MOST_JUDGEMENTS,
+        most_layers=MOST_LAYERS,
         view=view,
     )
 

@@ -14,6 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from normdeploy.bench.stats import Comparison
+from normdeploy.engine.sidecar import Sidecar
 from normdeploy.errors import InputError
 from normdeploy.fold.ledger import Ledger
 from normdeploy.parity.verdict import Verdict
@@ -51,6 +52,7 @@ class Report(Document):
         ledger: what became of each norm.
         parity: the verdict; None where it was not asked for.
         latency: eager against deployed; None where it was not measured.
+        engine: the TensorRT engine in the bundle, with the table of its layers; None where none was built.
         seconds: stage → seconds it took.
     """
 
@@ -71,6 +73,7 @@ class Report(Document):
     latency: Comparison | None
     notes: list[str]
     seconds: dict[str, float]
+    engine: Sidecar | None = None
 
 
 class _StrictJson(GenerateJsonSchema):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
 from normdeploy.bench.stats import Comparison
+from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry, Outcome
 from normdeploy.parity.verdict import Judgement, Verdict
@@ -125,6 +126,12 @@ def engine_layers(sidecar: Sidecar) -> str:
     counts = Counter(layer.precision or "without floating-point data" for layer in sidecar.layers)
     precisions = ", ".join(f"{precision} {number}" for precision, number in counts.most_common())
     return f"{count(len(sidecar.layers), 'layer')}: {precisions or 'none told'}"
+
+
+def layer_precision(layer: EngineLayer) -> str:
+    """What a layer computes in, and what it averages in where that is another type."""
+    mixed = layer.statistics not in ("", layer.precision)
+    return f"{layer.precision}, averages in {layer.statistics}" if mixed else layer.precision
 
 
 def _share_of_bound(judgement: Judgement) -> float:

@@ -1,0 +1,179 @@
+"""``normdeploy export --engine`` and ``--precision``: what is in the bundle, and how its parity is judged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import EAGER, RESNET, ROOT, SPEC, WEIGHTS, tree
+
+import normdeploy
+from normdeploy.bundle.manifest import Manifest, sha256
+from normdeploy.cli import main
+from normdeploy.engine import read_plan
+from normdeploy.errors import InputError, UnavailableError
+from normdeploy.pipeline import ParityError, Source, ledger_of, report_of
+from normdeploy.precision import Precision, to_precision
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx is not installed: pip install 'normdeploy[rtx]'",
+)
+SOURCE: Source = {"app_dir": ROOT, "weights": WEIGHTS}
+HALF_EPS = 2.0**-10
+
+
+@pytest.fixture(scope="module")
+def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In float16, with an engine where one can be built."""
+    out = tmp_path_factory.mktemp("half") / "bundle"
+    engine = importlib.util.find_spec("tensorrt_rtx") is not None
+    normdeploy.export(RESNET, [SPEC], out, precision="fp16", engine=engine, bench=False, **SOURCE)
+    return out
+
+
+# -- the precision -----------------------------------------------------------------------------
+
+
+def test_the_model_computes_in_16_bits_behind_float32_borders(half_bundle: Path) -> None:
+    graph = onnx.load(half_bundle / "model.onnx").graph
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert weights["blocks.0.conv1.weight"] == onnx.TensorProto.FLOAT16
+    borders = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert borders == {onnx.TensorProto.FLOAT}
+    report = report_of(half_bundle)
+    assert report.precision == "float16"
+    assert report.norms_after == {}
+    assert [entry.outcome for entry in ledger_of(half_bundle)] == ["folded"] * 9
+
+
+def test_parity_is_judged_by_what_eager_loses_in_16_bits(half_bundle: Path) -> None:
+    parity = report_of(half_bundle).parity
+    assert parity is not None
+    assert parity.passed
+    assert "judged by what eager loses in fp16" in parity.notes
+    module = normdeploy_resnet()
+    for judgement in parity.judgements:
+        measured = judgement.measurement
+        assert measured.dtype == "float16"
+        assert 1e-5 < measured.eager.rms < HALF_EPS  # float32 loses 1e-7, and 0 would be no measurement
+        assert judgement.bound_rms == pytest.approx(4 * measured.eager.rms + 8 * HALF_EPS)
+    scans = np.random.default_rng(3).random((5, 1, 8, 8), dtype=np.float32)
+    with torch.no_grad():
+        truth = module.double()(torch.from_numpy(scans).double()).numpy()
+    logits = normdeploy.load_bundle(half_bundle)(x=scans)["output"]
+    assert logits.dtype == np.float32
+    error = np.abs(logits - truth).max() / np.abs(truth).max()
+    assert 1e-6 < error < 8 * HALF_EPS
+
+
+def normdeploy_resnet() -> torch.nn.Module:
+    from models.digits import resnet
+
+    network = resnet()
+    network.load_state_dict(load_file(WEIGHTS))
+    return network.eval()
+
+
+def test_verify_judges_a_bundle_in_the_type_that_it_computes_in(
+    half_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(half_bundle), *EAGER, "--json"]) == 0
+    verdict = json.loads(capfd.readouterr().out)
+    assert {one["measurement"]["dtype"] for one in verdict["judgements"]} == {"float16"}
+    assert main(["verify", str(half_bundle), *EAGER, "--k", "0", "--floor-eps", "0"]) == 1
+
+
+def test_a_wrong_16_bit_model_is_refused_by_the_name_of_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: ir.Model, precision: Precision) -> ir.Model:
+        weight = model.graph.initializers["blocks.1.conv1.weight"]
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.2), name=weight.name)
+        return to_precision(model, precision)
+
+    monkeypatch.setattr("normdeploy.pipeline.deploy.to_precision", wrong)
+    with pytest.raises(ParityError, match="parity failed") as caught:
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="fp16", bench=False, **SOURCE)
+    assert "blocks.1" in caught.value.where
+    assert caught.value.report.engine is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("opset", "error", "said"),
+    [(None, InputError, "at opset 20 these have no bfloat16 form"), (22, UnavailableError, "normdeploy build BUNDLE")],
+)
+def test_what_cannot_be_judged_is_not_written(
+    opset: int | None, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="bf16", opset=opset, bench=False, **SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the engine --------------------------------------------------------------------------------
+
+
+@needs_rtx
+def test_the_engine_is_in_the_bundle_with_its_layers_in_the_report(half_bundle: Path) -> None:
+    report = report_of(half_bundle)
+    plan, sidecar = read_plan(half_bundle / "model.plan")
+    assert report.engine == sidecar
+    assert sidecar.precision == "fp16"
+    assert sidecar.size == len(plan) > 0
+    assert list(report.seconds) == ["load", "export", "fold", "parity", "engine"]
+    convolutions = [layer for layer in sidecar.layers if "Conv" in layer.operators and not layer.moves]
+    assert {layer.precision for layer in convolutions} == {"fp16"}
+    manifest = Manifest.model_validate_json((half_bundle / "manifest.json").read_bytes())
+    for name in ("model.plan", "model.plan.json"):
+        assert manifest.files[name] == sha256(half_bundle / name)
+    assert "runtime_fusion" in (half_bundle / "report.html").read_text()
+    assert normdeploy.load_bundle(half_bundle).plan_path == half_bundle / "model.plan"
+
+
+@needs_rtx
+def test_the_report_shows_the_engine(half_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(half_bundle)]) == 0
+    assert "engine  tensorrt_rtx" in capfd.readouterr().out
+
+
+@needs_rtx
+def test_an_engine_that_cannot_be_built_leaves_the_older_bundle(half_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(half_bundle, tmp_path / "out")
+    with pytest.raises(InputError, match="builds for no SM7"):
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", engine=True, sm=["7"], bench=False, force=True, **SOURCE)
+    assert tree(tmp_path / "out") == tree(half_bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_a_backend_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def begun(*_: Any, **__: Any) -> None:
+        raise AssertionError("work was begun")
+
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("normdeploy.pipeline.deploy.load", begun)
+    assert main(["export", *EAGER, "--input", SPEC, "-o", str(tmp_path / "out"), "--engine"]) == 3
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "pip install 'normdeploy[rtx]'" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_capabilities_without_an_engine_are_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--engine"):
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", sm=["89"], **SOURCE)
