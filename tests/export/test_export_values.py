@@ -40,6 +40,9 @@ class Box:
     def __init__(self, *tensors: torch.Tensor) -> None:
         self.tensors = tensors
 
+    def __repr__(self) -> str:  # names the tests, in every process alike
+        return f"Box{self.tensors}"
+
 
 pytree.register_pytree_node(Box, lambda box: (list(box.tensors), None), lambda v, _: Box(*v))
 Pair = namedtuple("Pair", "left right")
