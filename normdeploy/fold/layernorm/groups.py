@@ -20,6 +20,8 @@ def of_core(view: View, core: Core, target: Target) -> Norm | None:
     rank = view.rank(core.data)
     if core.kind != "LayerNormalization" or rank is None or core.axes != tuple(range(2, rank)):
         return None
+    if core.bias is not None or np.any(core.scale != 1.0):
+        return None  # they would repeat from group to group
     return _around(view, core.terminal, core.data, core.epsilon, target)
 
 

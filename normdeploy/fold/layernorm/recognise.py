@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from normdeploy.fold.affine import Array
 from normdeploy.fold.apply import Writer, remove
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.layernorm import groups, region
@@ -51,15 +52,17 @@ class Recogniser:
         """Rewrite every norm that holds; the node that each ends in from now on, with what became of it."""
         view = self.writer.land.view
         found: list[Norm] = []
+        refused: dict[ir.Node, Refused] = {}
         for node in self.writer.land.nodes:
             try:
                 norm = None if self.is_kept(node) else _norm_at(view, node, self.target)
+                if norm is not None:
+                    found.append(norm)
             except Refused as refusal:
-                yield node, _left(node, refusal)
-                continue
-            if norm is not None:
-                found.append(norm)
+                refused[node] = refusal
         insides = {norm.end: region.inside(view, norm) for norm in found}
+        inner = {node for nodes in insides.values() for node in nodes}  # a part of a norm is none that was refused
+        yield from ((node, _left(node, refusal)) for node, refusal in refused.items() if node not in inner)
         proven: list[tuple[Norm, float | None]] = []
         for norm in found:
             try:
@@ -127,10 +130,20 @@ def _plain(view: View, core: Core, target: Target) -> Norm:
         raise Refused("the size of the axes it normalizes over is not fixed", core.terminal)
     attributes = {"axis": -len(core.axes), "epsilon": core.epsilon, "stash_type": _stash_type(data)}
     perm = (*(axis for axis in range(rank) if axis not in core.axes), *core.axes)
+    scale, bias = (None if array is None else _over(core, array, rank, sizes) for array in (core.scale, core.bias))
+    assert scale is not None, "a core has a scale"
     return Norm(
-        core.terminal, data, op_type, attributes, np.ones(sizes), None, core.axes,
+        core.terminal, data, op_type, attributes, scale, bias, core.axes,
         perm=None if perm == tuple(range(rank)) else perm,
     )  # fmt: skip
+
+
+def _over(core: Core, array: Array, rank: int, sizes: tuple[int, ...]) -> Array:
+    """A constant that broadcasts against the data, as the scale or bias of a norm over ``core.axes``."""
+    padded = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    if padded.ndim > rank or any(n != 1 for axis, n in enumerate(padded.shape) if axis not in core.axes):
+        raise Refused("its scale or bias varies over an axis that it does not normalize", core.terminal)
+    return np.broadcast_to(padded.reshape([padded.shape[axis] for axis in core.axes]), sizes).copy()
 
 
 def _stash_type(data: ir.Value) -> int:

@@ -1,62 +1,54 @@
-"""The spellings of a norm, read backwards from the operator that divides.
+"""The spellings of a norm, read backwards from the operator it ends in.
 
     LN(x)  = (x - μ) · v^(-1/2),   μ = mean(x),  v = mean((x - μ)²) + eps      (Ba et al. 2016, arXiv 1607.06450)
     RMS(x) =  x      · v^(-1/2),                 v = mean(x²) + eps            (Zhang & Sennrich 2019, arXiv 1910.07467)
 
-No list of whole patterns: a small reader for each part, whose ways of being written add up to all spellings.
+No list of whole patterns: a small reader for each part (:mod:`.parts`), whose ways of being written add up to
+all spellings. Constants that are multiplied in before the division ends are the norm's scale.
 What looks like a norm and is none is refused with the reason; what does not look like one is None.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold.layernorm.values import bare, count, first, made_by, same, scalar, second
+from normdeploy.fold.affine import Array
+from normdeploy.fold.layernorm import parts
+from normdeploy.fold.layernorm.values import bare, first, made_by, same, second
 from normdeploy.fold.view import Refused, View
 
 Kind = Literal["LayerNormalization", "RMSNormalization"]
 
-TERMINALS = frozenset({"Div", "Mul"})
-"""Operators that a spelled norm, without its affine, can end in."""
-
-_KEEPS_ORDER = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand"})
+TERMINALS = frozenset({"Div", "Mul", "Add", "Sub"})
+"""Operators that a spelled norm can end in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Core:
-    """A norm without affine: what it reads, the axes (counted from the front) it normalizes over, its epsilon."""
+    """A spelled norm.
+
+    Attributes:
+        kind: the operator it is.
+        terminal: the node it ends in.
+        data: what it normalizes.
+        axes: the axes it normalizes over, counted from the front.
+        epsilon: as the graph gives it.
+        scale: the constants that are multiplied in before it ends; broadcasts against ``data`` from the right.
+        bias: the constant that is added before it ends; None where there is none.
+    """
 
     kind: Kind
     terminal: ir.Node
     data: ir.Value
     axes: tuple[int, ...]
     epsilon: float
-
-
-@dataclass(frozen=True)
-class _Mean:
-    """A mean of ``inner`` over ``axes``, times ``factor``; ``fits`` where it lines up with what it was taken of."""
-
-    inner: ir.Value
-    axes: tuple[int, ...]
-    factor: Fraction
-    fits: bool
-    squares: bool
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """A mean of squares: of ``of`` itself, or of its deviation from its mean over the same axes."""
-
-    of: ir.Value
-    axes: tuple[int, ...]
-    centred: bool
+    scale: Array = field(default_factory=lambda: np.ones(()))
+    bias: Array | None = None
 
 
 def core_at(view: View, node: ir.Node) -> Core | None:
@@ -65,18 +57,21 @@ def core_at(view: View, node: ir.Node) -> Core | None:
     Raises:
         Refused: it looks like a norm, and differs from one.
     """
-    for numerator, divisor, power in _quotients(node):
+    if node.op_type in ("Add", "Sub"):
+        return _distributed(view, node)
+    for numerator, factor, power in _quotients(node):
         if view.is_constant(numerator):
             continue
-        base, exponent = _power(view, divisor, power)
-        if exponent == -1 and _is_deviation_plus_epsilon(view, base):
+        factor, scale = _unscaled(view, factor) if power == 1 else (factor, np.ones(()))
+        base, exponent = parts.power(view, factor, power)
+        if exponent == -1 and parts.is_deviation_plus_epsilon(view, base):
             raise Refused("its epsilon is added to the deviation, not to the variance", node)
         if exponent != -0.5:
             continue
-        variance, epsilon = _split_epsilon(view, base)
-        spread = _spread(view, variance, node)
+        variance, epsilon = parts.split_epsilon(view, base)
+        spread = parts.spread(view, variance, node)
         if spread is not None:
-            return _core(view, node, numerator, spread, epsilon)
+            return _core(view, node, numerator, spread, epsilon, scale)
     return None
 
 
@@ -92,183 +87,79 @@ def _quotients(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, float]]:
         yield right, left, 1.0
 
 
-def _core(view: View, node: ir.Node, numerator: ir.Value, spread: _Spread, epsilon: float) -> Core:
-    own = _centred(view, numerator, node)
+def _core(view: View, node: ir.Node, numerator: ir.Value, spread: parts.Spread, epsilon: float, scale: Array) -> Core:
+    unscaled, inner = _unscaled(view, numerator)
     if spread.centred:
+        own, by = parts.centred(view, numerator, node), scale
+        if own is None:
+            own, by = parts.centred(view, unscaled, node), scale * inner
         if own is None:
             raise Refused("its numerator is not centred, but its variance is", node)
         if own[1] != spread.axes or not same(view, own[0], spread.of):
             raise Refused("its numerator is centred with another mean than its variance", node)
-        return Core("LayerNormalization", node, own[0], spread.axes, epsilon)
-    if not same(view, numerator, spread.of):
-        if own is not None and same(view, own[0], spread.of):
-            raise Refused("its numerator is centred, but its mean square is not", node)
-        raise Refused("it divides by the mean square of another value", node)
-    return Core("RMSNormalization", node, numerator, spread.axes, epsilon)
+        return Core("LayerNormalization", node, own[0], spread.axes, epsilon, by)
+    if same(view, numerator, spread.of):
+        return Core("RMSNormalization", node, numerator, spread.axes, epsilon, scale)
+    if same(view, unscaled, spread.of):
+        return Core("RMSNormalization", node, unscaled, spread.axes, epsilon, scale * inner)
+    own = parts.centred(view, unscaled, node)
+    if own is not None and same(view, own[0], spread.of):
+        raise Refused("its numerator is centred, but its mean square is not", node)
+    raise Refused("it divides by the mean square of another value", node)
 
 
-# -- parts -----------------------------------------------------------------------------------------
-
-
-def _power(view: View, value: ir.Value, exponent: float) -> tuple[ir.Value, float]:
-    """``value ** exponent`` as a power of what lies behind roots, reciprocals and powers."""
-    value = bare(view, value)
-    if (node := made_by(value, "Sqrt")) is not None:
-        return _power(view, first(node), exponent / 2)
-    if (node := made_by(value, "Reciprocal")) is not None:
-        return _power(view, first(node), -exponent)
-    if (node := made_by(value, "Div")) is not None and scalar(view, node.inputs[0]) == 1:
-        return _power(view, second(node), -exponent)
-    if (node := made_by(value, "Pow")) is not None and (by := scalar(view, node.inputs[1])) is not None:
-        return _power(view, first(node), exponent * by)
-    return value, exponent
-
-
-def _split_epsilon(view: View, value: ir.Value) -> tuple[ir.Value, float]:
-    """What a constant is added to, and that constant (0 where there is none)."""
-    if (node := made_by(bare(view, value), "Add")) is not None:
+def _unscaled(view: View, value: ir.Value) -> tuple[ir.Value, Array]:
+    """``value`` before it was multiplied by constants, and their product."""
+    factor = np.ones(())
+    while True:
+        value = bare(view, value)
+        node = made_by(value, "Mul")
+        if node is None:
+            return value, factor
         for constant, other in ((node.inputs[1], first(node)), (node.inputs[0], second(node))):
-            if (epsilon := scalar(view, constant)) is not None:
-                return other, epsilon
-    return value, 0.0
+            array = view.exact(constant)
+            if array is not None:
+                factor, value = factor * array, other
+                break
+        else:
+            return value, factor
 
 
-def _is_deviation_plus_epsilon(view: View, value: ir.Value) -> bool:
-    inner, epsilon = _split_epsilon(view, value)
-    base, exponent = _power(view, inner, 1.0)
-    return epsilon != 0 and exponent == 0.5 and _spread(view, base, None) is not None
+# -- multiplied out --------------------------------------------------------------------------------
 
 
-def _spread(view: View, value: ir.Value, node: ir.Node | None) -> _Spread | None:
-    """The mean of squares that ``value`` is. With ``node``, one that is spoiled is refused in its name."""
-    value = _not_negative(view, value)
-    if (moments := _moments(view, value)) is not None:
-        return moments
-    mean = _mean(view, value)
-    of = None if mean is None else mean.inner if mean.squares else _square(view, mean.inner)
-    if mean is None or of is None:
-        return None
-    if node is not None:
-        _need_plain(view, mean, node)
-    if (centred := _centred(view, of, node)) is not None and centred[1] == mean.axes:
-        return _Spread(*centred, centred=True)
-    return _Spread(of, mean.axes, centred=False)
-
-
-def _need_plain(view: View, mean: _Mean, node: ir.Node) -> None:
-    if mean.factor != 1:
-        n = count(view, mean.inner, mean.axes)
-        if n and n > 1 and math.isclose(mean.factor, n / (n - 1), rel_tol=1e-6):
-            raise Refused("its variance is unbiased (it divides by N - 1)", node)
-        raise Refused(f"its variance is scaled by {float(mean.factor):.9g}", node)
-    if not mean.fits:
-        raise Refused("its variance is broadcast along another axis than it was taken over", node)
-
-
-def _moments(view: View, value: ir.Value) -> _Spread | None:
-    """E[x²] - E[x]²."""
-    if (node := made_by(value, "Sub")) is None:
-        return None
-    squares = _mean(view, first(node))
-    of = None if squares is None else squares.inner if squares.squares else _square(view, squares.inner)
-    root = _square(view, second(node))
-    mean = None if root is None else _mean(view, root)
-    if squares is None or of is None or mean is None or not same(view, of, mean.inner):
-        return None
-    plain = squares.factor == mean.factor == 1 and squares.fits and mean.fits
-    return _Spread(of, mean.axes, centred=True) if plain and squares.axes == mean.axes else None
-
-
-def _centred(view: View, value: ir.Value, node: ir.Node | None) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """``x`` and the axes of the mean where ``value`` is ``x - mean(x)``."""
-    for x, negative in _differences(bare(view, value)):
-        mean = _mean(view, negative)
-        if mean is None or mean.squares or not same(view, x, mean.inner) or mean.factor != 1:
-            continue
-        if not mean.fits:
-            if node is not None:
-                raise Refused("its mean is broadcast along another axis than it was taken over", node)
-            continue
-        return x, mean.axes
+def _distributed(view: View, node: ir.Node) -> Core | None:
+    """``x k - μ k + β = (x - μ) k + β`` with ``k = γ v^(-1/2)``, as TensorFlow writes it."""
+    for left, right, bias in _minuends(view, node):
+        for x, k in _factors(left):
+            for mu, again in _factors(right):
+                mean = parts.mean(view, mu) if same(view, k, again) else None
+                if mean is None or mean.squares or mean.factor != 1 or not mean.fits or not same(view, x, mean.inner):
+                    continue
+                factor, scale = _unscaled(view, k)
+                base, exponent = parts.power(view, factor, 1.0)
+                variance, epsilon = parts.split_epsilon(view, base)
+                spread = parts.spread(view, variance, node) if exponent == -0.5 else None
+                if spread is not None and spread.centred and spread.axes == mean.axes and same(view, x, spread.of):
+                    return Core("LayerNormalization", node, x, mean.axes, epsilon, scale, bias)
     return None
 
 
-def _differences(value: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
-    if (node := made_by(value, "Sub")) is not None:
-        yield first(node), second(node)
-    if (node := made_by(value, "Add")) is not None:
-        for x, other in ((first(node), second(node)), (second(node), first(node))):
-            if (negative := made_by(other, "Neg")) is not None:
-                yield x, first(negative)
+def _minuends(view: View, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, Array | None]]:
+    """``a``, ``b`` and a constant ``c`` (or None) where ``node`` is ``a - b + c``."""
+    if node.inputs[0] is None or node.inputs[1] is None:
+        return
+    if node.op_type == "Sub":
+        yield first(node), second(node), None
+        return
+    for a, other in ((first(node), second(node)), (second(node), first(node))):
+        difference = made_by(bare(view, other), "Sub")
+        constant = None if difference is None else view.exact(first(difference))
+        if difference is not None and constant is not None:
+            yield a, second(difference), constant
 
 
-def _mean(view: View, value: ir.Value) -> _Mean | None:
-    """ReduceMean, or ReduceSum and a division by the count, with whatever puts its axes back."""
-    end, factor, moved = value, Fraction(1), False
-    while (step := _behind_mean(view, value)) is not None:
-        value, by, moves = step
-        factor, moved = factor * by, moved or moves
-    node = made_by(value, "ReduceMean", "ReduceSum", "ReduceSumSquare")
-    if node is None:
-        return None
-    inner = first(node)
-    axes = _axes(view, node)
-    if node.op_type != "ReduceMean":
-        n = count(view, inner, axes)
-        if n is None:
-            return None
-        factor *= n
-    fits = _lines_up(view, end, inner, axes) if moved or not view.attr(node, "keepdims", 1) else True
-    return _Mean(inner, axes, factor, fits, squares=node.op_type == "ReduceSumSquare")
-
-
-def _behind_mean(view: View, value: ir.Value) -> tuple[ir.Value, Fraction, bool] | None:
-    """One step from a mean towards its reduction: what was there before, times which factor, and were axes moved."""
-    if (node := made_by(value, *_KEEPS_ORDER)) is not None:
-        return first(node), Fraction(1), node.op_type not in ("Cast", "Identity")
-    if (node := made_by(value, "Div")) is not None and (by := scalar(view, node.inputs[1])):
-        return first(node), 1 / Fraction(by), False
+def _factors(value: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
     if (node := made_by(value, "Mul")) is not None:
-        for constant, other in ((node.inputs[1], first(node)), (node.inputs[0], second(node))):
-            if by := scalar(view, constant):
-                return other, Fraction(by), False
-    return None
-
-
-def _axes(view: View, node: ir.Node) -> tuple[int, ...]:
-    rank = view.need_rank(first(node), node)
-    axes = view.parameter(node, "axes", 1)
-    if not axes:
-        return () if view.attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(sorted(axis % rank for axis in axes))
-
-
-def _lines_up(view: View, end: ir.Value, inner: ir.Value, axes: tuple[int, ...]) -> bool:
-    """Whether ``end`` broadcasts against ``inner`` with 1 at exactly the reduced axes."""
-    whole, reduced = view.shape(inner), view.shape(end)
-    if whole is None or reduced is None or len(reduced) > len(whole):
-        return False
-    padded = (1,) * (len(whole) - len(reduced)) + reduced
-    return None not in padded and padded == tuple(1 if i in axes else dim for i, dim in enumerate(whole))
-
-
-def _square(view: View, value: ir.Value) -> ir.Value | None:
-    value = bare(view, value)
-    if (node := made_by(value, "Pow")) is not None:
-        return first(node) if scalar(view, node.inputs[1]) == 2 else None
-    if (node := made_by(value, "Mul")) is not None and same(view, first(node), second(node)):
-        return first(node)
-    return None
-
-
-def _not_negative(view: View, value: ir.Value) -> ir.Value:
-    """What a clamp at 0 guards: a variance is not negative but for rounding."""
-    value = bare(view, value)
-    if (node := made_by(value, "Relu")) is not None:
-        return bare(view, first(node))
-    if (node := made_by(value, "Max", "Clip")) is not None and len(node.inputs) == 2:
-        if scalar(view, node.inputs[1]) == 0:
-            return bare(view, first(node))
-        if node.op_type == "Max" and scalar(view, node.inputs[0]) == 0:
-            return bare(view, second(node))
-    return value
+        yield first(node), second(node)
+        yield second(node), first(node)

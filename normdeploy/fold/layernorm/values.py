@@ -46,9 +46,10 @@ def bare(view: View, value: ir.Value) -> ir.Value:
 
 
 def scalar(view: View, value: ir.Value | None) -> float | None:
-    """The one number that ``value`` always holds, or None."""
+    """The one finite number that ``value`` always holds, or None."""
     array = view.array(value)
-    return float(array.reshape(())) if array is not None and array.size == 1 else None
+    number = math.nan if array is None or array.size != 1 else float(array.reshape(()))
+    return number if math.isfinite(number) else None
 
 
 def same(view: View, left: ir.Value, right: ir.Value, depth: int = _DEPTH) -> bool:

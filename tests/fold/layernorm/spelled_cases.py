@@ -114,6 +114,18 @@ LAYER_NORMS = [
     Spelling("scale and bias", ROOT + "z = Div (d, r)\n w = Mul (gamma, z)\n y = Add (w, beta)",
              weights="float[6] gamma, float[6] beta"),
     Spelling("bias only", ROOT + "z = Div (d, r)\n y = Add (z, beta)", weights="float[1,6] beta"),
+    Spelling("scaled before the division", ROOT + "t = Mul (gamma, d)\n z = Div (t, r)\n y = Add (z, beta)",
+             weights="float[6] gamma, float[6] beta"),
+    Spelling("scaled inverse", ROOT + "i = Reciprocal (r)\n k = Mul (i, gamma)\n y = Mul (d, k)",
+             weights="float[6] gamma"),
+    Spelling("scaled by one number", ROOT + "t = Mul (d, two)\n y = Div (t, r)"),
+    Spelling("multiplied out, as TensorFlow writes it", ROOT + "i = Reciprocal (r)\n k = Mul (i, gamma)\n"
+             "a = Mul (x, k)\n b = Mul (m, k)\n c = Sub (beta, b)\n y = Add (a, c)",
+             weights="float[6] gamma, float[6] beta"),
+    Spelling("multiplied out, without scale", ROOT + "i = Reciprocal (r)\n a = Mul (i, x)\n b = Mul (m, i)\n"
+             "c = Sub (beta, b)\n y = Add (c, a)", weights="float[6] beta"),
+    Spelling("multiplied out, without bias", ROOT + "i = Reciprocal (r)\n k = Mul (i, gamma)\n a = Mul (x, k)\n"
+             "b = Mul (m, k)\n y = Sub (a, b)", weights="float[6] gamma"),
     Spelling("scale, bias and a linear", ROOT + "z = Div (d, r)\n w = Mul (gamma, z)\n a = Add (w, beta)\n"
              "p = MatMul (a, k)\n y = Add (p, c)", "LayerNormalization MatMul Add",
              weights="float[6] gamma, float[6] beta, float[6,5] k, float[5] c"),
@@ -151,6 +163,8 @@ CHANNELS_FIRST = [
              inputs=IMAGE),
     Spelling("with scale and bias", FIRST + "z = Div (d, r)\n w = Mul (z, gamma)\n y = Add (w, beta)",
              "Transpose LayerNormalization Transpose", inputs=IMAGE, weights="float[6,1,1] gamma, float[6,1,1] beta"),
+    Spelling("channels first, scaled before the division", FIRST + "t = Mul (d, gamma)\n y = Div (t, r)",
+             "Transpose LayerNormalization Transpose", inputs=IMAGE, weights="float[6,1,1] gamma"),
     Spelling("behind a Transpose", "x = Transpose <perm=[0,3,1,2]> (i)\n" + FIRST + "y = Div (d, r)",
              "LayerNormalization Transpose", inputs="float[N,H,W,6] i"),
     Spelling("in front of a Transpose", FIRST + "z = Div (d, r)\n y = Transpose <perm=[0,2,3,1]> (z)\n q = Relu (y)",
@@ -175,6 +189,8 @@ RMS_NORMS = [
     Spelling("rms, integer exponent", "s = Pow (x, itwo)\n v = ReduceMean (s, last)\n e = Add (eps, v)\n"
              "i = Pow (e, mhalf)\n y = Mul (i, x)", RMS),
     Spelling("rms, scale", SQUARES + "r = Sqrt (e)\n z = Div (x, r)\n y = Mul (gamma, z)", RMS,
+             weights="float[6] gamma"),
+    Spelling("rms, scaled before the division", SQUARES + "r = Sqrt (e)\n t = Mul (x, gamma)\n y = Div (t, r)", RMS,
              weights="float[6] gamma"),
     Spelling("rms of T5, with casts", "f = Cast <to=1> (x)\n s = Pow (f, two)\n v = ReduceMean (s, last)\n"
              "e = Add (v, eps)\n r = Sqrt (e)\n i = Reciprocal (r)\n z = Mul (f, i)\n w = Cast <to=10> (z)\n"
@@ -275,6 +291,12 @@ LOOKALIKES = [
               "y = Div (d, r)", "broadcast along another axis", inputs="float[2,6,6] x"),
     Lookalike("an epsilon for each token", VARIANCE + "e = Add (v, pos)\n r = Sqrt (e)\n y = Div (d, r)", None,
               weights="float[7,1] pos"),
+    Lookalike("a scale for each token", ROOT + "t = Mul (d, each)\n y = Div (t, r)", "axis that it does not normalize",
+              weights="float[7,1] each"),
+    Lookalike("multiplied out with another factor", ROOT + "i = Reciprocal (r)\n a = Mul (x, i)\n b = Mul (m, u)\n"
+              "y = Sub (a, b)", "numerator is not centred", inputs="float[N,7,6] x, float[N,7,1] u"),
+    Lookalike("multiplied out with another mean", ROOT + "i = Reciprocal (r)\n n = ReduceMean (x, second)\n"
+              "a = Mul (x, i)\n b = Mul (n, i)\n y = Sub (a, b)", "numerator is not centred"),
     Lookalike("a negative epsilon", VARIANCE + "e = Add (v, minus)\n r = Sqrt (e)\n y = Div (d, r)", "epsilon",
               weights="float minus = {-0.001}"),
     Lookalike("an epsilon that is no float32", "m = ReduceMean (x, last)\n d = Sub (x, m)\n s = Mul (d, d)\n"
