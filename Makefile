@@ -1,5 +1,6 @@
 # demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
-# test-real: export really trained networks from PyPI       clean: remove what these made
+# test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
+# clean: remove what these made
 # Each makes .venv first where it is missing, and again where pyproject.toml or constraints.txt changed.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -8,14 +9,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REAL := .venv-real
+# The demo builds an engine where TensorRT-RTX is installed. Asked when the recipe runs: the install comes before it.
+ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --engine)
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test lint test-real clean
+.PHONY: demo test lint test-real test-gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
-		--input "x:N=1..1..64x1x8x8@f32" --out out/digits_resnet --force
+		--input "x:N=1..1..64x1x8x8@f32" --out out/digits_resnet --force $(ENGINE)
 	@echo "The report: out/digits_resnet/report.html"
 
 test: $(INSTALLED)
@@ -25,6 +28,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-gpu: $(INSTALLED)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "no NVIDIA GPU that torch can use: run this on a machine with one" >&2; exit 3; }
+	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)
 
 test-real: $(REAL)/.installed
 	$(PYTEST) -m real tests/real $(PYTEST_ARGS)
@@ -37,6 +45,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or run make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cpu,test,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[rtx]' || \
+		echo "TensorRT-RTX was not installed (why is said above): no engines are built here, their tests skip" >&2
 	@touch $@
 
 # Only the weights and the module files: what these packages would pull in (OpenCV, torchaudio, ...) is not needed.

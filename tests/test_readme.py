@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -14,7 +15,8 @@ from support import ROOT
 
 pytestmark = pytest.mark.xdist_group("readme")  # the sandbox takes half a minute: one process makes it
 
-STAGES = ("load", "export", "fold", "parity", "latency", "bundle")
+STAGES = ("load", "export", "fold", "parity", "engine", "latency", "bundle")
+RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -45,6 +47,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "told").mkdir()
     for command in commands("normdeploy"):
         verb = command.split()[1]
+        if verb == "build" and not RTX:
+            continue
         (folder / "told" / verb).write_text(run("bash", "-c", command, folder=folder), encoding="utf-8")
     return folder
 
@@ -57,27 +61,32 @@ def masked(text: str) -> str:
 
 def test_every_command_has_run(sandbox: Path) -> None:
     told = {path.name for path in (sandbox / "told").iterdir()}
-    assert told == {"export", "verify", "bench", "report", "explain", "fold"}
+    assert told == {"export", "verify", "bench", "report", "explain", "fold"} | ({"build"} if RTX else set())
     assert "parity passed" in (sandbox / "told" / "verify").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(not RTX, reason="the README shows the demo where TensorRT-RTX is installed")
 def test_the_demo_prints_what_is_shown(sandbox: Path) -> None:
     shown = next(block for block in blocks("text") if "parity passed" in block)
     stages, _, result = shown.partition("models.digits:resnet")
     assert [line.split()[0] for line in stages.splitlines()] == [*STAGES]
-    told = (sandbox / "told" / "export").read_text(encoding="utf-8").replace("out/digits", "out/digits_resnet")
+    told = run("normdeploy", *_demo(), "--engine", folder=sandbox)
     last = "The report: out/digits_resnet/report.html"
     assert masked(f"models.digits:resnet{result}") == masked(f"{told}{last}")
 
 
 def test_the_demo_is_the_export_that_is_shown() -> None:
+    assert [*shlex.split(commands("normdeploy")[0])[1:-1], "out/digits_resnet", "--force"] == _demo()
+
+
+def _demo() -> list[str]:
+    """The arguments of the demo's export, without ``--engine``, which is there where an engine can be built."""
     demo = run("make", "-n", "demo", folder=ROOT).replace("\\\n", " ")
     line = next(line for line in demo.splitlines() if "normdeploy export" in line)
-    made, shown = shlex.split(line)[1:], shlex.split(commands("normdeploy")[0])[1:]
-    assert [*shown[:-1], "out/digits_resnet", "--force"] == made
+    return [argument for argument in shlex.split(line)[1:] if argument != "--engine"]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "test-real", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "test-real", "test-gpu", "clean"])
 def test_make_knows_its_targets(target: str) -> None:
     assert run("make", "-n", target, folder=ROOT)
     assert f"make {target}" in README or target == "clean"

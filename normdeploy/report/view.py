@@ -117,7 +117,8 @@ def ratio(latency: Comparison) -> str:
 
 def engine(sidecar: Sidecar) -> str:
     """What built it, and which GPUs it is for."""
-    target = ", ".join(sidecar.compute_capabilities) or sidecar.gpu or "no GPU that it names"
+    capabilities = sorted(sidecar.compute_capabilities, key=lambda name: (len(name), name))
+    target = ", ".join(capabilities) or sidecar.gpu or "no GPU that it names"
     return f"{sidecar.backend} {sidecar.backend_version}, in {sidecar.precision}, for {target}"
 
 
