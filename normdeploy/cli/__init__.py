@@ -132,10 +132,10 @@ def verify(
     parity: ParityOptions = ParityOptions(),
     talk: Talk = Talk(),
 ) -> int:
-    """Judge a bundle or an ONNX file against the eager module it came from.
+    """Judge a bundle, an ONNX file or a plan against the eager module it came from.
 
     Args:
-        artefact: a bundle, which knows its inputs, or an ONNX file, which needs --input.
+        artefact: a bundle, which knows its inputs, or an ONNX file or a plan, which need --input.
         model: package.module:factory, a function that returns the module.
     """
     from normdeploy import pipeline
@@ -151,27 +151,31 @@ def verify(
 
 @app.command
 def bench(
-    bundle: Path,
+    artefact: Path,
     /,
     *,
     model: str | None = None,
+    input: tuple[str, ...] = (),
     eager: EagerOptions = EagerOptions(),
     seconds: float = 2.0,
     threads: int | None = None,
     talk: Talk = Talk(),
 ) -> int:
-    """Measure the latency of a bundle, beside the eager module it came from.
+    """Measure the latency of a bundle, an ONNX file or a plan, beside the eager module it came from.
 
     Args:
-        bundle: the folder.
-        model: package.module:factory; without it the bundle is measured alone.
+        artefact: a bundle, which knows its inputs, or an ONNX file or a plan, which need --input.
+        model: package.module:factory; without it the artefact is measured alone.
+        input: name:dims@dtype[low..high], once for each input.
         seconds: to measure for.
         threads: of each runner; by default one core is left to the rest of the machine.
     """
     from normdeploy import pipeline
 
     with output.working(talk) as progress:
-        measured = pipeline.bench(bundle, model, seconds=seconds, threads=threads, progress=progress, **eager.source())
+        measured = pipeline.bench(
+            artefact, model, input, seconds=seconds, threads=threads, progress=progress, **eager.source()
+        )
     output.latency(measured, talk)
     return 0
 

@@ -10,20 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-import onnx_ir as ir
-
 from normdeploy.bench.stats import Comparison, Latency, latency
 from normdeploy.bench.timers import interleave, timed
-from normdeploy.bundle import Bundle, load_bundle
+from normdeploy.bundle import Bundle
 from normdeploy.checkpoint import Checkpoint
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict
-from normdeploy.pipeline.engines import computes_in
+from normdeploy.pipeline.artefact import open_artefact
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, usual_threads
 from normdeploy.runtime.eager import EagerRunner
-from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import Runner
 
 _WARM_UP = 10  # calls
 
@@ -39,24 +37,23 @@ def verify(
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Verdict:
-    """The parity verdict on ``artefact``, a bundle or an ONNX file, against the module that ``model`` names.
+    """The parity verdict on ``artefact``, a bundle, an ONNX file or a plan, against the module that ``model`` names.
 
-    A bundle's sha256s and golden outputs are checked first, and its input specs hold; an ONNX file needs ``inputs``.
-    Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise, but a failed verdict is returned.
+    A bundle's sha256s and golden outputs are checked first, and its input specs hold; an ONNX file, and a plan outside
+    a bundle, need ``inputs``. What computes in 16 bits is judged by what eager loses in them. Raises what
+    :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise, and UnavailableError for a plan where there is
+    no GPU; a failed verdict is returned.
     """
-    path, stages = Path(artefact), Stages(progress)
+    stages = Stages(progress)
     with stages("load"):
-        bundle = load_bundle(path) if path.is_dir() else None
-        if bundle is not None and inputs:
-            raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
-        specs = bundle.specs if bundle else specs_of(inputs)
-        feeds = feeds_for(specs, data, seed)
-        deployed = bundle.runner if bundle else OnnxRuntimeRunner(path)
+        opened = open_artefact(Path(artefact), inputs)
+        feeds = feeds_for(opened.specs, data, seed)
         checkpoint = load(model, source)
     with stages("parity"):
-        graph = ir.load(bundle.model_path if bundle else path)
-        verdict = verdict_on(checkpoint.module, specs, deployed, graph, feeds, criteria, precision=computes_in(graph))
-    return replace(verdict, notes=(*checkpoint.notes, *_other_weights(bundle, checkpoint), *verdict.notes))
+        verdict = verdict_on(
+            checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, criteria, precision=opened.precision
+        )
+    return replace(verdict, notes=(*checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes))
 
 
 def _other_weights(bundle: Bundle | None, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -68,15 +65,17 @@ def _other_weights(bundle: Bundle | None, checkpoint: Checkpoint) -> tuple[str, 
 def bench(
     artefact: str | Path,
     model: str | None = None,
+    inputs: Sequence[str] = (),
     *,
     seconds: float = 2.0,
     threads: int | None = None,
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Comparison | Latency:
-    """The latency of the bundle ``artefact`` at its usual sizes, in turns with the module that ``model`` names.
+    """The latency of ``artefact`` at its usual sizes, in turns with the module that ``model`` names.
 
-    Without ``model`` the bundle is measured alone: the factory that its manifest names is code, and code runs only
+    It is a bundle, or an ONNX file or a plan, which need ``inputs`` outside a bundle. Without ``model`` it is measured
+    alone: the factory that its manifest names is code, and code runs only
     where the user names it. ``threads`` are each runner's; None leaves one core to the rest of the machine.
 
     Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
@@ -88,19 +87,19 @@ def bench(
         fix = f"give 1 to {cores} threads, as many as this machine has cores, and a positive, finite time"
         raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
-        bundle = load_bundle(artefact, threads=threads)
-        feed = Feed("golden", dict(bundle.golden.inputs))
-        eager = None if model is None else EagerRunner(load(model, source).module, bundle.specs)
+        opened = open_artefact(Path(artefact), inputs, threads=threads)
+        feed = opened.usual_feed()
+        eager = None if model is None else EagerRunner(load(model, source).module, opened.specs)
     with stages("latency"):
         if eager is None:
-            return _alone(bundle, feed, seconds)
-        return interleave(eager, bundle.runner, feed, threads=threads, seconds=seconds)
+            return _alone(opened.runner, feed, seconds)
+        return interleave(eager, opened.runner, feed, threads=threads, seconds=seconds)
 
 
-def _alone(bundle: Bundle, feed: Feed, seconds: float) -> Latency:
+def _alone(runner: Runner, feed: Feed, seconds: float) -> Latency:
     for _ in range(_WARM_UP):
-        bundle.runner(feed.arrays)
-    samples, end = [timed(lambda: bundle.runner(feed.arrays))], time.perf_counter() + seconds
+        runner(feed.arrays)
+    samples, end = [timed(lambda: runner(feed.arrays))], time.perf_counter() + seconds
     while time.perf_counter() < end:
-        samples.append(timed(lambda: bundle.runner(feed.arrays)))
-    return latency(bundle.runner.name, samples)
+        samples.append(timed(lambda: runner(feed.arrays)))
+    return latency(runner.name, samples)

@@ -1,0 +1,88 @@
+"""What ``verify`` and ``bench`` are given, a bundle, an ONNX file or a plan: found out what it is, checked, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from normdeploy.bundle import Bundle, load_bundle
+from normdeploy.bundle.manifest import MANIFEST, PLAN
+from normdeploy.engine import Sidecar, read_plan
+from normdeploy.engine.profiles import covering
+from normdeploy.engine.sidecar import sidecar_path
+from normdeploy.errors import InputError
+from normdeploy.parity.feeds import Feed
+from normdeploy.pipeline.engines import computes_in, read_graph
+from normdeploy.pipeline.source import feeds_for, specs_of
+from normdeploy.precision import Precision
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import Runner
+from normdeploy.runtime.tensorrt import TensorRTRunner
+from normdeploy.specs import TensorSpec, sizes_at
+
+_POINTS: tuple[Literal["min", "opt", "max"], ...] = ("min", "opt", "max")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A deployed model that runs.
+
+    Attributes:
+        specs: its inputs.
+        runner: without the checks of the inputs.
+        precision: what it computes in.
+        graph: what it was made of; None for a plan, which no longer tells.
+        bundle: the one that it is, or that it lies in.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    runner: Runner
+    precision: Precision
+    graph: ir.Model | None
+    bundle: Bundle | None
+
+    def usual_feed(self) -> Feed:
+        """Inputs at the usual sizes: a bundle's golden ones, else random ones."""
+        return Feed("golden", dict(self.bundle.golden.inputs)) if self.bundle else feeds_for(self.specs, None, 0)[0]
+
+
+def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0) -> Artefact:
+    """The artefact at ``path``; ``inputs`` are the specs of one that is not, and does not lie in, a bundle.
+
+    Raises what :func:`normdeploy.load_bundle` does; for a plan InputError where it is damaged, does not fit the specs,
+    or was built by another version or for another GPU, UnavailableError without a GPU.
+    """
+    is_plan = path.suffix == ".plan" or sidecar_path(path).is_file()
+    bundle = _bundle(path, threads) if path.is_dir() or is_plan else None
+    if bundle is not None and inputs:
+        raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
+    specs = bundle.specs if bundle else specs_of(inputs)
+    if is_plan:
+        _, sidecar = read_plan(path)
+        _require_covered(sidecar, specs)
+        return Artefact(specs, TensorRTRunner(path), sidecar.precision, None, bundle)
+    runner = bundle.runner if bundle else OnnxRuntimeRunner(path, threads=threads)
+    graph = read_graph(bundle.model_path if bundle else path)
+    return Artefact(specs, runner, computes_in(graph), graph, bundle)
+
+
+def _bundle(path: Path, threads: int) -> Bundle | None:
+    """The bundle that ``path`` is, or that the plan ``path`` lies in."""
+    if path.is_dir():
+        return load_bundle(path, threads=threads)
+    return load_bundle(path.parent) if path.name == PLAN and (path.parent / MANIFEST).is_file() else None
+
+
+def _require_covered(sidecar: Sidecar, specs: Sequence[TensorSpec]) -> None:
+    """InputError unless the engine takes inputs of these names, at the smallest, usual and largest sizes."""
+    names = [spec.name for spec in specs]
+    if sorted(names) != sorted(sidecar.inputs):
+        taken, given = ", ".join(sidecar.inputs), ", ".join(names)
+        raise InputError(f"the engine takes the inputs {taken}", where=f"--input gives {given}", fix="name these")
+    for point in _POINTS:
+        sizes = sizes_at(specs, point)
+        covering(sidecar.profiles, {spec.name: spec.shape(sizes) for spec in specs})
