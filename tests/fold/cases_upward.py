@@ -116,6 +116,23 @@ UPWARD_INTO = [
          "c = Conv (x, w, b)\n s = Mul (c, g)\n y = Add (x, s)", "Conv"),
     Case("weight shared by two convs", IMAGE, f"float[3,3,1,1] w, {bn(3)}",
          "c = Conv (x, w)\n" + norm("c", "n") + "y = Conv (n, w)", "Conv Conv"),
+    Case("weight that is an output too", IMAGE, f"float[3,3,1,1] w, {bn(3)}", "c = Conv (x, w)\n" + norm("c", "y"),
+         "Conv", outputs="float[] y, float[3,3,1,1] w"),
+    Case("norms that share their parameters", IMAGE + ", float[N,3,H,W] z", f"{CONV}, float[5,3,3,3] v, {bn(5)}",
+         "c = Conv (x, w, b)\n d = Conv (z, v)\n" + norm("c", "y") + norm("d", "y2"), "Conv Conv",
+         outputs="float[] y, float[] y2"),
+    Case("parameters shared with a norm that stays", IMAGE, f"{CONV}, {bn(5)}",
+         "c = Conv (x, w, b)\n" + norm("c", "n") + "s = Sigmoid (n)\n" + norm("s", "y"),
+         "Conv Sigmoid BatchNormalization"),
+    Case("a residual block", "float[N,5,H,W] x", f"float[5,5,3,3] w, float[5,5,3,3] v, {bn(5)}, {bn(5, '2')}",
+         "c = Conv <pads=[1,1,1,1]> (x, w)\n" + norm("c", "n") + "r = Relu (n)\n"
+         "d = Conv <pads=[1,1,1,1]> (r, v)\n" + norm("d", "m", "2") + "s = Add (m, x)\n y = Relu (s)",
+         "Conv Relu Conv Add Relu"),
+    Case("a residual block that downsamples", "float[N,3,H,W] x",
+         f"float[5,3,3,3] w, float[5,5,3,3] v, float[5,3,1,1] u, {bn(5)}, {bn(5, '2')}, {bn(5, '3')}",
+         "c = Conv <pads=[1,1,1,1], strides=[2,2]> (x, w)\n" + norm("c", "n") + "r = Relu (n)\n"
+         "d = Conv <pads=[1,1,1,1]> (r, v)\n" + norm("d", "m", "2") + "e = Conv <strides=[2,2]> (x, u)\n"
+         + norm("e", "o", "3") + "s = Add (m, o)\n y = Relu (s)", "Conv Relu Conv Conv Add Relu"),
     Case("conv reused with two norms", "float[N,3,H,W] x, float[N,3,H,W] z", f"{CONV}, {bn(5)}, {bn(5, '2')}",
          "c = Conv (x, w, b)\n d = Conv (z, w, b)\n" + norm("c", "y") + norm("d", "y2", "2"), "Conv Conv",
          outputs="float[] y, float[] y2"),
