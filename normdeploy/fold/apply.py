@@ -79,6 +79,8 @@ class Writer:
             self.store(slot, edit)
         for (node, name), value in plan.attributes.items():
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
+        for node, kind in plan.kinds.items():
+            node.op_type = kind
         for node, residue in plan.residues.items():
             self._replace(node, residue)
 

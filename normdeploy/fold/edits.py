@@ -1,6 +1,6 @@
-"""Weight edits are data: original tensor, two diagonals and a shift, in float64.
+"""Weight edits are data: original tensor, two diagonals, a shift and a centring, in float64.
 
-    new = original ⊙ left ⊙ right + shift
+    new = C(original ⊙ left ⊙ right + shift),   C(w) = w - mean(w) over one axis, or the identity
 
 Edits compose; the tensor is evaluated in float64 and rounded once, when it is written, in its own dtype.
 So a product that overflows only in between is no problem, and one that overflows in the end is refused.
@@ -34,7 +34,8 @@ class Edit:
         dtype: the dtype it is stored in.
         left: factor over the producing side (output channels), broadcasts against the tensor.
         right: factor over the consuming side (input channels), broadcasts against the tensor.
-        shift: added last, broadcasts against the tensor (a whole tensor where ``original`` is None).
+        shift: added to that, broadcasts against the tensor (a whole tensor where ``original`` is None).
+        centred: the axis whose mean is taken off in the end; None for none.
     """
 
     original: ir.TensorProtocol | None
@@ -42,15 +43,29 @@ class Edit:
     left: Array = field(default_factory=lambda: ONE)
     right: Array = field(default_factory=lambda: ONE)
     shift: Array = field(default_factory=lambda: ZERO)
+    centred: int | None = None
 
     def scaled(self, *, left: Array = ONE, right: Array = ONE) -> Edit:
         """This edit with further factors."""
+        if self.centred is not None:
+            return replace(self._settled(), shift=self.exact() * left * right)
         shift = self.shift * left * right if np.any(self.shift) else self.shift
         return replace(self, left=_times(self.left, left), right=_times(self.right, right), shift=shift)
 
     def shifted(self, shift: Array) -> Edit:
         """This edit with a further shift."""
+        if self.centred is not None:
+            return replace(self._settled(), shift=self.exact() + shift)
         return replace(self, shift=self.shift + shift) if np.any(shift) else self
+
+    def without_mean(self, axis: int) -> Edit:
+        """This edit, and then the mean over ``axis`` taken off; a projection, kept as data."""
+        before = self if self.centred in (None, axis) else self._settled()
+        return replace(before, centred=axis)
+
+    def _settled(self) -> Edit:
+        """This edit as a tensor of its own: no factor passes a centring."""
+        return Edit(None, self.dtype, shift=self.exact())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +80,10 @@ class Edit:
 
     @cached_property
     def _exact(self) -> Array:
+        value = self._with_factors()
+        return value if self.centred is None else value - value.mean(axis=self.centred, keepdims=True)
+
+    def _with_factors(self) -> Array:
         with np.errstate(all="ignore"):
             if self.original is None:
                 return np.asarray(self.shift, np.float64)

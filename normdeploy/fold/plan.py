@@ -28,7 +28,7 @@ Slot = tuple[ir.Node, int]
 
 @dataclass
 class Plan:
-    """What would change: values, stored tensors, attributes, and what stays in place of each map node."""
+    """What would change: values, stored tensors, attributes, operator types, and what stays in place of each map."""
 
     source: ir.Node
     committed: Mapping[Slot, Edit]
@@ -36,6 +36,7 @@ class Plan:
     down: dict[ir.Value, AffineMap] = field(default_factory=dict)
     edits: dict[Slot, Edit] = field(default_factory=dict)
     attributes: dict[tuple[ir.Node, str], Any] = field(default_factory=dict)
+    kinds: dict[ir.Node, str] = field(default_factory=dict)
     residues: dict[ir.Node, AffineMap | None] = field(default_factory=dict)
     through: list[ir.Node] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)

@@ -90,7 +90,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     if node.op_type in _GLOBAL and axis != 1:
         return axis + 2
     if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):
-        return pinned.get(behind, 1 if dim == 1 else 2 + (-behind))
+        return 1 if dim == 1 else pinned.get(behind, 2 - behind)
     if node.op_type in _BLOCKED and axis > 1:
         return (axis + 1) * (int(view.attr(node, "blocksize", 1)) if node.op_type == "SpaceToDepth" else 1)
     if node.op_type in ("MatMul", "Gemm") and behind not in pinned:

@@ -54,8 +54,13 @@ def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
         if value.is_graph_output():
             raise Refused(f"validation: {value.name} is an output of the model and would change")
     for node in plan.touched():
-        worst = max(worst, _Square(plan, view, committed, node).error())
+        worst = max(worst, square(plan, view, committed, node))
     return worst
+
+
+def square(plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> float:
+    """The largest relative error, per channel, of ``node`` alone; raises as :func:`residual`."""
+    return _Square(plan, view, committed, node).error()
 
 
 class _Square:
@@ -96,11 +101,13 @@ class _Square:
         return worst
 
     def _before(self, pairs: list[Pair | None]) -> list[Array]:
-        return self._run([None if p is None else p.old for p in pairs], self._attributes(new=False))
+        olds = [None if p is None else p.old for p in pairs]
+        return self._run(self.node.op_type, olds, self._attributes(new=False))
 
     def _after(self, pairs: list[Pair | None]) -> list[Array]:
         if self.node not in self.plan.residues:
-            return self._run([None if p is None else p.new for p in pairs], self._attributes(new=True))
+            news = [None if p is None else p.new for p in pairs]
+            return self._run(self.plan.kinds.get(self.node, self.node.op_type), news, self._attributes(new=True))
         x, residue = self._data(pairs), self.plan.residues[self.node]
         return [x if residue is None else residue(x)]
 
@@ -249,9 +256,9 @@ class _Square:
             own |= {name: value for (node, name), value in self.plan.attributes.items() if node is self.node}
         return own
 
-    def _run(self, inputs: list[Array | None], attributes: dict[str, Any]) -> list[Array]:
+    def _run(self, op_type: str, inputs: list[Array | None], attributes: dict[str, Any]) -> list[Array]:
         try:
-            return execute.run(self.node.op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
+            return execute.run(op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
         except Refused:
             raise
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
