@@ -157,6 +157,8 @@ NOT_PER_CHANNEL = [
             weights="int64[1] a = {1}, int64[4] s = {1,5,1,1}"),
     between("Tile of channels that do not repeat", "t = Tile (c, r)", "the map does not repeat as the tiles do (Tile",
             weights="int64[4] r = {1,2,1,1}", channels=10),
+    between("Flatten with a norm over channels and cells", "t = Flatten (c)",
+            "varies over other axes than the channels (Conv", channels=270),
     between("Reshape that mixes the channels", "t = Reshape (c, s)", "varies over other axes than the channels (Conv",
             weights="int64[3] s = {2,27,10}", channels=27),
     Case("Reshape with unknown sizes", IMAGE, f"{CONV}, {bn(9)}, int64[3] s = {{0,9,-1}}",
