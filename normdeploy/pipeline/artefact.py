@@ -60,12 +60,13 @@ def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0) -> Art
     bundle = _bundle(path, threads) if path.is_dir() or is_plan else None
     if bundle is not None and inputs:
         raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
-    specs = bundle.specs if bundle else specs_of(inputs)
     if is_plan:
         _, sidecar = read_plan(path)
+        specs = bundle.specs if bundle else specs_of(inputs)
         _require_covered(sidecar, specs)
         return Artefact(specs, TensorRTRunner(path), sidecar.precision, None, bundle)
     runner = bundle.runner if bundle else OnnxRuntimeRunner(path, threads=threads)
+    specs = bundle.specs if bundle else specs_of(inputs)
     graph = read_graph(bundle.model_path if bundle else path)
     return Artefact(specs, runner, computes_in(graph), graph, bundle)
 
