@@ -114,6 +114,20 @@ def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Ar
     return np.pad(x, added, constant_values=fill) if mode == "constant" else np.pad(x, added, mode=mode)
 
 
+def _dequantize_linear(
+    attributes: Attributes, codes: np.ndarray, scale: Array, zero: np.ndarray | None = None
+) -> Array:
+    """ONNX specification, DequantizeLinear-23 without blocks; the reference knows it from opset 19 on."""
+    axis = attributes.get("axis", 1)
+
+    def along(a: np.ndarray) -> np.ndarray:  # one number a slice of the axis
+        return a.reshape([-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)]) if a.ndim else a
+
+    shifted: Array = codes.astype(np.float64) - (0.0 if zero is None else along(zero).astype(np.float64))
+    y: Array = shifted * along(scale)
+    return y
+
+
 def _as_resize(
     attributes: Attributes, inputs: Sequence[np.ndarray | None]
 ) -> tuple[Attributes, list[np.ndarray | None]]:
@@ -134,6 +148,7 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "SimplifiedLayerNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "Pad": _pad,
+    "DequantizeLinear": _dequantize_linear,
     "Conv": windows.conv,
     "ConvTranspose": windows.conv_transpose,
     "MaxPool": windows.max_pool,

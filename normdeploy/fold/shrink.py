@@ -73,13 +73,18 @@ def _shape(
 
 def _make_divisible(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[int], names: dict[str, int]) -> None:
     """Let the fixed axes of the result of a Reshape fit: a symbol of the input may be a multiple (``3*B``)."""
-    fixed = math.prod(dim for dim in view.shape(node.outputs[0]) or () if isinstance(dim, int))
-    missing = fixed // math.gcd(fixed, math.prod(dim for dim in dims if isinstance(dim, int)))
-    loose = next((axis for axis, dim in enumerate(dims) if not isinstance(dim, int)), None)
-    if loose is not None and missing > 1:
-        sizes[loose] *= missing
-        if isinstance(name := dims[loose], str):
-            names[name] = sizes[loose]
+    after = view.shape(node.outputs[0]) or ()
+    fixed = math.prod(dim for dim in after if isinstance(dim, int))
+    known = math.prod(dim for dim in dims if isinstance(dim, int))
+    loose = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
+    if not loose:
+        return
+    if len(loose) == 1 and after and all(isinstance(dim, int) for dim in after):
+        sizes[loose[0]] = fixed // known  # nothing else fits
+    else:
+        sizes[loose[0]] *= fixed // math.gcd(fixed, known)
+    if isinstance(name := dims[loose[0]], str):
+        names[name] = sizes[loose[0]]
 
 
 def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
@@ -122,6 +127,9 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
         weight = view.shape(node.inputs[1]) or (1, 1)
         groups = view.attr(node, "group", 1)
         sizes[1 - rank] = int(weight[1] or 1) * groups if node.op_type == "Conv" else int(weight[0] or 1)
+    elif node.op_type == "Gather" and (indices := view.array(node.inputs[1])) is not None and indices.size:
+        # One more than the indices need.
+        sizes[view.attr(node, "axis", 0) % rank - rank] = int(max(indices.max(), -indices.min() - 1)) + 2
     elif node.op_type == "MatMul":
         sizes |= _pinned_by_matrix(view, node, known)
     elif node.op_type == "Gemm":

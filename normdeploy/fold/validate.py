@@ -32,6 +32,7 @@ TOLERANCE = 1e-12
 _SEED = 20150211
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
 _MONOTONE = frozenset({"MaxPool", "GlobalMaxPool"})
+_WHOLE = {"Reshape": 1, "Expand": 1, "Gather": 1, "Resize": 3}  # the first input that holds integers
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div"})
 
 
@@ -169,9 +170,8 @@ class _Square:
         return {**self.plan.up, **self.plan.down}
 
     def _drawn(self, value: ir.Value, shape: tuple[int, ...], zero: bool) -> Pair:
-        if self._is_whole(value) and value not in self._maps():
-            indices = self._indices(value, shape)
-            return Pair(indices, indices)
+        if (parameter := self._parameter_of_shape(value, shape)) is not None:
+            return Pair(parameter, parameter)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
         m = self._maps().get(value)
         if not zero:
@@ -185,7 +185,7 @@ class _Square:
     def _is_whole(self, value: ir.Value) -> bool:
         """Whether ``value`` holds integers; where its type is not known, the operator tells."""
         if value.dtype is None and not self.view.is_constant(value):
-            return self.node.op_type in ("Reshape", "Expand", "Gather") and value is self.node.inputs[1]
+            return value in self.node.inputs[_WHOLE.get(self.node.op_type, len(self.node.inputs)) :]
         return not self.view.is_float(value)
 
     def _around_breakpoint(self, x: Array, m: AffineMap) -> Array:
@@ -194,18 +194,33 @@ class _Square:
         near = root * (1.0 + 0.5 * self.random.uniform(-1.0, 1.0, x.shape))
         return np.where(self.random.random(x.shape) < 1 / 3, near, x)
 
-    def _indices(self, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray:
-        """An integer input that is not constant: a target shape, or indices that any axis has."""
+    def _parameter_of_shape(self, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
+        """An input that is not constant and no data: a target shape, scales, or indices that any axis has."""
+        if self.node.op_type == "Resize" and value is not self.node.inputs[0]:
+            return self._target_of_resize(value)
+        if not self._is_whole(value) or value in self._maps():
+            return None
         if self.node.op_type in ("Reshape", "Expand") and value is self.node.inputs[1]:
-            sizes = symbol_sizes(self.view, self.node, self._maps(), self._known)
-            target = self.view.need_shape(self.node.outputs[0], self.node)
-            numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
-            if numbers.count(-1) > (self.node.op_type == "Reshape"):
-                raise self._broken("the shape it makes is not known")
-            return np.array(numbers, np.int64)
+            return self._target_of_reshape()
         if self.node.op_type != "Gather":
             raise self._broken(f"its input {value.name} is not constant")
         return np.zeros(shape, np.int64)
+
+    def _target_of_reshape(self) -> np.ndarray:
+        sizes = symbol_sizes(self.view, self.node, self._maps(), self._known)
+        target = self.view.need_shape(self.node.outputs[0], self.node)
+        numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
+        if numbers.count(-1) > (self.node.op_type == "Reshape"):
+            raise self._broken("the shape it makes is not known")
+        return np.array(numbers, np.int64)
+
+    def _target_of_resize(self, value: ir.Value) -> np.ndarray:
+        """Scales (or sizes) of 2 along every axis that no map varies over."""
+        before = input_shapes(self.view, self.node, self._maps(), self._known)[0]
+        varied = {axis for m in self._maps().values() if m.rank == len(before) for axis in m.axes}
+        scales = np.array([1.0 if axis in varied else 2.0 for axis in range(len(before))])
+        target: np.ndarray = (scales * before).astype(np.int64) if self._is_whole(value) else scales
+        return target[list(self.view.attr(self.node, "axes", range(len(before))))]
 
     # -- constants -----------------------------------------------------------------------------
 
@@ -236,17 +251,14 @@ class _Square:
         return Pair(np.zeros_like(new), new)
 
     def _dequantized(self, node: ir.Node) -> Pair:
-        scale = self._stored(node, 1)
-        codes = self.view.array(node.inputs[0])
+        scale, codes = self._stored(node, 1), self.view.array(node.inputs[0])
         zero = self.view.array(node.inputs[2]) if len(node.inputs) > 2 else None
-        assert codes is not None
-        axis = self.view.attr(node, "axis", 1) % max(codes.ndim, 1)
-
-        def along(a: np.ndarray) -> np.ndarray:
-            return a.reshape(tuple(a.size if i == axis else 1 for i in range(codes.ndim))) if a.ndim else a
-
-        centred = codes.astype(np.float64) - (0 if zero is None else along(zero).astype(np.float64))
-        return Pair(centred * along(scale.old), centred * along(scale.new))
+        attributes = {name: self.view.attr(node, name) for name in node.attributes}
+        old, new = (
+            execute.run("DequantizeLinear", attributes, [codes, side, zero], self.view.opset)[0]
+            for side in (scale.old, scale.new)
+        )
+        return Pair(old, new)
 
     # -- running -------------------------------------------------------------------------------
 

@@ -166,3 +166,80 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
     assert sorted(op_types(new).elements()) == sorted(left.split())
     assert without_ledger(folded(new)[0]) == without_ledger(new)
     assert_same(proto, new)
+
+
+# -- probes of the proof ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (
+            """g (float[N,3,7] x) => (float[N,3,7] y) <int8[3,3,1] q = {1,2,3,4,5,6,7,8,9}, float[3] d = {1,2,3},
+            float[3,1] k = {4,5,6}> {
+                w = DequantizeLinear <axis = 0> (q, d)
+                c = Conv (x, w)
+                y = Mul (c, k)
+            }""",
+            "DequantizeLinear Conv",
+        ),
+        (
+            """g (float[N,3,4,5] x, float[4] f) => (float[A,B,C,D] y) <float[3,3,1,1] w, float k = {2}> {
+                c = Conv (x, w)
+                r = Resize <mode = "linear"> (c, , f)
+                y = Mul (r, k)
+            }""",
+            "Conv Resize",
+        ),
+        (
+            """g (float[N,3,4,5] x, int64[4] f) => (float[A,3,C,D] y) <float[3,3,1,1] w, float k = {2}, int64[1] o = {0},
+            int64[1] a = {1}, int64[1] b = {2}, int64[1] c4 = {4}> {
+                c = Conv (x, w)
+                s = Shape (x)
+                n = Slice (s, o, b)
+                m = Slice (f, b, c4)
+                z = Concat <axis = 0> (n, m)
+                r = Resize <mode = "linear"> (c, , , z)
+                y = Mul (r, k)
+            }""",
+            "Conv Shape Slice Slice Concat Resize",
+        ),
+        (
+            """g (float[N,7] x) => (float[1,1,5] y) <float[7,5] w, int64[3] s = {1,1,5}, float k = {2}> {
+                m = MatMul (x, w)
+                r = Reshape (m, s)
+                y = Mul (r, k)
+            }""",
+            "MatMul Reshape",
+        ),
+        (
+            """g (float[N,7] x) => (float[2,5] y) <float[7,5] w, int64[2] i = {3,-5}, float[5] k> {
+                m = MatMul (x, w)
+                r = Gather (m, i)
+                y = Mul (r, k)
+            }""",
+            "MatMul Gather",
+        ),
+    ],
+    ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
+         "Reshape that fits one batch only", "Gather from an axis of unknown size"],
+)  # fmt: skip
+def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
+    proto = parsed(text)
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert sorted(op_types(new).elements()) == sorted(left.split())
+
+
+def test_a_scale_that_leaves_the_size_as_it_is_still_mixes_cells() -> None:
+    proto = parsed("""g (float[1,3,4,5] x) => (float[1,3,4,5] y) <float[3,3,1,1] w, float[4] f = {1,1,1.2,1}, float[4,1] k> {
+        c = Conv (x, w)
+        r = Resize <mode = "linear"> (c, , f)
+        y = Mul (r, k)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert "the map varies over a resized axis" in next(iter(ledger)).reason
+    assert op_types(new) == op_types(proto)

@@ -64,10 +64,20 @@ def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
         raise step.refuse("cells outside the crop hold the extrapolation value")
     before = step.view.need_shape(step.data(), step.node)
     after = step.view.need_shape(step.node.outputs[0], step.node)
-    resized = [axis for axis in m.axes if before[axis] is None or before[axis] != after[axis]]
-    if resized:
+    same = [axis for axis in m.axes if before[axis] is not None and before[axis] == after[axis]]
+    if same != list(m.axes) or any(_scale_along(step, axis) != 1.0 for axis in m.axes):
         raise step.refuse("the map varies over a resized axis")
     return m
+
+
+def _scale_along(step: Step, axis: int) -> float:
+    """The scale of a Resize along ``axis``: one that is not 1 may still leave the size as it is."""
+    modern = step.view.opset >= 11
+    if modern and step.input(3) is not None:
+        return 1.0  # by sizes: an equal size is not scaled
+    scales = step.view.parameter(step.node, "scales", 2 if modern else 1)
+    named = [index % step.rank() for index in step.attr("axes", range(step.rank()))]
+    return float(scales[named.index(axis)]) if axis in named else 1.0
 
 
 def pad(step: Step, m: AffineMap, upward: bool) -> AffineMap:

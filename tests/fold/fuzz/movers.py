@@ -307,7 +307,7 @@ def reduce_mean(g: Graph) -> Value:
 def resize(g: Graph) -> Value:
     """Resize in all its modes, Upsample before it."""
     d, v = g.d, g.pick(lambda v: is_image(v) and v.rank == 4)
-    scales = [1.0, 1.0, *[d.one([2.0, 1.0, 0.5, 1.5, 3.0]) for _ in range(2)]]
+    scales = [1.0, 1.0, *[d.one([2.0, 1.0, 0.5, 1.5, 1.2, 3.0]) for _ in range(2)]]
     if d.odds(5):
         scales[1] = 2.0
     shapes = each(lambda s: [math.floor(n * f) for n, f in zip(s, scales, strict=True)], v)

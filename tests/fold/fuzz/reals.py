@@ -48,6 +48,23 @@ def widened(proto: onnx.ModelProto, change: Change = lambda array: array) -> onn
     return wide
 
 
+def unshared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``proto`` in which each constant of the main graph is read once: several readers get one each."""
+    copied = copy.deepcopy(proto)
+    graph = copied.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    read: set[str] = set()
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name in read and name in tensors:
+                node.input[index] = f"{name}/{len(graph.initializer)}"
+                graph.initializer.add().CopyFrom(tensors[name])
+                graph.initializer[-1].name = node.input[index]
+            read.add(name)
+    return copied
+
+
 def _widen(graph: onnx.GraphProto, change: Change) -> None:
     for tensor in graph.initializer:
         _widen_tensor(tensor, change)
