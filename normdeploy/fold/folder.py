@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,8 +19,9 @@ from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.apply import Writer, all_names, check, remove
 from normdeploy.fold.edits import Edit
-from normdeploy.fold.layernorm import affine
+from normdeploy.fold.layernorm import affine, centre
 from normdeploy.fold.layernorm.recognise import Recogniser
+from normdeploy.fold.layernorm.stream import Stream
 from normdeploy.fold.layernorm.targets import Target
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
 from normdeploy.fold.merge import SUMS, merger
@@ -29,7 +31,7 @@ from normdeploy.fold.sources import NORMS, map_of
 from normdeploy.fold.view import Refused, View
 from normdeploy.graph import label
 
-Level = Literal["off", "recognise", "affine"]
+Level = Literal["off", "recognise", "affine", "centre"]
 """How far LayerNorms are reduced; each level includes the ones before."""
 
 
@@ -57,7 +59,8 @@ def fold(
         keep: patterns (fnmatch) of module names, else node names, of norms to leave alone.
         layernorm: how far to take LayerNorm, RMSNorm and GroupNorm, each level with those before: ``off`` leaves
             them as they are, ``recognise`` makes one operator of each that is spelled out, ``affine`` sends scale
-            and bias of LayerNorm and RMSNorm into what reads them.
+            and bias of LayerNorm and RMSNorm into what reads them, ``centre`` makes RMSNorms of LayerNorms by
+            centring all that writes into the stream they read.
         target: what will run the model; ``onnxruntime`` allows an operator of its own where the opset has none.
         validate: prove each plan in float64 before it is carried out.
         dump: a folder to write the graph into before the first and after each step.
@@ -160,6 +163,8 @@ class _Folder:
             self._fold_all(land, writer)
             if self._goes_to("affine"):
                 self._reduce_norms(land, writer)
+            if self._goes_to("centre"):
+                self._centre(land, writer)
 
     def _goes_to(self, level: Level) -> bool:
         levels = get_args(Level)
@@ -221,11 +226,60 @@ class _Folder:
     def _enter_norm(self, node: ir.Node, entry: Entry) -> None:
         """What became of a norm, behind what was said of it before: one that was reduced stays so."""
         before = self.entries.get(node)
-        if before is not None and before.outcome == "reduced":
-            said = "; ".join(reason for reason in (before.reason, entry.reason) if reason)
-            proofs = [proof for proof in (before.residual, entry.residual) if proof is not None]
-            entry = replace(entry, outcome="reduced", reason=said, residual=max(proofs, default=None))
+        if before is not None:
+            said = [e.reason for e in (before, entry) if e.reason and e.reason != _NOT_LINEAR]
+            proofs = [e.residual for e in (before, entry) if e.residual is not None]
+            entry = replace(
+                entry,
+                outcome="reduced" if "reduced" in (before.outcome, entry.outcome) else entry.outcome,
+                into=tuple(dict.fromkeys(before.into + entry.into)),
+                through=tuple(dict.fromkeys(before.through + entry.through)),
+                ulps=before.ulps if entry.ulps is None else entry.ulps,
+                residual=max(proofs, default=None),
+                reason="; ".join(said) or before.reason,
+                fix=entry.fix or before.fix,
+            )
         self.entries[node] = entry
+
+    def _centre(self, land: Territory, writer: Writer) -> None:
+        """LayerNorms become RMSNorms, stream by stream; all are proven before the first is changed."""
+        norms = [node for node in land.graph if node.op_type == "LayerNormalization" and not self._is_kept(node)]
+        ready: list[tuple[centre.Centred, float | None]] = []
+        for readers, stream in centre.streams(land, norms, self.target):
+            try:
+                ready.append(self._centred(land, stream))
+            except Refused as refusal:
+                for norm in readers:
+                    self._enter_norm(norm, replace(_blank(norm), reason=refusal.reason, fix=refusal.fix))
+        for found, residual in ready:
+            writer.carry_out(found.plan)
+            for norm in found.norms:
+                self._enter_norm(norm, replace(_blank(norm), outcome="reduced", residual=residual, reason=str(found)))
+            self._dump(label(found.plan.source))
+
+    def _centred(self, land: Territory, stream: Stream | Refused) -> tuple[centre.Centred, float | None]:
+        if isinstance(stream, Refused):
+            raise stream
+        found = centre.centred(land, stream, self.target, self._is_kept)
+        return found, centre.proven(found.plan, lambda node: self._square(found.plan, land, node))
+
+    def _square(self, plan: Plan, land: Territory, node: ir.Node) -> float | None:
+        if not self.validate:
+            return None
+        with self._proving(plan.source):
+            return proof.square(plan, land.view, land.committed, node)
+
+    @contextmanager
+    def _proving(self, source: ir.Node) -> Iterator[None]:
+        """Take the time of a proof, and note one that fails."""
+        begin = time.perf_counter()
+        try:
+            yield
+        except Refused as refusal:
+            self.dropped.append(f"{label(source)}: {refusal.reason}")
+            raise
+        finally:
+            self.proof_seconds += time.perf_counter() - begin
 
     def _reduce_norms(self, land: Territory, writer: Writer) -> None:
         """Take the affine tails off; what is then the same norm of the same value becomes one."""
@@ -248,6 +302,7 @@ class _Folder:
             self._enter_norm(node, replace(_blank(node), reason=refusal.reason, fix=refusal.fix))
             return
         if tail is None:
+            affine.drop_bias(land, node)
             return
         plan, residual, refusals = self._first_proven(affine.plans(land, node, tail), land)
         if plan is None:

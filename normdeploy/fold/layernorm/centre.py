@@ -1,0 +1,131 @@
+"""Level ``centre``: LayerNorms become RMSNorms, by centring everything that writes into the stream they read.
+
+    LN(x) = gamma ⊙ rms(C x) + beta,   and C x = x where every writer W was replaced by C W
+
+``C`` is a projection over the output features of each writer, so it is an edit of its weights. It is done for
+a stream as a whole or not at all: one writer that keeps its mean, or one reader that sees it, refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.layernorm.stream import Stream, stream_at
+from normdeploy.fold.layernorm.targets import Target, fast_spelling
+from normdeploy.fold.plan import Plan, Step
+from normdeploy.fold.search import Territory
+from normdeploy.fold.view import Refused
+
+_NAMED = 3
+"""How many of its problems a stream is refused with."""
+
+
+class Centring(AffineMap):
+    """``C``: takes off the mean over its axis. To the proof it is a map whose scale is 1 for every feature."""
+
+    def __call__(self, x: Array) -> Array:
+        """``x`` without its mean over the features."""
+        (axis,) = self.axes
+        centred: Array = x - x.mean(axis=axis, keepdims=True)
+        return centred
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A stream that may be centred: the plan, the norms that become ``kind`` by it, what is copied before (bytes)."""
+
+    plan: Plan
+    norms: tuple[ir.Node, ...]
+    kind: str
+    writers: int
+    copied: int
+
+    def __str__(self) -> str:
+        copied = f", after a copy of {self.copied / 2**20:.1f} MiB that others share" if self.copied else ""
+        return f"its mean is gone, it is {self.kind}: all {self.writers} writers of its stream are centred{copied}"
+
+
+def streams(land: Territory, norms: list[ir.Node], target: Target) -> Iterator[tuple[list[ir.Node], Stream | Refused]]:
+    """The norms that read each stream, with the stream, or the reason why they read none.
+
+    Where the target has no RMSNorm there is no use in following any.
+    """
+    try:
+        fast_spelling(land.view.opset, target)
+    except Refused as refusal:
+        yield norms, refusal
+        return
+    seen: set[ir.Node] = set()
+    for norm in norms:
+        if norm in seen:
+            continue
+        try:
+            stream = stream_at(land, norm)
+        except Refused as refusal:
+            yield [norm], refusal
+            continue
+        seen.update(stream.norms)
+        yield [norm, *(other for other in stream.norms if other is not norm)], stream
+
+
+def centred(land: Territory, stream: Stream, target: Target, is_kept: Callable[[ir.Node], bool]) -> Centred:
+    """The plan that centres ``stream`` and turns its norms, but for those that are kept, into RMSNorms.
+
+    Raises:
+        Refused: a writer or a reader forbids it, or no norm of it could become an RMSNorm.
+    """
+    if stream.problems:
+        reasons = list(dict.fromkeys(problem.reason for problem in stream.problems))
+        more = f", and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+        raise Refused("its stream cannot be centred: " + "; ".join(reasons[:_NAMED]) + more)
+    norms = tuple(norm for norm in stream.norms if len(norm.inputs) == 2 and not is_kept(norm))
+    if not norms:
+        raise Refused("its bias could not go, and an RMSNorm has none")
+    kind = fast_spelling(land.view.opset, target)
+    plan = Plan(source=norms[0], committed=land.committed, kinds=dict.fromkeys(norms, kind))
+    for (node, index), axis in stream.weights.items():
+        edit = Step(land.view, node, plan).edit(index)
+        assert edit is not None, "a stream has constant writers only"
+        plan.edits[node, index] = edit.scaled(left=np.zeros(())) if axis is None else edit.without_mean(axis)
+    for value, axis in stream.axes.items():
+        plan.up[value] = _centring(land, value, axis, stream.size)
+    return Centred(plan, norms, kind, len(stream.writers), _copied_bytes(plan))
+
+
+def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | None:
+    """The residual of the plan's proof, operator by operator, so that few weights are held in float64 at a time.
+
+    Args:
+        plan: of :func:`centred`.
+        square: proves the plan at one node; None where nothing is to be proven.
+
+    Raises:
+        Refused: a weight does not fit its dtype, or a square does not commute.
+    """
+    residuals: list[float] = []
+    for node in plan.touched():
+        own = [edit for (owner, _), edit in plan.edits.items() if owner is node]
+        for edit in own:
+            edit.check()
+        if (residual := square(node)) is not None:
+            residuals.append(residual)
+        for edit in own:
+            edit.release()
+    return max(residuals, default=None)
+
+
+def _centring(land: Territory, value: ir.Value, axis: int, size: int) -> Centring:
+    rank = land.view.rank(value) or 0
+    shape = tuple(size if i == axis else 1 for i in range(rank))
+    return Centring(np.ones(shape), np.zeros((1,) * rank))
+
+
+def _copied_bytes(plan: Plan) -> int:
+    """Bytes of the weights that others read too, which are copied before they are centred."""
+    slots = ((node.inputs[index], edit) for (node, index), edit in plan.edits.items())
+    return sum(edit.nbytes for value, edit in slots if value is not None and len(value.uses()) > 1)
