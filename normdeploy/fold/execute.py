@@ -27,7 +27,7 @@ def run(
     if own is not None:
         results = own(attributes, *inputs)
         return list(results) if isinstance(results, tuple) else [np.asarray(results)]
-    if op_type == "Upsample":  # the reference has none; it is this Resize
+    if op_type == "Upsample" or (op_type == "Resize" and opset < 11):  # the reference knows neither
         op_type, attributes, inputs, opset = "Resize", *_as_resize(attributes, inputs), 13
     names = [f"i{index}" if item is not None else "" for index, item in enumerate(inputs)]
     node = onnx.helper.make_node(op_type, names, [f"o{i}" for i in range(outputs)], **attributes)
@@ -114,6 +114,17 @@ def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Ar
     return np.pad(x, added, constant_values=fill) if mode == "constant" else np.pad(x, added, mode=mode)
 
 
+def _squeeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) -> Array:
+    """ONNX specification, Squeeze-13; the reference takes negative axes from opset 13 on only."""
+    named = attributes.get("axes") if axes is None else axes.tolist()
+    return np.squeeze(x, None if named is None else tuple(named))
+
+
+def _unsqueeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) -> Array:
+    """ONNX specification, Unsqueeze-13; negative axes are those of the result."""
+    return np.expand_dims(x, tuple(attributes["axes"] if axes is None else axes.tolist()))
+
+
 def _dequantize_linear(
     attributes: Attributes, codes: np.ndarray, scale: Array, zero: np.ndarray | None = None
 ) -> Array:
@@ -131,7 +142,7 @@ def _dequantize_linear(
 def _as_resize(
     attributes: Attributes, inputs: Sequence[np.ndarray | None]
 ) -> tuple[Attributes, list[np.ndarray | None]]:
-    """ONNX specification, Upsample-9 (scales an input) and Upsample-7 (scales an attribute)."""
+    """ONNX specification, Upsample-7 (scales an attribute), Upsample-9 and Resize-10 (scales an input)."""
     scales = inputs[1] if len(inputs) > 1 else np.asarray(attributes["scales"], np.float64)
     mode = attributes.get("mode", "nearest")
     placed = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -148,6 +159,8 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "SimplifiedLayerNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "Pad": _pad,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
     "DequantizeLinear": _dequantize_linear,
     "Conv": windows.conv,
     "ConvTranspose": windows.conv_transpose,

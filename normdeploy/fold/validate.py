@@ -74,7 +74,10 @@ class _Square:
     def error(self) -> float:
         """The largest relative error of an output channel, over zero and random inputs."""
         self._check_signs()
-        return max(self._trial(zero=True), self._trial(zero=False))
+        try:
+            return max(self._trial(zero=True), self._trial(zero=False))
+        except ValueError as error:  # numpy's word for shapes that do not fit
+            raise self._broken(f"a map does not fit its probe ({error})") from error
 
     def _check_signs(self) -> None:
         """What no finite number of probes can show of an operator that is not linear."""

@@ -192,8 +192,8 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             "Conv Resize",
         ),
         (
-            """g (float[N,3,4,5] x, int64[4] f) => (float[A,3,C,D] y) <float[3,3,1,1] w, float k = {2}, int64[1] o = {0},
-            int64[1] a = {1}, int64[1] b = {2}, int64[1] c4 = {4}> {
+            """g (float[N,3,4,5] x, int64[4] f) => (float[A,3,C,D] y) <float[3,3,1,1] w, float k = {2},
+            int64[1] o = {0}, int64[1] a = {1}, int64[1] b = {2}, int64[1] c4 = {4}> {
                 c = Conv (x, w)
                 s = Shape (x)
                 n = Slice (s, o, b)
@@ -233,7 +233,8 @@ def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
 
 
 def test_a_scale_that_leaves_the_size_as_it_is_still_mixes_cells() -> None:
-    proto = parsed("""g (float[1,3,4,5] x) => (float[1,3,4,5] y) <float[3,3,1,1] w, float[4] f = {1,1,1.2,1}, float[4,1] k> {
+    proto = parsed("""g (float[1,3,4,5] x) => (float[1,3,4,5] y) <float[3,3,1,1] w, float[4,1] k,
+    float[4] f = {1,1,1.2,1}> {
         c = Conv (x, w)
         r = Resize <mode = "linear"> (c, , f)
         y = Mul (r, k)
@@ -243,3 +244,37 @@ def test_a_scale_that_leaves_the_size_as_it_is_still_mixes_cells() -> None:
     assert ledger.dropped == ()
     assert "the map varies over a resized axis" in next(iter(ledger)).reason
     assert op_types(new) == op_types(proto)
+
+
+def test_a_constant_of_equal_numbers_is_one_number() -> None:
+    proto = parsed("""g (float[N,2,4,3] x) => (float[N,2,4,1] y) <float[3,1] w, float[2,1,1] k = {0,0}> {
+        m = MatMul (x, w)
+        y = Sub (k, m)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert op_types(new) == {"MatMul": 1}
+    assert_same(proto, new)
+
+
+@pytest.mark.parametrize(
+    ("opset", "body"),
+    [
+        (12, "u = Unsqueeze <axes = [-5]> (c)  q = Squeeze <axes = [-5]> (u)"),
+        (12, "u = Unsqueeze <axes = [0]> (c)  q = Squeeze <axes = [-5]> (u)"),
+        (10, "f = Constant <value = float[4] {1,1,2,3}> ()  q = Resize (c, f)"),
+    ],
+    ids=["Unsqueeze", "Squeeze", "Resize"],
+)
+def test_what_older_opsets_spell_otherwise_is_proven(opset: int, body: str) -> None:
+    proto = onnx.parser.parse_model(f"""<ir_version: 6, opset_import: ["" : {opset}]>
+    g (float[N,3,4,5] x) => (float[N,3,A,B] y) <float[3,3,1,1] w, float[3,1,1] k> {{
+        c = Conv (x, w)
+        {body}
+        y = Mul (q, k)
+    }}""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert "Mul" not in op_types(new)

@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 Shapes = tuple[Shape, Shape]
 """The shape at each of the two settings."""
 
-CELLS = 2500
+CELLS = 3000
 """Most elements of a value: a graph must run in a millisecond."""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from graphs import Draw, Graph, Shape, Unfit, Value, broadcast, each
 from onnx import TensorProto
 from reals import pads_of, with_ceil
-from weighted import is_image, need, window
+from weighted import convolved, is_image, need, window
 
 # -- the same to every element ---------------------------------------------------------------------
 
@@ -227,16 +227,21 @@ def gather(g: Graph) -> Value:
 
 
 def depth_to_space(g: Graph) -> Value:
-    """Blocks of 2, in both orders."""
-    v = g.pick(lambda v: v.rank == 4 and (v.fixed(1) or 1) % 4 == 0)
+    """Blocks of 2, in both orders; a 1x1 convolution makes the channels where they do not fit (pixel shuffle)."""
+    v = g.pick(lambda v: v.rank == 4 and v.fixed(1))
+    if v.shapes[0][1] % 4 or g.d.odds(30):
+        v = convolved(g, v, [1, 1], {}, groups=1, outs=4 * g.d.int(1, 2))
     mode = g.d.one(["DCR", "CRD", None]) if g.opset >= 11 else None
     shapes = each(lambda s: (s[0], s[1] // 4, s[2] * 2, s[3] * 2), v)
     return g.emit("DepthToSpace", [v], shapes, blocksize=2, mode=mode)
 
 
 def space_to_depth(g: Graph) -> Value:
-    """Blocks of 2."""
-    v = g.pick(lambda v: v.rank == 4 and v.fixed(1) and all(s[2] % 2 == s[3] % 2 == 0 for s in v.shapes))
+    """Blocks of 2; a convolution makes the cells even where they are not."""
+    v = g.pick(lambda v: v.rank == 4 and v.fixed(1) and all((a - b) % 2 == 0 for a, b in zip(*v.shapes, strict=True)))
+    kernel = [1 + v.shapes[0][2] % 2, 1 + v.shapes[0][3] % 2]
+    if max(kernel) > 1 or g.d.odds(30):
+        v = convolved(g, v, kernel, {}, groups=1)
     return g.emit("SpaceToDepth", [v], each(lambda s: (s[0], s[1] * 4, s[2] // 2, s[3] // 2), v), blocksize=2)
 
 
@@ -388,7 +393,7 @@ def _adds(u: Value, v: Value) -> bool:
 def bent(g: Graph) -> Value:
     """Relu, LeakyRelu and what has another kink or none."""
     d, v = g.d, g.pick()
-    op = d.one(["Relu", "Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "PRelu", "Softmax"])
+    op = d.one(["Relu", "Relu", "Relu", "LeakyRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "PRelu", "Softmax"])
     if op == "LeakyRelu":
         return g.emit(op, [v], v.shapes, alpha=d.one([0.25, None]))
     if op == "Clip":
@@ -424,15 +429,54 @@ def quantized(g: Graph) -> Value:
 
 
 def statistics_of_data(g: Graph) -> Value:
-    """Norms that divide by what they measure: InstanceNormalization, LayerNormalization, RMSNormalization."""
-    d = g.d
-    op = d.one(["InstanceNormalization", "LayerNormalization", "RMSNormalization"])
-    need(g.opset >= {"LayerNormalization": 17, "RMSNormalization": 23}.get(op, 7))
-    if op == "InstanceNormalization":
-        v = g.pick(lambda v: v.rank >= 3 and v.fixed(1) and all(math.prod(s[2:]) > 2 for s in v.shapes))
-        size: Shape = (v.shapes[0][1],)
-        return g.emit(op, [v, g.weight(size, v.dtype), g.weight(size, v.dtype)], v.shapes, epsilon=1e-2)
+    """Norms that divide by what they measure, often with a scale or shift behind them."""
+    kinds = {"InstanceNormalization": 7, "LayerNormalization": 17, "RMSNormalization": 23, "GroupNormalization": 21}
+    op = g.d.one([name for name, since in kinds.items() if g.opset >= since])
+    if op in ("InstanceNormalization", "GroupNormalization"):
+        v = _norm_of_channels(g, op)
+        tail: Shape = (v.shapes[0][1], *[1] * (v.rank - 2))
+    else:
+        v = _norm_of_tokens(g, op)
+        tail = v.shapes[0][-1:]
+    if g.d.odds(50):
+        v = g.emit(g.d.one(["Mul", "Add"]), [v, g.weight(tail, v.dtype)], v.shapes)
+    return v
+
+
+def _norm_of_channels(g: Graph, op: str) -> Value:
+    v = g.pick(lambda v: v.rank >= 3 and v.fixed(1) and all(math.prod(s[2:]) > 2 for s in v.shapes))
+    size, extra = v.shapes[0][1], {}
+    if op == "GroupNormalization":
+        extra["num_groups"] = g.d.one([n for n in (1, 2, 3) if size % n == 0])
+    return g.emit(op, [v, g.weight((size,), v.dtype), g.weight((size,), v.dtype)], v.shapes, epsilon=1e-2, **extra)
+
+
+def _norm_of_tokens(g: Graph, op: str) -> Value:
     v = g.pick(lambda v: v.rank >= 2 and (v.fixed(v.rank - 1) or 0) > 1)
-    size = (v.shapes[0][-1],)
-    shift = [g.weight(size, v.dtype)] if op == "LayerNormalization" and d.odds(70) else []
+    size = v.shapes[0][-1:]
+    shift = [g.weight(size, v.dtype)] if op == "LayerNormalization" and g.d.odds(70) else []
     return g.emit(op, [v, g.weight(size, v.dtype), *shift], v.shapes, epsilon=1e-2)
+
+
+def spelled_layer_norm(g: Graph) -> Value:
+    """LayerNorm as exporters spelled it before there was an operator, feeding a Linear."""
+    v = g.pick(lambda v: v.rank >= 2 and (v.fixed(v.rank - 1) or 0) > 1)
+    size = v.shapes[0][-1:]
+    centred = g.emit("Sub", [v, _mean(g, v)], v.shapes)
+    squares = g.emit("Mul", [centred, centred], v.shapes)
+    variance = _mean(g, squares)
+    shifted = g.emit("Add", [variance, g.scalar(0.0625, v.dtype)], variance.shapes)
+    root = g.emit("Sqrt", [shifted], shifted.shapes)
+    result = g.emit("Div", [centred, root], v.shapes)
+    for op in ("Mul", "Add"):
+        if g.d.odds(80):
+            result = g.emit(op, [result, g.weight(size, v.dtype)], v.shapes)
+    if g.d.odds(50):
+        result = g.emit("MatMul", [result, g.weight((*size, 3), v.dtype)], each(lambda s: (*s[:-1], 3), v))
+    return result
+
+
+def _mean(g: Graph, v: Value) -> Value:
+    inputs: list[Any] = [v]
+    told = g.parameter(inputs, "axes", [-1 if g.opset >= 11 else v.rank - 1], 18)
+    return g.emit("ReduceMean", inputs, each(lambda s: (*s[:-1], 1), v), **told)

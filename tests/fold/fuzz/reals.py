@@ -330,5 +330,41 @@ class BatchNormalization(OpRun):  # type: ignore[misc]
         return ((x - mean) / np.sqrt(var + epsilon) * scale + bias, *(running if training_mode else ()))
 
 
+class LayerNormalization(OpRun):  # type: ignore[misc]
+    """ONNX specification, LayerNormalization-17 (the reference knows one stash_type only)."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, bias: Any = None, axis: Any = None, epsilon: Any = None, **_: Any) -> Any:
+        axes = tuple(range(axis % x.ndim, x.ndim))
+        centred = x - x.mean(axis=axes, keepdims=True)
+        normal = centred / np.sqrt((centred**2).mean(axis=axes, keepdims=True) + epsilon)
+        return (normal * scale + (0.0 if bias is None else bias),)
+
+
+class RMSNormalization(OpRun):  # type: ignore[misc]
+    """ONNX specification, RMSNormalization-23."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, axis: Any = None, epsilon: Any = None, **_: Any) -> Any:
+        axes = tuple(range(axis % x.ndim, x.ndim))
+        return (x / np.sqrt((x**2).mean(axis=axes, keepdims=True) + epsilon) * scale,)
+
+
+class GroupNormalization(OpRun):  # type: ignore[misc]
+    """ONNX specification, GroupNormalization-21 (the reference rounds to float32)."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, bias: Any, epsilon: Any = None, num_groups: Any = None, **_: Any) -> Any:
+        groups = x.reshape(x.shape[0], num_groups, -1)
+        centred = groups - groups.mean(axis=-1, keepdims=True)
+        normal = (centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon)).reshape(x.shape)
+        scale, bias = (a.reshape(1, -1, *[1] * (x.ndim - 2)) for a in (scale, bias))
+        return (normal * scale + bias,)
+
+
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
-OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization]
+OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
+OPERATORS += [LayerNormalization, RMSNormalization]

@@ -59,13 +59,14 @@ MAKERS: tuple[tuple[int, Maker], ...] = (
     (4, movers.pool),
     (2, movers.global_pool),
     (2, movers.reduce_mean),
-    (3, movers.resize),
+    (4, movers.resize),
     (3, movers.pad),
     (6, movers.total),
-    (5, movers.bent),
+    (8, movers.bent),
     (1, movers.gate),
     (1, movers.quantized),
-    (1, movers.statistics_of_data),
+    (3, movers.statistics_of_data),
+    (1, movers.spelled_layer_norm),
 )
 """How often each is drawn."""
 
@@ -113,7 +114,7 @@ def _input(g: Graph) -> None:
     rank = d.one([4, 2, 3, 4, 3, 4, 5, 1])
     sizes = [d.one([2, 1, 3]), d.one([3, 4, 2, 6, 1, 8]), *d.ints(max(rank - 2, 0), 2, 7)][:rank]
     if rank == 5:
-        sizes[2:] = [min(n, 4) for n in sizes[2:]]
+        sizes[1:] = [min(n, 4) for n in sizes[1:]]
     if rank > 2 and d.odds(20):
         sizes[-1] = sizes[1]  # nothing tells the last axis from the channels
     dims: list[str | int] = list(sizes)
