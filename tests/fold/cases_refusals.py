@@ -215,3 +215,27 @@ NOT_PER_CHANNEL = [
             "t = AveragePool <kernel_shape=[2,2], pads=[1,1,1,1], count_include_pad=1> (c)\n y = Add (t, s)",
             "padded cells count as 0 in the average", weights="float[5,1,1] s"),
 ]
+
+
+def apart(name: str, first: str, second: str, *, kernels: tuple[int, int] = (3, 3), image: str = IMAGE) -> Case:
+    """Two convolutions of one value whose sum has one shape, and is yet no single convolution."""
+    k, q = kernels
+    return Case(name, image, f"float[6,3,{k},{k}] w, float[6,3,{q},{q}] v",
+                f"c = Conv {first} (x, w)\n d = Conv {second} (x, v)\n y = Add (c, d)")
+
+
+NOT_ONE_CONVOLUTION = [
+    apart("different strides", "<strides=[2,2], pads=[1,1,1,1]>", "", kernels=(3, 5), image="float[2,3,8,8] x"),
+    apart("the same pads on other sides", "<pads=[1,1,1,1]>", "<pads=[0,0,2,2]>"),
+    apart("different dilations", "<pads=[1,1,1,1]>", "<pads=[2,2,2,2], dilations=[2,2]>"),
+    apart("pads that depend on the input", "<pads=[1,1,1,1]>", '<auto_pad="SAME_UPPER">'),
+    Case("different groups", "float[2,6,8,11] x", "float[6,6,3,3] w, float[6,3,3,3] v",
+         "c = Conv (x, w)\n d = Conv <group=2> (x, v)\n y = Add (c, d)"),
+    Case("another value", IMAGE + ", float[N,3,H,W] z", "float[6,3,3,3] w, float[6,3,3,3] v",
+         "c = Conv (x, w)\n d = Conv (z, v)\n y = Add (c, d)"),
+    Case("a branch with another reader, and a value that is no convolution", IMAGE, "float[3,3,3,3] w",
+         "c = Conv <pads=[1,1,1,1]> (x, w)\n s = Sigmoid (x)\n d = Add (c, s)\n y = Add (d, c)"),
+    Case("an identity that is broadcast", "float[2,1,8,11] x", "float[6,1,1,1] w", "c = Conv (x, w)\n y = Add (c, x)"),
+    Case("a weight that is an input", IMAGE + ", float[6,3,3,3] w", "float[6,3,3,3] v",
+         "c = Conv (x, w)\n d = Conv (x, v)\n y = Add (c, d)"),
+]

@@ -326,6 +326,11 @@ REPVGG = [
          f"float[5,3,3,3] w, float[5,3,1,1] v, {bn(5)}, {bn(5, '1')}",
          "c = Conv <pads=[1,1,1,1], strides=[2,2]> (x, w)\n d = Conv <strides=[2,2]> (x, v)\n" + norm("c", "p")
          + norm("d", "q", "1") + "s = Add (p, q)\n y = Relu (s)", "Conv Relu"),
+    Case("two plain convolutions, the smaller one padded to where the larger looks", IMAGE,
+         "float[5,3,3,3] w, float[5,3,1,1] v, float[5] b",
+         "c = Conv <pads=[2,2,2,2]> (x, w)\n d = Conv <pads=[1,1,1,1]> (x, v, b)\n y = Add (c, d)", "Conv"),
+    Case("two plain convolutions, one read through a larger corner", IMAGE, "float[5,3,3,3] w, float[5,3,2,2] v",
+         "c = Conv <pads=[1,1,1,1]> (x, w)\n d = Conv <pads=[1,1,0,0]> (x, v)\n y = Add (c, d)", "Conv"),
     Case("RepVGG in one dimension", "float[N,3,L] x",
          f"float[3,3,3] w, float[3,3,1] v, {bn(3)}, {bn(3, '1')}, {bn(3, '2')}",
          "c = Conv <pads=[1,1]> (x, w)\n d = Conv (x, v)\n" + norm("c", "p") + norm("d", "q", "1")

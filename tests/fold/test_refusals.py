@@ -3,7 +3,7 @@
 import onnx
 import pytest
 from cases import Case, ids
-from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_PER_CHANNEL
+from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_ONE_CONVOLUTION, NOT_PER_CHANNEL
 from harness import assert_same, bn, check_fold, check_refusal, folded, initializers, model, norm, op_types, parsed
 
 from normdeploy.fold import apply
@@ -21,6 +21,11 @@ def test_not_constant(case: Case) -> None:
 
 @pytest.mark.parametrize("case", NOT_PER_CHANNEL, ids=ids(NOT_PER_CHANNEL))
 def test_not_per_channel(case: Case) -> None:
+    check_refusal(case.model(), case.reason)
+
+
+@pytest.mark.parametrize("case", NOT_ONE_CONVOLUTION, ids=ids(NOT_ONE_CONVOLUTION))
+def test_branches_that_are_no_single_convolution(case: Case) -> None:
     check_refusal(case.model(), case.reason)
 
 
