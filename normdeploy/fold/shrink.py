@@ -82,7 +82,9 @@ def _make_divisible(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: lis
     if len(loose) == 1 and after and all(isinstance(dim, int) for dim in after):
         sizes[loose[0]] = fixed // known  # nothing else fits
     else:
-        sizes[loose[0]] *= fixed // math.gcd(fixed, known)
+        parts = [dim for dim in after if not isinstance(dim, int) and dim not in names]
+        # One symbol may be taken apart: T*B into T and B.
+        sizes[loose[0]] *= fixed // math.gcd(fixed, known) * 3 ** max(len(parts) - 1, 0)
     if isinstance(name := dims[loose[0]], str):
         names[name] = sizes[loose[0]]
 

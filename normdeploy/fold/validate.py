@@ -12,6 +12,7 @@ The executors know nothing of the rules. After Alive2 (Lopes et al., PLDI 2021),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -210,11 +211,22 @@ class _Square:
         return np.zeros(shape, np.int64)
 
     def _target_of_reshape(self) -> np.ndarray:
+        """The shape that a Reshape or Expand makes; sizes that nothing fixes are chosen so that the data fits."""
         sizes = symbol_sizes(self.view, self.node, self._maps(), self._known)
         target = self.view.need_shape(self.node.outputs[0], self.node)
         numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
-        if numbers.count(-1) > (self.node.op_type == "Reshape"):
-            raise self._broken("the shape it makes is not known")
+        data = self.node.inputs[0]
+        before = input_shapes(self.view, self.node, self._maps(), self._known)[0]
+        if data is not None and self._known(data):
+            before = tuple(int(dim or 1) for dim in self.view.need_shape(data, self.node))
+        free = [axis for axis, number in enumerate(numbers) if number == -1]
+        if self.node.op_type == "Expand":
+            aligned = (1,) * (len(numbers) - len(before)) + before
+            numbers = [n if n > 0 else 3 if size == 1 else size for n, size in zip(numbers, aligned, strict=True)]
+            return np.array(numbers, np.int64)
+        for axis in free[:-1]:
+            rest = math.prod(before) // math.prod(n for n in numbers if n > 0)
+            numbers[axis] = next((n for n in range(2, rest + 1) if rest % n == 0), 1)
         return np.array(numbers, np.int64)
 
     def _target_of_resize(self, value: ir.Value) -> np.ndarray:

@@ -46,7 +46,7 @@ class Centred:
     copied: int
 
     def __str__(self) -> str:
-        copied = f", after a copy of {self.copied / 2**20:.1f} MiB that others share" if self.copied else ""
+        copied = f", after a copy of {self.copied / 2**20:.3g} MiB that others share" if self.copied else ""
         return f"its mean is gone, it is {self.kind}: all {self.writers} writers of its stream are centred{copied}"
 
 
