@@ -214,7 +214,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _suggestion(module: nn.Module, contents: Any, file: Path) -> str:
-    """The first pair of options under which the file would fit; they are tried on ``module``, which is lost anyway."""
+    """The options under which the file would fit, every entry that does; tried on ``module``, which is lost anyway."""
+    fits: dict[str | None, str] = {}
     for trial, (key, prefix) in enumerate(_options(module, contents)):
         if trial == _MAX_TRIALS:
             break
@@ -222,11 +223,11 @@ def _suggestion(module: nn.Module, contents: Any, file: Path) -> str:
             state, _ = _weights(_entry(contents, key, file), prefix, file)
         except InputError:
             continue
-        if not _load(module, state)[0]:
-            return " ".join(
+        if key not in fits and not _load(module, state)[0]:
+            fits[key] = " ".join(
                 part for part in (key and f"--weights-key {key}", prefix and f"--strip-prefix {prefix}") if part
             )
-    return ""
+    return ", or ".join(fits.values()) + (" (they fit alike: choose the one you mean)" if len(fits) > 1 else "")
 
 
 def _options(module: nn.Module, contents: Any) -> Iterator[tuple[str | None, str]]:

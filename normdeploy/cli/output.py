@@ -169,6 +169,8 @@ def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
         document(ledger)
         return
     show_norms(ledger.norms(), _console(sys.stdout))
+    if not ledger.entries:
+        print("nothing to fold: the model has no norms and no constant maps")
     for note in (*ledger.notes, *(f"dropped, its proof failed: {dropped}" for dropped in ledger.dropped)):
         print(_printable(f"note: {note}"))
     print(f"{ledger.seconds:.2f} s, of which {ledger.validation_seconds:.2f} s to prove each step in float64")

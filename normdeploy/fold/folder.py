@@ -89,19 +89,37 @@ def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
         return _copied(model)
     if isinstance(model, onnx.ModelProto):
         return ir.from_proto(model)  # its tensors are views of the given ones, which are replaced, never written to
+    if Path(model).is_dir():
+        raise InputError("this is a folder, not an ONNX file", where=str(model), fix="name the .onnx file in it")
     try:
         loaded = ir.load(model)
         if not loaded.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
             raise ValueError("it has no outputs")
-        return loaded
     except FileNotFoundError as error:
         raise InputError("the model file does not exist", where=str(model)) from error
     except Exception as error:  # protobuf and onnx_ir raise many kinds for bytes that are no model
         raise InputError(
             f"the file cannot be read as an ONNX model ({type(error).__name__}: {error})",
             where=str(model),
-            fix="check that it is complete, with its external data beside it",
+            fix="check that it is complete and an ONNX model at all",
         ) from error
+    _need_external_data(loaded, model)
+    return loaded
+
+
+def _need_external_data(model: ir.Model, path: str | Path) -> None:
+    """Refuse a model whose weights lie in files that are missing or too short, before anything reads them."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for tensor in (value.const_value for value in graph.initializers.values()):
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            file = Path(tensor.path)
+            if not file.is_file() or file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
+                raise InputError(
+                    f"the file with the weight {tensor.name!r} is missing or too short: {file}",
+                    where=str(path),
+                    fix="copy the model's external data beside it, whole",
+                )
 
 
 def _copied(model: ir.Model) -> ir.Model:
@@ -230,7 +248,7 @@ class _Folder:
             said = [e.reason for e in (before, entry) if e.reason and e.reason != _NOT_LINEAR]
             proofs = [e.residual for e in (before, entry) if e.residual is not None]
             entry = replace(
-                entry,
+                before,
                 outcome="reduced" if "reduced" in (before.outcome, entry.outcome) else entry.outcome,
                 into=tuple(dict.fromkeys(before.into + entry.into)),
                 through=tuple(dict.fromkeys(before.through + entry.through)),

@@ -324,3 +324,10 @@ def test_a_tied_name_does_not_excuse_another() -> None:
 def test_empty_tensors_share_nothing() -> None:
     module = nn.ParameterDict({"a": nn.Parameter(torch.zeros(0, 2)), "b": nn.Parameter(torch.zeros(0, 2))})
     assert "1 missing (the module has it, the file does not): b" in refusal({"a": torch.zeros(0, 2)}, module).what
+
+
+def test_where_two_entries_fit_both_are_named() -> None:
+    with pytest.raises(InputError) as caught:
+        fit(net(), {"ema": state(), "epoch": 3, "model": state()}, file=FILE, key=None, prefix="")
+    assert "--weights-key ema, or --weights-key model" in caught.value.fix
+    assert "choose" in caught.value.fix

@@ -1,0 +1,47 @@
+"""Files that cannot be folded: one message that names the file at fault, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from normdeploy.errors import InputError
+from normdeploy.fold import fold
+
+
+def external(folder: Path) -> Path:
+    """A Gemm whose weight lies in ``weights.data`` beside the model."""
+    weight = numpy_helper.from_array(np.ones((5, 3), np.float32), "w")
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])]
+    graph = helper.make_graph([helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)], "g", inputs, outputs, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    return path
+
+
+def test_whole_external_data_is_read(tmp_path: Path) -> None:
+    assert [node.op_type for node in fold(external(tmp_path)).model.graph] == ["Gemm"]
+
+
+@pytest.mark.parametrize("kept", [None, 8])
+def test_missing_and_short_external_data_are_named(tmp_path: Path, kept: int | None) -> None:
+    path, data = external(tmp_path), tmp_path / "weights.data"
+    whole = data.read_bytes()
+    data.unlink()
+    if kept is not None:
+        data.write_bytes(whole[:kept])
+    with pytest.raises(InputError, match="weights.data") as caught:
+        fold(path)
+    assert caught.value.where == str(path)
+    assert "external data" in caught.value.fix
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="folder"):
+        fold(tmp_path)
