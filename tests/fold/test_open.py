@@ -36,7 +36,7 @@ def test_missing_and_short_external_data_are_named(tmp_path: Path, kept: int | N
     data.unlink()
     if kept is not None:
         data.write_bytes(whole[:kept])
-    with pytest.raises(InputError, match="weights.data") as caught:
+    with pytest.raises(InputError, match=r"weights\.data") as caught:
         fold(path)
     assert caught.value.where == str(path)
     assert "external data" in caught.value.fix
