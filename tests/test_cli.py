@@ -16,14 +16,17 @@ import pytest
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from support import EAGER, RESNET, ROOT, SPEC, WEIGHTS, tree
+from torch import nn
 
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.cli import app, main
+from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, fold
 from normdeploy.fold.ledger import Ledger
 from normdeploy.parity.verdict import Verdict
 from normdeploy.pipeline import report_of
 from normdeploy.report.schema import Report
+from normdeploy.specs import parse
 
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
 COMMANDS = ("export", "fold", "verify", "bench", "build", "explain", "report")
@@ -235,3 +238,22 @@ def test_every_command_says_out_and_json_in_the_same_words() -> None:
     assert set(helps) == {name for name in app if not name.startswith("-")}
     assert all("--json" in text and "--debug" in text for text in helps.values())
     assert all("--out -o" in helps[name] for name in ("export", "fold", "build"))
+
+
+def test_fold_takes_the_level_of_layernorms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model.onnx"
+    norm = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 5))
+    nn.init.normal_(norm[0].weight)
+    specs = parse(["input:N=1..2..4x6@f32"])
+    ir.save(to_graph(norm.eval(), specs).model, model)
+    left = {}
+    for level in ("off", "affine"):
+        out = tmp_path / f"{level}.onnx"
+        assert main(["fold", str(model), "-o", str(out), "--layernorm", level]) == 0
+        scale = ir.load(out).graph.initializers["0.weight"].const_value
+        assert scale is not None
+        left[level] = scale.numpy()
+    assert np.array_equal(left["off"], norm[0].weight.detach().numpy())
+    assert np.all(left["affine"] == 1)
+    assert main(["fold", str(model), "-o", str(tmp_path / "x.onnx"), "--layernorm", "centred"]) == 2
+    assert "centred" in capfd.readouterr().err

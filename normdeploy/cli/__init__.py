@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+from typing import Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -99,6 +100,8 @@ def fold(
     *,
     out: Out,
     keep: tuple[str, ...] = (),
+    layernorm: Literal["off", "recognise", "affine", "centre"] = "affine",
+    target: Literal["onnx", "onnxruntime", "tensorrt"] = "onnx",
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,
@@ -110,6 +113,8 @@ def fold(
         model: the ONNX file.
         out: the file to write; large weights go beside it.
         keep: pattern of module names whose norms stay as they are.
+        layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
+        target: what will run the model; onnxruntime allows an operator of its own.
         dump: a folder for the graph before and after each step.
         strict: exit 1, and write nothing, where a step failed its proof.
         force: replace an older file.
@@ -117,7 +122,9 @@ def fold(
     from normdeploy import pipeline
 
     with output.working(talk):
-        ledger = pipeline.fold_file(model, out, keep=keep, dump=dump, strict=strict, force=force)
+        ledger = pipeline.fold_file(
+            model, out, keep=keep, layernorm=layernorm, target=target, dump=dump, strict=strict, force=force
+        )
     output.ledger(ledger, talk, out)
     return 0
 

@@ -15,7 +15,7 @@ from normdeploy.bundle.disk import disk_errors, sync, temporary_folder
 from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.fold import Entry, Ledger, fold
+from normdeploy.fold import Entry, Ledger, Level, Target, fold
 from normdeploy.fold.ledger import METADATA_KEY
 from normdeploy.report.schema import Report, read
 
@@ -25,6 +25,8 @@ def fold_file(
     out: str | Path,
     *,
     keep: Sequence[str] = (),
+    layernorm: Level = "affine",
+    target: Target = "onnx",
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,
@@ -32,6 +34,7 @@ def fold_file(
 ) -> Ledger:
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
+    ``keep``, ``layernorm`` and ``target`` are those of :func:`normdeploy.fold`.
     Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
     it; ``out`` then stays as it was. ``source`` is never written to.
@@ -39,7 +42,7 @@ def fold_file(
     source, out = Path(source), Path(os.path.realpath(out))
     with disk_errors(out, "the model"):
         check_paths(source, out, force)
-        result = fold(source, keep=keep, dump=dump)
+        result = fold(source, keep=keep, layernorm=layernorm, target=target, dump=dump)
         if strict and result.ledger.dropped:
             raise VerdictError(
                 f"{len(result.ledger.dropped)} plans failed their proof and were dropped; nothing was written",
