@@ -226,6 +226,9 @@ def apart(name: str, first: str, second: str, *, kernels: tuple[int, int] = (3, 
 
 NOT_ONE_CONVOLUTION = [
     apart("different strides", "<strides=[2,2], pads=[1,1,1,1]>", "", kernels=(3, 5), image="float[2,3,8,8] x"),
+    apart("strides that leave one cell, which is broadcast", "", "<strides=[7,7]>", image="float[2,3,8,8] x"),
+    apart("a dilation that leaves one cell, which is broadcast", "<pads=[2,2,2,2]>",
+          "<pads=[1,1,1,1], dilations=[2,2]>", kernels=(5, 3), image="float[2,3,3,3] x"),
     apart("the same pads on other sides", "<pads=[1,1,1,1]>", "<pads=[0,0,2,2]>"),
     apart("different dilations", "<pads=[1,1,1,1]>", "<pads=[2,2,2,2], dilations=[2,2]>"),
     apart("pads that depend on the input", "<pads=[1,1,1,1]>", '<auto_pad="SAME_UPPER">'),

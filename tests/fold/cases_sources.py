@@ -86,6 +86,9 @@ COMPOSED = [
          "r = Relu (x)\n" + norm("r", "n") + "t = Transpose <perm=[0,2,3,1]> (n)\n m = Mul (t, k)\n"
          "u = Transpose <perm=[0,3,1,2]> (m)\n" + "v = BatchNormalization (u, gamma, gamma, mean, var)\n y = Relu (v)",
          "Relu Transpose Transpose BatchNormalization Relu"),
+    Case("the scale goes up, the shift goes down", "float[N,3,L] x, float[N,5,L] z",
+         f"float[5,3] w, float[7,5,2] v, {bn(5)}",
+         "m = MatMul (w, x)\n" + norm("m", "n") + "a = Add (n, z)\n y = Conv (a, v)", "MatMul Add Conv"),
     Case("norm, conv, norm", IMAGE, f"{CONV}, {bn(3)}, {bn(5, '2')}",
          norm("x", "t") + "c = Conv (t, w, b)\n" + norm("c", "y", "2"), "Conv"),
     Case("norm with a negative scale, relu, conv, norm, relu", IMAGE,

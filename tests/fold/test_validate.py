@@ -20,6 +20,7 @@ from normdeploy.fold.operators import linear, movers
 from normdeploy.fold.operators.rows import Maps, Row, both_ways, only_first, unchanged, unchanged_down
 from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Step
+from normdeploy.fold.validate import _Square
 from normdeploy.fold.view import View
 
 Patch = pytest.MonkeyPatch
@@ -230,6 +231,25 @@ def test_a_planted_mistake_is_caught(plant: Plant, monkeypatch: Patch) -> None:
     assert_same(plant.proto, proven)
     assert ledger.dropped
     assert all("validation" in dropped for dropped in ledger.dropped)
+
+
+FAR = table("", "float[5,5,3,3] w, float[5,1,1] s = {1e15, 2e15, 1e16, 3e14, 1e15}",
+            "c = Conv (x, w)\n r = Relu (c)\n y = Add (r, s)", rule("Relu", **UNCHANGED))  # fmt: skip
+"""Beside such an offset a wrong sign of an ordinary probe is lost in the rounding."""
+
+
+def test_a_kink_is_held_to_its_signs_where_no_probe_is_near(monkeypatch: Patch) -> None:
+    FAR.plant(monkeypatch)
+    monkeypatch.setattr(_Square, "_around_breakpoint", lambda self, x, m: x)
+    _, ledger = folded(FAR.proto)
+    assert any("only a positive scale without a shift passes a kink" in dropped for dropped in ledger.dropped)
+
+
+def test_a_kink_is_probed_around_its_breakpoint(monkeypatch: Patch) -> None:
+    FAR.plant(monkeypatch)
+    monkeypatch.setattr(_Square, "_check_signs", lambda self: None)
+    _, ledger = folded(FAR.proto)
+    assert any("validation: relative error" in dropped for dropped in ledger.dropped)
 
 
 def with_a_tiny_channel() -> onnx.ModelProto:
