@@ -79,7 +79,8 @@ class AffineMap:
     def after(self, first: AffineMap) -> AffineMap:
         """The composition ``self ∘ first``."""
         with np.errstate(all="ignore"):  # what is not finite is refused by whoever asks is_finite
-            return AffineMap(self.scale * first.scale, self.scale * first.shift + self.shift)
+            both = AffineMap(self.scale * first.scale, self.scale * first.shift + self.shift)
+        return AffineMap(_shrunk(both.scale), _shrunk(both.shift))
 
     def without_shift(self) -> AffineMap:
         """Only the scale of the map."""

@@ -129,10 +129,14 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
         weight = view.shape(node.inputs[1]) or (1, 1)
         groups = view.attr(node, "group", 1)
         sizes[1 - rank] = int(weight[1] or 1) * groups if node.op_type == "Conv" else int(weight[0] or 1)
+    elif node.op_type == "Squeeze":
+        sizes |= {axis % rank - rank: 1 for axis in view.parameter(node, "axes", 1) or ()}
     elif node.op_type == "Gather" and (indices := view.array(node.inputs[1])) is not None and indices.size:
         # One more than the indices need.
         sizes[view.attr(node, "axis", 0) % rank - rank] = int(max(indices.max(), -indices.min() - 1)) + 2
     elif node.op_type == "MatMul":
+        both = [maps[value] for value in (*node.inputs, *node.outputs) if value is not None and value in maps]
+        sizes |= {axis - m.rank: m.size(axis) for m in both for axis in m.axes if axis < m.rank - 2}
         sizes |= _pinned_by_matrix(view, node, known)
     elif node.op_type == "Gemm":
         weight = view.shape(node.inputs[1]) or (None, None)

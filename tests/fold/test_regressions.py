@@ -220,9 +220,17 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             }""",
             "MatMul Gather",
         ),
+        (
+            """g (float[N,7] x) => (float[5] y) <float[7,5] w, int64[1] a = {0}, float[5] k> {
+                m = MatMul (x, w)
+                r = Squeeze (m, a)
+                y = Mul (r, k)
+            }""",
+            "MatMul Squeeze",
+        ),
     ],
     ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
-         "Reshape that fits one batch only", "Gather from an axis of unknown size"],
+         "Reshape that fits one batch only", "Gather from an axis of unknown size", "Squeeze of an axis of unknown size"],
 )  # fmt: skip
 def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     proto = parsed(text)
@@ -278,3 +286,29 @@ def test_what_older_opsets_spell_otherwise_is_proven(opset: int, body: str) -> N
     new, ledger = folded(proto)
     assert ledger.dropped == ()
     assert "Mul" not in op_types(new)
+
+
+def test_a_shift_that_varies_over_the_batch_of_a_matmul_is_proven() -> None:
+    proto = parsed("""g (float[1,4,3,2] x) => (float[1,4,3,5] y) <float[2,5] w, float[4,1,1] k, float[4,1,1] t> {
+        a = Sub (x, k)
+        m = MatMul (a, w)
+        y = Add (m, t)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert op_types(new) == {"MatMul": 1, "Add": 1}
+    assert_same(proto, new)
+
+
+def test_maps_that_compose_to_one_number_are_one_number() -> None:
+    proto = parsed("""g (float[N,8,2] x) => (float[N,8,2] y) <float[2,2] w, float[8,1] a, float[2] zero = {0,0}> {
+        h = Tanh (x)
+        m = Mul (h, a)
+        n = Mul (m, zero)
+        y = MatMul (n, w)
+    }""")
+    fill(proto.graph)
+    new, _ = folded(proto)
+    assert op_types(new) == {"Tanh": 1, "MatMul": 1}
+    assert without_ledger(folded(new)[0]) == without_ledger(new)

@@ -26,10 +26,14 @@ Change = Callable[[np.ndarray], np.ndarray]
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
 class Truth:
     """A model over the real numbers; ``change`` is done to each stored float tensor, still in its own dtype."""
 
-    def __init__(self, proto: onnx.ModelProto, change: Change = lambda array: array) -> None:
+    def __init__(self, proto: onnx.ModelProto, change: Change = _same) -> None:
         self._names = [info.name for info in proto.graph.output]
         flat = onnx.inliner.inline_local_functions(proto) if proto.functions else proto  # they would lose our operators
         self._evaluator = ReferenceEvaluator(widened(flat, change), new_ops=OPERATORS)
@@ -41,7 +45,7 @@ class Truth:
         return {name: np.asarray(array) for name, array in zip(self._names, results, strict=True)}
 
 
-def widened(proto: onnx.ModelProto, change: Change = lambda array: array) -> onnx.ModelProto:
+def widened(proto: onnx.ModelProto, change: Change = _same) -> onnx.ModelProto:
     """A copy of ``proto``, which has no functions, with every float tensor, type and cast in float64."""
     wide = copy.deepcopy(proto)
     _widen(wide.graph, change)
@@ -66,8 +70,9 @@ def unshared(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _widen(graph: onnx.GraphProto, change: Change) -> None:
+    shapes = {name for node in graph.node if node.op_type in ("Resize", "Upsample") for name in node.input[1:]}
     for tensor in graph.initializer:
-        _widen_tensor(tensor, change)
+        _widen_tensor(tensor, _same if tensor.name in shapes else change)
     for info in (*graph.input, *graph.output):
         if info.type.tensor_type.elem_type in FLOATS:
             info.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -75,7 +80,7 @@ def _widen(graph: onnx.GraphProto, change: Change) -> None:
     for node in graph.node:
         for attr in node.attribute:
             if attr.HasField("t"):
-                _widen_tensor(attr.t, change)
+                _widen_tensor(attr.t, _same if node.output[0] in shapes else change)
             elif node.op_type == "Cast" and attr.name == "to" and attr.i in FLOATS:
                 attr.i = TensorProto.DOUBLE
             for body in (*([attr.g] if attr.HasField("g") else []), *attr.graphs):
