@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
+from threadpoolctl import threadpool_limits
 
 from normdeploy.errors import InputError
 from normdeploy.fold import validate as proof
@@ -72,7 +73,8 @@ def fold(
     _need_one_of(layernorm, get_args(Level), "layernorm")
     _need_one_of(target, get_args(Target), "target")
     folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, dump)
-    folder.run()
+    with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
+        folder.run()
     ledger = folder.ledger(time.perf_counter() - begin)
     previous = folder.model.metadata_props.get(METADATA_KEY)
     folder.model.metadata_props[METADATA_KEY] = _with_history(ledger, previous).to_json()
@@ -273,6 +275,8 @@ class _Folder:
             writer.carry_out(found.plan)
             for norm in found.norms:
                 self._enter_norm(norm, replace(_blank(norm), outcome="reduced", residual=residual, reason=str(found)))
+            for norm in found.others:
+                self._enter_norm(norm, replace(_blank(norm), reason=centre.HAS_BIAS))
             self._dump(label(found.plan.source))
 
     def _centred(self, land: Territory, stream: Stream | Refused) -> tuple[centre.Centred, float | None]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.edits import Edit
-from normdeploy.fold.operators.table import TABLE
+from normdeploy.fold.operators.table import SHAPE_READERS, TABLE
 from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.sources import data_input
 from normdeploy.fold.view import Refused, View
@@ -192,7 +192,7 @@ def _agreed(plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value
         return None
     if value.is_graph_output():
         raise Refused(f"{value.name} is an output of the model", node)
-    if len(value.uses()) != len(asked):
+    if sum(use.node.op_type not in SHAPE_READERS for use in value.uses()) != len(asked):
         raise Refused(f"{value.name} has other readers", node)
     if not all(m.equals(asked[0]) for m in asked):
         raise Refused(f"the readers of {value.name} need different maps", node)

@@ -21,6 +21,8 @@ from normdeploy.fold.plan import Plan, Step
 from normdeploy.fold.search import Territory
 from normdeploy.fold.view import Refused
 
+HAS_BIAS = "its bias could not go, and an RMSNorm has none"
+
 _NAMED = 3
 """How many of its problems a stream is refused with."""
 
@@ -37,10 +39,20 @@ class Centring(AffineMap):
 
 @dataclass(frozen=True)
 class Centred:
-    """A stream that may be centred: the plan, the norms that become ``kind`` by it, what is copied before (bytes)."""
+    """A stream that may be centred.
+
+    Attributes:
+        plan: what centres it.
+        norms: the norms that become ``kind`` by it.
+        others: norms that read it and stay, because they have a bias.
+        kind: the operator type.
+        writers: how many nodes write into it.
+        copied: bytes of weights that are copied first, because others share them.
+    """
 
     plan: Plan
     norms: tuple[ir.Node, ...]
+    others: tuple[ir.Node, ...]
     kind: str
     writers: int
     copied: int
@@ -83,9 +95,10 @@ def centred(land: Territory, stream: Stream, target: Target, is_kept: Callable[[
         reasons = list(dict.fromkeys(problem.reason for problem in stream.problems))
         more = f", and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
         raise Refused("its stream cannot be centred: " + "; ".join(reasons[:_NAMED]) + more)
-    norms = tuple(norm for norm in stream.norms if len(norm.inputs) == 2 and not is_kept(norm))
+    asked = [norm for norm in stream.norms if not is_kept(norm)]
+    norms, others = (tuple(norm for norm in asked if (len(norm.inputs) == 2) is bare) for bare in (True, False))
     if not norms:
-        raise Refused("its bias could not go, and an RMSNorm has none")
+        raise Refused(HAS_BIAS)
     kind = fast_spelling(land.view.opset, target)
     plan = Plan(source=norms[0], committed=land.committed, kinds=dict.fromkeys(norms, kind))
     for (node, index), axis in stream.weights.items():
@@ -94,7 +107,7 @@ def centred(land: Territory, stream: Stream, target: Target, is_kept: Callable[[
         plan.edits[node, index] = edit.scaled(left=np.zeros(())) if axis is None else edit.without_mean(axis)
     for value, axis in stream.axes.items():
         plan.up[value] = _centring(land, value, axis, stream.size)
-    return Centred(plan, norms, kind, len(stream.writers), _copied_bytes(plan))
+    return Centred(plan, norms, others, kind, len(stream.writers), _copied_bytes(plan))
 
 
 def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | None:

@@ -52,17 +52,16 @@ class Recogniser:
         """Rewrite every norm that holds; the node that each ends in from now on, with what became of it."""
         view = self.writer.land.view
         found: list[Norm] = []
-        refused: dict[ir.Node, Refused] = {}
+        refused: dict[ir.Node, Entry] = {}
         for node in self.writer.land.nodes:
-            try:
-                norm = None if self.is_kept(node) else _norm_at(view, node, self.target)
-                if norm is not None:
-                    found.append(norm)
-            except Refused as refusal:
-                refused[node] = refusal
+            seen = None if self.is_kept(node) else _norm_at(view, node, self.target)
+            if isinstance(seen, Norm):
+                found.append(seen)
+            elif seen is not None:
+                refused[node] = seen
         insides = {norm.end: region.inside(view, norm) for norm in found}
         inner = {node for nodes in insides.values() for node in nodes}  # a part of a norm is none that was refused
-        yield from ((node, _left(node, refusal)) for node, refusal in refused.items() if node not in inner)
+        yield from ((node, entry) for node, entry in refused.items() if node not in inner)
         proven: list[tuple[Norm, float | None]] = []
         for norm in found:
             try:
@@ -96,24 +95,29 @@ class Recogniser:
         return node, entry
 
 
-def _left(node: ir.Node, refusal: Refused, kind: str = "LayerNormalization") -> Entry:
+def _left(node: ir.Node, refusal: Refused, kind: str) -> Entry:
     return Entry(label(node), str(node.name), kind, True, "left", reason=refusal.reason, fix=refusal.fix)
 
 
 # -- what a node is --------------------------------------------------------------------------------
 
 
-def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
-    """The norm that ends in ``node``, or around it; None where there is none."""
+def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | Entry | None:
+    """The norm that ends in ``node``, or around it; what is said of one that is refused; None where there is none."""
     if node.domain not in ("", "ai.onnx") or view.is_constant(node.outputs[0]):
         return None
-    if node.op_type == "InstanceNormalization":
-        return groups.of_instances(view, node, target)
-    core = core_at(view, node) if node.op_type in TERMINALS else None
-    if core is None:
-        return None
-    _need_float32(core)
-    return groups.of_core(view, core, target) or _plain(view, core, target)
+    kind = "LayerNormalization" if node.op_type in TERMINALS else "GroupNormalization"
+    try:
+        if node.op_type not in TERMINALS:
+            return groups.of_instances(view, node, target)
+        core = core_at(view, node)
+        if core is None:
+            return None
+        kind = core.kind
+        _need_float32(core)
+        return groups.of_core(view, core, target) or _plain(view, core, target)
+    except Refused as refusal:
+        return _left(node, refusal, kind)
 
 
 def _need_float32(core: Core) -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.layernorm import affine
-from normdeploy.fold.operators.table import TABLE
+from normdeploy.fold.operators.table import SHAPE_READERS, TABLE
 from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.search import Territory
 from normdeploy.fold.view import Refused
@@ -33,7 +33,6 @@ MOVERS = frozenset(
 
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 _SCALINGS = frozenset({"Mul", "Div"})
-_SHAPE_READERS = frozenset({"Shape", "Size"})
 _ANNIHILATES = 1e-12
 """Largest sum of a column, relative to the sum of its sizes, of a weight that annihilates the mean."""
 
@@ -130,7 +129,7 @@ class _Explorer:
             self._connect(node, ends)
         elif node.op_type == "LayerNormalization" and index == 0 and _is_own(node):
             self._read_by_norm(node, axis)
-        elif node.op_type not in _SHAPE_READERS and not self._is_annihilated(node, index, axis):
+        elif node.op_type not in SHAPE_READERS and not self._is_annihilated(node, index, axis):
             raise Refused("what reads it keeps the mean", node)
 
     def _connect(self, node: ir.Node, ends: Ends) -> None:

@@ -39,6 +39,9 @@ TABLE: dict[str, Row] = {
     "Resize": both_ways(poolers.resize),
     "Upsample": both_ways(poolers.resize),
     "Pad": both_ways(poolers.pad),
+    # what reads the shape alone sees no map
+    "Shape": Row(down=lambda step, ins: [None]),
+    "Size": Row(down=lambda step, ins: [None]),
     # sums of branches
     "Add": Row(poolers.sum_up, poolers.sum_down),
     "Sub": Row(poolers.sum_up, poolers.sum_down),
@@ -54,6 +57,9 @@ TABLE: dict[str, Row] = {
     "Relu": both_ways(poolers.positively_homogeneous),
     "LeakyRelu": both_ways(poolers.positively_homogeneous),
 }
+
+SHAPE_READERS = frozenset({"Shape", "Size"})
+"""Operators to which all values of one shape are the same."""
 
 HEAVY = frozenset(name for name, row in TABLE.items() if row.heavy)
 """Operators whose arithmetic dominates: no plan may add one."""
