@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-from typing import Literal
 
 from cyclopts import App, CycloptsError, Parameter
 

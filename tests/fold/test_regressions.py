@@ -230,7 +230,8 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
         ),
     ],
     ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
-         "Reshape that fits one batch only", "Gather from an axis of unknown size", "Squeeze of an axis of unknown size"],
+         "Reshape that fits one batch only", "Gather from an axis of unknown size",
+         "Squeeze of an axis of unknown size"],
 )  # fmt: skip
 def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     proto = parsed(text)
