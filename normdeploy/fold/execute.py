@@ -64,13 +64,16 @@ def _batch_normalization(attributes: Attributes, x: Array, scale: Array, bias: A
     return centred / np.sqrt(var.reshape(channels) + eps) * scale.reshape(channels) + bias.reshape(channels)
 
 
-def _layer_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array | None = None) -> Array:
-    """ONNX specification, LayerNormalization-17 (Ba et al. 2016, arXiv 1607.06450)."""
+def _layer_normalization(
+    attributes: Attributes, x: Array, scale: Array, bias: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """ONNX specification, LayerNormalization-17 (Ba et al. 2016, arXiv 1607.06450): y, mean, inverse deviation."""
     axes = tuple(range(attributes.get("axis", -1) % x.ndim, x.ndim))
-    centred = x - x.mean(axis=axes, keepdims=True)
+    mean = x.mean(axis=axes, keepdims=True)
     eps = float(np.float32(attributes.get("epsilon", 1e-5)))
-    y: Array = centred / np.sqrt((centred**2).mean(axis=axes, keepdims=True) + eps) * scale
-    return y if bias is None else y + bias
+    deviation = np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + eps)
+    y: Array = (x - mean) / deviation * scale
+    return y if bias is None else y + bias, mean, 1.0 / deviation
 
 
 def _rms_normalization(attributes: Attributes, x: Array, scale: Array) -> Array:

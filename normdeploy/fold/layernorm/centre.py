@@ -101,6 +101,9 @@ def centred(land: Territory, stream: Stream, target: Target, is_kept: Callable[[
         raise Refused(HAS_BIAS)
     kind = fast_spelling(land.view.opset, target)
     plan = Plan(source=norms[0], committed=land.committed, kinds=dict.fromkeys(norms, kind))
+    for norm in norms:  # the defaults of another operator are its own affair
+        for name, default in (("axis", -1), ("epsilon", 1e-5), ("stash_type", 1)):
+            plan.attributes[norm, name] = land.view.attr(norm, name, default)
     for (node, index), axis in stream.weights.items():
         edit = Step(land.view, node, plan).edit(index)
         assert edit is not None, "a stream has constant writers only"
@@ -120,6 +123,9 @@ def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | Non
     Raises:
         Refused: a weight does not fit its dtype, or a square does not commute.
     """
+    for value in plan.up:  # where no operator stands on one side, no square would tell
+        if value.is_graph_output() or value.producer() is None:
+            raise Refused(f"validation: {value.name} is an input or output of the model and would change")
     residuals: list[float] = []
     for node in plan.touched():
         own = [edit for (owner, _), edit in plan.edits.items() if owner is node]

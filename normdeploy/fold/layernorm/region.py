@@ -58,7 +58,7 @@ class Norm:
         """What the operator makes of ``x``, in float64."""
         parameters = [self.scale] if self.bias is None else [self.scale, self.bias]
         perm = self.perm or tuple(range(x.ndim))
-        (y,) = execute.run(self.op_type, self.attributes, [x.transpose(perm), *parameters], opset)
+        (y, *_) = execute.run(self.op_type, self.attributes, [x.transpose(perm), *parameters], opset)
         return y.transpose(np.argsort(perm))
 
 

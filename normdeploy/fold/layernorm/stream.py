@@ -147,7 +147,7 @@ class _Explorer:
         shape = self.view.need_shape(value, node)
         whole = 0 <= axis < len(shape) and shape[axis] == self.stream.size
         if not self.view.is_constant(value):
-            if not whole:
+            if axis < 0 or (isinstance(shape[axis], int) and not whole):
                 raise Refused(f"{value.name} is broadcast over the features", node)
             self._join(value, axis)
             return

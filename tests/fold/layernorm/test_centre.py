@@ -1,0 +1,234 @@
+"""Level ``centre``: whole streams are centred, and their LayerNorms become RMSNorms, or nothing of them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from norm_harness import (
+    TOLERANCE,
+    assert_exact,
+    assert_runs,
+    counts,
+    deviation,
+    initializers,
+    norm_entries,
+    reduced,
+    run,
+    truth,
+    unchanged,
+    with_values,
+)
+from stream_cases import CENTRED, REFUSED, Stream
+
+from normdeploy.fold import fold
+from normdeploy.fold.layernorm import centre, stream
+
+
+def _centred(case: Stream, proto: onnx.ModelProto | None = None, **options: object) -> onnx.ModelProto:
+    new, _ = reduced(proto or case.model(), layernorm="centre", target=case.target, **options)
+    return new
+
+
+def _affine(case: Stream, proto: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    new, _ = reduced(proto or case.model(), layernorm="affine", target=case.target)
+    return new
+
+
+def _rms(proto: onnx.ModelProto) -> int:
+    return counts(proto)["RMSNormalization"] + counts(proto)["SimplifiedLayerNormalization"]
+
+
+@pytest.mark.parametrize("case", CENTRED, ids=lambda case: case.name)
+def test_a_stream_is_centred_as_a_whole(case: Stream) -> None:
+    proto = case.model()
+    new, ledger = reduced(proto, layernorm="centre", target=case.target)
+    assert (_rms(new), counts(new)["LayerNormalization"]) == (case.rms, case.layer), [str(e.reason) for e in ledger]
+    assert_exact(proto, new)
+    if case.onnxruntime:
+        assert_runs(new, proto)
+    gone = [entry for entry in norm_entries(ledger) if "its mean is gone" in entry.reason]
+    assert len(gone) == case.rms
+    assert all(entry.outcome == "reduced" and entry.kind == "LayerNormalization" for entry in gone)
+    assert all(entry.residual is not None and entry.residual <= 1e-12 for entry in gone)
+    stayed = [entry.reason for entry in norm_entries(ledger) if entry not in gone]
+    assert all(case.reason in reason for reason in stayed)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_one_writer_or_reader_refuses_the_whole_stream(case: Stream) -> None:
+    proto = case.model()
+    new, ledger = reduced(proto, layernorm="centre", target=case.target)
+    assert unchanged(new, _affine(case)), "nothing but what the level before does"
+    assert counts(new)["LayerNormalization"] == case.layer
+    reasons = [entry.reason for entry in norm_entries(ledger)]
+    assert any(case.reason in reason for reason in reasons), reasons
+    assert_exact(proto, new)
+
+
+@pytest.mark.parametrize("level", ["off", "recognise", "affine"])
+def test_lower_levels_keep_the_mean(level: str) -> None:
+    new, _ = reduced(CENTRED[0].model(), layernorm=level)
+    assert counts(new)["LayerNormalization"] == 2
+
+
+def test_folding_again_changes_nothing() -> None:
+    once = _centred(CENTRED[0])
+    assert unchanged(_centred(CENTRED[0], once), once)
+
+
+def test_a_kept_norm_stays_and_the_others_go() -> None:
+    proto = CENTRED[0].model()
+    for node in proto.graph.node:
+        node.name = f"node/{node.output[0]}"
+    new = _centred(CENTRED[0], proto, keep=("node/m",))
+    assert (_rms(new), counts(new)["LayerNormalization"]) == (1, 1)
+    assert_exact(proto, new)
+
+
+# -- the weights -----------------------------------------------------------------------------------
+
+
+def test_every_writer_has_no_mean_left() -> None:
+    arrays = initializers(_centred(CENTRED[0]))
+    for name in ("table", "pos", "w2", "c2"):
+        size = np.abs(arrays[name]).max()
+        assert np.abs(arrays[name].astype(np.float64).mean(axis=-1)).max() <= size * 2.0**-23, name
+
+
+def test_a_tied_head_is_untied_and_keeps_its_table() -> None:
+    case = next(case for case in CENTRED if case.name == "tied head")
+    proto = case.model()
+    new, ledger = reduced(proto, layernorm="centre")
+    table = initializers(proto)["table"]
+    tables = [array for array in initializers(new).values() if array.shape in ((8, 6), (6, 8))]
+    assert len(tables) == 2
+    assert any(np.allclose(array, table - table.mean(axis=-1, keepdims=True), atol=1e-6) for array in tables)
+    assert all("a copy of" in entry.reason or entry.into for entry in norm_entries(ledger))
+
+
+def test_untied_where_the_head_reads_the_table_itself() -> None:
+    """Without an affine to fold, nothing has untied the head before."""
+    ones = {"g2": [1.0] * 6, "b2": [0.0] * 6}
+    case = next(case for case in CENTRED if case.name == "tied head")
+    proto = with_values(case.model(), **ones)
+    new, ledger = reduced(proto, layernorm="centre")
+    assert initializers(new)["table"].tobytes() == initializers(proto)["table"].tobytes()
+    assert _rms(new) == 2
+    assert_exact(proto, new)
+    assert any("a copy of" in entry.reason for entry in norm_entries(ledger))
+
+
+def test_a_huge_mean_in_the_tables_is_gone_and_float32_is_better_for_it() -> None:
+    case = CENTRED[0]
+    proto = case.model()
+    arrays = initializers(proto)
+    proto = with_values(proto, table=arrays["table"] + 1e4, pos=arrays["pos"] - 3e3)
+    new = _centred(case, proto)
+    assert_exact(proto, new)
+    feed = {"ids": np.arange(14).reshape(2, 7) % 8}
+    want = truth(proto, feed)["y"]
+    before, after = (float(np.abs(run(model, feed)[0] - want).max()) for model in (proto, new))
+    assert after < before / 10
+
+
+def test_constant_features_come_out_as_before() -> None:
+    """Rows of a table that are equal for all features: all that is left of them is exactly nothing."""
+    case = CENTRED[0]
+    proto = with_values(case.model(), table=np.full((8, 6), 3.0), pos=np.zeros((7, 6)))
+    new = _centred(case, proto)
+    assert not np.any(initializers(new)["table"])
+    assert_exact(proto, new)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "double"])
+def test_other_dtypes(dtype: str) -> None:
+    from norm_harness import model
+    from stream_cases import AFFINES, LINEARS, NORMED, TABLES, TOKENS
+
+    weights = ", ".join((AFFINES, LINEARS, TABLES)).replace("float", dtype)
+    proto = model(TOKENS, weights, NORMED, outputs=f"{dtype}[] y", opset=23)
+    new = _centred(CENTRED[0], proto)
+    assert _rms(new) == 2
+    assert_exact(proto, new)
+
+
+def test_a_linear_that_annihilates_the_mean_may_read_the_stream() -> None:
+    case = next(case for case in REFUSED if case.name == "a head without a norm")
+    proto = case.model()
+    head = initializers(proto)["head"]
+    whole = np.round(head * 8) / 8
+    whole[-1] -= whole.sum(axis=0)  # eighths: the columns sum to exactly 0
+    proto = with_values(proto, head=whole, g2=[1.0] * 6, b2=[0.0] * 6)
+    new = _centred(case, proto)
+    assert _rms(new) == 2
+    assert_exact(proto, new)
+
+
+def test_nearly_annihilating_is_not_enough() -> None:
+    case = next(case for case in REFUSED if case.name == "a head without a norm")
+    proto = case.model()
+    head = initializers(proto)["head"].astype(np.float64)
+    proto = with_values(proto, head=head - head.mean(axis=0), g2=[1.0] * 6, b2=[0.0] * 6)
+    assert _rms(_centred(case, proto)) == 0, "rounded to float32, its columns sum to 1e-8 and not to 0"
+
+
+# -- mutants ---------------------------------------------------------------------------------------
+
+BOTH_HALVES = [case for case in REFUSED if case.opset == 23 and case.target == "onnx"]
+
+
+@pytest.mark.parametrize("case", BOTH_HALVES, ids=lambda case: case.name)
+def test_the_proof_refuses_what_the_search_should_have(case: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that overlooks every problem: the proof must see each of them by itself."""
+    monkeypatch.setattr(centre, "stream_at", _changed(lambda found: found.problems.clear()))
+    result = fold(case.model(), layernorm="centre")
+    blamed = [entry.reason for entry in result.ledger if "validation" in entry.reason]
+    assert blamed, "nothing was proven wrong"
+    assert sum("its mean is gone" in entry.reason for entry in result.ledger) <= case.layer - len(blamed)
+
+
+@pytest.mark.parametrize("slot", range(4))
+def test_a_writer_that_is_left_uncentred_is_caught(slot: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(found: stream.Stream) -> None:
+        found.weights.pop(list(found.weights)[slot])
+
+    monkeypatch.setattr(centre, "stream_at", _changed(forget))
+    proto = CENTRED[0].model()
+    result = fold(proto, layernorm="centre")
+    assert "validation" in result.ledger.dropped[0]
+    assert not any(node.op_type == "RMSNormalization" for node in result.model.graph)
+    unproven = ir.to_proto(fold(proto, layernorm="centre", validate=False).model)
+    assert _rms(unproven) == 2
+    assert deviation(proto, unproven) > 1e3 * TOLERANCE["float32"], "these tests see the mutant too"
+
+
+@pytest.mark.parametrize("name", ["a head without a norm", "a tap", "pooled into a head", "pooled output"])
+def test_a_reader_that_keeps_the_mean_would_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(centre, "stream_at", _changed(lambda found: found.problems.clear()))
+    proto = next(case for case in REFUSED if case.name == name).model()
+    monkeypatch.setattr(centre, "proven", lambda plan, square: None)
+    mutant = ir.to_proto(fold(proto, layernorm="centre", validate=False).model)
+    assert _rms(mutant) == 2
+    assert deviation(proto, mutant) > 1e3 * TOLERANCE["float32"]
+
+
+def test_centring_over_the_wrong_axis_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turn(found: stream.Stream) -> None:
+        found.weights = {slot: None if axis is None else 0 for slot, axis in found.weights.items()}
+
+    monkeypatch.setattr(centre, "stream_at", _changed(turn))
+    result = fold(CENTRED[0].model(), layernorm="centre")
+    assert "validation" in result.ledger.dropped[0]
+
+
+def _changed(change: Callable[[stream.Stream], None]) -> Callable[..., stream.Stream]:
+    def explore(*arguments: object) -> stream.Stream:
+        found = stream.stream_at(*arguments)  # type: ignore[arg-type]
+        change(found)
+        return found
+
+    return explore
