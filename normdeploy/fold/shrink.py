@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -109,56 +109,104 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
 
 def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, int]:
     """Sizes that maps and constants ask for, by axis counted from the back."""
-    sizes: dict[int, int] = {}
-    for value in (*node.inputs, *node.outputs):
-        m = maps.get(value) if value is not None else None
-        if m is not None and node.op_type in (*_ELEMENTWISE, "Concat", "Split"):
-            sizes |= {axis - m.rank: m.size(axis) for axis in m.axes}
     data = next((value for value in node.inputs if value is not None and not known(value)), None)
-    rank = _rank(view, node, data, maps) if data is not None else 0
-    if node.op_type == "BatchNormalization":
-        channels = view.shape(node.inputs[1])
-        sizes[1 - rank] = int((channels or (1,))[0] or 1)
-    elif node.op_type in (*_ELEMENTWISE, "Concat"):
-        for value in node.inputs:
-            shape = view.shape(value) if value is not None and known(value) else None
-            sizes |= {
-                i - len(shape): int(n) for i, n in enumerate(shape or ()) if shape and isinstance(n, int) and n > 1
-            }
-    elif node.op_type in ("Conv", "ConvTranspose"):
-        weight = view.shape(node.inputs[1]) or (1, 1)
-        groups = view.attr(node, "group", 1)
-        sizes[1 - rank] = int(weight[1] or 1) * groups if node.op_type == "Conv" else int(weight[0] or 1)
-    elif node.op_type == "Squeeze":
-        sizes |= {axis % rank - rank: 1 for axis in view.parameter(node, "axes", 1) or ()}
-    elif node.op_type == "Gather" and (indices := view.array(node.inputs[1])) is not None and indices.size:
-        # One more than the indices need.
-        sizes[view.attr(node, "axis", 0) % rank - rank] = int(max(indices.max(), -indices.min() - 1)) + 2
-    elif node.op_type == "MatMul":
-        both = [maps[value] for value in (*node.inputs, *node.outputs) if value is not None and value in maps]
-        sizes |= {axis - m.rank: m.size(axis) for m in both for axis in m.axes if axis < m.rank - 2}
-        sizes |= _pinned_by_matrix(view, node, known)
-    elif node.op_type == "Gemm":
-        weight = view.shape(node.inputs[1]) or (None, None)
-        inner = weight[1] if view.attr(node, "transB", 0) else weight[0]
-        sizes[-2 if view.attr(node, "transA", 0) else -1] = int(inner or 1)
-        _pin_rows_of_c(view, node, sizes)
+    if data is None:
+        return {}
+    pin = _PINS.get(node.op_type)
+    sizes = _by_maps(node, maps) if node.op_type in (*_ELEMENTWISE, "Concat", "Split") else {}
+    return sizes | (pin(view, node, _rank(view, node, data, maps), maps, known) if pin is not None else {})
+
+
+def _by_maps(node: ir.Node, maps: Maps) -> dict[int, int]:
+    """What the maps on all sides vary over."""
+    around = [maps[value] for value in (*node.inputs, *node.outputs) if value is not None and value in maps]
+    return {axis - m.rank: m.size(axis) for m in around for axis in m.axes}
+
+
+def _by_constants(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    del rank, maps
+    sizes: dict[int, int] = {}
+    for value in node.inputs:
+        if value is not None and known(value):
+            sizes |= _trailing(view.shape(value))
     return sizes
 
 
-def _pin_rows_of_c(view: View, node: ir.Node, sizes: dict[int, int]) -> None:
-    c = view.shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if c is not None and len(c) == 2 and isinstance(c[0], int) and c[0] > 1:
-        sizes[-1 if view.attr(node, "transA", 0) else -2] = c[0]
+def _trailing(shape: Sequence[Dim] | None) -> dict[int, int]:
+    """The axes of ``shape`` that are longer than 1."""
+    sizes = list(shape or ())
+    return {i - len(sizes): n for i, n in enumerate(sizes) if isinstance(n, int) and n > 1}
 
 
-def _pinned_by_matrix(view: View, node: ir.Node, known: Known) -> dict[int, int]:
+def _by_channels(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    del maps, known
+    channels = view.shape(node.inputs[1])
+    return {1 - rank: int((channels or (1,))[0] or 1)}
+
+
+def _by_scale(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    del rank, maps, known
+    return _trailing(view.shape(node.inputs[1]))
+
+
+def _by_kernel(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    del maps, known
+    weight = view.shape(node.inputs[1]) or (1, 1)
+    per_group = int(weight[1] or 1) * int(view.attr(node, "group", 1))
+    return {1 - rank: per_group if node.op_type == "Conv" else int(weight[0] or 1)}
+
+
+def _by_squeezed(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    del maps, known
+    return {axis % rank - rank: 1 for axis in view.parameter(node, "axes", 1) or ()}
+
+
+def _by_indices(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    """One more cell than the indices need."""
+    del maps, known
+    indices = view.array(node.inputs[1])
+    if indices is None or not indices.size:
+        return {}
+    return {view.attr(node, "axis", 0) % rank - rank: int(max(indices.max(), -indices.min() - 1)) + 2}
+
+
+def _by_matrix(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    """The batch by what maps vary over, and what is summed over by the weight."""
+    del rank
+    batch = {axis: size for axis, size in _by_maps(node, maps).items() if axis < -2}
     right = node.inputs[1] is not None and known(node.inputs[1])
     weight = view.shape(node.inputs[int(right)]) or ()
-    sizes = {i - len(weight): int(n) for i, n in enumerate(weight[:-2]) if isinstance(n, int) and n > 1}
+    batch |= {axis: size for axis, size in _trailing(weight).items() if axis < -2}
     inner = weight[-2 if right and len(weight) > 1 else -1] if weight else 1
-    sizes[-1 if right else -2] = int(inner or 1)
+    return batch | {-1 if right else -2: int(inner or 1)}
+
+
+def _by_gemm(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    del rank, maps, known
+    across = view.attr(node, "transA", 0)
+    weight = view.shape(node.inputs[1]) or (None, None)
+    sizes = {-2 if across else -1: int(weight[1 if view.attr(node, "transB", 0) else 0] or 1)}
+    c = view.shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if c is not None and len(c) == 2 and isinstance(c[0], int) and c[0] > 1:
+        sizes[-1 if across else -2] = c[0]
     return sizes
+
+
+Pin = Callable[[View, ir.Node, int, Maps, Known], dict[int, int]]
+
+_PINS: dict[str, Pin] = {
+    **dict.fromkeys((*_ELEMENTWISE, "Concat"), _by_constants),
+    "BatchNormalization": _by_channels,
+    "GroupNormalization": _by_channels,
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _by_scale),
+    "Conv": _by_kernel,
+    "ConvTranspose": _by_kernel,
+    "Squeeze": _by_squeezed,
+    "Gather": _by_indices,
+    "MatMul": _by_matrix,
+    "Gemm": _by_gemm,
+}
+"""What the constants of an operator pin, by axis counted from the back."""
 
 
 def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:

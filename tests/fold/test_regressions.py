@@ -228,10 +228,17 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             }""",
             "MatMul Squeeze",
         ),
+        (
+            """g (float[N,W] x) => (float[N,W] y) <float[3] w, float[3] b, float k = {2}> {
+                m = LayerNormalization (x, w, b)
+                y = Mul (m, k)
+            }""",
+            "LayerNormalization",
+        ),
     ],
     ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
          "Reshape that fits one batch only", "Gather from an axis of unknown size",
-         "Squeeze of an axis of unknown size"],
+         "Squeeze of an axis of unknown size", "LayerNormalization over an axis of unknown size"],
 )  # fmt: skip
 def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     proto = parsed(text)
