@@ -79,7 +79,9 @@ def _draw_affine(weight: torch.Tensor, bias: torch.Tensor) -> None:
     bias.normal_()
 
 
-def _transformers(name: str, task: str, **options: Any) -> Callable[[], nn.Module]:
+def network(name: str, task: str, **options: Any) -> Callable[[], nn.Module]:
+    """What builds the network ``name + task`` of transformers; ``options`` go to its configuration."""
+
     def build() -> nn.Module:
         transformers = _library()
         module: nn.Module = getattr(transformers, name + task)(getattr(transformers, f"{name}Config")(**options))
@@ -89,7 +91,7 @@ def _transformers(name: str, task: str, **options: Any) -> Callable[[], nn.Modul
 
 
 def _classifier(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return _transformers(name, "ForImageClassification", **options)
+    return network(name, "ForImageClassification", **options)
 
 
 def _library() -> Any:
@@ -111,7 +113,7 @@ def _detr() -> nn.Module:
     options = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 7}
     own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
-    return _transformers("Detr", "ForObjectDetection", backbone_config=_backbone(), **own, **options, **heads)()
+    return network("Detr", "ForObjectDetection", backbone_config=_backbone(), **own, **options, **heads)()
 
 
 def _rt_detr() -> nn.Module:
@@ -120,7 +122,7 @@ def _rt_detr() -> nn.Module:
         embedding_size=16, hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 1, 1], layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )  # fmt: skip
-    return _transformers(
+    return network(
         "RTDetr", "ForObjectDetection", backbone_config=backbone, backbone=None, use_timm_backbone=False,
         use_pretrained_backbone=False, encoder_hidden_dim=32, encoder_in_channels=[24, 32, 40], d_model=32,
         encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4,
@@ -130,7 +132,7 @@ def _rt_detr() -> nn.Module:
 
 
 def _conformer(**options: Any) -> Callable[[], nn.Module]:
-    return _transformers("Wav2Vec2Conformer", "Model", hidden_size=32, num_hidden_layers=2,
+    return network("Wav2Vec2Conformer", "Model", hidden_size=32, num_hidden_layers=2,
         num_attention_heads=4, intermediate_size=48, conv_dim=(16, 16), conv_stride=(5, 4), conv_kernel=(10, 8),
         num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, **options,
     )  # fmt: skip
@@ -186,7 +188,7 @@ ARCHITECTURES = [
                  num_attention_heads=[2, 3, 4], key_dim=[8, 8, 8]), IMAGE, 39, 0, (4, 4)),
     Architecture("CvT", _classifier("Cvt", embed_dim=[16, 32, 48], num_heads=[1, 2, 3], depth=[1, 2, 3]),
                  IMAGE, 18, 0, (21, 21)),
-    Architecture("SegFormer", _transformers("Segformer", "ForSemanticSegmentation", hidden_sizes=[16, 32, 40, 64],
+    Architecture("SegFormer", network("Segformer", "ForSemanticSegmentation", hidden_sizes=[16, 32, 40, 64],
                  depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 5, 8], decoder_hidden_size=32),
                  IMAGE, 1, 0, (13, 13)),
     Architecture("MobileViT", _classifier("MobileViT", image_size=64, hidden_sizes=[24, 32, 40],
@@ -194,10 +196,10 @@ ARCHITECTURES = [
     Architecture("SwiftFormer", _classifier("SwiftFormer", depths=[1, 1, 2, 1], embed_dims=[16, 24, 32, 48]),
                  IMAGE, 15, 0, (28, 28)),
     Architecture("TextNet", _classifier("TextNet"), IMAGE, 51, 0, (40, 16)),
-    Architecture("PatchTST", _transformers("PatchTST", "ForPrediction", d_model=16, num_attention_heads=2, ffn_dim=24,
+    Architecture("PatchTST", network("PatchTST", "ForPrediction", d_model=16, num_attention_heads=2, ffn_dim=24,
                  norm_type="batchnorm", num_hidden_layers=2, **_PATCHES), SERIES, 4, 0, (0, 0)),
     # the two before the patch mixers stay: a residual sum reads what they read, and what reads them mixes another axis
-    Architecture("PatchTSMixer", _transformers("PatchTSMixer", "ForPrediction", d_model=16, num_layers=2,
+    Architecture("PatchTSMixer", network("PatchTSMixer", "ForPrediction", d_model=16, num_layers=2,
                  norm_mlp="BatchNorm", **_PATCHES), SERIES, 4, 2, (0, 0)),
     # DETR's and RT-DETR's backbones spell their frozen norms with Mul and Add; RepVGG blocks become one convolution
     Architecture("DETR", _detr, IMAGE.replace("N=1..2..4", "1"), 16, 0, (17, 17)),

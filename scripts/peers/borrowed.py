@@ -1,0 +1,38 @@
+"""What the tests have already: tables of graphs, whole architectures, a float64 truth. They are no packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent.parent / "tests"
+sys.path[:0] = [str(TESTS / "fold"), str(TESTS / "real")]
+
+# mypy does not look into the tests
+from architectures import ARCHITECTURES, Architecture, network, randomized  # type: ignore[import-not-found]  # noqa: E402
+from cases import Case  # type: ignore[import-not-found]  # noqa: E402
+from cases_downward import DOWNWARD_INTO, DOWNWARD_THROUGH  # type: ignore[import-not-found]  # noqa: E402
+from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_PER_CHANNEL  # type: ignore[import-not-found]  # noqa: E402
+from cases_sources import COMPOSED, SOURCES  # type: ignore[import-not-found]  # noqa: E402
+from cases_upward import REPVGG, UPWARD_INTO, UPWARD_THROUGH  # type: ignore[import-not-found]  # noqa: E402
+from harness import bn, channel_error, coarsest, model, norm, parsed, probes  # type: ignore[import-not-found]  # noqa: E402
+from reference64 import in_float64, is_float, truth  # type: ignore[import-not-found]  # noqa: E402
+
+GROUPS = {
+    "upward into weights": UPWARD_INTO,
+    "upward through operators": UPWARD_THROUGH,
+    "downward into weights": DOWNWARD_INTO,
+    "downward through operators": DOWNWARD_THROUGH,
+    "sources of maps": SOURCES,
+    "maps meeting maps": COMPOSED,
+    "parallel convolutions": REPVGG,
+    "not linear": NOT_LINEAR,
+    "not constant": NOT_CONSTANT,
+    "not per channel": NOT_PER_CHANNEL,
+}
+"""The graphs that the fold is tested with."""
+
+__all__ = [
+    "ARCHITECTURES", "GROUPS", "Architecture", "Case", "bn", "channel_error", "coarsest", "in_float64", "is_float",
+    "model", "network", "norm", "parsed", "probes", "randomized", "truth",
+]  # fmt: skip

@@ -1,0 +1,117 @@
+"""The measurements as Markdown tables, normdeploy first, what is best in each row or column in bold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from peers.judge import Outcome
+from peers.networks import Exported, Folded
+from peers.speed import Times
+from peers.table import Graph
+
+Rows = Sequence[Sequence[str]]
+
+
+def table(head: Sequence[str], rows: Rows) -> str:
+    """A Markdown table, the first column to the left, the others to the right."""
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def bold(text: str, best: bool) -> str:
+    """``text``, in bold where it is the best."""
+    return f"**{text}**" if best else text
+
+
+def coverage(graphs: Sequence[Graph], outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """A row a folder: what it folded of what can be, and its faults."""
+    folds = [graph for graph in graphs if graph.is_fold]
+    head = ["", f"folds done, of {len(folds)}", "wrong answers", "invalid models", "crashes, not taken", "seconds"]
+    numbers = {}
+    for name, found in outcomes.items():
+        done = sum(found[graph.name].did(graph) for graph in folds)
+        faults = [sum(bool(getattr(o, kind)) for o in found.values()) for kind in ("wrong", "invalid", "crash")]
+        numbers[name] = (done, *faults, sum(o.seconds or 0.0 for o in found.values()))
+    best = [max(row[0] for row in numbers.values()), *(min(row[i] for row in numbers.values()) for i in range(1, 5))]
+    rows = []
+    for name, row in numbers.items():
+        texts = [*map(str, row[:4]), f"{row[4]:.1f}"]
+        rows.append([name, *(bold(text, value == b) for text, value, b in zip(texts, row, best, strict=True))])
+    return table(head, rows)
+
+
+def by_group(graphs: Sequence[Graph], outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """A row a group of the table, a column a folder: folds done."""
+    rows = []
+    for group in dict.fromkeys(graph.group for graph in graphs if graph.is_fold):
+        folds = [graph for graph in graphs if graph.is_fold and graph.group == group]
+        done = [sum(found[graph.name].did(graph) for graph in folds) for found in outcomes.values()]
+        rows.append([f"{group}, of {len(folds)}", *(bold(str(n), n == max(done)) for n in done)])
+    return table(["folds done", *outcomes], rows)
+
+
+def faults(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """What each folder got wrong, a line each."""
+    lines = []
+    for name, found in outcomes.items():
+        for graph, outcome in found.items():
+            for kind in ("wrong", "invalid", "crash"):
+                if said := getattr(outcome, kind):
+                    lines.append(f"- {name}, {graph}: {kind}: {' '.join(said.split())[:160]}")
+    return "\n".join(lines) or "none"
+
+
+def networks(exported: Sequence[Exported], outcomes: Mapping[str, Mapping[str, Folded]]) -> str:
+    """A row a network, a column a folder: BatchNormalization left, and in parentheses the passes over activations."""
+    rows = []
+    for network in exported:
+        found = [folded[network.name] for folded in outcomes.values()]
+        right = [o for o in found if not o.wrong]
+        fewest = [
+            min((o.norms for o in right if o.norms is not None), default=None),
+            min((o.passes for o in right if o.passes is not None), default=None),
+        ]
+        rows.append([network.name, *(_left(o, fewest) for o in found)])
+    return table(["BatchNormalization left (passes left)", *outcomes], rows)
+
+
+def _left(folded: Folded, fewest: Sequence[int | None]) -> str:
+    if folded.crash:
+        return "not taken"
+    if folded.invalid:
+        return "invalid"
+    norms = bold(str(folded.norms), folded.norms == fewest[0])
+    passes = bold(str(folded.passes), folded.passes == fewest[1])
+    return f"{norms} ({passes})" + (" wrong" if folded.wrong else "")
+
+
+def network_seconds(exported: Sequence[Exported], outcomes: Mapping[str, Mapping[str, Folded]]) -> str:
+    """A row a network, a column a folder: seconds, once each."""
+    rows = []
+    for network in exported:
+        seconds = [folded[network.name].seconds for folded in outcomes.values()]
+        least = min(s for s in seconds if s is not None)
+        rows.append([network.name, *("" if s is None else bold(f"{s:.2f}", s == least) for s in seconds)])
+    return table(["seconds", *outcomes], rows)
+
+
+def speed(times: Mapping[str, Mapping[str, Times]]) -> str:
+    """A row a folder: median, fastest and slowest by the clock, and the median of the CPU seconds, of each model."""
+    names = list(next(iter(times.values())))
+    head = ["", *(f"{model}: {what}" for model in times for what in ("seconds", "range", "CPU seconds"))]
+    rows = []
+    for name in names:
+        row = [name]
+        for found in times.values():
+            least = min(other.median for other in found.values() if other.wall)
+            row += _times(found[name], least)
+        rows.append(row)
+    return table(head, rows)
+
+
+def _times(times: Times, least: float) -> list[str]:
+    if not times.wall:
+        return ["failed", "", ""]
+    low, high = times.spread
+    cpu = sorted(times.cpu)[len(times.cpu) // 2]
+    return [bold(f"{times.median:.2f}", times.median == least), f"{low:.2f} to {high:.2f}", f"{cpu:.2f}"]
