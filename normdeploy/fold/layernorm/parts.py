@@ -139,6 +139,8 @@ def mean(view: View, value: ir.Value) -> Mean | None:
         return None
     inner = first(node)
     axes = _axes(view, node)
+    if not axes:
+        return None
     if node.op_type != "ReduceMean":
         n = count(view, inner, axes)
         if n is None:

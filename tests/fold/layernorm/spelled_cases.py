@@ -318,6 +318,8 @@ LOOKALIKES = [
               inputs="float[N,6,8,11] x", weights=SPLIT, opset=20),
     Lookalike("group norm spelled out below opset 21", GROUP_CORE + "y = Reshape (n, h)", "from opset 21 on",
               inputs="float[N,6,8,11] x", weights="int64[3] split = {0, 2, -1}", opset=20),
+    Lookalike("a mean over no axes", "m = ReduceMean <noop_with_empty_axes=1> (x)\n d = Sub (x, m)\n s = Mul (d, d)\n"
+              "v = ReduceMean <noop_with_empty_axes=1> (s)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", None),
     Lookalike("a cube", MEAN + "s = Pow (d, three)\n v = ReduceMean (s, last)\n e = Add (v, eps)\n r = Sqrt (e)\n"
               "y = Div (d, r)", None, weights="float three = {3.0}"),
     Lookalike("a fourth root", SHIFTED + "q = Sqrt (e)\n r = Sqrt (q)\n y = Div (d, r)", None),

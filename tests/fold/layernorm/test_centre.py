@@ -25,6 +25,7 @@ from norm_harness import (
 from stream_cases import CENTRED, REFUSED, Stream
 
 from normdeploy.fold import fold
+from normdeploy.fold.edits import Edit
 from normdeploy.fold.layernorm import centre, stream
 
 
@@ -174,6 +175,57 @@ def test_nearly_annihilating_is_not_enough() -> None:
     head = initializers(proto)["head"].astype(np.float64)
     proto = with_values(proto, head=head - head.mean(axis=0), g2=[1.0] * 6, b2=[0.0] * 6)
     assert _rms(_centred(case, proto)) == 0, "rounded to float32, its columns sum to 1e-8 and not to 0"
+
+
+def test_a_branch_that_reads_the_stream_refuses_it() -> None:
+    proto = CENTRED[0].model()
+    branch = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 23]> g (bool c, float[2,7,6] z) => (float[2,7,6] t) {
+            t = If (c) <then_branch = a () => (float[2,7,6] ta) { ta = Relu (z) },
+                        else_branch = b () => (float[2,7,6] tb) { tb = Identity (z) }>
+        }"""
+    )
+    proto.graph.input.append(branch.graph.input[0])
+    proto.graph.node.append(branch.graph.node[0])
+    proto.graph.output.append(branch.graph.output[0])
+    new, ledger = reduced(proto, layernorm="centre")
+    assert _rms(new) == 0
+    assert all("crosses the border of a subgraph" in entry.reason for entry in norm_entries(ledger))
+
+
+# -- edits -----------------------------------------------------------------------------------------
+
+
+def _edit() -> tuple[Edit, np.ndarray]:
+    array = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+    return Edit(ir.tensor(array), ir.DataType.FLOAT), array.astype(np.float64)
+
+
+def test_a_centring_comes_after_all_factors() -> None:
+    edit, array = _edit()
+    factor, shift = np.arange(1.0, 5.0), np.arange(4.0)
+    whole = array * factor + shift
+    edited = edit.scaled(left=factor).shifted(shift).without_mean(-1)
+    np.testing.assert_allclose(edited.exact(), whole - whole.mean(-1, keepdims=True), atol=1e-15)
+    assert edited.rounded().dtype == np.float32
+    assert edited.shape == (3, 4)
+
+
+def test_what_follows_a_centring_acts_on_the_centred_tensor() -> None:
+    edit, array = _edit()
+    centred = array - array.mean(-1, keepdims=True)
+    factor = np.arange(1.0, 5.0)
+    np.testing.assert_allclose(edit.without_mean(-1).scaled(right=factor).exact(), centred * factor, atol=1e-15)
+    np.testing.assert_allclose(edit.without_mean(-1).shifted(factor).exact(), centred + factor, atol=1e-15)
+
+
+def test_a_centring_is_a_projection() -> None:
+    edit, array = _edit()
+    once = edit.without_mean(-1)
+    np.testing.assert_array_equal(once.without_mean(-1).exact(), once.exact())
+    both = array - array.mean(0, keepdims=True)
+    both = both - both.mean(1, keepdims=True)
+    np.testing.assert_allclose(edit.without_mean(0).without_mean(1).exact(), both, atol=1e-15)
 
 
 # -- mutants ---------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -213,6 +215,41 @@ def test_the_proof_catches_a_matcher_that_is_wrong(mistake: str, monkeypatch: py
     assert len(result.ledger.dropped) == 1
     assert "validation" in result.ledger.dropped[0]
     assert unchanged(ir.to_proto(result.model), proto)
+
+
+# -- all parts with all parts ------------------------------------------------------------------
+
+DIFFERENCES = ["d = Sub (x, m)\n", "g = Neg (m)\n d = Add (g, x)\n", "g = Neg (m)\n d = Add (x, g)\n"]
+SQUARES = ["s = Mul (d, d)\n", "s = Pow (d, two)\n", "s = Pow (d, itwo)\n"]
+MEANS = [
+    "v = ReduceMean (s, last)\n",
+    "v = ReduceMean (s, third)\n",
+    "a = ReduceMean <keepdims=0> (s, last)\n v = Unsqueeze (a, last)\n",
+    "a = ReduceSum (s, last)\n v = Div (a, six)\n",
+    "a = ReduceSum (s, last)\n b = Mul (a, two)\n c = Mul (six, two)\n v = Div (b, c)\n",
+]
+EPSILONS = ["e = Add (v, eps)\n", "e = Add (eps, v)\n", "w = Relu (v)\n e = Add (w, eps)\n"]
+QUOTIENTS = [
+    "r = Sqrt (e)\n y = Div (d, r)",
+    "r = Pow (e, half)\n y = Div (d, r)",
+    "r = Sqrt (e)\n i = Reciprocal (r)\n y = Mul (i, d)",
+    "r = Sqrt (e)\n i = Div (one, r)\n y = Mul (d, i)",
+    "r = Pow (e, mhalf)\n y = Mul (d, r)",
+    "i = Reciprocal (e)\n r = Sqrt (i)\n y = Mul (d, r)",
+    "r = Sqrt (e)\n t = Mul (gamma, d)\n y = Div (t, r)",
+    "r = Sqrt (e)\n i = Reciprocal (r)\n k = Mul (gamma, i)\n y = Mul (d, k)",
+    "r = Sqrt (e)\n i = Reciprocal (r)\n k = Mul (gamma, i)\n p = Mul (x, k)\n q = Mul (m, k)\n y = Sub (p, q)",
+]
+COMBINED = list(itertools.product(DIFFERENCES, SQUARES, MEANS, EPSILONS, QUOTIENTS))
+
+
+def test_every_part_goes_with_every_other() -> None:
+    for parts in random.Random(0).sample(COMBINED, 80):  # of 1,215; seeded
+        body = "m = ReduceMean (x, last)\n" + "".join(parts)
+        proto = model("float[N,7,6] x", f"{CONSTANTS}, float six = {{6.0}}, float[6] gamma", body, opset=21)
+        new, _ = reduced(proto)
+        assert counts(new) == Counter(["LayerNormalization"]), body
+        assert_exact(proto, new)
 
 
 # -- more than one norm ----------------------------------------------------------------------------
