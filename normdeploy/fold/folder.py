@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import onnx
 import onnx_ir as ir
@@ -18,11 +18,10 @@ from threadpoolctl import threadpool_limits
 from normdeploy.errors import InputError
 from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.apply import Writer, all_names, check, remove
+from normdeploy.fold.apply import Writer, all_names, check
 from normdeploy.fold.edits import Edit
-from normdeploy.fold.layernorm import affine, centre
-from normdeploy.fold.layernorm.recognise import Recogniser
-from normdeploy.fold.layernorm.stream import Stream
+from normdeploy.fold.layernorm.affine import AFFINE_NORMS
+from normdeploy.fold.layernorm.reduce import NOT_LINEAR, Level, Reducer, blank
 from normdeploy.fold.layernorm.targets import Target
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
 from normdeploy.fold.merge import SUMS, merger
@@ -31,9 +30,6 @@ from normdeploy.fold.search import Territory, plans
 from normdeploy.fold.sources import NORMS, map_of
 from normdeploy.fold.view import Refused, View
 from normdeploy.graph import label
-
-Level = Literal["off", "recognise", "affine", "centre"]
-"""How far LayerNorms are reduced; each level includes the ones before."""
 
 
 @dataclass(frozen=True)
@@ -138,15 +134,18 @@ def _copied(model: ir.Model) -> ir.Model:
 def _with_history(ledger: Ledger, previous: str | None) -> Ledger:
     """What the file keeps: also what an earlier fold did; no seconds, so that equal folds give equal bytes."""
     kept: tuple[Entry, ...] = ()
+    new = ledger.entries
     if previous is not None:
         try:
-            known = {(entry.module, entry.node) for entry in ledger}
+            changed = {(entry.module, entry.node) for entry in new if entry.outcome != "left"}
             kept = tuple(
-                e for e in Ledger.from_json(previous) if (e.module, e.node) not in known and e.outcome != "left"
+                e for e in Ledger.from_json(previous) if (e.module, e.node) not in changed and e.outcome != "left"
             )
+            before = {(entry.module, entry.node) for entry in kept}  # a norm reduced before has nothing left to give
+            new = tuple(e for e in new if e.outcome != "left" or (e.module, e.node) not in before)
         except (ValueError, KeyError, TypeError):
-            kept = ()  # not ours to understand: the new ledger says what is true now
-    return replace(ledger, entries=kept + ledger.entries, seconds=0.0, validation_seconds=0.0)
+            kept, new = (), ledger.entries  # not ours to understand: the new ledger says what is true now
+    return replace(ledger, entries=kept + new, seconds=0.0, validation_seconds=0.0)
 
 
 @dataclass
@@ -172,23 +171,16 @@ class _Folder:
         for graph, _ in _graphs(self.model):
             graph.sort()  # shape inference gives up on nodes in another order
         self._infer_shapes()
-        self._dump("before")
+        self.show("before")
         names = all_names(self.model)
+        reducer = Reducer(self, self.layernorm, self.target)
         for graph, opset in _graphs(self.model):
-            if self._goes_to("recognise"):
-                self._recognise(graph, opset, names)
+            reducer.recognise(Writer(self._bare(graph, opset), {}, names, self.model.graph))
             edits: dict[Slot, Edit] = {}
             land = self._survey(graph, opset, edits)
             writer = Writer(land, edits, names, self.model.graph)
             self._fold_all(land, writer)
-            if self._goes_to("affine"):
-                self._reduce_norms(land, writer)
-            if self._goes_to("centre"):
-                self._centre(land, writer)
-
-    def _goes_to(self, level: Level) -> bool:
-        levels = get_args(Level)
-        return levels.index(self.layernorm) >= levels.index(level)
+            reducer.reduce(land, writer)
 
     # -- the land ------------------------------------------------------------------------------
 
@@ -201,14 +193,18 @@ class _Folder:
         except Exception as error:  # it fails on models that are still foldable in part
             self.notes.append(f"shape inference failed, so less can be folded: {error}")
 
-    def _survey(self, graph: ir.Graph | ir.Function, opset: int, edits: dict[Slot, Edit]) -> Territory:
-        view = View(opset, self.model.ir_version)
+    def _bare(self, graph: ir.Graph | ir.Function, opset: int) -> Territory:
+        """The graph as it is, no map in it looked for yet."""
         nodes = list(graph)
-        maps: dict[ir.Node, AffineMap] = {}
-        for node in nodes:
-            if (m := self._map_of(view, node)) is not None:
-                maps[node] = m
-        return Territory(view, graph, nodes, {node: i for i, node in enumerate(nodes)}, maps, edits)
+        order = {node: i for i, node in enumerate(nodes)}
+        return Territory(View(opset, self.model.ir_version), graph, nodes, order, {}, {})
+
+    def _survey(self, graph: ir.Graph | ir.Function, opset: int, edits: dict[Slot, Edit]) -> Territory:
+        land = replace(self._bare(graph, opset), committed=edits)
+        for node in land.nodes:
+            if (m := self._map_of(land.view, node)) is not None:
+                land.maps[node] = m
+        return land
 
     def _map_of(self, view: View, node: ir.Node) -> AffineMap | None:
         try:
@@ -217,75 +213,22 @@ class _Folder:
             self._enter_left(node, [refusal])
             return None
         if m is None:
-            if node.op_type in NORMS or node.op_type in affine.AFFINE_NORMS:
-                self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(node.op_type, _NOT_LINEAR))])
+            if node.op_type in NORMS or node.op_type in AFFINE_NORMS:
+                self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(node.op_type, NOT_LINEAR))])
             return None
-        if self._is_kept(node):
+        if self.is_kept(node):
             self._enter_left(node, [Refused("kept, as asked")])
             return None
         return m
 
-    def _is_kept(self, node: ir.Node) -> bool:
+    def is_kept(self, node: ir.Node) -> bool:
+        """Whether a pattern names ``node``."""
         return any(fnmatch.fnmatchcase(label(node), pattern) for pattern in self.keep)
 
-    # -- norms that are not linear -------------------------------------------------------------
+    # -- proofs --------------------------------------------------------------------------------
 
-    def _recognise(self, graph: ir.Graph | ir.Function, opset: int, names: set[str]) -> None:
-        """One operator for each norm that is spelled out, before any map travels: maps behind it then fold into it."""
-        nodes = list(graph)
-        view = View(opset, self.model.ir_version)
-        land = Territory(view, graph, nodes, {node: i for i, node in enumerate(nodes)}, {}, {})
-        recogniser = Recogniser(Writer(land, {}, names, self.model.graph), self.target, self._is_kept, self.validate)
-        found = dict(recogniser.run())
-        self.entries |= found
-        self.proof_seconds += recogniser.seconds
-        self.dropped.extend(recogniser.dropped)
-        if found:
-            self._dump("recognised")
-
-    def _enter_norm(self, node: ir.Node, entry: Entry) -> None:
-        """What became of a norm, behind what was said of it before: one that was reduced stays so."""
-        before = self.entries.get(node)
-        if before is not None:
-            said = [e.reason for e in (before, entry) if e.reason and e.reason != _NOT_LINEAR]
-            proofs = [e.residual for e in (before, entry) if e.residual is not None]
-            entry = replace(
-                before,
-                outcome="reduced" if "reduced" in (before.outcome, entry.outcome) else entry.outcome,
-                into=tuple(dict.fromkeys(before.into + entry.into)),
-                through=tuple(dict.fromkeys(before.through + entry.through)),
-                ulps=before.ulps if entry.ulps is None else entry.ulps,
-                residual=max(proofs, default=None),
-                reason="; ".join(said) or before.reason,
-                fix=entry.fix or before.fix,
-            )
-        self.entries[node] = entry
-
-    def _centre(self, land: Territory, writer: Writer) -> None:
-        """LayerNorms become RMSNorms, stream by stream; all are proven before the first is changed."""
-        norms = [node for node in land.graph if node.op_type == "LayerNormalization" and not self._is_kept(node)]
-        ready: list[tuple[centre.Centred, float | None]] = []
-        for readers, stream in centre.streams(land, norms, self.target):
-            try:
-                ready.append(self._centred(land, stream))
-            except Refused as refusal:
-                for norm in readers:
-                    self._enter_norm(norm, replace(_blank(norm), reason=refusal.reason, fix=refusal.fix))
-        for found, residual in ready:
-            writer.carry_out(found.plan)
-            for norm in found.norms:
-                self._enter_norm(norm, replace(_blank(norm), outcome="reduced", residual=residual, reason=str(found)))
-            for norm in found.others:
-                self._enter_norm(norm, replace(_blank(norm), reason=centre.HAS_BIAS))
-            self._dump(label(found.plan.source))
-
-    def _centred(self, land: Territory, stream: Stream | Refused) -> tuple[centre.Centred, float | None]:
-        if isinstance(stream, Refused):
-            raise stream
-        found = centre.centred(land, stream, self.target, self._is_kept)
-        return found, centre.proven(found.plan, lambda node: self._square(found.plan, land, node))
-
-    def _square(self, plan: Plan, land: Territory, node: ir.Node) -> float | None:
+    def square(self, plan: Plan, land: Territory, node: ir.Node) -> float | None:
+        """The residual of the proof of ``plan`` at one node; a refusal where it fails, None where nothing is proven."""
         if not self.validate:
             return None
         with self._proving(plan.source):
@@ -298,47 +241,11 @@ class _Folder:
         try:
             yield
         except Refused as refusal:
-            self.dropped.append(f"{label(source)}: {refusal.reason}")
+            dropped = f"{label(source)}: {refusal.reason}"
+            self.dropped.extend([dropped] if dropped not in self.dropped else [])
             raise
         finally:
             self.proof_seconds += time.perf_counter() - begin
-
-    def _reduce_norms(self, land: Territory, writer: Writer) -> None:
-        """Take the affine tails off; what is then the same norm of the same value becomes one."""
-        cores: dict[Hashable, ir.Node] = {}
-        for node in land.nodes:
-            if node.op_type not in affine.AFFINE_NORMS or node.graph is None:
-                continue
-            if self._is_kept(node):
-                self._enter_norm(node, replace(_blank(node), reason="kept, as asked"))
-                continue
-            self._take_tail_off(land, writer, node)
-            twin = cores.setdefault(affine.same_core(land, node) or node, node)
-            if twin is not node and not any(out.is_graph_output() for out in node.outputs):
-                self._unite(node, twin)
-
-    def _take_tail_off(self, land: Territory, writer: Writer, node: ir.Node) -> None:
-        try:
-            tail = affine.tail_of(land.view, node)
-        except Refused as refusal:
-            self._enter_norm(node, replace(_blank(node), reason=refusal.reason, fix=refusal.fix))
-            return
-        if tail is None:
-            affine.drop_bias(land, node)
-            return
-        plan, residual, refusals = self._first_proven(affine.plans(land, node, tail), land)
-        if plan is None:
-            self._enter_norm(node, replace(_blank(node), reason="; ".join(dict.fromkeys(r.reason for r in refusals))))
-            return
-        entry = self._entry(plan, node, residual, refusals)
-        self._carry_out(plan, writer, residual, refusals)
-        affine.drop_bias(land, node)
-        self._enter_norm(node, replace(entry, outcome="reduced", reason="its scale and bias are gone"))
-
-    def _unite(self, node: ir.Node, twin: ir.Node) -> None:
-        node.outputs[0].replace_all_uses_with(twin.outputs[0])
-        remove(node)
-        self.entries[node] = replace(self.entries[node], outcome="composed", into=(label(twin),))
 
     def _fold_all(self, land: Territory, writer: Writer) -> None:
         """Every map in order and every sum, until nothing moves: what went may have freed the way for the others."""
@@ -357,14 +264,14 @@ class _Folder:
             node = land.successors[node]
         if node not in land.maps:
             return False
-        plan, residual, refusals = self._first_proven(plans(land, node), land)
+        plan, residual, refusals = self.first_proven(plans(land, node), land)
         if plan is not None:
-            self._carry_out(plan, writer, residual, refusals)
+            self.carry_out(plan, writer, residual, refusals)
         elif not _is_epilogue(land, node):
             self._enter_left(node, refusals)
         return plan is not None
 
-    def _first_proven(
+    def first_proven(
         self, candidates: Iterable[Plan | Refused], land: Territory
     ) -> tuple[Plan | None, float | None, list[Refused]]:
         """The first plan that holds, with the residual of its proof, and why those before it did not."""
@@ -388,10 +295,10 @@ class _Folder:
             if branch.node is not None and branch.map is not None:
                 given = self._given(branch.node)
                 self.entries[given] = replace(
-                    _blank(given), outcome="folded", into=(label(found.into),), through=(total.op_type,)
+                    blank(given), outcome="folded", into=(label(found.into),), through=(total.op_type,)
                 )
         writer.merge(found)
-        self._dump(label(total))
+        self.show(label(total))
         return True
 
     def _proven(self, plan: Plan, land: Territory) -> float | None:
@@ -399,18 +306,12 @@ class _Folder:
         self.notes.extend(note for note in check(plan) if note not in self.notes)
         if not self.validate:
             return None
-        begin = time.perf_counter()
-        try:
+        with self._proving(plan.source):
             return proof.residual(plan, land.view, land.committed)
-        except Refused as refusal:
-            dropped = f"{label(plan.source)}: {refusal.reason}"
-            self.dropped.extend([dropped] if dropped not in self.dropped else [])
-            raise
-        finally:
-            self.proof_seconds += time.perf_counter() - begin
 
-    def _carry_out(self, plan: Plan, writer: Writer, residual: float | None, refusals: list[Refused]) -> None:
-        entries = {node: self._entry(plan, node, residual, refusals) for node in plan.residues}
+    def carry_out(self, plan: Plan, writer: Writer, residual: float | None, refusals: list[Refused]) -> None:
+        """Change the graph as ``plan`` says, and enter what became of every map it took."""
+        entries = {node: self.entry(plan, node, residual, refusals) for node in plan.residues}
         stays = [node for node, residue in plan.residues.items() if residue is not None]
         writer.carry_out(plan)
         for node, entry in entries.items():
@@ -421,20 +322,21 @@ class _Folder:
                     self.joined[self._given(node)] = self._given(end)
         for node in stays:
             self.given[writer.land.successors[node]] = self._given(node)
-        self._dump(label(plan.source))
+        self.show(label(plan.source))
 
     def _given(self, node: ir.Node) -> ir.Node:
         """The node of the given model that ``node`` is, or in whose place it stands."""
         return self.given.get(node, node)
 
-    def _entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:
+    def entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:
+        """What becomes of ``node`` by ``plan``."""
         left = plan.residues.get(plan.source)
         ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
         ends = (end for end, rest in plan.residues.items() if rest is not None and end is not plan.source)
         stays = [label(self._given(end)) for end in ends]
         reason, fix = _why(refusals) if left is not None else ("", "")
         return replace(
-            _blank(self._given(node)),
+            blank(self._given(node)),
             outcome="reduced" if left is not None else "composed" if stays else "folded",
             into=tuple(dict.fromkeys([*map(label, plan.into), *stays])),
             through=tuple(dict.fromkeys(step.op_type for step in plan.through)),
@@ -446,7 +348,7 @@ class _Folder:
 
     def _enter_left(self, node: ir.Node, refusals: Sequence[Refused]) -> None:
         reason, fix = _why(refusals)
-        left = replace(_blank(self._given(node)), reason=reason, fix=fix)
+        left = replace(blank(self._given(node)), reason=reason, fix=fix)
         self.entries.setdefault(self._given(node), left)
 
     # -- the ledger ----------------------------------------------------------------------------
@@ -466,7 +368,8 @@ class _Folder:
                 return replace(entry, outcome="folded", into=final.into, through=entry.through + final.through)
         return entry
 
-    def _dump(self, name: str) -> None:
+    def show(self, name: str) -> None:
+        """Dump the graph as it is now, where that was asked for."""
         if self.dump is None:
             return
         self.dump.mkdir(parents=True, exist_ok=True)
@@ -475,7 +378,6 @@ class _Folder:
         self.steps += 1
 
 
-_NOT_LINEAR = "it divides by statistics of its own input, which is not linear"
 _WHY_NOT_LINEAR = {"BatchNormalization": "its statistics are not constant"}
 
 
@@ -493,10 +395,6 @@ def _why(refusals: Iterable[Refused]) -> tuple[str, str]:
     reasons = dict.fromkeys(refusal.reason for refusal in refusals)
     fixes = dict.fromkeys(refusal.fix for refusal in refusals if refusal.fix)
     return "; ".join(reasons), "; ".join(fixes)
-
-
-def _blank(node: ir.Node) -> Entry:
-    return Entry(label(node), str(node.name), node.op_type, node.op_type in NORMS, "left")
 
 
 def _is_epilogue(land: Territory, node: ir.Node) -> bool:

@@ -39,9 +39,10 @@ from spelled_cases import (
 )
 
 from normdeploy.errors import InputError
-from normdeploy.fold import fold
+from normdeploy.fold import Ledger, fold
 from normdeploy.fold.layernorm import recognise
 from normdeploy.fold.layernorm.spellings import Core, core_at
+from normdeploy.fold.ledger import METADATA_KEY
 from normdeploy.fold.view import View
 
 SPELLINGS = [*LAYER_NORMS, *CHANNELS_FIRST, *RMS_NORMS, *GROUP_NORMS]
@@ -281,6 +282,19 @@ def test_folding_again_changes_nothing() -> None:
         once, _ = reduced(case.model())
         twice, _ = reduced(once)
         assert unchanged(twice, once)
+
+
+def test_the_file_remembers_what_the_first_fold_did() -> None:
+    once, _ = reduced(LAYER_NORMS[0].model())
+    twice, _ = reduced(once)
+    remembered = [_kept_ledger(proto) for proto in (once, twice)]
+    assert remembered[0] == remembered[1]
+    assert "operators are one" in remembered[1].norms()[0].reason
+
+
+def _kept_ledger(proto: onnx.ModelProto) -> Ledger:
+    (text,) = (prop.value for prop in proto.metadata_props if prop.key == METADATA_KEY)
+    return Ledger.from_json(text)
 
 
 # -- affine that does not belong -------------------------------------------------------------------
