@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peers.worker import NOTHING
+
 ROOT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).with_name("worker.py")
-OURS = ("normdeploy", "normdeploy, unvalidated")
+OURS = ("normdeploy", "normdeploy, unvalidated", NOTHING)
 
 
 def interpreter(name: str) -> Path:

@@ -8,6 +8,7 @@ from peers.judge import Outcome
 from peers.networks import Exported, Folded
 from peers.speed import Times
 from peers.table import Graph
+from peers.worker import NOTHING
 
 Rows = Sequence[Sequence[str]]
 
@@ -103,7 +104,7 @@ def speed(times: Mapping[str, Mapping[str, Times]]) -> str:
     for name in names:
         row = [name]
         for found in times.values():
-            least = min(other.median for other in found.values() if other.wall)
+            least = min(other.median for folder, other in found.items() if other.wall and folder != NOTHING)
             row += _times(found[name], least)
         rows.append(row)
     return table(head, rows)
