@@ -1,11 +1,16 @@
-"""One bundle of the digits network for all tests of the whole length."""
+"""How hypothesis draws, and one bundle of the digits network for all tests of the whole length."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import EAGER, SPEC
+
+# The same examples in every run, however slow the machine: a change is judged by what it does, not by luck.
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     if node.op_type in _GLOBAL and axis != 1:
         return axis + 2
     if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):
-        return 1 if dim == 1 else pinned.get(behind, 2 - behind)
+        return 1 if dim == 1 else pinned.get(behind) or _small_size(behind, pinned)
     if node.op_type in _BLOCKED and axis > 1:
         return (axis + 1) * (int(view.attr(node, "blocksize", 1)) if node.op_type == "SpaceToDepth" else 1)
     if node.op_type in ("MatMul", "Gemm") and behind not in pinned:
@@ -105,6 +105,12 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     if dim is None or isinstance(dim, str):
         return pinned.get(behind)
     return dim
+
+
+def _small_size(behind: int, pinned: Mapping[int, int]) -> int:
+    """A size of its own for an axis that nothing pins, the same wherever values are aligned at their last axes."""
+    sizes = (size for size in itertools.count(2) if size not in pinned.values())
+    return next(itertools.islice(sizes, -behind - 1, None))
 
 
 def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, int]:

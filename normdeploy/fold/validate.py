@@ -71,6 +71,7 @@ class _Square:
     def __init__(self, plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> None:
         self.plan, self.view, self.committed, self.node = plan, view, committed, node
         self.random = np.random.default_rng(_SEED)
+        self.parameters: dict[int, Pair] = {}
 
     def error(self) -> float:
         """The largest relative error of an output channel, over zero and random inputs."""
@@ -250,6 +251,11 @@ class _Square:
         return all(item is None or self.view.is_constant(item) for item in producer.inputs)
 
     def _parameter(self, value: ir.Value, index: int) -> Pair:
+        if index not in self.parameters:  # large, and the same in every trial
+            self.parameters[index] = self._constant(value, index)
+        return self.parameters[index]
+
+    def _constant(self, value: ir.Value, index: int) -> Pair:
         producer = value.producer()
         if not self.view.is_constant(value) and producer is not None:
             return self._dequantized(producer)
@@ -298,14 +304,22 @@ class _Square:
 
 def _worst_channel(difference: Array, magnitude: Array) -> float:
     """The largest relative error, each index of each axis by itself: no tiny channel hides behind a large one."""
+    if not difference.any():
+        return 0.0
     worst = 0.0
-    for axis in range(difference.ndim if difference.any() else 0):
-        # Rows of one length each: numpy's maximum over several axes at once is slow.
-        rows = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (difference, magnitude)]
-        error, size = (a.max(axis=1) for a in rows)
+    for error, size in zip(_largest(difference), _largest(magnitude), strict=True):
         with np.errstate(divide="ignore", invalid="ignore"):
             worst = max(worst, float(np.max(np.where(error > 0, error / size, 0.0))))
     return worst
+
+
+def _largest(a: Array) -> list[Array]:
+    """The largest element at each index of each axis; the longest is compared in whole rows, which numpy is fast at."""
+    longest = int(np.argmax(a.shape)) if a.ndim else 0
+    rows = np.ascontiguousarray(np.moveaxis(np.atleast_1d(a), longest, -1))
+    rest = rows.max(axis=-1)
+    others = (rest.max(axis=tuple(other for other in range(rest.ndim) if other != axis)) for axis in range(rest.ndim))
+    return [rows.reshape(-1, rows.shape[-1]).max(axis=0), *others]
 
 
 def _float64(array: np.ndarray) -> np.ndarray:

@@ -17,7 +17,9 @@ from normdeploy.bundle import load_bundle
 from normdeploy.errors import InputError, VerdictError
 
 # the folder is mended before every example, so it may be shared by them
-fuzz = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=120, suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture]
+)
 SIGNED = ["report.json", "golden/inputs.npz", "golden/outputs.npz"]
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
