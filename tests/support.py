@@ -1,4 +1,4 @@
-"""What the tests of the whole length share: the digits network on the command line, and a folder's content."""
+"""What the tests of the whole length share: the digits networks on the command line, and a folder's content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "models" / "digits_resnet.safetensors"
 SPEC = "x:N=1..1..64x1x8x8@f32"
 RESNET = "models.digits:resnet"
+VIT = "models.digits:vit"
+VIT_WEIGHTS = ROOT / "models" / "digits_vit.safetensors"
 EAGER = ["--app-dir", str(ROOT), "--model", RESNET, "--weights", str(WEIGHTS)]
+VIT_EAGER = ["--app-dir", str(ROOT), "--model", VIT, "--weights", str(VIT_WEIGHTS)]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

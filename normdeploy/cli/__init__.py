@@ -14,7 +14,7 @@ from typing import Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from normdeploy.cli import output
-from normdeploy.cli.options import EagerOptions, Out, ParityOptions, Precision, Talk, listed
+from normdeploy.cli.options import EagerOptions, Level, Out, ParityOptions, Precision, Talk, Target, listed
 from normdeploy.errors import InputError, VerdictError
 
 
@@ -56,6 +56,8 @@ def export(
     parity: ParityOptions = ParityOptions(),
     opset: int | None = None,
     keep: tuple[str, ...] = (),
+    layernorm: Level = "affine",
+    target: Target = "onnx",
     precision: Precision | None = None,
     engine: bool = False,
     sm: str = "",
@@ -70,6 +72,8 @@ def export(
         out: the folder to write.
         opset: ONNX opset.
         keep: pattern of module names whose norms stay as they are.
+        layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
+        target: what will run the model; onnxruntime allows an operator of its own.
         precision: what the deployed model computes in; by default what the module does.
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, e.g. 86,89,120; by default all that the backend knows.
@@ -81,9 +85,10 @@ def export(
     try:
         with output.working(talk) as progress:
             report = pipeline.export(
-                model, parity.input, out, data=parity.data, opset=opset, keep=keep, precision=precision,
-                engine=engine, sm=listed(sm), force=force, bench=not no_bench, seed=parity.seed,
-                criteria=parity.criteria(), verbose=talk.verbose, progress=progress, **eager.source(),
+                model, parity.input, out, data=parity.data, opset=opset, keep=keep, layernorm=layernorm,
+                target=target, precision=precision, engine=engine, sm=listed(sm), force=force, bench=not no_bench,
+                seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
+                **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)
@@ -99,8 +104,8 @@ def fold(
     *,
     out: Out,
     keep: tuple[str, ...] = (),
-    layernorm: Literal["off", "recognise", "affine", "centre"] = "affine",
-    target: Literal["onnx", "onnxruntime", "tensorrt"] = "onnx",
+    layernorm: Level = "affine",
+    target: Target = "onnx",
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Precision = Literal["fp32", "fp16", "bf16"]
 """The names of normdeploy.precision, which is too heavy to import for a help text."""
+Level = Literal["off", "recognise", "affine", "centre"]
+Target = Literal["onnx", "onnxruntime", "tensorrt"]
+"""Those of normdeploy.fold, which is no lighter."""
 
 
 @Parameter(name="*")

@@ -17,7 +17,7 @@ from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.export import to_graph
-from normdeploy.fold import FoldResult, fold
+from normdeploy.fold import FoldResult, Level, Target, fold
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
@@ -38,6 +38,8 @@ def export(
     data: str | Path | None = None,
     opset: int | None = None,
     keep: Sequence[str] = (),
+    layernorm: Level = "affine",
+    target: Target = "onnx",
     precision: Precision | None = None,
     engine: bool = False,
     sm: Sequence[str] = (),
@@ -58,6 +60,8 @@ def export(
         data: an .npz file with one array an input, to judge parity on as well.
         opset: ONNX opset; None takes the default.
         keep: patterns (fnmatch) of module names whose norms stay as they are.
+        layernorm: how far LayerNorms go, as in :func:`normdeploy.fold`.
+        target: what will run the model, as there; an engine takes no operator of ``onnxruntime``'s own.
         precision: what the model in the bundle computes in, its engine too; None leaves it as the module is. In 16 bits
             inputs and outputs stay as they are, and parity is judged by what eager loses in the same type.
         engine: build a TensorRT engine into the bundle.
@@ -74,7 +78,7 @@ def export(
     ``out`` stays as it was.
     """
     bundle.check_target(Path(out), force=force)
-    _check_engine_options(engine, sm)
+    _check_engine_options(engine, sm, target)
     specs = specs_of(inputs)
     feeds = feeds_for(specs, data, seed)
     stages = Stages(progress)
@@ -83,7 +87,7 @@ def export(
     with stages("export"):
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
     with stages("fold"):
-        folded = _narrowed(fold(exported.model, keep=keep), precision)
+        folded = _narrowed(fold(exported.model, keep=keep, layernorm=layernorm, target=target), precision)
     computes = computes_in(folded.model)
     latency, threads, built = None, usual_threads(), None
     with in_onnxruntime(folded.model, threads) as deployed:
@@ -111,7 +115,10 @@ def export(
     return report
 
 
-def _check_engine_options(engine: bool, sm: Sequence[str]) -> None:
+def _check_engine_options(engine: bool, sm: Sequence[str], target: Target) -> None:
+    if engine and target == "onnxruntime":
+        what = "an engine is built of the bundle's own graph, which TensorRT must know"
+        raise InputError(what, where="--target onnxruntime", fix="leave --target out, or --engine")
     if engine:
         require_backend(None, sm)
     elif sm:
