@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +25,22 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 FileName = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
 """A file inside the folder: no part is hidden, ``..``, absolute, or means something else on another system."""
 
-SessionOption = Literal["graph_optimization_level", "session.set_denormal_as_zero", "session.intra_op.allow_spinning"]
+SessionOption = Literal[
+    "graph_optimization_level",
+    "session.set_denormal_as_zero",
+    "session.intra_op.allow_spinning",
+    "disabled_optimizers",
+]
 """Options that only change how the model computes: others would let a bundle from elsewhere write files, load code."""
+
+_OPTIMIZER = "[A-Za-z][A-Za-z0-9_]{0,63}"
+_OPTION_VALUES: dict[SessionOption, str] = {
+    "graph_optimization_level": "disable|basic|extended|all",
+    "session.set_denormal_as_zero": "[01]",
+    "session.intra_op.allow_spinning": "[01]",
+    "disabled_optimizers": f"{_OPTIMIZER}(,{_OPTIMIZER}){{0,31}}",
+}
+"""What the value of each may be. ONNX Runtime passes over an optimizer that it does not have."""
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -65,6 +80,14 @@ class Manifest(Document):
         if MANIFEST in files:
             raise ValueError(f"lists {MANIFEST} itself")
         return files
+
+    @field_validator("session_options")
+    @classmethod
+    def _is_harmless(cls, options: dict[SessionOption, str]) -> dict[SessionOption, str]:
+        for name, value in options.items():
+            if not re.fullmatch(_OPTION_VALUES[name], value):
+                raise ValueError(f"{value!r} is no value of {name}")
+        return options
 
 
 def sha256(path: Path) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 
 from normdeploy.errors import InputError, NormdeployError, UnavailableError
 from normdeploy.runtime.runner import check_names, first_line
@@ -17,6 +20,7 @@ from normdeploy.runtime.runner import check_names, first_line
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _QUIET = 4  # fatal errors only: what it logs goes to the terminal past Python, and its exceptions say it again
+DISABLED_OPTIMIZERS = "disabled_optimizers"
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -32,8 +36,9 @@ class OnnxRuntimeRunner:
         model: an ``.onnx`` file, its external data beside it, or the bytes of one without.
         threads: threads of one operator (operators run one after another); 0 leaves it to ONNX Runtime.
         providers: execution providers, in order of preference; each must really be there.
-        options: ``graph_optimization_level`` (disable, basic, extended, all), any other attribute of
-            ``onnxruntime.SessionOptions``, or a configuration entry such as ``session.set_denormal_as_zero``.
+        options: ``graph_optimization_level`` (disable, basic, extended, all), ``disabled_optimizers`` (names of graph
+            optimizers, with commas between them), any other attribute of ``onnxruntime.SessionOptions``, or a
+            configuration entry such as ``session.set_denormal_as_zero``.
 
     Raises:
         UnavailableError: ONNX Runtime, a provider, or a kernel for one of the operators is missing.
@@ -54,9 +59,11 @@ class OnnxRuntimeRunner:
         onnxruntime = _import()
         _check_providers(providers, onnxruntime.get_available_providers(), "this onnxruntime package")
         session_options = _session_options(onnxruntime, threads, options or {})
-        source = str(model) if isinstance(model, Path) else model
+        source, arguments = str(model) if isinstance(model, Path) else model, _arguments(options or {})
         try:
-            self._session = onnxruntime.InferenceSession(source, session_options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(
+                source, session_options, providers=list(providers), **arguments
+            )
         except Exception as error:
             raise self._refusal(error) from error
         _check_providers(providers, self._session.get_providers(), "this machine")
@@ -97,6 +104,19 @@ class OnnxRuntimeRunner:
         )
 
 
+def operators_run(model: Path, options: Mapping[str, str | int | bool] | None = None) -> Counter[tuple[str, int]]:
+    """(Operator type, number of inputs) → how many ONNX Runtime runs of it, once it has optimized ``model``.
+
+    Two models, or sessions, of which this is equal run the same kernels. Raises what :class:`OnnxRuntimeRunner` does.
+    """
+    with TemporaryDirectory(prefix="normdeploy-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        apart = {"session.optimized_model_external_initializers_file_name": "weights"}  # 2 GB are too much for one file
+        OnnxRuntimeRunner(model, options={**(options or {}), "optimized_model_filepath": str(path), **apart})
+        nodes = onnx.load(path, load_external_data=False).graph.node
+    return Counter((node.op_type, sum(map(bool, node.input))) for node in nodes)
+
+
 def _import() -> Any:
     try:
         import onnxruntime
@@ -117,12 +137,20 @@ def _check_providers(wanted: Sequence[str], present: Sequence[str], where: str) 
         )
 
 
+def _arguments(options: Mapping[str, str | int | bool]) -> dict[str, Any]:
+    """What a session takes beside its options. Its own fallback would drop these without a word, so it is off."""
+    names = str(options.get(DISABLED_OPTIMIZERS, "")).split(",")
+    return {DISABLED_OPTIMIZERS: names, "enable_fallback": 0} if any(names) else {}
+
+
 def _session_options(onnxruntime: Any, threads: int, options: Mapping[str, str | int | bool]) -> Any:
     result = onnxruntime.SessionOptions()
     result.log_severity_level = _QUIET
     result.intra_op_num_threads = threads
     result.inter_op_num_threads = 1
     for name, value in options.items():
+        if name == DISABLED_OPTIMIZERS:
+            continue  # no attribute, an argument of the session
         try:
             _set_option(onnxruntime, result, name, value)
         except Exception as error:

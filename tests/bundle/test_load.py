@@ -9,6 +9,7 @@ from typing import Any
 import bundle_samples as samples
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from normdeploy.bundle import load_bundle
@@ -171,15 +172,41 @@ def bad_option(manifest: dict[str, Any]) -> None:
     manifest["session_options"] = {"graph_optimization_level": "most"}
 
 
+def option(name: str, value: str) -> Callable[[dict[str, Any]], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["session_options"] = {name: value}
+
+    change.__name__ = f"{name} {value!r}"
+    return change
+
+
+LISTS = ["", ",", "A,", "A,,B", "A B", "A;B", "../A", "A\n", "/tmp/evil.so", "1", "A" * 65, ",".join(["A"] * 33)]
+VALUES = [option("disabled_optimizers", value) for value in LISTS]
+VALUES += [option("session.set_denormal_as_zero", "2"), option("session.intra_op.allow_spinning", "")]
+
 CHANGES = [newer, without_model, bad_hash, other_input, smaller_range, bad_spec, other_output, other_dtype]
 CHANGES += [loads_code, writes_files, bad_option]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [*CHANGES, *VALUES], ids=lambda change: change.__name__)
 def test_a_manifest_that_does_not_fit_is_refused(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     samples.edit(folder, change)
     with pytest.raises(InputError):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize("value", ["SkipLayerNormFusion", "SkipLayerNormFusion,NoSuch_Fusion2"])
+def test_the_session_is_made_with_the_options_of_the_manifest(
+    folder: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, **named: seen.append(named) or session(*args, **named)
+    )
+    samples.edit(folder, option("disabled_optimizers", value))
+    load_bundle(folder)
+    assert [named["disabled_optimizers"] for named in seen] == [value.split(",")]
 
 
 def test_a_newer_bundle_is_named_as_such(folder: Path) -> None:

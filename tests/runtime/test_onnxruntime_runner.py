@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from normdeploy.errors import InputError, UnavailableError
-from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner, operators_run
 
 X = np.linspace(-2, 3, 6, dtype=np.float32).reshape(2, 3)
 
@@ -174,6 +174,46 @@ def test_an_option_that_cannot_be_set_is_refused_by_name(options: dict[str, Any]
     with pytest.raises(InputError) as caught:
         OnnxRuntimeRunner(scaled().SerializeToString(), options=options)
     assert next(iter(options)) in caught.value.where
+
+
+NORM = """agraph (float[N,2,8] x, float[8] g) => (float[N,2,8] y) {
+    a = Relu(x)  b = Neg(x)  s = Add(a, b)  y = LayerNormalization <axis = -1> (s, g)
+}"""
+NO_FUSION = {"disabled_optimizers": "NoSuchFusion,SkipLayerNormFusion"}
+
+
+def norm(folder: Path) -> Path:
+    proto = model(NORM)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.linspace(1, 2, 8, dtype=np.float32), "g"))
+    del proto.graph.input[1]
+    onnx.save_model(proto, folder / "norm.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    return folder / "norm.onnx"
+
+
+def test_a_disabled_optimizer_leaves_the_graph_alone(tmp_path: Path) -> None:
+    fused, left = operators_run(norm(tmp_path)), operators_run(norm(tmp_path), NO_FUSION)
+    assert fused["SkipLayerNormalization", 3] == 1
+    assert left == {("Relu", 1): 1, ("Neg", 1): 1, ("Add", 2): 1, ("LayerNormalization", 2): 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["norm.onnx", "w"]
+
+
+def test_a_session_that_fails_is_not_made_again_without_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own fallback makes it again, on the CPU, and forgets the disabled optimizers."""
+    asked: list[set[str]] = []
+    native = onnxruntime.capi._pybind_state.InferenceSession.initialize_session
+
+    def failing(session: Any, providers: Any, provider_options: Any, disabled: set[str]) -> None:
+        asked.append(disabled)
+        if len(asked) == 1:
+            raise RuntimeError("no memory")
+        native(session, providers, provider_options, disabled)
+
+    monkeypatch.setattr(onnxruntime.capi._pybind_state.InferenceSession, "initialize_session", failing)
+    with pytest.raises(InputError, match="no memory"):
+        OnnxRuntimeRunner(norm(tmp_path), options=NO_FUSION)
+    assert asked == [{"NoSuchFusion", "SkipLayerNormFusion"}]
 
 
 def test_a_failure_at_run_time_says_where() -> None:
