@@ -16,6 +16,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from threadpoolctl import threadpool_limits
 
 from normdeploy.errors import InputError
+from normdeploy.fold import merge
 from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.apply import Writer, all_names, check
@@ -24,7 +25,6 @@ from normdeploy.fold.layernorm.affine import AFFINE_NORMS
 from normdeploy.fold.layernorm.reduce import NOT_LINEAR, Level, Reducer, blank
 from normdeploy.fold.layernorm.targets import Target
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
-from normdeploy.fold.merge import SUMS, merger
 from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.search import Territory, plans
 from normdeploy.fold.sources import NORMS, map_of
@@ -150,7 +150,11 @@ def _with_history(ledger: Ledger, previous: str | None) -> Ledger:
 
 @dataclass
 class _Folder:
-    """One fold: the model that is changed, and the entries that say how."""
+    """One fold: the model that is changed, and the entries that say how.
+
+    Of the maps that stay, by their nodes in the given model: ``joined`` says for a map which other took it in,
+    ``biases`` how many Adds of the given model stand in one.
+    """
 
     model: ir.Model
     keep: tuple[str, ...]
@@ -161,6 +165,7 @@ class _Folder:
     entries: dict[ir.Node, Entry] = field(default_factory=dict)
     joined: dict[ir.Node, ir.Node] = field(default_factory=dict)
     given: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    biases: dict[ir.Node, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     proof_seconds: float = 0.0
@@ -253,7 +258,7 @@ class _Folder:
         while moves:
             while sum(self._fold_one(land, writer, node) for node in list(land.maps)):
                 pass
-            sums = [node for node in land.nodes if node.op_type in SUMS and node.graph is not None]
+            sums = [node for node in land.nodes if node.op_type in merge.SUMS and node.graph is not None]
             moves = sum(self._merge_one(land, writer, node) for node in sums) > 0
 
     # -- one map -------------------------------------------------------------------------------
@@ -287,19 +292,26 @@ class _Folder:
 
     def _merge_one(self, land: Territory, writer: Writer, total: ir.Node) -> bool:
         try:
-            found = merger(land, total, prove=self.validate)
-        except Refused as refusal:  # a sum of anything else is no norm's business
-            self.dropped.extend([f"{label(total)}: {refusal.reason}"] if "validation" in refusal.reason else [])
+            found = merge.merger(land, total)
+            residual = self._proven_merger(found, land)
+        except Refused:  # a sum of anything else is no norm's business
             return False
         for branch in found.branches:
             if branch.node is not None and branch.map is not None:
                 given = self._given(branch.node)
+                into, through = (label(found.into),), (total.op_type,)
                 self.entries[given] = replace(
-                    blank(given), outcome="folded", into=(label(found.into),), through=(total.op_type,)
+                    blank(given), outcome="folded", into=into, through=through, residual=residual
                 )
         writer.merge(found)
         self.show(label(total))
         return True
+
+    def _proven_merger(self, found: merge.Merger, land: Territory) -> float | None:
+        if not self.validate:
+            return None
+        with self._proving(found.total):
+            return merge.residual(land, found)
 
     def _proven(self, plan: Plan, land: Territory) -> float | None:
         """The residual of the plan's proof; a refusal where rounding or the proof fails."""
@@ -312,6 +324,8 @@ class _Folder:
     def carry_out(self, plan: Plan, writer: Writer, residual: float | None, refusals: list[Refused]) -> None:
         """Change the graph as ``plan`` says, and enter what became of every map it took."""
         entries = {node: self.entry(plan, node, residual, refusals) for node in plan.residues}
+        if self._leaves_only_biases(plan, writer.land):
+            entries = {node: replace(entry, outcome="folded", reason="", fix="") for node, entry in entries.items()}
         stays = [node for node, residue in plan.residues.items() if residue is not None]
         writer.carry_out(plan)
         for node, entry in entries.items():
@@ -323,6 +337,17 @@ class _Folder:
         for node in stays:
             self.given[writer.land.successors[node]] = self._given(node)
         self.show(label(plan.source))
+
+    def _leaves_only_biases(self, plan: Plan, land: Territory) -> bool:
+        """Whether no more stays than the Adds that the given model had here: biases of products, with other numbers."""
+        stays = {node: residue for node, residue in plan.residues.items() if residue is not None}
+        adds = sum(
+            1 if node in land.maps and land.maps[node].scales_nothing else self.biases.get(self._given(node), 0)
+            for node in plan.residues
+        )
+        each = adds if len(stays) == 1 else int(adds >= len(stays))
+        self.biases |= {self._given(node): each for node in stays}
+        return len(stays) <= adds and all(residue.scales_nothing for residue in stays.values())
 
     def _given(self, node: ir.Node) -> ir.Node:
         """The node of the given model that ``node`` is, or in whose place it stands."""

@@ -61,14 +61,8 @@ class Merger:
     bias: Edit | None
 
 
-def merger(land: Territory, total: ir.Node, *, prove: bool) -> Merger:
-    """The one convolution that ``total`` is; a refusal where it is not.
-
-    Args:
-        land: the graph.
-        total: an Add or Sum.
-        prove: run branches and convolution in float64 and compare.
-    """
+def merger(land: Territory, total: ir.Node) -> Merger:
+    """The one convolution that ``total``, an Add or Sum, is; a refusal where it is not."""
     branches = [_branch(land, value, total) for value in total.inputs]
     convs = [branch for branch in branches if branch.is_conv]
     if not convs or any(branch.data is not branches[0].data for branch in branches):
@@ -79,8 +73,6 @@ def merger(land: Territory, total: ir.Node, *, prove: bool) -> Merger:
     for edit in (found.weight, found.bias):
         if edit is not None:
             edit.check()
-    if prove:
-        _prove(land, found)
     return found
 
 
@@ -194,8 +186,12 @@ def _as_kernel(step: Step, branch: Branch, shape: tuple[int, ...], groups: int) 
     return kernel, 0.0 if m is None else np.broadcast_to(m.shift.reshape(-1), (channels,))
 
 
-def _prove(land: Territory, found: Merger) -> None:
-    """Run all branches and the one convolution on zeros and random values."""
+def residual(land: Territory, found: Merger) -> float:
+    """The largest relative error of a channel, all branches against the one convolution, on zeros and random values.
+
+    Raises:
+        Refused: it is too large, or the branches do not fit each other: the merger is not proven.
+    """
     step = _step(land, found.into)
     window, shape = _window(step), _weight(step).shape
     sizes = [d * (k - 1) + 3 + i for i, (d, k) in enumerate(zip(window.dilations, window.kernel, strict=True))]
@@ -209,8 +205,10 @@ def _prove(land: Territory, found: Merger) -> None:
     axes = (0, *range(2, merged.ndim))
     error = np.abs(merged - sum(parts)).max(axis=axes)
     size = np.sum([np.abs(part) for part in parts], axis=0).max(axis=axes)
-    if np.any(error > TOLERANCE * size):
+    worst = float(np.max(np.divide(error, size, out=np.where(error > 0, np.inf, 0.0), where=size > 0)))
+    if not worst <= TOLERANCE:
         raise Refused("validation: the merged convolution differs from its branches", found.total)
+    return worst
 
 
 def _run(land: Territory, branch: Branch, x: Array) -> Array:

@@ -194,3 +194,43 @@ def test_a_fold_without_norms_has_an_empty_ledger() -> None:
     new, ledger = folded(proto)
     assert ledger.entries == ()
     assert initializers(new).keys() == {"w"}
+
+
+BETWEEN = "a = Add (m, b)\n t = Transpose <perm=[0,2,1]> (a)\n" + norm("t", "n") + "u = Transpose <perm=[0,2,1]> (n)\n"
+
+
+def test_a_norm_that_went_into_a_product_and_its_bias_is_folded() -> None:
+    """A MatMul has no bias of its own: the Add behind it was there before, and only its numbers are others."""
+    proto = model(
+        "float[2,4,6] x", f"float[6,10] w, float[10] b, {bn(10)}", "m = MatMul (x, w)\n" + BETWEEN + "y = Sigmoid (u)"
+    )
+    new, ledger = folded(proto)
+    assert sorted(node.op_type for node in new.graph.node) == ["Add", "MatMul", "Sigmoid", "Transpose", "Transpose"]
+    assert {(entry.kind, entry.outcome, entry.reason) for entry in ledger.norms()} == {
+        ("BatchNormalization", "folded", "")
+    }
+
+
+def test_a_norm_that_leaves_an_add_where_none_was_is_reduced() -> None:
+    proto = model(
+        "float[2,4,6] x",
+        f"float[6,10] w, {bn(10)}",
+        "m = MatMul (x, w)\n" + BETWEEN.replace("a = Add (m, b)\n", "").replace("(a)", "(m)") + "y = Sigmoid (u)",
+    )
+    new, ledger = folded(proto)
+    assert [node.op_type for node in new.graph.node].count("Add") == 1
+    assert [entry.outcome for entry in ledger.norms()] == ["reduced"]
+
+
+def test_a_norm_that_a_merged_convolution_took_has_its_proof() -> None:
+    proto = model(
+        "float[2,4,8,11] x",
+        f"float[4,4,3,3] w, {bn(4)}",
+        "c = Conv <pads=[1,1,1,1]> (x, w)\n" + norm("x", "n") + "y = Add (c, n)",
+    )
+    new, ledger = folded(proto)
+    assert [node.op_type for node in new.graph.node] == ["Conv"]
+    (entry,) = ledger.entries
+    assert entry.outcome == "folded"
+    assert entry.residual is not None
+    assert entry.residual <= 1e-12
