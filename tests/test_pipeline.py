@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ from support import RESNET, ROOT, SPEC, WEIGHTS, tree
 import normdeploy
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.bundle.manifest import sha256
-from normdeploy.errors import InputError, VerdictError
-from normdeploy.fold import FoldResult, fold, validate
+from normdeploy.errors import InputError, NormdeployError, VerdictError
+from normdeploy.fold import FoldResult, apply, fold, validate
 from normdeploy.fold.view import Refused
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline import ParityError, Source, fold_file, ledger_of, report_of
@@ -328,6 +329,17 @@ def test_a_full_disk_leaves_the_old_file(conv_bn: Path, tmp_path: Path, monkeypa
             with pytest.raises(InputError, match="the disk is full"):
                 fold_file(conv_bn, tmp_path / "old.onnx", force=True, external_above=100)
         assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("external_above", [100, 10**9], ids=["beside", "inside"])
+def test_a_weight_that_changes_while_it_is_written_leaves_nothing(
+    conv_bn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external_above: int
+) -> None:
+    before, sums = tree(tmp_path), itertools.count()
+    monkeypatch.setattr(apply, "fingerprint", lambda array: next(sums))
+    with pytest.raises(NormdeployError, match="changed between its validation and its writing"):
+        fold_file(conv_bn, tmp_path / "out.onnx", external_above=external_above)
+    assert tree(tmp_path) == before
 
 
 def test_strict_refuses_a_fold_that_dropped_a_plan(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from onnx_ir.serde import SerdeError
+
 from normdeploy.errors import InputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -17,9 +19,13 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def disk_errors(target: Path, what: str = "the bundle") -> Iterator[None]:
-    """Turn an OSError into an InputError that says why ``what`` cannot be written to ``target``."""
+    """Turn an OSError into an InputError that says why ``what`` cannot be written to ``target``.
+
+    A NormdeployError of a weight that is computed while it is written comes out as itself.
+    """
     try:
-        yield
+        with _without_wrapping():
+            yield
     except OSError as error:
         full = error.errno in _DISK_FULL
         raise InputError(
@@ -27,6 +33,18 @@ def disk_errors(target: Path, what: str = "the bundle") -> Iterator[None]:
             where=str(target),
             fix="free some space, or choose another --out" if full else "choose another --out",
         ) from error
+
+
+@contextmanager
+def _without_wrapping() -> Iterator[None]:
+    """Raise what onnx_ir met while it wrote a model, not the layers it puts around it."""
+    try:
+        yield
+    except SerdeError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, SerdeError):
+            cause = cause.__cause__
+        raise cause or error from None
 
 
 @contextmanager
