@@ -93,10 +93,10 @@ class Writer:
             kernel = found.weight.shape[2:]
             found.into.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", kernel)
         # The convolution must stand before whatever reads the sum, and the sum stood behind all branches.
-        result, name = found.into.outputs[0], found.total.outputs[0].name
-        found.total.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+        result, total = found.into.outputs[0], found.total.outputs[0]
+        total.replace_all_uses_with(result, replace_graph_outputs=True)
         remove(found.total)
-        result.name = name
+        _take_over(result, total)
         for branch in found.branches:
             if branch.node is not None and branch.node is not found.into:
                 self.land.maps.pop(branch.node, None)
@@ -176,11 +176,11 @@ class Writer:
             self._stand_in(node, self._like(node, "Identity", data))
         else:
             self.land.maps.pop(node, None)
-            was_output, name = output.is_graph_output(), output.name
+            was_output = output.is_graph_output()
             output.replace_all_uses_with(data, replace_graph_outputs=True)
             remove(node)
             if was_output:
-                data.name = name  # outputs of the model keep their names
+                _take_over(data, output)
 
     def _stand_in(self, node: ir.Node, new: ir.Node, residue: AffineMap | None = None) -> None:
         """Put ``new``, which stands before ``node``, in its place."""
@@ -224,6 +224,14 @@ class Writer:
         if residue is not None:
             self.land.maps[new] = residue
             self.land.successors[node] = new
+
+
+def _take_over(value: ir.Value, output: ir.Value) -> None:
+    """Let ``value`` be what ``output`` was: outputs of the model keep their names, and must have a type."""
+    value.name = output.name
+    if value.shape is None:
+        value.shape = output.shape
+    value.type = value.type or output.type
 
 
 def _may_be_renamed(value: ir.Value, node: ir.Node) -> bool:

@@ -74,6 +74,27 @@ def test_nothing_that_has_a_name_outside_is_renamed(text: str) -> None:
     assert_same(proto, new)
 
 
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("c = Conv (q, w)  y = BatchNormalization (c, g, b, m, var)", {"GroupNormalization": 1, "Conv": 1}),
+        ("c = Conv (q, w)  d = Conv (q, v)  y = Add (c, d)", {"GroupNormalization": 1, "Conv": 1}),
+    ],
+    ids=["a map that folds", "a sum that merges"],
+)
+def test_an_output_keeps_its_shape_where_inference_knows_none(body: str, left: dict[str, int]) -> None:
+    proto = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
+    g (float[N,4,8] x) => (float[N,3,8] y)
+    <float[4] s, float[4] t, float[3,4,1] w, float[3,4,1] v, float[3] g, float[3] b, float[3] m, float[3] var> {{
+        q = GroupNormalization <num_groups = 2> (x, s, t)
+        {body}
+    }}""")
+    fill(proto.graph)
+    new, _ = folded(proto)
+    assert op_types(new) == left
+    assert new.graph.output == proto.graph.output
+
+
 # -- the ledger ------------------------------------------------------------------------------------
 
 
