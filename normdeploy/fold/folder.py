@@ -193,10 +193,14 @@ class _Folder:
         values = (out for graph, _ in _graphs(self.model) for node in graph for out in node.outputs)
         if all(value.shape is not None and value.dtype is not None for value in values):
             return
+        initializers = self.model.graph.initializers
+        order = list(initializers)
         try:
             ShapeInferencePass(strict_mode=False, data_prop=True)(self.model)
         except Exception as error:  # it fails on models that are still foldable in part
             self.notes.append(f"shape inference failed, so less can be folded: {error}")
+        for name in order:  # the pass puts large ones aside, and then behind the others
+            initializers[name] = initializers.pop(name)
 
     def _bare(self, graph: ir.Graph | ir.Function, opset: int) -> Territory:
         """The graph as it is, no map in it looked for yet."""

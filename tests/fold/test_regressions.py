@@ -341,3 +341,28 @@ def test_maps_that_compose_to_one_number_are_one_number() -> None:
     new, _ = folded(proto)
     assert op_types(new) == {"Tanh": 1, "MatMul": 1}
     assert without_ledger(folded(new)[0]) == without_ledger(new)
+
+
+def test_a_scale_does_not_go_to_and_fro_between_a_norm_and_an_add() -> None:
+    proto = parsed("""g (float[N,3,4] x) => (float[N,3,4] y) <float[4] s, float[3,1] k, float zero = {0}> {
+        n = LayerNormalization (x, s)
+        m = Mul (n, zero)
+        y = Add (m, k)
+    }""")
+    fill(proto.graph)
+    new, _ = folded(proto)
+    assert op_types(new) == {"LayerNormalization": 1, "Add": 1}
+    assert without_ledger(folded(new)[0]) == without_ledger(new)
+
+
+def test_weights_stay_in_their_order_where_shapes_must_be_inferred_anew() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+    g (float[N,8,8] x) => (float[N,64,8] y) <float[64,8,1] w, float[64,1] k, float[64] s, float[64] t> {
+        c = Conv (x, w)
+        d = Add (c, k)
+        q = GroupNormalization <num_groups = 2> (d, s, t)
+        y = Relu (q)
+    }""")
+    fill(proto.graph)
+    new, _ = folded(proto)
+    assert without_ledger(folded(new)[0]) == without_ledger(new)

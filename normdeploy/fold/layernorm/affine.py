@@ -47,9 +47,17 @@ def plans(land: Territory, node: ir.Node, tail: AffineMap) -> Iterator[Plan | Re
         _strip(Step(land.view, node, plan))
         try:
             travel_down(land, plan, node, tail, stop_at_maps=stop_at_maps)
+            _need_scales_to_meet(land, plan)
             yield plan
         except Refused as refusal:
             yield refusal
+
+
+def _need_scales_to_meet(land: Territory, plan: Plan) -> None:
+    """Refuse to make a scale of an Add: what it had may have gone up into this very norm, and would do so again."""
+    for node, residue in plan.residues.items():
+        if residue is not None and not residue.scales_nothing and land.maps[node].scales_nothing:
+            raise Refused("the scale would stay in a map that has none", node)
 
 
 def drop_bias(land: Territory, node: ir.Node) -> None:
