@@ -1,11 +1,13 @@
 """Translations of torch operators to ONNX that differ from torch's own."""
 
 # No "from __future__ import annotations" here: the exporter reads the types from the signature.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from onnxscript import opset18
+from onnxscript.function_libs.torch_lib.ops.common import merge_dims
+from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided
 
 op: Any = opset18  # its type stubs know no value of unknown dtype
 
@@ -33,5 +35,29 @@ def _instance_norm(
     return op.BatchNormalization(x, weight, bias, running_mean, running_var, epsilon=eps)
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.instance_norm.default: _instance_norm}
+def _as_strided(x: Any, size: Any, stride: Any, storage_offset: Any = None) -> Any:
+    """A view that keeps shape and order is no Gather of all elements; AdaptiveAvgPool1d(1) ends in one."""
+    if storage_offset in (None, 0) and _keeps_order(x.shape, size, stride):
+        return op.Reshape(x, merge_dims(size), allowzero=1)
+    return aten_as_strided(x, size, stride, storage_offset)
+
+
+def _keeps_order(shape: Any, size: Sequence[Any], stride: Sequence[Any]) -> bool:
+    """Whether strides are those of a contiguous tensor of ``size``, and all sizes but the first are known to be its."""
+    if shape is None or len(shape) != len(size) or list(shape[1:]) != list(size[1:]):
+        return False
+    if isinstance(size[0], int) and shape[0] != size[0]:
+        return False
+    elements = 1
+    for dim, step in zip(size[:0:-1], stride[:0:-1], strict=True):
+        if not isinstance(dim, int) or (dim != 1 and step != elements):
+            return False
+        elements *= dim
+    return bool(stride[0] == elements)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.instance_norm.default: _instance_norm,
+    torch.ops.aten.as_strided.default: _as_strided,
+}
 """The ``custom_translation_table`` of torch.onnx.export."""

@@ -314,6 +314,30 @@ def test_splits_are_splits() -> None:
     assert "SequenceAt" not in operators(hold(Chunks(), "x:N=1..2..5x6"))
 
 
+def test_an_average_over_all_time_is_no_gather() -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.adaptive_avg_pool1d(x.transpose(1, 2), 1).flatten(1)
+
+    for text in ("x:N=1..2..4x5x6", "x:3x5x6"):
+        found = operators(hold(Pooled(), text))
+        assert (found["ReduceMean"], found["Gather"], found["Range"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [((2, 3, 4), (12, 1, 3)), ((2, 3, 4), (0, 4, 1)), ((2, 4, 3), (12, 3, 1)), ((1, 3, 4), (12, 4, 1)), ((6,), (3,))],
+)
+def test_a_view_of_another_order_or_shape_is_what_torch_makes_of_it(
+    size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    class View(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.as_strided(x + 1, size, stride)
+
+    hold(View(), "x:2x3x4")
+
+
 @pytest.mark.parametrize(
     ("dtype", "short", "opset"), [(torch.float16, "f16", 20), (torch.float64, "f64", 20), (torch.bfloat16, "bf16", 22)]
 )

@@ -50,11 +50,12 @@ def randomized(architecture: Architecture) -> nn.Module:
     module = architecture.build()
     with torch.no_grad():
         for part in module.modules():
-            _randomize(part)
+            randomize(part)
     return module.eval().requires_grad_(False)
 
 
-def _randomize(part: nn.Module) -> None:
+def randomize(part: nn.Module) -> None:
+    """Draw the parameters and statistics of one module, in place, its children's not."""
     if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Linear)):
         weight = part.weight  # of a parametrized module this is a computed tensor, which nothing can be written into
         if isinstance(weight, nn.Parameter):
@@ -83,7 +84,7 @@ def network(name: str, task: str, **options: Any) -> Callable[[], nn.Module]:
     """What builds the network ``name + task`` of transformers; ``options`` go to its configuration."""
 
     def build() -> nn.Module:
-        transformers = _library()
+        transformers = library()
         module: nn.Module = getattr(transformers, name + task)(getattr(transformers, f"{name}Config")(**options))
         return module
 
@@ -94,7 +95,8 @@ def _classifier(name: str, **options: Any) -> Callable[[], nn.Module]:
     return network(name, "ForImageClassification", **options)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package transformers, which lies apart."""
     # behind everything else, so that no package there hides one that was tested
     if str(PACKAGES) not in sys.path:
         sys.path.append(str(PACKAGES))
@@ -104,7 +106,7 @@ def _library() -> Any:
 
 
 def _backbone() -> Any:
-    return _library().ResNetConfig(
+    return library().ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], out_features=["stage4"]
     )
 
@@ -117,7 +119,7 @@ def _detr() -> nn.Module:
 
 
 def _rt_detr() -> nn.Module:
-    transformers = _library()
+    transformers = library()
     backbone = transformers.RTDetrResNetConfig(
         embedding_size=16, hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 1, 1], layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],

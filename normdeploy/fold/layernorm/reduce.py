@@ -151,7 +151,13 @@ class Reducer:
         if isinstance(stream, Refused):
             raise stream
         found = centre.centred(land, stream, self.target, self.fold.is_kept)
-        return found, centre.proven(found.plan, lambda node: self.fold.square(found.plan, land, node))
+        try:
+            return found, centre.proven(found.plan, lambda node: self.fold.square(found.plan, land, node))
+        except Refused as refusal:
+            dropped = f"{label(found.plan.source)}: {refusal.reason}"
+            if "validation" in dropped and dropped not in self.fold.dropped:  # the border of the model, not a square
+                self.fold.dropped.append(dropped)
+            raise
 
     # -- the book ------------------------------------------------------------------------------
 

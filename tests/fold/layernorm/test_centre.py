@@ -240,6 +240,7 @@ def test_the_proof_refuses_what_the_search_should_have(case: Stream, monkeypatch
     result = fold(case.model(), layernorm="centre")
     blamed = [entry.reason for entry in result.ledger if "validation" in entry.reason]
     assert blamed, "nothing was proven wrong"
+    assert any("validation" in dropped for dropped in result.ledger.dropped)
     assert sum("its mean is gone" in entry.reason for entry in result.ledger) <= case.layer - len(blamed)
 
 
