@@ -7,7 +7,7 @@ the others stay at opt.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,13 @@ def data_feed(specs: Sequence[TensorSpec], path: Path) -> Feed:
     ranks and sizes outside the specs' ranges, sizes of one dimension that differ, values outside a spec's range.
     NaN and infinities are accepted and noted.
     """
-    arrays = _read(path)
-    problems = list(_problems(specs, arrays))
-    if problems:
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
+    arrays = {name: _native(array, dtypes.get(name)) for name, array in _read(path).items()}
+    if found := problems(specs, arrays):
         wanted = " ".join(f"--input {spec}" for spec in specs)
-        raise InputError("; ".join(problems), where=str(path), fix=f"save arrays that fit {wanted} with numpy.savez")
-    native = {spec.name: _typed(spec, arrays[spec.name]) for spec in specs}
-    return Feed("data", native, tuple(_oddities(path, native)))
+        raise InputError("; ".join(found), where=str(path), fix=f"save arrays that fit {wanted} with numpy.savez")
+    ordered = {spec.name: arrays[spec.name] for spec in specs}
+    return Feed("data", ordered, tuple(_oddities(path, ordered)))
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -116,26 +116,36 @@ def _read(path: Path) -> dict[str, Array]:
         raise InputError(f"the data file cannot be read: {error}", where=str(path), fix=fix) from error
 
 
-def _problems(specs: Sequence[TensorSpec], arrays: dict[str, Array]) -> Iterator[str]:
-    names = {spec.name for spec in specs}
-    if missing := sorted(names - arrays.keys()):
-        yield f"missing {', '.join(missing)}"
-    if unexpected := sorted(arrays.keys() - names):
-        yield f"unexpected {', '.join(unexpected)}"
+def _native(array: Array, wanted: np.dtype[Any] | None) -> Array:
+    """``array``, contiguous and in this machine's byte order; bfloat16, which numpy writes as two bytes of no type."""
+    if wanted == ml_dtypes.bfloat16 and array.dtype == np.dtype("V2"):
+        array = array.view(ml_dtypes.bfloat16)
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def problems(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> list[str]:
+    """Everything about ``arrays`` that does not fit ``specs``; nothing is cast, broadcast or dropped in silence.
+
+    The names must be those of the specs, each dtype the spec's own, each size within its range and the same wherever
+    its dimension's name appears, each value within the spec's range where it states one. NaN is no value: it passes,
+    as it does through a model.
+    """
+    names = [spec.name for spec in specs]
+    found = [f"input {name} is missing" for name in names if name not in arrays]
+    found += [f"there is no input {name!r}" for name in arrays if name not in names]
     sizes: dict[str, int] = {}
     for spec in specs:
         if spec.name in arrays:
-            yield from _array_problems(spec, arrays[spec.name], sizes)
+            found += _array_problems(spec, arrays[spec.name], sizes)
+    return found
 
 
 def _array_problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> Iterator[str]:
     """What does not fit in one array; ``sizes`` collects the sizes of named dimensions over all arrays."""
-    if not _has_dtype(spec, array):
+    if array.dtype != np.dtype(spec.dtype):
         yield f"{spec.name} is {array.dtype}, not {spec.dtype}"
-    elif spec.low is not None and spec.high is not None:
-        values = _typed(spec, array)
-        if array.size and ((values < spec.low) | (values > spec.high)).any():
-            yield f"{spec.name} has values from {values.min()} to {values.max()}, outside [{spec.low}..{spec.high}]"
+    elif spec.low is not None and spec.high is not None and ((array < spec.low) | (array > spec.high)).any():
+        yield f"{spec.name} has values from {array.min()} to {array.max()}, outside [{spec.low}..{spec.high}]"
     if array.ndim != len(spec.dims):
         yield f"{spec.name} has shape {array.shape}, not {len(spec.dims)} dimensions"
         return
@@ -145,18 +155,6 @@ def _array_problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> It
             yield f"axis {axis} of {spec.name} has size {size}, not {span}"
         elif dim.name is not None and (other := sizes.setdefault(dim.name, size)) != size:
             yield f"axis {axis} of {spec.name} has size {size}, but dimension {dim.name} is {other} elsewhere"
-
-
-def _has_dtype(spec: TensorSpec, array: Array) -> bool:
-    if spec.dtype == "bfloat16":  # numpy writes it as two bytes of no type
-        return array.dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype("V2"))
-    return array.dtype.newbyteorder("=") == np.dtype(spec.dtype)
-
-
-def _typed(spec: TensorSpec, array: Array) -> Array:
-    """``array`` in the spec's dtype, contiguous and in this machine's byte order; its values are the same."""
-    typed = array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array.astype(np.dtype(spec.dtype))
-    return np.ascontiguousarray(typed).reshape(array.shape)
 
 
 def _oddities(path: Path, arrays: dict[str, Array]) -> Iterator[str]:

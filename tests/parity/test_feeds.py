@@ -151,7 +151,7 @@ PAIR = np.zeros((2, 3), np.int64)
 @pytest.mark.parametrize(
     ("specs", "arrays", "messages"),
     [
-        (IMAGE, {"y": X}, ["missing x", "unexpected y"]),
+        (IMAGE, {"y": X}, ["input x is missing", "there is no input 'y'"]),
         (IMAGE, {"x": X.astype(np.float64)}, ["x is float64, not float32"]),
         (IMAGE, {"x": X[0]}, ["x has shape (3, 5), not 3 dimensions"]),
         (IMAGE, {"x": np.zeros((5, 3, 5), np.float32)}, ["axis 0 of x has size 5, not 1..4"]),
