@@ -210,10 +210,16 @@ class _Folder:
 
     def _survey(self, graph: ir.Graph | ir.Function, opset: int, edits: dict[Slot, Edit]) -> Territory:
         land = replace(self._bare(graph, opset), committed=edits)
-        for node in land.nodes:
-            if (m := self._map_of(land.view, node)) is not None:
-                land.maps[node] = m
+        self._read_maps(land)
         return land
+
+    def _read_maps(self, land: Territory) -> None:
+        """Enter every map of ``land`` that is not there yet."""
+        for node in land.nodes:
+            if node in land.maps or node.graph is None or (m := self._map_of(land.view, node)) is None:
+                continue
+            land.maps[node] = m
+            self.entries.pop(node, None)
 
     def _map_of(self, view: View, node: ir.Node) -> AffineMap | None:
         try:
@@ -307,7 +313,10 @@ class _Folder:
                 self.entries[given] = replace(
                     blank(given), outcome="folded", into=into, through=through, residual=residual
                 )
+        was_known = land.view.rank(total.outputs[0]) is not None
         writer.merge(found)
+        if not was_known:  # it is now, and so are the maps behind it
+            self._read_maps(land)
         self.show(label(total))
         return True
 

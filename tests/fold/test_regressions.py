@@ -366,3 +366,22 @@ def test_weights_stay_in_their_order_where_shapes_must_be_inferred_anew() -> Non
     fill(proto.graph)
     new, _ = folded(proto)
     assert without_ledger(folded(new)[0]) == without_ledger(new)
+
+
+def test_a_map_behind_a_sum_that_merges_is_seen_where_nothing_else_tells_its_rank() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N,2,5] x) => (float[N,2,5] y) { y = local.F (x) }
+    <opset_import: ["" : 17], domain: "local"> F (x) => (y) {
+        v = Constant <value = float[2,2,1] {1,2,3,4}> ()
+        w = Constant <value = float[2,2,1] {1,0,2,5}> ()
+        s = Constant <value = float[2] {2,3}> ()
+        t = Constant <value = float[2] {1,-1}> ()
+        c = Conv (x, v)
+        d = Conv (x, w)
+        a = Add (c, d)
+        y = BatchNormalization (a, s, t, t, s)
+    }""")
+    new, ledger = folded(proto)
+    assert [entry.outcome for entry in ledger] == ["folded"]
+    assert [node.op_type for node in new.functions[0].node if node.op_type != "Constant"] == ["Conv"]
+    assert_same(proto, new)
