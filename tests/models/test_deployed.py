@@ -4,8 +4,10 @@ every norm alone is deployed as its float64 formula says, or left alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +19,8 @@ from torch import nn
 from models import digits, norms
 from normdeploy import specs
 from normdeploy.export import to_graph
-from normdeploy.fold import Ledger, fold
+from normdeploy.fold import Ledger, Level, Target, fold
+from normdeploy.fold.layernorm import centre, stream
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'normdeploy[cpu]'")
 
@@ -92,6 +95,47 @@ def test_nothing_is_left_of_a_batch_norm_and_no_layer_norm_is_lost(deployed: tup
     assert count(folded, "LayerNormalization") == count(exported, "LayerNormalization") == LAYER_NORMS[name]
     assert sum(entry.outcome == "folded" for entry in ledger.norms()) == FOLDED[name]
     assert len(ledger.norms()) == FOLDED[name] + LAYER_NORMS[name]
+
+
+@pytest.mark.parametrize(("target", "opset"), [("onnx", 23), ("onnxruntime", 20)])
+@pytest.mark.parametrize("level", get_args(Level))
+def test_a_transformer_keeps_its_accuracy_to_the_last_scan(level: Level, target: Target, opset: int) -> None:
+    module = digits.vit().eval()
+    module.load_state_dict(load_file(FOLDER / "digits_vit.safetensors"))
+    images, labels = digits.held_out()
+    exported = to_graph(module, specs.parse(["x:N=1..1..360x1x8x8@f32"]), opset=opset).model
+    folded = fold(exported, layernorm=level, target=target).model
+    with torch.inference_mode():
+        eager = module(images).argmax(1).numpy()
+    named = run(folded, images.numpy()).argmax(1)
+    np.testing.assert_array_equal(named, eager)
+    assert int((named == labels.numpy()).sum()) == json.loads((FOLDER / "digits_vit.json").read_text())["correct"]
+    rms = count(folded, "RMSNormalization") + count(folded, "SimplifiedLayerNormalization")
+    # pre-LN, pooled behind the last norm: everything writes linearly and all that reads the stream is a norm
+    assert (rms, count(folded, "LayerNormalization")) == ((7, 0) if level == "centre" else (0, 7))
+
+
+def test_a_stream_whose_writers_are_left_uncentred_names_other_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the accuracy is compared for: the positions given a mean, and left with it."""
+    module = digits.vit().eval()
+    module.load_state_dict(load_file(FOLDER / "digits_vit.safetensors"))
+    with torch.no_grad():
+        module.get_parameter("position").add_(3.0)  # the norms take it off again: eager names the same digits
+
+    def forget(*arguments: Any) -> stream.Stream:
+        found = stream.stream_at(*arguments)
+        found.weights.clear()
+        return found
+
+    images = digits.held_out()[0]
+    exported = to_graph(module, specs.parse(["x:N=1..1..360x1x8x8@f32"]), opset=23).model
+    with torch.inference_mode():
+        eager = module(images).argmax(1).numpy()
+    np.testing.assert_array_equal(run(fold(exported, layernorm="centre").model, images.numpy()).argmax(1), eager)
+    monkeypatch.setattr(centre, "stream_at", forget)
+    mutant = fold(exported, layernorm="centre", validate=False).model
+    assert count(mutant, "RMSNormalization") == 7
+    assert (run(mutant, images.numpy()).argmax(1) != eager).any()
 
 
 def test_the_comparison_notices_foreign_weights(deployed: tuple[str, Deployed]) -> None:
