@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import coverage, networks, report, speed
+from peers import coverage, networks, pages, report, speed
 from peers.crew import OURS, Worker, install
-from peers.table import Graph, graphs
-from peers.worker import FOLDERS, NOTHING
+from peers.graph import Graph
+from peers.table import graphs
+from peers.worker import CENTRE, FOLDERS, NOTHING
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
 PARTS = ("table", "networks", "speed")
 
 
@@ -52,8 +54,9 @@ def main() -> None:
             MEASURE[part](results, names, Path(folder), given.rounds)
             RESULTS.mkdir(exist_ok=True)
             path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            (RESULTS / "compare_peers.md").write_text(page(results))
-    print(page(results))
+            (RESULTS / "compare_peers.md").write_text(pages.page(results), encoding="utf-8")
+            README.write_text(pages.with_section(README.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print(pages.page(results))
 
 
 def measure_table(results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int) -> None:
@@ -66,10 +69,11 @@ def measure_table(results: dict[str, Any], names: Sequence[str], folder: Path, r
         note(f"the table: {name}")
         found[name] = coverage.run(name, listed, asked, folder)
     not_done = {name: _not_done(listed, outcomes) for name, outcomes in found.items()}
-    ours, *theirs = not_done.values()
+    ours, theirs = not_done[OURS[0]], [missing for name, missing in not_done.items() if name not in OURS]
     results["table"] = {
         "coverage": report.coverage(listed, found),
         "by group": report.by_group(listed, found),
+        "by group, short": report.by_group_short(listed, found),
         "faults": report.faults(found),
         "graphs": len(listed),
         "not done": not_done,
@@ -85,13 +89,14 @@ def measure_networks(results: dict[str, Any], names: Sequence[str], folder: Path
     del rounds
     exported = networks.export_all(folder)
     found = {}
-    for name in (name for name in names if name != OURS[1]):
+    for name in (name for name in names if name not in OURS[1:]):
         note(f"the networks: {name}")
         worker = Worker(name, folder / f"{name}.log")
         found[name] = {network.name: networks.fold(worker, network, folder) for network in exported}
         worker.stop()
     results["networks"] = {
         "left": report.networks(exported, found),
+        "left, short": report.networks_short(exported, found),
         "seconds": report.network_seconds(exported, found),
         "raw": {name: {key: value.as_json() for key, value in each.items()} for name, each in found.items()},
     }
@@ -100,7 +105,9 @@ def measure_networks(results: dict[str, Any], names: Sequence[str], folder: Path
 def measure_speed(results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int) -> None:
     times = {}
     for model, source in speed.export(folder).items():
-        times[model] = speed.measure([*names, NOTHING], source, folder, rounds, note)
+        times[model] = speed.measure(
+            [*(name for name in names if name != CENTRE), NOTHING], source, folder, rounds, note
+        )
         source.unlink()
     results["speed"] = {
         "times": report.speed(times),
@@ -109,40 +116,6 @@ def measure_speed(results: dict[str, Any], names: Sequence[str], folder: Path, r
 
 
 MEASURE = {"table": measure_table, "networks": measure_networks, "speed": measure_speed}
-
-
-def page(results: dict[str, Any]) -> str:
-    """All that was measured, as Markdown."""
-    parts = ["# normdeploy beside other folders", f"Measured by `scripts/compare_peers.py` ({results['machine']})."]
-    if table := results.get("table"):
-        parts += [TABLE.format(graphs=table["graphs"]), table["coverage"], table["by group"]]
-        parts += [f"A peer folds and normdeploy does not: {'; '.join(table['done by a peer alone']) or 'nothing'}."]
-        parts += ["### Each fault", table["faults"]]
-    if measured := results.get("networks"):
-        parts += [NETWORKS, measured["left"], measured["seconds"]]
-    if measured := results.get("speed"):
-        parts += [SPEED, measured["times"]]
-    return "\n\n".join(parts) + "\n"
-
-
-TABLE = """## {graphs} small graphs
-
-A fold is done when no more passes over activations are left than must be, in a valid model that answers right. A right
-answer is within 1e-4 of float64 (2e-2 in float16), per channel, on zeros and random inputs. The rest of the graphs are
-those where a fold would be wrong. OpenVINO writes a format that only its own runtime answers, so mistakes of its
-importer and its kernels are among its faults. Counted is the graph that a folder writes: what a runtime fuses later,
-when it loads the graph, is not."""
-
-NETWORKS = """## Whole architectures
-
-Small and untrained, with drawn statistics, as in `tests/real`. Passes are all elementwise operators with or without a
-constant, so they also count what is no map: ONNX Runtime's extended level hides activations and attention in operators
-of its own. Two of what RT-DETR has left here are no norms, but a Mul and a Sub that became one."""
-
-SPEED = """## Two large models
-
-Load, fold and save, in a fresh process a round, imports and a small graph before the clock starts; median of the
-rounds, in turn. The last row folds nothing: it is what loading and saving cost in Python."""
 
 
 def note(text: str) -> None:

@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
-sys.path[:0] = [str(TESTS / "fold"), str(TESTS / "real")]
+sys.path[:0] = [str(TESTS / "fold"), str(TESTS / "fold" / "layernorm"), str(TESTS / "real")]
 
 # mypy does not look into the tests
+import affine_cases  # type: ignore[import-not-found]  # noqa: E402
+import norm_harness  # type: ignore[import-not-found]  # noqa: E402
+import spelled_cases  # type: ignore[import-not-found]  # noqa: E402
+import stream_cases  # type: ignore[import-not-found]  # noqa: E402
 from architectures import ARCHITECTURES, Architecture, network, randomized  # type: ignore[import-not-found]  # noqa: E402
 from cases import Case  # type: ignore[import-not-found]  # noqa: E402
 from cases_downward import DOWNWARD_INTO, DOWNWARD_THROUGH  # type: ignore[import-not-found]  # noqa: E402
 from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_PER_CHANNEL  # type: ignore[import-not-found]  # noqa: E402
 from cases_sources import COMPOSED, SOURCES  # type: ignore[import-not-found]  # noqa: E402
 from cases_upward import REPVGG, UPWARD_INTO, UPWARD_THROUGH  # type: ignore[import-not-found]  # noqa: E402
-from harness import bn, channel_error, coarsest, model, norm, parsed, probes  # type: ignore[import-not-found]  # noqa: E402
-from reference64 import in_float64, is_float, truth  # type: ignore[import-not-found]  # noqa: E402
+from harness import bn, channel_error, coarsest, feeds, fill, model, norm, parsed, probes  # type: ignore[import-not-found]  # noqa: E402
+from reference64 import OPERATORS, in_float64, is_float  # type: ignore[import-not-found]  # noqa: E402
 
 GROUPS = {
     "upward into weights": UPWARD_INTO,
@@ -32,7 +36,19 @@ GROUPS = {
 }
 """The graphs that the fold is tested with."""
 
+norm_model = norm_harness.model
+constant_rows = norm_harness.ROWS["constant rows"]
+
+REFERENCE = [
+    *OPERATORS,
+    norm_harness.LayerNormalization,
+    norm_harness.GroupNormalization,
+    norm_harness.SimplifiedLayerNormalization,
+]
+"""The operators that the reference evaluator lacks in float64, by PyTorch and numpy."""
+
 __all__ = [
-    "ARCHITECTURES", "GROUPS", "Architecture", "Case", "bn", "channel_error", "coarsest", "in_float64", "is_float",
-    "model", "network", "norm", "parsed", "probes", "randomized", "truth",
+    "ARCHITECTURES", "GROUPS", "REFERENCE", "Architecture", "Case", "affine_cases", "bn", "channel_error", "coarsest",
+    "constant_rows", "feeds", "fill", "in_float64", "is_float", "model", "network", "norm", "norm_model", "parsed",
+    "probes", "randomized", "spelled_cases", "stream_cases",
 ]  # fmt: skip

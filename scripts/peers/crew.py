@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from peers.worker import NOTHING
+from peers.worker import CENTRE, NOTHING
 
 ROOT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).with_name("worker.py")
-OURS = ("normdeploy", "normdeploy, unvalidated", NOTHING)
+OURS = ("normdeploy", "normdeploy, unvalidated", CENTRE, NOTHING)
+
+
+WITH_TORCH = ("onnxruntime transformers",)
+"""Peers that need PyTorch and are in the environment of this repository as well."""
 
 
 def interpreter(name: str) -> Path:
     """The Python that has the folder ``name``."""
-    if name in OURS:
+    if name in (*OURS, *WITH_TORCH):
         return Path(sys.executable)
     return environment(name) / "bin" / "python"
 
@@ -31,7 +34,7 @@ def environment(name: str) -> Path:
 
 def install(name: str) -> None:
     """Make the peer's virtual environment, where it is missing or its requirements are newer."""
-    if name in OURS:
+    if name in (*OURS, *WITH_TORCH):
         return
     folder, wanted = environment(name), "requirements-aimet.txt" if name == "aimet" else "requirements.txt"
     requirements, done = Path(__file__).with_name(wanted), folder / ".installed"
@@ -71,7 +74,6 @@ class Worker:
             with self.log.open("a") as log:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "2"},
                 )  # fmt: skip
             ready = self._answer(self._process, 300)
             if "error" in ready:

@@ -20,7 +20,7 @@ from peers import counting
 from peers.borrowed import ARCHITECTURES, Architecture, randomized
 from peers.coverage import openvino_answers
 from peers.crew import Worker
-from peers.judge import Arrays, run
+from peers.judge import Arrays, need_valid, run
 
 LIMIT = 600.0
 """Seconds for one model."""
@@ -31,12 +31,14 @@ WRONG = 1e-3
 
 @dataclass(frozen=True)
 class Exported:
-    """One exported network, with inputs and the float64 answers to them."""
+    """One exported network, with inputs, the float64 answers to them, its BatchNormalizations and its passes."""
 
     name: str
     path: Path
     feeds: tuple[Arrays, ...]
     answers: tuple[Arrays, ...]
+    norms: int
+    passes: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def export(architecture: Architecture, folder: Path) -> Exported:
         if exact is None:
             raise RuntimeError(f"{architecture.name} does not run in float64")
         answers.append({name: array for name, array in exact.items() if is_float(array.dtype.name)})
-    return Exported(architecture.name, path, feeds, tuple(answers))
+    proto = onnx.load(path)
+    counts = counting.norms_in_onnx(proto), counting.passes_in_onnx(proto)
+    return Exported(architecture.name, path, feeds, tuple(answers), *counts)
 
 
 def export_all(folder: Path) -> list[Exported]:
@@ -96,9 +100,9 @@ def fold(worker: Worker, network: Exported, folder: Path) -> Folded:
 def _read(worker: Worker, network: Exported, target: Path) -> tuple[int, int, list[Arrays]]:
     if worker.name == "openvino":
         answers, nodes = openvino_answers(worker, target, list(network.feeds), LIMIT)
-        return counting.norms_in_openvino(nodes), counting.passes_in_openvino(nodes), answers
+        return counting.norms_in_openvino(nodes), counting.left_in_openvino(nodes, "passes"), answers
     proto = onnx.load(target)
-    onnx.checker.check_model(proto, full_check=True)
+    need_valid(proto)
     answers = [run(proto, feed) for feed in network.feeds]
     return counting.norms_in_onnx(proto), counting.passes_in_onnx(proto), answers
 

@@ -1,14 +1,19 @@
-"""The measurements as Markdown tables, normdeploy first, what is best in each row or column in bold."""
+"""The measurements as Markdown tables, normdeploy first, what is best in each row or column in bold.
+
+The short ones, for the README, show beside normdeploy only the best of the others, whoever it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from peers.crew import OURS
+from peers.graph import Graph
 from peers.judge import Outcome
 from peers.networks import Exported, Folded
+from peers.norms import GROUPS
 from peers.speed import Times
-from peers.table import Graph
-from peers.worker import NOTHING
+from peers.worker import CENTRE, NOTHING
 
 Rows = Sequence[Sequence[str]]
 
@@ -26,17 +31,20 @@ def bold(text: str, best: bool) -> str:
 
 def coverage(graphs: Sequence[Graph], outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
     """A row a folder: what it folded of what can be, and its faults."""
-    folds = [graph for graph in graphs if graph.is_fold]
-    head = ["", f"folds done, of {len(folds)}", "wrong answers", "invalid models", "crashes, not taken", "seconds"]
+    maps = [graph for graph in graphs if graph.is_fold and graph.group not in GROUPS]
+    norms = [graph for graph in graphs if graph.is_fold and graph.group in GROUPS]
+    done = [f"maps folded, of {len(maps)}", f"norms reduced, of {len(norms)}"]
+    head = ["", *done, "wrong answers", "invalid models", "crashes, not taken", "seconds"]
     numbers = {}
     for name, found in outcomes.items():
-        done = sum(found[graph.name].did(graph) for graph in folds)
+        done_of = [sum(found[graph.name].did(graph) for graph in part) for part in (maps, norms)]
         faults = [sum(bool(getattr(o, kind)) for o in found.values()) for kind in ("wrong", "invalid", "crash")]
-        numbers[name] = (done, *faults, sum(o.seconds or 0.0 for o in found.values()))
-    best = [max(row[0] for row in numbers.values()), *(min(row[i] for row in numbers.values()) for i in range(1, 5))]
+        numbers[name] = (*done_of, *faults, sum(o.seconds or 0.0 for o in found.values()))
+    columns = list(zip(*numbers.values(), strict=True))
+    best = [*map(max, columns[:2]), *map(min, columns[2:])]
     rows = []
     for name, row in numbers.items():
-        texts = [*map(str, row[:4]), f"{row[4]:.1f}"]
+        texts = [*map(str, row[:5]), f"{row[5]:.1f}"]
         rows.append([name, *(bold(text, value == b) for text, value, b in zip(texts, row, best, strict=True))])
     return table(head, rows)
 
@@ -49,6 +57,24 @@ def by_group(graphs: Sequence[Graph], outcomes: Mapping[str, Mapping[str, Outcom
         done = [sum(found[graph.name].did(graph) for graph in folds) for found in outcomes.values()]
         rows.append([f"{group}, of {len(folds)}", *(bold(str(n), n == max(done)) for n in done)])
     return table(["folds done", *outcomes], rows)
+
+
+def by_group_short(graphs: Sequence[Graph], outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """A row a group of the table: folds done by normdeploy, at its default and at its most, and by the best other."""
+    rows = []
+    for group in dict.fromkeys(graph.group for graph in graphs if graph.is_fold):
+        folds = [graph for graph in graphs if graph.is_fold and graph.group == group]
+        done = {name: sum(found[graph.name].did(graph) for graph in folds) for name, found in outcomes.items()}
+        others = {name: n for name, n in done.items() if name not in OURS}
+        most = max(others.values())
+        named = _names([name for name, n in others.items() if n == most]) if most else ""
+        ours = [done[OURS[0]], done[CENTRE]]
+        rows.append([group, str(len(folds)), *(bold(str(n), n == max(done.values())) for n in (*ours, most)), named])
+    return table(["folds done", "of", OURS[0], CENTRE, "best other", ""], rows)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
 
 
 def faults(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
@@ -72,8 +98,22 @@ def networks(exported: Sequence[Exported], outcomes: Mapping[str, Mapping[str, F
             min((o.norms for o in right if o.norms is not None), default=None),
             min((o.passes for o in right if o.passes is not None), default=None),
         ]
-        rows.append([network.name, *(_left(o, fewest) for o in found)])
-    return table(["BatchNormalization left (passes left)", *outcomes], rows)
+        rows.append([network.name, f"{network.norms} ({network.passes})", *(_left(o, fewest) for o in found)])
+    return table(["BatchNormalization left (passes left)", "before", *outcomes], rows)
+
+
+def networks_short(exported: Sequence[Exported], outcomes: Mapping[str, Mapping[str, Folded]]) -> str:
+    """A row a network: BatchNormalization before, left by normdeploy, and by the best other that answers right."""
+    rows = []
+    for network in exported:
+        found = {name: folded[network.name] for name, folded in outcomes.items()}
+        right = {name: o.norms for name, o in found.items() if name != OURS[0] and not o.wrong and o.norms is not None}
+        ours, fewest = found[OURS[0]].norms, min(right.values())
+        best = min(fewest, fewest if ours is None else ours)
+        named = _names([name for name, n in right.items() if n == fewest])
+        shown = (bold(str(ours), ours == best), bold(str(fewest), fewest == best))
+        rows.append([network.name, str(network.norms), *shown, named])
+    return table(["BatchNormalization left", "before", OURS[0], "best other", ""], rows)
 
 
 def _left(folded: Folded, fewest: Sequence[int | None]) -> str:

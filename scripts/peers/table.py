@@ -1,50 +1,38 @@
 """The graphs that all folders get: the tables of tests/fold, and traps that a folder of good faith can fall into.
 
-Each graph says how many passes over activations must be left of it at most; see :func:`counting.passes`.
+Each graph says how much may be left of it at most; see :mod:`counting`. As it stands, each answers right in its own
+precision: a folder answers for its own mistakes alone.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from peers import counting
+from peers import counting, norms
 from peers.borrowed import GROUPS, Case, bn, model, norm, parsed
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One graph of the table.
-
-    Attributes:
-        name: group and case.
-        group: what it is a case of.
-        model: the graph.
-        left: passes over activations that may be left; None where a fold would be wrong, or makes none of them go.
-    """
-
-    name: str
-    group: str
-    model: onnx.ModelProto
-    left: int | None
-
-    @property
-    def is_fold(self) -> bool:
-        """Whether there is anything to fold."""
-        return self.left is not None
+from peers.graph import Graph
 
 
 def graphs() -> list[Graph]:
     """All graphs of the table."""
     listed = [_of_case(group, case) for group, cases in GROUPS.items() for case in cases]
-    listed += TRAPS
+    listed += [*TRAPS, *norms.graphs()]
     for graph in listed:
-        for index, node in enumerate(graph.model.graph.node):
-            node.name = node.name or f"{node.op_type}_{index}"  # as exporters do; AIMET folds nothing without
+        _spell_out(graph.model)
     return listed
+
+
+def _spell_out(proto: onnx.ModelProto) -> None:
+    """Write, as exporters do, what means nothing but what some folders want to see."""
+    (opset,) = (item.version for item in proto.opset_import if item.domain == "")
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"  # AIMET
+        if node.op_type.startswith("Reduce"):  # onnxscript
+            defaults = {"keepdims": 1} | ({"noop_with_empty_axes": 0} if opset >= 18 else {})
+            missing = defaults.keys() - {attr.name for attr in node.attribute}
+            node.attribute.extend(helper.make_attribute(name, defaults[name]) for name in sorted(missing))
 
 
 def _of_case(group: str, case: Case) -> Graph:
@@ -74,9 +62,8 @@ def _filled(proto: onnx.ModelProto, **values: float) -> onnx.ModelProto:
     return proto
 
 
-def _in_half(body: str, weights: str, **values: float) -> onnx.ModelProto:
-    proto = model("float16[2,3,8,11] x", f"float16[5,3,3,3] w, {weights}", body, outputs="float16[] y")
-    return _filled(proto, **values)
+def _in_half(body: str, weights: str, *, x: str = "float16[2,3,8,64] x", **values: float) -> onnx.ModelProto:
+    return _filled(model(x, weights, body, outputs="float16[] y"), **values)
 
 
 def _renamed(proto: onnx.ModelProto, **names: str) -> onnx.ModelProto:
@@ -143,6 +130,9 @@ BROADCAST = (
     "e = Add (v, eps)\n s = Sqrt (e)\n n = Div (d, s)\n g = Mul (n, gamma)\n y = Add (g, beta)"
 )
 
+SMALL = "p = Softmax (x)\n c = Conv (p, w)\n "
+"""Values so small that what they are multiplied by would overflow in a weight, but not here."""
+
 TRAPS = [
     _trap("new names that are taken", _renamed(
         model(X, f"{CONV_NORM}, float[5,1,1] k, float[5,1,1] l, float[5] o",
@@ -150,11 +140,13 @@ TRAPS = [
               "s = Conv (x, w, o)\n y = Mul (s, q)"),
         k="w_bias", l="c_bias", o="y_bias"), 3),
     _trap("products that overflow float16 only in between", _in_half(
-        "c = Conv (x, w)\n m = Mul (c, s)\n y = Mul (m, k)", "float16[5,1,1] s, float16 k", s=6e4, k=1e-4), 0),
+        SMALL + "m = Mul (c, s)\n y = Mul (m, k)", "float16[5,3,1,1] w, float16[5,1,1] s, float16 k", w=2.0, s=4e4,
+        k=1e-4), 0),
     _trap("a weight that overflows float16 in the end", _in_half(
-        "c = Conv (x, w)\n y = Mul (c, s)", "float16 s", w=8.0, s=1e4), None),
+        SMALL + "y = Mul (c, s)", "float16[5,3,1,1] w, float16 s", w=2.0, s=4e4), None),
     _trap("a weight that underflows float16 in the end", _in_half(
-        "c = Conv (x, w)\n y = Mul (c, s)", "float16 s", w=6e-5, s=6e-5), None),
+        "a = Abs (x)\n c = Conv (a, w)\n y = Mul (c, s)", "float16[5,64,3,3] w, float16 s",
+        x="float16[2,64,8,11] x", w=6.1e-5, s=1.4e-3), None),
     _trap("float32 statistics on a float16 convolution", model(
         "float16[2,3,8,11] x", "float16[5,3,3,3] w, float16[5] gamma, float16[5] beta, float[5] mean, float[5] var",
         "c = Conv (x, w)\n" + norm("c", "y"), outputs="float16[] y"), 0),

@@ -25,9 +25,17 @@ def onnxruntime(level: str) -> Fold:
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
         options.optimized_model_filepath = str(target)
         options.log_severity_level = 4
+        options.add_session_config_entry("session.disable_prepacking", "1")  # what is only needed to run takes no time
         ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
     return run
+
+
+def onnxruntime_transformers() -> Fold:
+    """ONNX Runtime's optimizer of transformers, in Python."""
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    return lambda source, target: optimize_model(str(source)).save_model_to_file(str(target))
 
 
 def onnxoptimizer() -> Fold:
@@ -81,6 +89,19 @@ def onnxscript(everything: bool) -> Fold:
     return run
 
 
+def onnxscript_for_onnxruntime() -> Fold:
+    """Its rules for ONNX Runtime, attention and norms above all."""
+    import onnx_ir as ir
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    def run(source: Path, target: Path) -> None:
+        model = ir.load(source)
+        fused, *_ = optimize_for_ort(model)
+        ir.save(fused, target)
+
+    return run
+
+
 def openvino() -> Fold:
     """The transformations that its converter applies (MOC), into OpenVINO's own format, in float32."""
     import openvino as ov
@@ -109,13 +130,13 @@ def aimet() -> Fold:
     return run
 
 
-def normdeploy(validate: bool) -> Fold:
+def normdeploy(**options: Any) -> Fold:
     """The folder of this repository."""
     import onnx_ir as ir
 
     from normdeploy.fold import fold
 
-    return lambda source, target: ir.save(fold(source, validate=validate).model, target)
+    return lambda source, target: ir.save(fold(source, **options).model, target)
 
 
 def nothing() -> Fold:
@@ -126,17 +147,21 @@ def nothing() -> Fold:
 
 
 NOTHING = "onnx_ir, no fold"
+CENTRE = "normdeploy, centre, for onnxruntime"
 
 FOLDERS: dict[str, Callable[[], Fold]] = {
-    "normdeploy": lambda: normdeploy(validate=True),
+    "normdeploy": normdeploy,
     "normdeploy, unvalidated": lambda: normdeploy(validate=False),
+    CENTRE: lambda: normdeploy(layernorm="centre", target="onnxruntime"),
     "onnxruntime basic": lambda: onnxruntime("BASIC"),
     "onnxruntime extended": lambda: onnxruntime("EXTENDED"),
+    "onnxruntime transformers": onnxruntime_transformers,
     "onnxoptimizer": onnxoptimizer,
     "onnxsim": onnxsim,
     "onnxslim": onnxslim,
     "onnxscript default": lambda: onnxscript(everything=False),
     "onnxscript all rules": lambda: onnxscript(everything=True),
+    "onnxscript for onnxruntime": onnxscript_for_onnxruntime,
     "openvino": openvino,
     "aimet": aimet,
     NOTHING: nothing,
