@@ -220,7 +220,14 @@ def document(content: Any) -> None:
     print(to_json(content, indent=2, inf_nan_mode="strings").decode())
 
 
+_PAGE = 160
+"""Columns of what is written to a file or a pipe."""
+
+
 def _console(file: Any) -> Console:
     from rich.console import Console
 
-    return Console(file=file, highlight=False)
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PAGE  # rich takes 80 columns for what is no terminal: module names would break
+    return console
