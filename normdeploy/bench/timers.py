@@ -39,28 +39,41 @@ def interleave(
     warmup_seconds: float = 1.0,
     seed: int = 0,
 ) -> Comparison:
-    """The latencies of two runners on ``feed``, and their ratio.
+    """The latencies of two runners on ``feed``, and their ratio; the arguments are those of :func:`take_turns`."""
+    times = take_turns(
+        eager, deployed, feed, threads=threads, seconds=seconds, warmup_seconds=warmup_seconds, seed=seed
+    )
+    runs = [latency(runner.name, samples) for runner, samples in zip((eager, deployed), times, strict=True)]
+    return compare(*runs, threads=threads, feed=feed.name)
 
-    ``threads`` is what PyTorch gets meanwhile; other backends fix theirs when a runner is made, so make ``deployed``
-    with the same number. Measuring ends after ``seconds``, but not before 5 rounds nor after 5,000; warm-up ends when
-    the medians of both repeat, or after ``warmup_seconds``. Garbage collection is off while measuring.
+
+def take_turns(
+    first: Runner,
+    second: Runner,
+    feed: Feed,
+    *,
+    threads: int,
+    seconds: float = 2.0,
+    warmup_seconds: float = 1.0,
+    seed: int = 0,
+    fewest: int = FEWEST_ROUNDS,
+) -> tuple[list[float], list[float]]:
+    """Milliseconds a call of two runners on ``feed``; the i-th samples belong to one round.
+
+    ``threads`` is what PyTorch gets meanwhile; other backends fix theirs when a runner is made, so make runners with
+    the same number. Measuring ends after ``seconds``, but not before ``fewest`` rounds nor after 5,000; warm-up ends
+    when the medians of both repeat, or after ``warmup_seconds``. Garbage collection is off while measuring.
 
     Raises InputError on numbers that are not positive, and whatever a runner raises.
     """
     if threads < 1 or not 0 < seconds < float("inf") or not 0 <= warmup_seconds < float("inf"):
         given = f"threads={threads}, seconds={seconds}, warmup_seconds={warmup_seconds}"
         raise InputError("these cannot be measured with", where=given, fix="give positive, finite numbers")
-    calls = (lambda: eager(feed.arrays), lambda: deployed(feed.arrays))
+    calls = (lambda: first(feed.arrays), lambda: second(feed.arrays))
     order = random.Random(seed)
     with torch_threads(threads), collection_off():
         for_rounds(calls, order, warmup_seconds, fewest=1, until=is_stable)
-        pairs = for_rounds(calls, order, seconds)
-    return compare(
-        latency(eager.name, [first for first, _ in pairs]),
-        latency(deployed.name, [second for _, second in pairs]),
-        threads=threads,
-        feed=feed.name,
-    )
+        return _columns(for_rounds(calls, order, seconds, fewest))
 
 
 def for_rounds(

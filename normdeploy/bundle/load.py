@@ -88,8 +88,7 @@ def _load(folder: Path, threads: int) -> Bundle:
     report = read(Report, (folder / REPORT).read_bytes(), where=str(folder / REPORT))
     _check_engine(folder, manifest, report)
     specs, golden = _golden(folder, manifest)
-    options = {str(name): value for name, value in manifest.session_options.items()}
-    runner = OnnxRuntimeRunner(folder / MODEL, threads=threads, options=options)
+    runner = OnnxRuntimeRunner(folder / MODEL, threads=threads, options=manifest.session_options)
     _check_names(folder, manifest, specs, runner)
     golden_feed.judge(runner(golden.inputs), golden.outputs, report, where=folder)
     return Bundle(folder, manifest, report, specs, golden, runner)

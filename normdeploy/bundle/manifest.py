@@ -8,7 +8,7 @@ import re
 import stat
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 from pydantic import StringConstraints, field_validator
 
@@ -25,22 +25,15 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 FileName = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
 """A file inside the folder: no part is hidden, ``..``, absolute, or means something else on another system."""
 
-SessionOption = Literal[
-    "graph_optimization_level",
-    "session.set_denormal_as_zero",
-    "session.intra_op.allow_spinning",
-    "disabled_optimizers",
-]
-"""Options that only change how the model computes: others would let a bundle from elsewhere write files, load code."""
-
 _OPTIMIZER = "[A-Za-z][A-Za-z0-9_]{0,63}"
-_OPTION_VALUES: dict[SessionOption, str] = {
+SESSION_OPTIONS = {
     "graph_optimization_level": "disable|basic|extended|all",
     "session.set_denormal_as_zero": "[01]",
     "session.intra_op.allow_spinning": "[01]",
     "disabled_optimizers": f"{_OPTIMIZER}(,{_OPTIMIZER}){{0,31}}",
 }
-"""What the value of each may be. ONNX Runtime passes over an optimizer that it does not have."""
+"""Options that only change how the model computes, with what their values may be: others would let a bundle from
+elsewhere write files, load code. ONNX Runtime passes over the name of an optimizer that it does not have."""
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -69,7 +62,7 @@ class Manifest(Document):
     outputs: dict[str, str]
     opset: int
     precision: str
-    session_options: dict[SessionOption, str]
+    session_options: dict[str, str]
     files: dict[FileName, Sha256]
 
     @field_validator("files")
@@ -83,9 +76,11 @@ class Manifest(Document):
 
     @field_validator("session_options")
     @classmethod
-    def _is_harmless(cls, options: dict[SessionOption, str]) -> dict[SessionOption, str]:
+    def _is_harmless(cls, options: dict[str, str]) -> dict[str, str]:
         for name, value in options.items():
-            if not re.fullmatch(_OPTION_VALUES[name], value):
+            if name not in SESSION_OPTIONS:
+                raise ValueError(f"{name!r} is none of {', '.join(SESSION_OPTIONS)}")
+            if not re.fullmatch(SESSION_OPTIONS[name], value):
                 raise ValueError(f"{value!r} is no value of {name}")
         return options
 

@@ -24,7 +24,6 @@ from normdeploy.bundle.manifest import (
     PLAN,
     REPORT,
     Manifest,
-    SessionOption,
     files_in,
     sha256,
 )
@@ -62,7 +61,7 @@ def write(
     golden: Golden,
     engine: EngineBuild | None = None,
     model_args: Mapping[str, str] | None = None,
-    session_options: Mapping[SessionOption, str] | None = None,
+    session_options: Mapping[str, str] | None = None,
     force: bool = False,
     external_above: int = EXTERNAL_ABOVE,
 ) -> Path:
@@ -93,7 +92,7 @@ def write(
 
 
 def _manifest(
-    folder: Path, report: Report, golden: Golden, model_args: dict[str, str], session_options: dict[SessionOption, str]
+    folder: Path, report: Report, golden: Golden, model_args: dict[str, str], session_options: dict[str, str]
 ) -> Manifest:
     return Manifest(
         created=report.created,

@@ -58,6 +58,7 @@ def export(
     keep: tuple[str, ...] = (),
     layernorm: Level = "affine",
     target: Target = "onnx",
+    tune: bool = False,
     precision: Precision | None = None,
     engine: bool = False,
     sm: str = "",
@@ -74,6 +75,7 @@ def export(
         keep: pattern of module names whose norms stay as they are.
         layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
         target: what will run the model; onnxruntime allows an operator of its own.
+        tune: measure the forms of its LayerNorms on this machine, and deploy the one that is faster and right.
         precision: what the deployed model computes in; by default what the module does.
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, e.g. 86,89,120; by default all that the backend knows.
@@ -86,9 +88,9 @@ def export(
         with output.working(talk) as progress:
             report = pipeline.export(
                 model, parity.input, out, data=parity.data, opset=opset, keep=keep, layernorm=layernorm,
-                target=target, precision=precision, engine=engine, sm=listed(sm), force=force, bench=not no_bench,
-                seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
-                **eager.source(),
+                target=target, tune=tune, precision=precision, engine=engine, sm=listed(sm), force=force,
+                bench=not no_bench, seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose,
+                progress=progress, **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)

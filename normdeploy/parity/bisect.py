@@ -10,7 +10,7 @@ follows agrees; and the ledger names the values that such a move explains, which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import onnx_ir as ir
@@ -35,14 +35,16 @@ def first_divergent_module(
     *,
     ledger: Ledger | None = None,
     dtype: torch.dtype | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> str | None:
     """The name of the first module whose output leaves the bound on ``feed``; None where no output of the model does.
 
     Compared are the modules that run once and return one tensor. Where all that failed lies between them, the root
-    module is named by its class. ``ledger`` is the model's own where None is given; ``model`` is not changed.
+    module is named by its class. ``ledger`` is the model's own where None is given, ``options`` are those of its
+    session; ``model`` is not changed.
     """
     eager, exact = observe(module, specs, feed, dtype)
-    deployed = run_with_taps(model, feed)
+    deployed = run_with_taps(model, feed, options)
     compare = _Comparison(eager, exact, deployed, criteria or Criteria(), wider=dtype is not None)
     failed = [value for value in model.graph.outputs if compare.differs(OUTPUT + str(value.name), str(value.name))]
     if not failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +78,15 @@ def _array(tensor: torch.Tensor) -> Array:
     return np.array(tensor.detach().numpy())
 
 
-def run_with_taps(model: ir.Model, feed: Feed) -> Arrays:
-    """The model's outputs and the last value of each module, by name."""
+def run_with_taps(model: ir.Model, feed: Feed, options: Mapping[str, str] | None = None) -> Arrays:
+    """The model's outputs and the last value of each module, by name; ``options`` are those of its session."""
     tapped = model.clone()
     wanted = set(taps_of(tapped).values()) - {value.name for value in tapped.graph.outputs}
     tapped.graph.outputs.extend(value for node in tapped.graph for value in node.outputs if value.name in wanted)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tapped.onnx"
         ir.save(tapped, path, external_data="tapped.onnx.data")
-        return OnnxRuntimeRunner(path)(feed.arrays)
+        return OnnxRuntimeRunner(path, options=options)(feed.arrays)
 
 
 def taps_of(model: ir.Model) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +44,11 @@ class Artefact:
     precision: Precision
     graph: ir.Model | None
     bundle: Bundle | None
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The session options that it runs with: a bundle's own."""
+        return self.bundle.manifest.session_options if self.bundle else {}
 
     def usual_feed(self) -> Feed:
         """Inputs at the usual sizes: a bundle's golden ones, else random ones."""

@@ -51,8 +51,9 @@ def verify(
         checkpoint = load(model, source)
     with stages("parity"):
         verdict = verdict_on(
-            checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, criteria, precision=opened.precision
-        )
+            checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, criteria,
+            precision=opened.precision, options=opened.options,
+        )  # fmt: skip
     return replace(verdict, notes=(*checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes))
 
 

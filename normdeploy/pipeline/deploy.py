@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import onnx_ir as ir
+from torch import nn
 
 from normdeploy import bundle
 from normdeploy.bench.timers import interleave
 from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
-from normdeploy.errors import InputError, UnavailableError
+from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
-from normdeploy.parity.verdict import Criteria
+from normdeploy.parity.feeds import Feed
+from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
 from normdeploy.pipeline.judge import ParityError, verdict_on
+from normdeploy.pipeline.session import in_onnxruntime
 from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
+from normdeploy.pipeline.tune import Kept, Tuner
 from normdeploy.precision import Precision, to_precision
 from normdeploy.report.schema import Report
 from normdeploy.runtime.eager import EagerRunner
-from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.runner import Runner
+from normdeploy.specs import TensorSpec
 
 
 def export(
@@ -40,6 +43,7 @@ def export(
     keep: Sequence[str] = (),
     layernorm: Level = "affine",
     target: Target = "onnx",
+    tune: bool = False,
     precision: Precision | None = None,
     engine: bool = False,
     sm: Sequence[str] = (),
@@ -62,6 +66,8 @@ def export(
         keep: patterns (fnmatch) of module names whose norms stay as they are.
         layernorm: how far LayerNorms go, as in :func:`normdeploy.fold`.
         target: what will run the model, as there; an engine takes no operator of ``onnxruntime``'s own.
+        tune: measure the forms that the LayerNorms can have, and session options, on this machine, and deploy the one
+            that is faster beyond the noise and right; the default where none is. The bundle keeps its session options.
         precision: what the model in the bundle computes in, its engine too; None leaves it as the module is. In 16 bits
             inputs and outputs stay as they are, and parity is judged by what eager loses in the same type.
         engine: build a TensorRT engine into the bundle.
@@ -78,7 +84,7 @@ def export(
     ``out`` stays as it was.
     """
     bundle.check_target(Path(out), force=force)
-    _check_engine_options(engine, sm, target)
+    _check_options(engine, sm, layernorm, target, tune)
     specs = specs_of(inputs)
     feeds = feeds_for(specs, data, seed)
     stages = Stages(progress)
@@ -86,36 +92,73 @@ def export(
         checkpoint = load(model, source)
     with stages("export"):
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
+    forms = _Forms(checkpoint.module, exported.model, specs, feeds, keep, precision, criteria or Criteria())
     with stages("fold"):
-        folded = _narrowed(fold(exported.model, keep=keep, layernorm=layernorm, target=target), precision)
-    computes = computes_in(folded.model)
+        folded = forms.fold(layernorm, target)
     latency, threads, built = None, usual_threads(), None
-    with in_onnxruntime(folded.model, threads) as deployed:
+    with ExitStack() as sessions:
+        deployed = sessions.enter_context(in_onnxruntime(folded.model, threads))
         with stages("parity"):
-            verdict = verdict_on(checkpoint.module, specs, deployed, folded.model, feeds, criteria, precision=computes)
-        if engine and verdict.passed:
+            kept = Kept(folded, forms.judge(deployed, folded, follow=True))
+        if tune and kept.verdict.passed:
+            with stages("tune"):
+                tuner = Tuner(kept, deployed, target, engine, forms.fold, forms.judge, feeds[0], threads)
+                kept = tuner.run()
+                deployed = sessions.enter_context(in_onnxruntime(kept.folded.model, threads, kept.options))
+        if engine and kept.verdict.passed:
             with stages("engine"):
-                built = build_engine(folded.model, specs, precision=computes, sm=sm)
-        if bench and verdict.passed:
+                graph = kept.folded.model
+                built = build_engine(graph, specs, precision=computes_in(graph), sm=sm)
+        if bench and kept.verdict.passed:
             with stages("latency"):
                 latency = interleave(EagerRunner(checkpoint.module, specs), deployed, feeds[0], threads=threads)
         golden = Golden(feeds[0].arrays, deployed(feeds[0].arrays))
     report = account(
-        checkpoint, exported, folded, verdict, inputs=[*map(str, specs)], latency=latency, seconds=stages.seconds,
-        engine=built.sidecar if built else None,
+        checkpoint, exported, kept.folded, kept.verdict, inputs=[*map(str, specs)], latency=latency,
+        seconds=stages.seconds, engine=built.sidecar if built else None, tuning=kept.tuning,
     )  # fmt: skip
-    if not verdict.passed:
-        raise ParityError(verdict, report)
+    if not kept.verdict.passed:
+        raise ParityError(kept.verdict, report)
     with stages("bundle"):
         model_args = source.get("model_args", {})
         bundle.write(
-            Path(out), model=folded.model, report=report, golden=golden, engine=built, model_args=model_args,
-            force=force,
+            Path(out), model=kept.folded.model, report=report, golden=golden, engine=built,
+            model_args=model_args, session_options=kept.options, force=force,
         )  # fmt: skip
     return report
 
 
-def _check_engine_options(engine: bool, sm: Sequence[str], target: Target) -> None:
+@dataclass(frozen=True)
+class _Forms:
+    """The forms of one network: how each is made of the exported graph, and judged against the module."""
+
+    module: nn.Module
+    exported: ir.Model
+    specs: Sequence[TensorSpec]
+    feeds: Sequence[Feed]
+    keep: Sequence[str]
+    precision: Precision | None
+    criteria: Criteria
+
+    def fold(self, layernorm: Level, target: Target) -> FoldResult:
+        """Folded first, then rounded: a norm inside a float32 island no longer meets its neighbours."""
+        folded = fold(self.exported, keep=self.keep, layernorm=layernorm, target=target)
+        return folded if self.precision is None else replace(folded, model=to_precision(folded.model, self.precision))
+
+    def judge(self, session: Runner, folded: FoldResult, *, follow: bool = False) -> Verdict:
+        """Parity of ``session``, which runs ``folded``; ``follow`` a failure to the module where it begins."""
+        graph, computes = folded.model if follow else None, computes_in(folded.model)
+        return verdict_on(self.module, self.specs, session, graph, self.feeds, self.criteria, precision=computes)
+
+
+def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool) -> None:
+    """InputError where two options contradict each other, UnavailableError for an engine that cannot be built here."""
+    if tune and layernorm != "affine":
+        fix = "leave --layernorm out, and the form is chosen; or --tune, and it is the one you name"
+        raise InputError("a form is either given or chosen", where=f"--tune --layernorm {layernorm}", fix=fix)
+    if tune and target == "tensorrt":
+        fix = "leave --target out"
+        raise InputError("--tune measures in ONNX Runtime", where="--tune --target tensorrt", fix=fix)
     if engine and target == "onnxruntime":
         what = "an engine is built of the bundle's own graph, which TensorRT must know"
         raise InputError(what, where="--target onnxruntime", fix="leave --target out, or --engine")
@@ -123,31 +166,3 @@ def _check_engine_options(engine: bool, sm: Sequence[str], target: Target) -> No
         require_backend(None, sm)
     elif sm:
         raise InputError("compute capabilities are those of an engine", where="--sm", fix="give --engine as well")
-
-
-def _narrowed(folded: FoldResult, precision: Precision | None) -> FoldResult:
-    """Folded first, then rounded: a norm inside a float32 island no longer meets its neighbours."""
-    return folded if precision is None else replace(folded, model=to_precision(folded.model, precision))
-
-
-@contextmanager
-def in_onnxruntime(model: ir.Model, threads: int = 0) -> Iterator[Runner]:
-    """``model`` in ONNX Runtime, through a file: one protobuf message cannot hold more than 2 GB."""
-    with TemporaryDirectory(prefix="normdeploy-") as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            ir.save(model, path, external_data="model.onnx.data")
-        except OSError as error:
-            what = f"the model cannot be written to a temporary file: {error.strerror or error}"
-            raise InputError(what, where=folder, fix="free some space, or name another folder in TMPDIR") from error
-        yield _opened(path, threads, computes_in(model))
-
-
-def _opened(path: Path, threads: int, precision: Precision) -> Runner:
-    try:
-        return OnnxRuntimeRunner(path, threads=threads)
-    except UnavailableError as error:
-        if precision != "bf16":
-            raise
-        fix = "leave --precision out, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16"
-        raise UnavailableError(f"parity cannot be judged in bf16: {error.what}", fix=fix) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -44,11 +44,12 @@ def verdict_on(
     criteria: Criteria | None = None,
     *,
     precision: Precision = "fp32",
+    options: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict on ``deployed``, which runs ``model``; a failed one names the first module that leaves the bound.
 
     A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
-    being gone, no module can be named.
+    being gone, no module can be named. ``options`` are those of its session.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
     measured = measure(module, specs, deployed, feeds, dtype=dtype)
@@ -58,7 +59,8 @@ def verdict_on(
         return verdict
     failed = verdict.failures()[0].measurement.feed
     feed = next(feed for feed in feeds if feed.name == failed)
-    return replace(verdict, first_divergent=first_divergent_module(module, specs, model, feed, criteria, dtype=dtype))
+    first = first_divergent_module(module, specs, model, feed, criteria, dtype=dtype, options=options)
+    return replace(verdict, first_divergent=first)
 
 
 def summary(verdict: Verdict) -> str:

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normdeploy.bench.choice import Tuning
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry
 from normdeploy.parity.verdict import Verdict
+from normdeploy.report import tuning as tuned
 from normdeploy.report import view
 from normdeploy.report.schema import Report
 
@@ -28,6 +30,8 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
     show_norms(report.ledger.norms(), console)
     if report.parity is not None:
         show_parity(report.parity, console)
+    if report.tuning is not None:
+        show_tuning(report.tuning, console)
     if report.latency is not None:
         show_latency(report.latency, console)
     if report.engine is not None:
@@ -85,6 +89,16 @@ def show_engine(sidecar: Sidecar, console: Console) -> None:
     _line(console, view.engine_layers(sidecar))
     for note in sidecar.notes:
         _line(console, f"note: {note}", "dim")
+
+
+def show_tuning(tuning: Tuning, console: Console) -> None:
+    """Print each form that was tried, and why it was kept or not."""
+    _line(console, f"tuning  {tuned.headline(tuning)}", "bold")
+    rows = [tuple(_text(cell, "green" if row.kept else "") for cell in row.cells) for row in tuned.rows(tuning)]
+    console.print(_table(tuned.COLUMNS, rows))
+    for text in tuned.not_measured(tuning):
+        _line(console, f"not measured: {text}", "dim")
+    _line(console, tuned.rule(tuning), "dim")
 
 
 def show_latency(latency: Comparison, console: Console) -> None:

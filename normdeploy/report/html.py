@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from normdeploy.report import plots, view
+from normdeploy.report import tuning as tuned
 from normdeploy.report.schema import Report
 
 MOST_IN_FULL = 40
@@ -38,6 +39,7 @@ def render(report: Report) -> str:
         most_judgements=MOST_JUDGEMENTS,
         most_layers=MOST_LAYERS,
         view=view,
+        tuned=tuned,
     )
 
 

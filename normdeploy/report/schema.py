@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from normdeploy.bench.choice import Tuning
 from normdeploy.bench.stats import Comparison
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.errors import InputError
@@ -53,6 +54,7 @@ class Report(Document):
         parity: the verdict; None where it was not asked for.
         latency: eager against deployed; None where it was not measured.
         engine: the TensorRT engine in the bundle, with the table of its layers; None where none was built.
+        tuning: the forms that were measured, and which one is deployed; None where the form was given.
         seconds: stage → seconds it took.
     """
 
@@ -74,6 +76,7 @@ class Report(Document):
     notes: list[str]
     seconds: dict[str, float]
     engine: Sidecar | None = None
+    tuning: Tuning | None = None
 
 
 class _StrictJson(GenerateJsonSchema):

@@ -1,0 +1,162 @@
+"""``export --tune``: the forms that a model can be deployed in, timed in turns on this machine, and the one to keep.
+
+A form is a level of its LayerNorms and a set of session options. Which one is fastest depends on the kernels that a
+runtime has for them, and not in the direction that one would expect; so it is measured, and parity is judged of what
+would be kept, in that very session. :mod:`normdeploy.bench.choice` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from normdeploy.bench.choice import Candidate, Race, Tuning, choose, race
+from normdeploy.bench.stats import FEWEST
+from normdeploy.bench.timers import take_turns
+from normdeploy.errors import NormdeployError, VerdictError
+from normdeploy.fold import FoldResult, Level, Target
+from normdeploy.parity.feeds import Feed
+from normdeploy.parity.verdict import Verdict
+from normdeploy.pipeline.account import norm_counts
+from normdeploy.pipeline.judge import summary
+from normdeploy.pipeline.session import in_onnxruntime, written
+from normdeploy.runtime.onnxruntime import operators_run
+from normdeploy.runtime.runner import Runner
+
+SESSIONS: tuple[dict[str, str], ...] = ({}, {"disabled_optimizers": "SkipLayerNormFusion"})
+"""What sessions to try. The kernel for a sum and its norm, which the second one does without, can be the slower one."""
+
+_SEVERAL_FORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+"""Norms that have more than one form."""
+_SECONDS, _WARM_UP_SECONDS = 1.0, 0.5
+"""For one candidate; a slow model takes as long as it needs for its rounds."""
+_SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is deployed.
+
+    Attributes:
+        folded: the graph, and what became of its norms.
+        verdict: on it, in its session.
+        options: ONNX Runtime session options that it runs with.
+        tuning: the account of the choice; None where there was none.
+    """
+
+    folded: FoldResult
+    verdict: Verdict
+    options: Mapping[str, str] = field(default_factory=dict)
+    tuning: Tuning | None = None
+
+
+@dataclass
+class Tuner:
+    """Makes the candidates, one at a time, and measures each beside the default.
+
+    Attributes:
+        default: what is kept where nothing is better; its verdict has passed.
+        session: runs it.
+        target: what it was folded for.
+        engine: whether a plan is built of the same graph.
+        fold: makes another form.
+        judge: parity of another form.
+        feed: what is run.
+        threads: of each session.
+    """
+
+    default: Kept
+    session: Runner
+    target: Target
+    engine: bool
+    fold: Callable[[Level, Target], FoldResult]
+    judge: Callable[[Runner, FoldResult], Verdict]
+    feed: Feed
+    threads: int
+    _made: dict[str, Kept] = field(default_factory=dict)
+    _seen: dict[frozenset[object], str] = field(default_factory=dict)
+
+    def run(self) -> Kept:
+        """Try everything there is to try; the default is kept where nothing else is faster and right."""
+        rows = choose(list(self._candidates()), self._wrong, self._race_again)
+        kept = next(self._made[row.name] for row in rows if row.kept)
+        return replace(kept, tuning=Tuning(rows, self.threads, self.feed.name))
+
+    # -- the candidates ------------------------------------------------------------------------
+
+    def _candidates(self) -> Iterator[Candidate]:
+        """The default, then every other one with its race, or with the reason why there was none."""
+        yield from self._sessions(self.default.folded, "affine", self.target)
+        if not _SEVERAL_FORMS & norm_counts(self.default.folded.model).keys():
+            return
+        # a plan is built of the same graph, and TensorRT has its own mind about RMSNorms
+        forms: list[tuple[Level, Target]] = [("centre", "tensorrt" if self.engine else "onnxruntime")]
+        for level, target in (*forms, ("recognise", self.target)):
+            try:
+                folded = self.fold(level, target)
+            except NormdeployError as error:
+                yield Candidate(_name(level, target, {}), level, target, {}, reason=f"it cannot be made: {error.what}")
+            else:
+                yield from self._sessions(folded, level, target)
+
+    def _sessions(self, folded: FoldResult, level: Level, target: Target) -> Iterator[Candidate]:
+        """One form in every session in which ONNX Runtime runs other operators than in those before."""
+        with written(folded.model) as path:
+            for options in SESSIONS:
+                row = Candidate(_name(level, target, options), level, target, options)
+                try:
+                    operators = frozenset(operators_run(path, options).items())
+                    if operators in self._seen:
+                        yield replace(row, reason=self._same_as(self._seen[operators], folded))
+                        continue
+                    self._seen[operators] = row.name
+                    self._made[row.name] = replace(self.default, folded=folded, options=options)
+                    yield replace(row, race=self._race(row, self.session)) if len(self._seen) > 1 else row
+                except NormdeployError as error:
+                    yield replace(row, reason=f"it cannot be run: {error.what}")
+
+    def _same_as(self, name: str, folded: FoldResult) -> str:
+        """Why there is nothing to measure, and where another level changed nothing, what the fold said of that."""
+        same = f"ONNX Runtime runs the same operators as in {name!r}"
+        if self._made[name].folded is folded:
+            return same
+        before = {part for entry in self._made[name].folded.ledger for part in _parts(entry.reason)}
+        said = dict.fromkeys(part for entry in folded.ledger for part in _parts(entry.reason) if part not in before)
+        more = f"; and {len(said) - _SHOWN_REASONS} more reasons" if len(said) > _SHOWN_REASONS else ""
+        return f"{same} ({'; '.join([*said][:_SHOWN_REASONS])}{more})" if said else same
+
+    # -- one candidate -------------------------------------------------------------------------
+
+    def _race(self, row: Candidate, default: Runner, seed: int = 0) -> Race:
+        with in_onnxruntime(self._made[row.name].folded.model, self.threads, row.options) as session:
+            times = take_turns(
+                default, session, self.feed, threads=self.threads, seconds=_SECONDS,
+                warmup_seconds=_WARM_UP_SECONDS, seed=seed, fewest=FEWEST,
+            )  # fmt: skip
+        return race(*times, seed=seed)
+
+    def _race_again(self, row: Candidate) -> Race:
+        """Both in fresh sessions: where a session's memory lies can make it slower, too."""
+        with in_onnxruntime(self.default.folded.model, self.threads) as default:
+            return self._race(row, default, seed=1)
+
+    def _wrong(self, row: Candidate) -> str:
+        """Why parity of a candidate fails, judged in a session of its own; empty where it passes."""
+        made = self._made[row.name]
+        try:
+            with in_onnxruntime(made.folded.model, self.threads, row.options) as session:
+                verdict = self.judge(session, made.folded)
+        except VerdictError as error:  # it does not run on a feed that eager takes
+            return error.what
+        self._made[row.name] = replace(made, verdict=verdict)
+        return "" if verdict.passed else summary(verdict)
+
+
+def _name(level: Level, target: Target, options: Mapping[str, str]) -> str:
+    without = options.get("disabled_optimizers")
+    form = level if target == "onnx" else f"{level} for {target}"
+    return f"{form} without {without}" if without else form
+
+
+def _parts(reason: str) -> list[str]:
+    return reason.split("; ")
