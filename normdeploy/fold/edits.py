@@ -9,6 +9,7 @@ So a product that overflows only in between is no problem, and one that overflow
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -184,9 +185,10 @@ def _largest_change(new: np.ndarray, old: np.ndarray) -> float:
         power.view(bits.dtype)[...] &= bits
         # In float64: a weight that became 0 changed by more ulps than its dtype can count.
         change = np.abs(np.subtract(after, before, dtype=np.float64))
-        change /= power
+        with np.errstate(over="ignore"):  # and one in float64 by more than float64 can
+            change /= power
         worst = max(worst, float(change.max()))
-    return worst / float(limits.eps)
+    return min(worst / float(limits.eps), sys.float_info.max)
 
 
 def _times(factor: Array, other: Array) -> Array:

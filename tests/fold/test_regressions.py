@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -385,3 +387,13 @@ def test_a_map_behind_a_sum_that_merges_is_seen_where_nothing_else_tells_its_ran
     assert [entry.outcome for entry in ledger] == ["folded"]
     assert [node.op_type for node in new.functions[0].node if node.op_type != "Constant"] == ["Conv"]
     assert_same(proto, new)
+
+
+def test_the_ledger_is_json_also_where_more_ulps_changed_than_a_float_can_count() -> None:
+    proto = parsed("""g (double[N,2] x) => (double[N,2] y) <double[2,2] w, double zero = {0}> {
+        m = MatMul (x, w)
+        y = Mul (m, zero)
+    }""")
+    fill(proto.graph)
+    _, ledger = folded(proto)
+    json.loads(ledger.to_json(), parse_constant=pytest.fail)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -96,6 +97,8 @@ class Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.weights: list[Value] = []
         self.exposed: list[Value] = []
+        self._focus: Value | None = None
+        self.positive = d.odds(40)  # the scales of maps, which pass MaxPool and Relu then
         self._seed, self._count = d.int(0, 9999), 0
 
     # -- values --------------------------------------------------------------------------------
@@ -116,10 +119,28 @@ class Graph:
 
     def pick(self, fits: Callable[[Value], Any] = lambda value: True) -> Value:
         """A value that ``fits``: mostly the newest."""
+        if self._focus is not None:
+            if not fits(self._focus):
+                raise Unfit
+            return self._focus
         found = [value for value in reversed(self.values) if fits(value)]
         if not found:
             raise Unfit
         return self.d.one(found) if len(found) > 1 and self.d.odds(30) else found[0]
+
+    @property
+    def newest(self) -> Value:
+        """What was emitted last, or what is followed."""
+        return self._focus or self.values[-1]
+
+    @contextmanager
+    def following(self, value: Value) -> Iterator[None]:
+        """Let the next operator read ``value``, and each one after it what the one before made."""
+        before, self._focus = self._focus, value
+        try:
+            yield
+        finally:
+            self._focus = before
 
     def emit(
         self,
@@ -144,6 +165,8 @@ class Graph:
         self.nodes.append(helper.make_node(op, names, [out.name for out in outs], name=name, **attributes))
         for out in reversed(outs):
             (self.values if out.dtype not in (TensorProto.INT64, TensorProto.INT8) else self.exposed).append(out)
+        if self._focus is not None and outs[0] in self.values:
+            self._focus = outs[0]
         return outs[0]
 
     # -- constants -----------------------------------------------------------------------------

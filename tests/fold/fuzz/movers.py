@@ -198,17 +198,23 @@ def concat(g: Graph) -> Value:
     """A value with another one, itself or a constant beside it."""
     d, v = g.d, g.pick(lambda v: v.rank >= 1)
     axis = d.int(0, v.rank - 1) if d.odds(50) else min(1, v.rank - 1)
-    fits = [u for u in g.values if u.dtype == v.dtype and u.rank == v.rank and _beside(u, v, axis)]
+    fits = [u for u in g.values if u.dtype == v.dtype and u.rank == v.rank and beside(u, v, axis)]
     others = [d.one(fits)] if fits else []
     if all(v.fixed(i) for i in range(v.rank) if i != axis) and d.odds(30):
         others.append(g.weight(tuple(2 if i == axis else n for i, n in enumerate(v.shapes[0])), v.dtype))
     parts = [v, *others] if d.odds(50) else [*others, v]
+    return side_by_side(g, parts, axis)
+
+
+def side_by_side(g: Graph, parts: list[Value], axis: int) -> Value:
+    """Concat."""
     shapes = each(lambda *s: (*s[0][:axis], sum(n[axis] for n in s), *s[0][axis + 1 :]), *parts)
-    told = axis - v.rank if g.opset >= 11 and d.odds(25) else axis
+    told = axis - parts[0].rank if g.opset >= 11 and g.d.odds(25) else axis
     return g.emit("Concat", parts, shapes, axis=told)
 
 
-def _beside(u: Value, v: Value, axis: int) -> bool:
+def beside(u: Value, v: Value, axis: int) -> bool:
+    """Whether they differ along ``axis`` alone."""
     return all(a[:axis] == b[:axis] and a[axis + 1 :] == b[axis + 1 :] for a, b in zip(u.shapes, v.shapes, strict=True))
 
 
@@ -369,7 +375,7 @@ def pad(g: Graph) -> Value:
 def total(g: Graph) -> Value:
     """Two or three values, one perhaps broadcast."""
     d, v = g.d, g.pick()
-    fits = [u for u in g.values if u.dtype == v.dtype and _adds(u, v)]
+    fits = [u for u in g.values if u.dtype == v.dtype and adds(u, v)]
     others = [d.one(fits) for _ in range(d.int(1, 2))]
     op = d.one(["Add", "Sub", "Sum"])
     if op == "Sum":
@@ -379,7 +385,8 @@ def total(g: Graph) -> Value:
     return g.emit(op, pair, broadcast(*pair))
 
 
-def _adds(u: Value, v: Value) -> bool:
+def adds(u: Value, v: Value) -> bool:
+    """Whether they broadcast."""
     try:
         broadcast(u, v)
     except Unfit:
@@ -411,7 +418,7 @@ def bent(g: Graph) -> Value:
 def gate(g: Graph) -> Value:
     """Two values multiplied, or divided by something positive."""
     d, v = g.d, g.pick()
-    other = d.one([u for u in g.values if u.dtype == v.dtype and _adds(u, v)])
+    other = d.one([u for u in g.values if u.dtype == v.dtype and adds(u, v)])
     if d.odds(20):
         bounded = g.emit("Sigmoid", [other], other.shapes)
         return g.emit("Div", [v, bounded], broadcast(v, bounded))

@@ -48,8 +48,27 @@ class Truth:
 def widened(proto: onnx.ModelProto, change: Change = _same) -> onnx.ModelProto:
     """A copy of ``proto``, which has no functions, with every float tensor, type and cast in float64."""
     wide = copy.deepcopy(proto)
+    _compute_constants(wide.graph, {})
     _widen(wide.graph, change)
     return wide
+
+
+_ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {"Add": np.add, "Sqrt": np.sqrt}
+
+
+def _compute_constants(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> None:
+    """What the graph computes from constants alone is rounded to its own dtype, as whoever runs it does."""
+    known = {**around, **{tensor.name: tensor for tensor in graph.initializer}}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            known[node.output[0]] = node.attribute[0].t
+        elif node.op_type in _ARITHMETIC and all(name in known for name in node.input):
+            array = np.asarray(_ARITHMETIC[node.op_type](*(numpy_helper.to_array(known[n]) for n in node.input)))
+            tensor = known[node.output[0]] = numpy_helper.from_array(array, node.output[0])
+            node.CopyFrom(helper.make_node("Constant", [], [tensor.name], value=tensor))
+        for attr in node.attribute:
+            if attr.HasField("g"):
+                _compute_constants(attr.g, known)
 
 
 def unshared(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -228,6 +228,8 @@ def _statistics(g: Graph, size: int, dtype: int) -> tuple[np.ndarray, np.ndarray
         gamma = np.abs(gamma) + 0.1
     elif kind == 15:
         mean, eps = mean * 100, 0.0
+    if g.positive:
+        gamma = np.abs(gamma)
     return gamma, beta, mean, var, eps
 
 
@@ -248,7 +250,7 @@ def constant_map(g: Graph) -> Value:
     first = d.odds(30) and op != "Div"
     shape = _operand_shape(g, v)
     numbers = g.numbers(shape)
-    if d.odds(50) or op == "Div":
+    if d.odds(50) or op == "Div" or g.positive:
         numbers = np.abs(numbers) + 0.25
     if d.odds(5):
         numbers = np.full(shape, float(op in ("Mul", "Div")))
