@@ -34,7 +34,7 @@ PARTS = ("table", "networks", "speed")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; all of it")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure anew; all of it")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the two large models")
     parser.add_argument("--aimet", action="store_true", help="let AIMET take part")
     return parser.parse_args()
@@ -52,11 +52,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="normdeploy-peers-") as folder:
         for part in given.parts:
             MEASURE[part](results, names, Path(folder), given.rounds)
-            RESULTS.mkdir(exist_ok=True)
-            path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            (RESULTS / "compare_peers.md").write_text(pages.page(results), encoding="utf-8")
-            README.write_text(pages.with_section(README.read_text(encoding="utf-8"), results), encoding="utf-8")
+            write(results, path)
+    write(results, path)
     print(pages.page(results))
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """The measurements, and all that shows them."""
+    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(pages.page(results), encoding="utf-8")
+    README.write_text(pages.with_section(README.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 def measure_table(results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int) -> None:
