@@ -50,16 +50,14 @@ class Stopwatch:
         self.fast, self.threads = fast, list[int]()
         self.operators: list[frozenset[str]] = []
         monkeypatch.setattr("normdeploy.pipeline.tune.take_turns", self)
-        monkeypatch.setattr("normdeploy.pipeline.tune.in_onnxruntime", self._opened)
+        monkeypatch.setattr("normdeploy.pipeline.tune.OnnxRuntimeRunner", self._opened)
 
-    def _opened(self, model: ir.Model, threads: int, options: dict[str, str] | None = None) -> Any:
-        from normdeploy.pipeline.session import in_onnxruntime, written
-        from normdeploy.runtime.onnxruntime import operators_run
+    def _opened(self, path: Path, *, threads: int, options: dict[str, str]) -> Runner:
+        from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner, operators_run
 
-        with written(model) as path:
-            self.operators.append(frozenset(name for name, _ in operators_run(path, options)))
+        self.operators.append(frozenset(name for name, _ in operators_run(path, options)))
         self.threads.append(threads)
-        return in_onnxruntime(model, threads, options)
+        return OnnxRuntimeRunner(path, threads=threads, options=options)
 
     def __call__(self, first: Runner, second: Runner, feed: Feed, **_: Any) -> tuple[list[float], list[float]]:
         """The session that was opened last is the candidate's."""

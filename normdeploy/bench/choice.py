@@ -128,7 +128,7 @@ def choose(
     default, *others = candidates
     rows = {each.name: _raced(each) for each in others}
     faster = [each for each in rows.values() if each.race is not None and not each.reason]
-    for candidate in sorted(faster, key=_ratio, reverse=True):
+    for candidate in sorted(faster, key=_at_least, reverse=True):
         if wrong := judge(candidate):
             rows[candidate.name] = replace(candidate, parity=False, reason=f"faster, but wrong: {wrong}")
             continue
@@ -147,8 +147,9 @@ def _raced(candidate: Candidate) -> Candidate:
     return candidate if candidate.race is None else replace(candidate, reason=why_not(candidate.race))
 
 
-def _ratio(candidate: Candidate) -> float:
-    return 0.0 if candidate.race is None else candidate.race.ratio
+def _at_least(candidate: Candidate) -> float:
+    """How fast it is at the least: a ratio that noise drew out says little."""
+    return 0.0 if candidate.race is None else candidate.race.ratio_low
 
 
 def _is_open(candidate: Candidate) -> bool:

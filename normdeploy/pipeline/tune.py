@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from normdeploy.bench.choice import Candidate, Race, Tuning, choose, race
 from normdeploy.bench.stats import FEWEST
@@ -20,7 +21,7 @@ from normdeploy.parity.verdict import Verdict
 from normdeploy.pipeline.account import norm_counts
 from normdeploy.pipeline.judge import summary
 from normdeploy.pipeline.session import in_onnxruntime, written
-from normdeploy.runtime.onnxruntime import operators_run
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner, operators_run
 from normdeploy.runtime.runner import Runner
 
 SESSIONS: tuple[dict[str, str], ...] = ({}, {"disabled_optimizers": "SkipLayerNormFusion"})
@@ -111,7 +112,7 @@ class Tuner:
                         continue
                     self._seen[operators] = row.name
                     self._made[row.name] = replace(self.default, folded=folded, options=options)
-                    yield replace(row, race=self._race(row, self.session)) if len(self._seen) > 1 else row
+                    yield replace(row, race=self._race(row, path, self.session)) if len(self._seen) > 1 else row
                 except NormdeployError as error:
                     yield replace(row, reason=f"it cannot be run: {error.what}")
 
@@ -127,29 +128,34 @@ class Tuner:
 
     # -- one candidate -------------------------------------------------------------------------
 
-    def _race(self, row: Candidate, default: Runner, seed: int = 0) -> Race:
-        with in_onnxruntime(self._made[row.name].folded.model, self.threads, row.options) as session:
-            times = take_turns(
-                default, session, self.feed, threads=self.threads, seconds=_SECONDS,
-                warmup_seconds=_WARM_UP_SECONDS, seed=seed, fewest=FEWEST,
-            )  # fmt: skip
+    def _race(self, row: Candidate, path: Path, default: Runner, seed: int = 0) -> Race:
+        times = take_turns(
+            default, self._session(row, path), self.feed, threads=self.threads, seconds=_SECONDS,
+            warmup_seconds=_WARM_UP_SECONDS, seed=seed, fewest=FEWEST,
+        )  # fmt: skip
         return race(*times, seed=seed)
 
     def _race_again(self, row: Candidate) -> Race:
         """Both in fresh sessions: where a session's memory lies can make it slower, too."""
-        with in_onnxruntime(self.default.folded.model, self.threads) as default:
-            return self._race(row, default, seed=1)
+        with (
+            written(self._made[row.name].folded.model) as path,
+            in_onnxruntime(self.default.folded.model, self.threads) as default,
+        ):
+            return self._race(row, path, default, seed=1)
 
     def _wrong(self, row: Candidate) -> str:
         """Why parity of a candidate fails, judged in a session of its own; empty where it passes."""
         made = self._made[row.name]
         try:
-            with in_onnxruntime(made.folded.model, self.threads, row.options) as session:
-                verdict = self.judge(session, made.folded)
+            with written(made.folded.model) as path:
+                verdict = self.judge(self._session(row, path), made.folded)
         except VerdictError as error:  # it does not run on a feed that eager takes
             return error.what
         self._made[row.name] = replace(made, verdict=verdict)
         return "" if verdict.passed else summary(verdict)
+
+    def _session(self, row: Candidate, path: Path) -> Runner:
+        return OnnxRuntimeRunner(path, threads=self.threads, options=row.options)
 
 
 def _name(level: Level, target: Target, options: Mapping[str, str]) -> str:

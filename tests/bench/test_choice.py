@@ -137,6 +137,16 @@ def test_a_fast_and_wrong_candidate_is_not_kept_and_gives_way_to_the_next() -> N
     ]
 
 
+def test_the_surest_advantage_comes_first_and_not_the_one_that_noise_drew_out() -> None:
+    sure, noisy = candidate("sure", 0.8), Candidate("noisy", "off", "onnx", {}, race=raced(0.6, 7, sigma=1.2))
+    assert sure.race is not None
+    assert noisy.race is not None
+    assert not why_not(noisy.race)
+    assert noisy.race.ratio > sure.race.ratio
+    assert noisy.race.ratio_low < sure.race.ratio_low
+    assert kept(choose([DEFAULT, noisy, sure], right, again(0.8))) == "sure"
+
+
 def test_where_all_that_is_faster_is_wrong_the_default_stays() -> None:
     rows = choose([DEFAULT, candidate("a", 0.5), candidate("bc", 0.6)], lambda _: "off", never)
     assert kept(rows) == "affine"
