@@ -73,20 +73,32 @@ def _shape(
 
 def _make_divisible(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[int], names: dict[str, int]) -> None:
     """Let the fixed axes of the result of a Reshape fit: a symbol of the input may be a multiple (``3*B``)."""
-    after = view.shape(node.outputs[0]) or ()
+    after = _reshaped(view, node)
     fixed = math.prod(dim for dim in after if isinstance(dim, int))
     known = math.prod(dim for dim in dims if isinstance(dim, int))
     loose = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
     if not loose:
         return
-    if len(loose) == 1 and after and all(isinstance(dim, int) for dim in after):
+    if after and all(isinstance(dim, int) for dim in after):
         sizes[loose[0]] = fixed // known  # nothing else fits
+        for axis in loose[1:]:
+            sizes[axis] = 1
     else:
         parts = [dim for dim in after if not isinstance(dim, int) and dim not in names]
         # One symbol may be taken apart: T*B into T and B.
         sizes[loose[0]] *= fixed // math.gcd(fixed, known) * 3 ** max(len(parts) - 1, 0)
     if isinstance(name := dims[loose[0]], str):
         names[name] = sizes[loose[0]]
+
+
+def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:
+    """The shape behind a Reshape, by its own word where inference knows less."""
+    after = view.shape(node.outputs[0])
+    target = view.array(node.inputs[1])
+    if target is None or (after is not None and all(isinstance(dim, int) for dim in after)):
+        return after or ()
+    told = after or (None,) * target.size
+    return tuple(int(size) if size > 0 else dim for size, dim in zip(target, told, strict=True))
 
 
 def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:

@@ -397,3 +397,15 @@ def test_the_ledger_is_json_also_where_more_ulps_changed_than_a_float_can_count(
     fill(proto.graph)
     _, ledger = folded(proto)
     json.loads(ledger.to_json(), parse_constant=pytest.fail)
+
+
+def test_a_reshape_of_unknown_sizes_to_known_ones_is_proven() -> None:
+    proto = parsed("""g (float[A,B] x) => (float[1,1,3] y) <float[1,3] w, float k = {2}, int64[3] s = {1,1,1}> {
+        m = Mul (x, k)
+        r = Reshape (m, s)
+        y = MatMul (r, w)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert op_types(new) == {"Reshape": 1, "MatMul": 1}
