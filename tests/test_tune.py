@@ -27,6 +27,7 @@ from normdeploy.cli import main
 from normdeploy.errors import InputError
 from normdeploy.fold import FoldResult, fold
 from normdeploy.parity.feeds import Feed
+from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline import Source, report_of
 from normdeploy.report.schema import Report
 from normdeploy.runtime.runner import Runner
@@ -165,6 +166,12 @@ def test_a_faster_session_is_kept_with_its_options(
     assert optimized() == {"LayerNormalization": 7}
     normdeploy.bench(out, seconds=0.01)
     assert optimized() == {"LayerNormalization": 7}
+    followed: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        "normdeploy.pipeline.judge.first_divergent_module", lambda *_, **named: followed.append(named["options"])
+    )
+    assert not normdeploy.verify(out, VIT, criteria=Criteria(k=0, floor_eps=0), **SOURCE).passed
+    assert followed == [options(out)]
 
 
 def test_without_the_option_the_session_fuses(digits_vit_bundle: Path, optimized: Callable[[], Counter[str]]) -> None:

@@ -5,14 +5,18 @@ hook saw. Then the graph is walked upward from the outputs that failed, never pa
 met, the one that comes first names the module.
 
 So a value that differs rightly, because a fold moved something linear across it, accuses nobody as long as what
-follows agrees; and the ledger names the values that such a move explains, which cannot accuse at all.
+follows agrees; and the ledger names the values that such a move explains, which cannot accuse at all. Where LayerNorms
+became RMSNorms, a value of their stream has lost its mean over the features, and is compared with eager's without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -20,10 +24,15 @@ from torch import nn
 from normdeploy.fold.ledger import METADATA_KEY, Ledger
 from normdeploy.parity.compare import comparable, measurement
 from normdeploy.parity.feeds import Feed
+from normdeploy.parity.metrics import is_float
 from normdeploy.parity.reference import Arrays
 from normdeploy.parity.taps import OUTPUT, observe, run_with_taps, taps_of
 from normdeploy.parity.verdict import Criteria, judge_one
 from normdeploy.specs import TensorSpec
+
+Array = npt.NDArray[Any]
+
+_RMS_NORMS = frozenset({"RMSNormalization", "SimplifiedLayerNormalization"})
 
 
 def first_divergent_module(
@@ -45,7 +54,9 @@ def first_divergent_module(
     """
     eager, exact = observe(module, specs, feed, dtype)
     deployed = run_with_taps(model, feed, options)
-    compare = _Comparison(eager, exact, deployed, criteria or Criteria(), wider=dtype is not None)
+    compare = _Comparison(
+        eager, exact, deployed, criteria or Criteria(), wider=dtype is not None, centred=_centred(model)
+    )
     failed = [value for value in model.graph.outputs if compare.differs(OUTPUT + str(value.name), str(value.name))]
     if not failed:
         return None
@@ -65,9 +76,11 @@ def first_divergent_module(
 class _Comparison:
     """Values of the module (by module name, or ``OUTPUT`` + output name) against values of the graph, by name."""
 
-    def __init__(self, eager: Arrays, exact: Arrays, deployed: Arrays, criteria: Criteria, *, wider: bool) -> None:
+    def __init__(
+        self, eager: Arrays, exact: Arrays, deployed: Arrays, criteria: Criteria, *, wider: bool, centred: bool
+    ) -> None:
         self._eager, self._exact, self._deployed = eager, exact, deployed
-        self._criteria, self._wider = criteria, wider
+        self._criteria, self._wider, self._centred = criteria, wider, centred
 
     def agrees(self, own: str, value: str) -> bool:
         """Whether both can be compared and lie within the bound."""
@@ -81,8 +94,32 @@ class _Comparison:
         eager, actual = self._eager.get(own), self._deployed.get(value)
         if eager is None or actual is None or not comparable(eager, actual, wider=self._wider):
             return None
-        measured = measurement("", own, eager, self._exact.get(own), actual)
-        return judge_one(measured, self._criteria).passed
+        exact = self._exact.get(own)
+        if self._is_within(own, eager, exact, actual):
+            return True
+        if not self._centred or own.startswith(OUTPUT) or not is_float(eager.dtype.name):
+            return False
+        return any(
+            self._is_within(
+                own, _without_mean(eager, axis), None if exact is None else _without_mean(exact, axis), actual
+            )
+            for axis in range(actual.ndim)
+        )
+
+    def _is_within(self, own: str, eager: Array, exact: Array | None, actual: Array) -> bool:
+        return judge_one(measurement("", own, eager, exact, actual), self._criteria).passed
+
+
+def _centred(model: ir.Model) -> bool:
+    """Whether there are RMSNorms in ``model``, so that the values they read may have been centred."""
+    return any(node.op_type in _RMS_NORMS for node in model.graph.all_nodes())
+
+
+def _without_mean(array: Array, axis: int) -> Array:
+    """``array`` centred over ``axis`` in float64, and rounded to its own dtype."""
+    wide = array.astype(np.float64)
+    centred: Array = (wide - wide.mean(axis, keepdims=True)).astype(array.dtype)
+    return centred
 
 
 def _upstream(values: Iterable[ir.Value], barriers: AbstractSet[str]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ from normdeploy.parity.feeds import random_feeds
 from normdeploy.parity.taps import observe
 from normdeploy.parity.verdict import Criteria, judge
 from normdeploy.precision import to_precision
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.specs import TensorSpec, parse
 
 IMAGES = parse(["x:N=1..2..3x5x7x6"])
@@ -77,6 +79,21 @@ def test_it_agrees_with_the_verdict_and_its_criteria(four_blocks: nn.Module) -> 
         assert (first_divergent_module(four_blocks, IMAGES, model, feeds[0], criteria) is None) is passed
 
 
+def test_the_values_are_those_of_the_artefacts_own_session(
+    four_blocks: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def made(path: Path, options: dict[str, str] | None = None) -> OnnxRuntimeRunner:
+        seen.append(options)
+        return OnnxRuntimeRunner(path, options=options)
+
+    monkeypatch.setattr("normdeploy.parity.taps.OnnxRuntimeRunner", made)
+    model, options = plant(to_graph(four_blocks, IMAGES).model, "fc"), {"graph_optimization_level": "disable"}
+    assert first_divergent_module(four_blocks, IMAGES, model, random_feeds(IMAGES)[0], options=options) == "fc"
+    assert seen == [options]
+
+
 def test_the_given_model_and_module_are_not_changed(four_blocks: nn.Module) -> None:
     model = plant(to_graph(four_blocks, IMAGES).model, "fc")
     before = ir.to_proto(model).SerializeToString()
@@ -112,6 +129,35 @@ def test_values_that_a_fold_moved_a_map_across_accuse_nobody(name: str | None) -
     # without the ledger the pooled value, rightly another one, is taken for the fault where the walk meets it
     unaware = first_divergent_module(net, IMAGES, model, random_feeds(IMAGES)[0], ledger=Ledger())
     assert unaware == ("pool" if name == "conv" else name)
+
+
+class Residual(nn.Module):
+    """A stream that two branches write into behind their LayerNorms, and a head behind a last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.widen, self.narrow = (nn.ModuleList(nn.Linear(*sizes) for _ in range(2)) for sizes in ((8, 12), (12, 8)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        for index in range(2):
+            x = x + self.narrow[index](torch.relu(self.widen[index](self.norms[index](x))))
+        return self.head(self.norms[2](x))
+
+
+@pytest.mark.parametrize("name", ["embed", "widen.0", "narrow.0", "widen.1", "narrow.1", "head", None])
+@pytest.mark.parametrize("opset", [20, 23])
+def test_values_that_lost_their_mean_accuse_nobody(opset: int, name: str | None) -> None:
+    specs = parse(["x:N=1..2..3x4x5"])
+    torch.manual_seed(1)
+    net = Residual().eval()
+    model = fold(to_graph(net, specs, opset=opset).model, layernorm="centre", target="onnxruntime").model
+    kinds = {node.op_type for node in model.graph if node.op_type.endswith("Normalization")}
+    assert kinds == {"SimplifiedLayerNormalization" if opset == 20 else "RMSNormalization"}
+    assert found(net, specs, model if name is None else plant(model, name)) == name
 
 
 class Branches(nn.Module):
