@@ -56,7 +56,8 @@ A fold is done when no more is left than must be, in a valid model that answers 
 of norms that are spelled out, also the other operators that they are spelled with; of the scales and biases of norms,
 those; of norms of one value, their number; of layer norms to RMS norms, those that take off a mean. A right answer is
 within 1e-4 of float64 (2e-2 in float16), per channel, on zeros, rows without deviation and random inputs; as it stands,
-each graph answers right in its own precision. The rest of the graphs are those where a fold would be wrong.
+each graph answers right in its own precision. The rest of the graphs are those where a fold would be wrong. One
+mistake of a folder can show in several graphs.
 
 OpenVINO writes a format that only its own runtime answers, so mistakes of its importer and its kernels are among its
 faults. An operator of ONNX Runtime's own counts as a norm like those of ONNX, and is for ONNX Runtime to judge. Counted

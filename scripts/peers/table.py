@@ -121,15 +121,6 @@ INSIDE_A_FUNCTION = """
 }
 """
 
-LAYER_NORM = (
-    "m = ReduceMean (x, a)\n d = Sub (x, m)\n q = Mul (d, d)\n v = ReduceMean (q, a)\n e = Add (v, eps)\n"
-    "s = Sqrt (e)\n n = Div (d, s)\n g = Mul (n, gamma)\n y = Add (g, beta)"
-)
-BROADCAST = (
-    "m = ReduceMean <keepdims=0> (x, a)\n d = Sub (x, m)\n q = Mul (d, d)\n v = ReduceMean <keepdims=0> (q, a)\n"
-    "e = Add (v, eps)\n s = Sqrt (e)\n n = Div (d, s)\n g = Mul (n, gamma)\n y = Add (g, beta)"
-)
-
 SMALL = "p = Softmax (x)\n c = Conv (p, w)\n "
 """Values so small that what they are multiplied by would overflow in a weight, but not here."""
 
@@ -179,10 +170,6 @@ TRAPS = [
     _trap("a value that a body reads", parsed(READ_IN_A_BODY), None),
     _trap("a convolution and its norm inside a body", parsed(INSIDE_A_BODY), 0),
     _trap("a norm inside a function", parsed(INSIDE_A_FUNCTION), 0),
-    _trap("a layer norm with an epsilon of 1e-12 on constant rows", model(
-        "float[N,T,3] x", "float[3] gamma, float[3] beta, int64[1] a = {-1}, float eps = {1e-12}", LAYER_NORM), None),
-    _trap("what looks like a layer norm, but broadcasts the mean along the rows", model(
-        "float[5,5] x", "float[5] gamma, float[5] beta, int64[1] a = {-1}, float eps = {1e-5}", BROADCAST), None),
     _trap("a weight behind Identity", model(
         X, CONV_NORM, "i = Identity (w)\n c = Conv (x, i)\n" + norm("c", "y")), 0),
     _trap("a weight behind Transpose", model(
