@@ -150,6 +150,20 @@ def _by_constants(view: View, node: ir.Node, rank: int, maps: Maps, known: Known
     return sizes
 
 
+def _by_pieces(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    """All inputs share the other axes: one that is 1 in any of them is 1 in those that do not tell."""
+    axis = view.attr(node, "axis", 1) % rank - rank
+    ones = {i - rank: 1 for value in node.inputs for i, n in enumerate(view.shape(value) or ()) if n == 1}
+    return {i: n for i, n in (ones | _by_constants(view, node, rank, maps, known)).items() if i != axis}
+
+
+def _by_target(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
+    """What an Expand leaves as it is."""
+    del rank, maps, known
+    target = view.array(node.inputs[1])
+    return {} if target is None else _trailing(target.tolist())
+
+
 def _trailing(shape: Sequence[Dim] | None) -> dict[int, int]:
     """The axes of ``shape`` that are longer than 1."""
     sizes = list(shape or ())
@@ -213,7 +227,9 @@ def _by_gemm(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> 
 Pin = Callable[[View, ir.Node, int, Maps, Known], dict[int, int]]
 
 _PINS: dict[str, Pin] = {
-    **dict.fromkeys((*_ELEMENTWISE, "Concat"), _by_constants),
+    **dict.fromkeys(_ELEMENTWISE, _by_constants),
+    "Concat": _by_pieces,
+    "Expand": _by_target,
     "BatchNormalization": _by_channels,
     "GroupNormalization": _by_channels,
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _by_scale),

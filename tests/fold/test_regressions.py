@@ -409,3 +409,24 @@ def test_a_reshape_of_unknown_sizes_to_known_ones_is_proven() -> None:
     new, ledger = folded(proto)
     assert ledger.dropped == ()
     assert op_types(new) == {"Reshape": 1, "MatMul": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "h = MatMul (x, w)  r = Concat <axis = 1> (h, c)",
+        "h = MatMul (x, w)  d = MatMul (v, w)  r = Concat <axis = 1> (h, d)",
+        "h = MatMul (x, w)  r = Expand (h, e)",
+    ],
+    ids=["beside a constant", "beside what is known", "what is expanded"],
+)
+def test_an_axis_that_another_operand_tells_is_probed_at_that_size(body: str) -> None:
+    proto = parsed(f"""g (float[A,B,4] x, float[1,2,4] v) => (float[C,D,4] y)
+    <float[4,4] w, float k = {{2}}, float[1,2,4] c, int64[3] e = {{3,5,1}}> {{
+        {body}
+        y = Mul (r, k)
+    }}""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert "Mul" not in op_types(new)
