@@ -123,6 +123,53 @@ def test_what_cannot_be_judged_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+# -- overflow ----------------------------------------------------------------------------------
+
+BRIGHT = "x:N=1..1..4x1x8x8@f32[50000..60000]"
+"""Scans of a brightness that float16 can hold, whose convolutions it cannot."""
+
+
+@pytest.mark.parametrize(("brightness", "named"), [(1.0, False), (5e4, True)])
+def test_activations_that_overflow_are_noted_by_module_name(
+    brightness: float, named: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "data.npz", x=np.full((1, 1, 8, 8), brightness, np.float32))
+    options = [
+        "--precision",
+        "fp16",
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--out",
+        str(tmp_path / "out"),
+        "--no-bench",
+    ]
+    code = main(["export", *EAGER, "--input", SPEC, *options, "--json"])
+    assert code == named  # eager in float16 ends in NaN, and ONNX Runtime, which has no such kernels here, does not
+    notes = [note for note in json.loads(capfd.readouterr().out)["notes"] if "overflow" in note]
+    assert len(notes) == named
+    assert all("float16" in note and "in conv (" in note and "on 'data'" in note for note in notes)
+
+
+def test_in_float32_nothing_overflows(tmp_path: Path) -> None:
+    report = normdeploy.export(RESNET, [BRIGHT], tmp_path / "out", bench=False, **SOURCE)
+    assert not any("overflow" in note for note in report.notes)
+
+
+@needs_rtx
+def test_an_engine_in_16_bits_notes_what_overflows_on_the_golden_inputs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    normdeploy.export(RESNET, [BRIGHT], tmp_path / "out", bench=False, **SOURCE)
+    assert main(["build", str(tmp_path / "out"), "-o", str(tmp_path / "half.plan"), "--precision", "fp16"]) == 0
+    notes = [note for note in read_plan(tmp_path / "half.plan")[1].notes if "overflow" in note]
+    assert len(notes) == 1
+    assert "blocks." in notes[0]
+    assert "on 'golden'" in notes[0]
+    assert "note: activations overflow float16" in capfd.readouterr().out
+    wide = normdeploy.build(tmp_path / "out", tmp_path / "wide.plan", precision="fp32")
+    assert not any("overflow" in note for note in wide.sidecar.notes)
+
+
 # -- the engine --------------------------------------------------------------------------------
 
 

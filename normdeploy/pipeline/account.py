@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,8 +21,15 @@ from normdeploy.report.schema import Report
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
-def account(checkpoint: Checkpoint, exported: Exported, folded: FoldResult, verdict: Verdict, **more: Any) -> Report:
-    """The report of one export; ``more`` are the fields that it has as they are: inputs, latency, seconds."""
+def account(
+    checkpoint: Checkpoint,
+    exported: Exported,
+    folded: FoldResult,
+    verdict: Verdict,
+    notes: Sequence[str],
+    **more: Any,
+) -> Report:
+    """The report of one export; ``notes`` come behind those of its stages, ``more`` are fields as they are."""
     return Report(
         created=datetime.now(UTC),
         normdeploy_version=version("normdeploy"),
@@ -36,7 +44,7 @@ def account(checkpoint: Checkpoint, exported: Exported, folded: FoldResult, verd
         norms_after=norm_counts(folded.model),
         ledger=folded.ledger,
         parity=verdict,
-        notes=[*checkpoint.notes, *exported.notes],
+        notes=[*checkpoint.notes, *exported.notes, *notes],
         **more,
     )
 

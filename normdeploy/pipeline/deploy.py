@@ -19,6 +19,7 @@ from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
 from normdeploy.parity.feeds import Feed
+from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
@@ -69,7 +70,8 @@ def export(
         tune: measure the forms that the LayerNorms can have, and session options, on this machine, and deploy the one
             that is faster beyond the noise and right; the default where none is. The bundle keeps its session options.
         precision: what the model in the bundle computes in, its engine too; None leaves it as the module is. In 16 bits
-            inputs and outputs stay as they are, and parity is judged by what eager loses in the same type.
+            inputs and outputs stay as they are, and parity is judged by what eager loses in the same type; activations
+            that overflow it are noted by module name.
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, such as ``89``.
         force: replace an older bundle.
@@ -114,8 +116,9 @@ def export(
                 latency = interleave(EagerRunner(checkpoint.module, specs), deployed, feeds[0], threads=threads)
         golden = Golden(feeds[0].arrays, deployed(feeds[0].arrays))
     report = account(
-        checkpoint, exported, kept.folded, kept.verdict, inputs=[*map(str, specs)], latency=latency,
-        seconds=stages.seconds, engine=built.sidecar if built else None, tuning=kept.tuning,
+        checkpoint, exported, kept.folded, kept.verdict, overflow_notes(kept.folded.model, feeds),
+        inputs=[*map(str, specs)], latency=latency, seconds=stages.seconds,
+        engine=built.sidecar if built else None, tuning=kept.tuning,
     )  # fmt: skip
     if not kept.verdict.passed:
         raise ParityError(kept.verdict, report)

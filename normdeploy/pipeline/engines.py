@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -16,8 +17,10 @@ from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose
 from normdeploy.engine.process import Progress
 from normdeploy.errors import InputError
+from normdeploy.parity.feeds import Feed
+from normdeploy.parity.overflow import overflow_notes
 from normdeploy.pipeline.files import check_paths
-from normdeploy.precision import Precision, wrong_precision
+from normdeploy.precision import Precision, to_precision, wrong_precision
 from normdeploy.specs import TensorSpec, parse
 
 
@@ -56,22 +59,27 @@ def build(
         progress: called with each step of the builder.
         options: see :func:`normdeploy.engine.build`.
 
-    Raises what that raises, and what :func:`normdeploy.load_bundle` does; ``out`` then stays as it was.
+    On a bundle's golden inputs, activations that overflow 16 bits are noted by module name. Raises what
+    :func:`normdeploy.engine.build` raises, and what :func:`normdeploy.load_bundle` does; ``out`` then stays as it was.
     """
     model, out = Path(model), Path(out)
     require_backend(options.get("backend"), options.get("sm", ()))
     _check_workspace(options.get("workspace_mib"))
     check_plan_path(model, out, force=force)
-    path, specs = _resolved(model, inputs)
+    path, specs, feeds = _resolved(model, inputs)
     graph = read_graph(path)
+    precision = precision or computes_in(graph)
     built = engine.build(
         graph,
         specs,
-        precision=precision or computes_in(graph),
+        precision=precision,
         more_profiles=[parse(each) for each in more_profiles],
         progress=progress,
         **options,
     )
+    if feeds:
+        notes = (*built.sidecar.notes, *overflow_notes(to_precision(graph, precision), feeds))
+        built = replace(built, sidecar=built.sidecar.model_copy(update={"notes": notes}))
     with disk_errors(out, "the plan"):
         out.parent.mkdir(parents=True, exist_ok=True)
     built.write(out, force=force)
@@ -113,14 +121,14 @@ def check_plan_path(model: Path, out: Path, *, force: bool) -> None:
         )
 
 
-def _resolved(model: Path, inputs: Sequence[str]) -> tuple[Path, tuple[TensorSpec, ...]]:
-    """The ONNX file and its specs; a bundle is checked first, as wherever one is used."""
+def _resolved(model: Path, inputs: Sequence[str]) -> tuple[Path, tuple[TensorSpec, ...], tuple[Feed, ...]]:
+    """The ONNX file, its specs and known feeds; a bundle, which has one, is checked first, as wherever one is used."""
     if not model.is_dir():
-        return model, parse(inputs) if inputs else ()
+        return model, parse(inputs) if inputs else (), ()
     if inputs:
         raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
     bundle = load_bundle(model)
-    return bundle.model_path, bundle.specs
+    return bundle.model_path, bundle.specs, (Feed("golden", dict(bundle.golden.inputs)),)
 
 
 def _check_workspace(mebibytes: int | None) -> None:

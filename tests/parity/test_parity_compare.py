@@ -224,6 +224,34 @@ def test_where_eager_overflows_the_artefact_must_overflow_alike(artefact: float,
     assert judge(measured.measurements).passed is passed
 
 
+def spelled_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """What squares beyond 65504 make infinite in float16, so that the rest of the row becomes 0."""
+    d = x - x.mean(-1, keepdim=True)
+    return d / ((d * d).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("fault", "held_to", "passed"),
+    [(0.0, "float64", True), (2e-3, "float64", True), (2e-2, "float64", False), (1.0, "eager", True)],
+)
+def test_an_artefact_that_is_right_where_eager_overflows_inside_passes(
+    fault: float, held_to: str, passed: bool
+) -> None:
+    """With nothing allowed but the floor; and so does one that is eager to the last zero."""
+    feeds = [Feed("outliers", {"x": np.array([[3e4, 1, -2, 3, 4], [1, 2, 3, 5, -3e4]], np.float32)})]
+
+    def artefact(x: np.ndarray) -> dict[str, np.ndarray]:
+        wide = x.astype(np.float64)
+        normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+        return {"output": (normed * (1 - fault)).astype(np.float32)}
+
+    measured = measure(Module(spelled_norm), SPECS, FunctionRunner(artefact), feeds, dtype=torch.float16)
+    (only,) = measured.measurements
+    assert (only.reference, only.eager) == (held_to, EXACT)
+    assert any("float16 itself is off by 1 of the output" in note and held_to in note for note in measured.notes)
+    assert judge(measured.measurements).passed is passed
+
+
 def test_nan_of_the_module_is_expected_of_the_artefact_too() -> None:
     x = np.array([[-1.0, 4.0, np.nan, 0.0, np.inf]], np.float32)
     feeds = [Feed("data", {"x": x}, ("x holds NaN",))]
