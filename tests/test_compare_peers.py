@@ -99,6 +99,12 @@ def test_a_model_that_the_checker_refuses_is_invalid(tmp_path: Path) -> None:
     assert judged(proto, tmp_path).invalid
 
 
+def test_a_model_that_runs_and_says_a_wrong_shape_is_invalid(tmp_path: Path) -> None:
+    proto = folded()
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    assert "7" in judged(proto, tmp_path).invalid
+
+
 def test_a_model_that_lost_an_output_is_invalid(tmp_path: Path) -> None:
     proto = folded()
     proto.graph.node[0].output[0] = proto.graph.output[0].name = "z"
