@@ -213,13 +213,15 @@ class _Folder:
         self._read_maps(land)
         return land
 
-    def _read_maps(self, land: Territory) -> None:
-        """Enter every map of ``land`` that is not there yet."""
+    def _read_maps(self, land: Territory) -> int:
+        """Enter every map of ``land`` that is not there yet; how many these are."""
+        before = len(land.maps)
         for node in land.nodes:
             if node in land.maps or node.graph is None or (m := self._map_of(land.view, node)) is None:
                 continue
             land.maps[node] = m
             self.entries.pop(node, None)
+        return len(land.maps) - before
 
     def _map_of(self, view: View, node: ir.Node) -> AffineMap | None:
         try:
@@ -269,7 +271,9 @@ class _Folder:
             while sum(self._fold_one(land, writer, node) for node in list(land.maps)):
                 pass
             sums = [node for node in land.nodes if node.op_type in merge.SUMS and node.graph is not None]
-            moves = sum(self._merge_one(land, writer, node) for node in sums) > 0
+            merged = sum(self._merge_one(land, writer, node) for node in sums)
+            # Where inference had failed, what went may have been all that hid the rank of what a map acts on.
+            moves = merged + self._read_maps(land) > 0
 
     # -- one map -------------------------------------------------------------------------------
 
@@ -313,10 +317,7 @@ class _Folder:
                 self.entries[given] = replace(
                     blank(given), outcome="folded", into=into, through=through, residual=residual
                 )
-        was_known = land.view.rank(total.outputs[0]) is not None
         writer.merge(found)
-        if not was_known:  # it is now, and so are the maps behind it
-            self._read_maps(land)
         self.show(label(total))
         return True
 

@@ -19,6 +19,9 @@ Dim = int | str | None
 _FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
 _NOT_CONSTANT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _NOT_CONSTANT |= {"DequantizeLinear"}  # a quantized weight stays quantized: it is edited through its scale
+_KEEPS_RANK = {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"}
+_KEEPS_RANK |= {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"}
+_KEEPS_RANK |= {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Neg", "Identity", "Dropout", "Cast"}
 _MOVED_LAZILY = {"Transpose", "Cast", "Identity", "Reshape"}
 
 
@@ -145,7 +148,7 @@ class View:
                 return None if weight is None else len(weight)
             if node.op_type == "Gemm":
                 return 2
-            if node.op_type not in ("BatchNormalization", "Relu", "Identity", "LeakyRelu", "Sigmoid", "Tanh"):
+            if node.op_type not in _KEEPS_RANK:
                 break
             value = node.inputs[0]
             if (shape := self.shape(value)) is not None:

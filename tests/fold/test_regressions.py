@@ -430,3 +430,21 @@ def test_an_axis_that_another_operand_tells_is_probed_at_that_size(body: str) ->
     new, ledger = folded(proto)
     assert ledger.dropped == ()
     assert "Mul" not in op_types(new)
+
+
+def test_a_map_is_seen_once_what_hid_its_rank_has_gone() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+    g (float[N,2,5] x) => (float[N,2,5] y)
+    <float[2] s, float[2,2,1] w, float[2,2,1] v, float k = {3}, float[2] g, float[2] b, float[2] m, float[2] var> {
+        q = GroupNormalization <num_groups = 1> (x, s, s)
+        c = Conv (q, w)
+        d = Conv (q, v)
+        a = Add (c, d)
+        n = Mul (a, k)
+        y = BatchNormalization (n, g, b, m, var)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert op_types(new) == {"GroupNormalization": 1, "Conv": 1}
+    assert [entry.outcome for entry in ledger if entry.kind != "GroupNormalization"] == ["folded", "folded"]
+    assert_same(proto, new)
