@@ -74,6 +74,6 @@ def test_a_level_that_is_none_is_refused(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_an_engine_is_not_for_onnxruntime(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="TensorRT must know"):
+    with pytest.raises(InputError, match="TensorRT builds the engine"):
         normdeploy.export(VIT, [SPEC], tmp_path / "out", engine=True, target="onnxruntime", **SOURCE)
     assert list(tmp_path.iterdir()) == []

@@ -295,6 +295,16 @@ def test_a_form_that_cannot_be_made_or_run_is_told(tmp_path: Path, monkeypatch: 
     assert "NoSuchNorm" in rows["recognise"]
 
 
+def test_a_default_that_cannot_be_looked_into_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Counter[tuple[str, int]]:
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr("normdeploy.pipeline.tune.operators_run", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        normdeploy.export(VIT, [SPEC], tmp_path / "out", tune=True, **SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_network_without_layernorms_has_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Stopwatch(monkeypatch, lambda _: True)
     out = tmp_path / "out"

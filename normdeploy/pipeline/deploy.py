@@ -163,7 +163,7 @@ def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Ta
         fix = "leave --target out"
         raise InputError("--tune measures in ONNX Runtime", where="--tune --target tensorrt", fix=fix)
     if engine and target == "onnxruntime":
-        what = "an engine is built of the bundle's own graph, which TensorRT must know"
+        what = "TensorRT builds the engine, and of the bundle's own graph"
         raise InputError(what, where="--target onnxruntime", fix="leave --target out, or --engine")
     if engine:
         require_backend(None, sm)

@@ -101,20 +101,26 @@ class Tuner:
                 yield from self._sessions(folded, level, target)
 
     def _sessions(self, folded: FoldResult, level: Level, target: Target) -> Iterator[Candidate]:
-        """One form in every session in which ONNX Runtime runs other operators than in those before."""
+        """One form in every session."""
         with written(folded.model) as path:
             for options in SESSIONS:
                 row = Candidate(_name(level, target, options), level, target, options)
                 try:
-                    operators = frozenset(operators_run(path, options).items())
-                    if operators in self._seen:
-                        yield replace(row, reason=self._same_as(self._seen[operators], folded))
-                        continue
-                    self._seen[operators] = row.name
-                    self._made[row.name] = replace(self.default, folded=folded, options=options)
-                    yield replace(row, race=self._race(row, path, self.session)) if len(self._seen) > 1 else row
+                    yield self._tried(row, folded, path)
                 except NormdeployError as error:
+                    if not self._made:  # the default itself
+                        raise
                     yield replace(row, reason=f"it cannot be run: {error.what}")
+
+    def _tried(self, row: Candidate, folded: FoldResult, path: Path) -> Candidate:
+        """``row`` with its race, if ONNX Runtime runs other operators there than in those before."""
+        operators = frozenset(operators_run(path, row.options).items())
+        if operators in self._seen:
+            return replace(row, reason=self._same_as(self._seen[operators], folded))
+        is_default = not self._made
+        self._seen[operators] = row.name
+        self._made[row.name] = replace(self.default, folded=folded, options=row.options)
+        return row if is_default else replace(row, race=self._race(row, path, self.session))
 
     def _same_as(self, name: str, folded: FoldResult) -> str:
         """Why there is nothing to measure, and where another level changed nothing, what the fold said of that."""
