@@ -32,6 +32,7 @@ class Fold(Protocol):
 
     validate: bool
     entries: dict[ir.Node, Entry]
+    notes: list[str]
     dropped: list[str]
     proof_seconds: float
 
@@ -78,6 +79,7 @@ class Reducer:
         self.fold.entries |= found
         self.fold.proof_seconds += recogniser.seconds
         self.fold.dropped.extend(recogniser.dropped)
+        self.fold.notes.extend(_group_norm_notes(found.values(), self.target))
         if found:
             self.fold.show("recognised")
 
@@ -194,3 +196,15 @@ class Reducer:
 def blank(node: ir.Node) -> Entry:
     """An entry that says nothing of ``node`` yet."""
     return Entry(label(node), str(node.name), node.op_type, node.op_type in NORMS, "left")
+
+
+def _group_norm_notes(entries: Iterable[Entry], target: Target) -> list[str]:
+    """What whoever runs a GroupNormalization must know of ONNX Runtime; folding for that one writes none."""
+    written = [entry.module for entry in entries if entry.kind == "GroupNormalization" and entry.outcome == "reduced"]
+    if not written or target != "onnx":
+        return []
+    more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+    return [
+        f"{written[0]}{more}: now GroupNormalization, which ONNX Runtime on the CPU computes as E[x²] - E[x]² and so "
+        "loses groups with a large mean: fold for the target onnxruntime to run it there"
+    ]

@@ -39,7 +39,7 @@ from spelled_cases import (
 )
 
 from normdeploy.errors import InputError
-from normdeploy.fold import Ledger, fold
+from normdeploy.fold import Ledger, Target, fold
 from normdeploy.fold.layernorm import recognise
 from normdeploy.fold.layernorm.spellings import Core, core_at
 from normdeploy.fold.ledger import METADATA_KEY
@@ -198,6 +198,13 @@ def test_group_norms_keep_large_means_in_onnxruntime() -> None:
     errors = [np.abs(run(each, {"x": x})[0] - truth(proto, {"x": x})["y"]).max() for each in (proto, kept, one)]
     assert errors[1] <= 2 * errors[0] < 1e-3 < 0.01 < errors[2], "or ONNX Runtime has learnt it: then let it have one"
     assert "loses groups with a large mean" in norm_entries(ledger)[0].reason
+
+
+@pytest.mark.parametrize(("target", "notes"), [("onnx", 1), ("onnxruntime", 0), ("tensorrt", 0)])
+def test_who_runs_a_group_norm_is_told_of_large_means(target: Target, notes: int) -> None:
+    _, ledger = reduced(GROUP_NORMS[0].model(), target=target)
+    assert len(ledger.notes) == notes
+    assert all("loses groups with a large mean: fold for the target onnxruntime" in note for note in ledger.notes)
 
 
 # -- the proof -------------------------------------------------------------------------------------
