@@ -21,6 +21,7 @@ from normdeploy.parity.verdict import Verdict
 from normdeploy.pipeline.account import norm_counts
 from normdeploy.pipeline.judge import summary
 from normdeploy.pipeline.session import in_onnxruntime, written
+from normdeploy.report.view import count
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner, operators_run
 from normdeploy.runtime.runner import Runner
 
@@ -31,7 +32,6 @@ _SEVERAL_FORMS = frozenset({"LayerNormalization", "RMSNormalization", "Simplifie
 """Norms that have more than one form."""
 _SECONDS, _WARM_UP_SECONDS = 1.0, 0.5
 """For one candidate; a slow model takes as long as it needs for its rounds."""
-_SHOWN_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -116,21 +116,22 @@ class Tuner:
         """``row`` with its race, if ONNX Runtime runs other operators there than in those before."""
         operators = frozenset(operators_run(path, row.options).items())
         if operators in self._seen:
-            return replace(row, reason=self._same_as(self._seen[operators], folded))
+            return replace(row, reason=self._same_as(self._seen[operators], row, folded))
         is_default = not self._made
         self._seen[operators] = row.name
         self._made[row.name] = replace(self.default, folded=folded, options=row.options)
         return row if is_default else replace(row, race=self._race(row, path, self.session))
 
-    def _same_as(self, name: str, folded: FoldResult) -> str:
-        """Why there is nothing to measure, and where another level changed nothing, what the fold said of that."""
+    def _same_as(self, name: str, row: Candidate, folded: FoldResult) -> str:
+        """Why there is nothing to measure; of the RMS form also what the fold said of it."""
         same = f"ONNX Runtime runs the same operators as in {name!r}"
-        if self._made[name].folded is folded:
+        if row.layernorm != "centre" or row.options:
             return same
-        before = {part for entry in self._made[name].folded.ledger for part in _parts(entry.reason)}
-        said = dict.fromkeys(part for entry in folded.ledger for part in _parts(entry.reason) if part not in before)
-        more = f"; and {len(said) - _SHOWN_REASONS} more reasons" if len(said) > _SHOWN_REASONS else ""
-        return f"{same} ({'; '.join([*said][:_SHOWN_REASONS])}{more})" if said else same
+        before = {entry.node: entry.reason for entry in self.default.folded.ledger}
+        whys = [entry.reason.removeprefix(f"{before.get(entry.node)}; ") for entry in folded.ledger.norms()]
+        said = list(dict.fromkeys(why for why in whys if why not in before.values()))
+        more = f" (and {count(len(said) - 1, 'other reason')})" if len(said) > 1 else ""
+        return f"{same}: {said[0]}{more}" if said else same
 
     # -- one candidate -------------------------------------------------------------------------
 
@@ -168,7 +169,3 @@ def _name(level: Level, target: Target, options: Mapping[str, str]) -> str:
     without = options.get("disabled_optimizers")
     form = level if target == "onnx" else f"{level} for {target}"
     return f"{form} without {without}" if without else form
-
-
-def _parts(reason: str) -> list[str]:
-    return reason.split("; ")
