@@ -244,6 +244,48 @@ def test_the_proof_refuses_what_the_search_should_have(case: Stream, monkeypatch
     assert sum("its mean is gone" in entry.reason for entry in result.ledger) <= case.layer - len(blamed)
 
 
+def _overlook(patch: pytest.MonkeyPatch, what: str) -> None:
+    """A search that has learnt one thing wrongly."""
+    if what == "Relu reads shapes alone":
+        patch.setattr(stream, "SHAPE_READERS", stream.SHAPE_READERS | {"Relu"})
+    elif what == "Relu moves elements":
+        patch.setattr(stream, "MOVERS", stream.MOVERS | {"Relu"})
+    elif what == "every linear annihilates the mean":
+        patch.setattr(stream._Explorer, "_is_annihilated", lambda self, node, index, axis: node.op_type == "MatMul")
+    elif what == "every norm writes without a mean":
+        patch.setitem(stream._WRITERS, "LayerNormalization", lambda step, axis: iter(()))
+    elif what == "every convolution has a common mean":
+        patch.setitem(stream._WRITERS, "Conv", lambda step, axis: iter([(1, 0), (2, 0)]))
+    else:
+        assert what == "every product scales by one number"
+        ends = lambda self, node, index, axis: ({0: axis}, {0: axis}) if index in (None, 0) else None  # noqa: E731
+        patch.setattr(stream._Explorer, "_through_scaling", ends)
+
+
+OVERLOOKED = {
+    "a tap": "Relu reads shapes alone",
+    "an activation writes": "Relu moves elements",
+    "a head without a norm": "every linear annihilates the mean",
+    "a linear branch without a norm": "every linear annihilates the mean",
+    "post-LN": "every norm writes without a mean",
+    "a depthwise convolution": "every convolution has a common mean",
+    "a gate that is not constant": "every product scales by one number",
+}
+
+
+@pytest.mark.parametrize(("name", "what"), OVERLOOKED.items(), ids=OVERLOOKED)
+def test_a_search_that_is_wrong_in_one_rule_is_caught(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the proof; and where nothing is proven, by what these tests compare."""
+    proto = next(case for case in REFUSED if case.name == name).model()
+    _overlook(monkeypatch, what)
+    result = fold(proto, layernorm="centre")
+    assert any("validation" in dropped for dropped in result.ledger.dropped)
+    assert deviation(proto, ir.to_proto(result.model)) <= TOLERANCE["float32"]
+    mutant = ir.to_proto(fold(proto, layernorm="centre", validate=False).model)
+    assert _rms(mutant) > _rms(ir.to_proto(result.model))
+    assert deviation(proto, mutant) > 1e3 * TOLERANCE["float32"]
+
+
 @pytest.mark.parametrize("slot", range(4))
 def test_a_writer_that_is_left_uncentred_is_caught(slot: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(found: stream.Stream) -> None:
