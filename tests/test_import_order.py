@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "normdeploy"
-ORDER = ["errors", "specs", "graph", "doctor", "checkpoint", "export", "precision", "fold", "kernels", "engine"]
+ORDER = [
+    "errors",
+    "specs",
+    "graph",
+    "onnxfile",
+    "doctor",
+    "checkpoint",
+    "export",
+    "precision",
+    "fold",
+    "kernels",
+    "engine",
+]
 ORDER += ["runtime", "parity", "bench", "report", "bundle", "serve", "pipeline", "cli"]
 """Each room may import only itself and what stands left of it."""
 

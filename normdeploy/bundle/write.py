@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from normdeploy import onnxfile
 from normdeploy.bundle import golden as golden_feed
 from normdeploy.bundle.disk import beside, disk_errors, sync, temporary_folder
 from normdeploy.bundle.golden import Golden
@@ -117,7 +118,7 @@ def _save_model(model: ir.Model, path: Path, external_above: int) -> None:
     # A tensor that lies in a file already would be written as a reference to that file, which is not in the bundle.
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     large = sum(tensor.nbytes for tensor in tensors) > external_above
-    ir.save(model, path, external_data=EXTERNAL_DATA if external or large else None)
+    onnxfile.save(model, path, external_data=EXTERNAL_DATA if external or large else None)
 
 
 def _check_replaceable(target: Path, force: bool) -> None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from threadpoolctl import threadpool_limits
 
+from normdeploy import onnxfile
 from normdeploy.errors import InputError
 from normdeploy.fold import merge
 from normdeploy.fold import validate as proof
@@ -38,6 +39,10 @@ class FoldResult:
 
     model: ir.Model
     ledger: Ledger
+
+    def save(self, path: str | Path, *, external_data: str | None = None) -> None:
+        """Write the model as :func:`normdeploy.onnxfile.save` does: each edited weight is evaluated on the way."""
+        onnxfile.save(self.model, path, external_data=external_data)
 
 
 def fold(
@@ -413,7 +418,7 @@ class _Folder:
             return
         self.dump.mkdir(parents=True, exist_ok=True)
         safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-        ir.save(self.model, self.dump / f"{self.steps:03d}-{safe}.onnx")
+        onnxfile.save(self.model, self.dump / f"{self.steps:03d}-{safe}.onnx")
         self.steps += 1
 
 

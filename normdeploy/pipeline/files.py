@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from normdeploy import onnxfile
 from normdeploy.bundle.disk import disk_errors, sync, temporary_folder
 from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
@@ -71,7 +72,7 @@ def _replace(model: ir.Model, out: Path, source: Path, external_above: int) -> N
     data = next(name for name in _data_names(out) if not name.exists())
     with temporary_folder(out) as folder:
         written, weights = folder / out.name, folder / data.name
-        ir.save(model, written, external_data=data.name if _needs_data(model, source, external_above) else None)
+        onnxfile.save(model, written, external_data=data.name if _needs_data(model, source, external_above) else None)
         for path in folder.iterdir():
             sync(path)
         with _gone_on_failure(data):

@@ -216,7 +216,7 @@ def patch(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[..., An
     monkeypatch.setattr(owner, last, function)
 
 
-STEPS = ["ir.save", "render", "golden_feed.save", "load_bundle", "_flush", "_install"]
+STEPS = ["onnxfile.save", "render", "golden_feed.save", "load_bundle", "_flush", "_install"]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -1,0 +1,127 @@
+"""Files that are written weight by weight are those that protobuf writes, to the last field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from normdeploy import onnxfile
+from normdeploy.fold import fold
+
+DTYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_, ml_dtypes.int4]
+
+
+def model(*tensors: ir.TensorProtocol) -> ir.Model:
+    """An Identity of each of ``tensors``, with every field of a model that an exporter may fill."""
+    values, nodes = [], []
+    for tensor in tensors:
+        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value.shape = ir.Shape(tensor.shape.numpy())
+        values.append(value)
+        nodes.append(ir.node("Identity", [value], metadata_props={"normdeploy.module": "stem"}))
+        output = nodes[-1].outputs[0]
+        output.name, output.type, output.shape = f"{tensor.name}_out", value.type, value.shape
+    outputs = [node.outputs[0] for node in nodes]
+    graph = ir.Graph(
+        [], outputs, nodes=nodes, initializers=values, opset_imports={"": 21}, name="g", doc_string="of all"
+    )
+    graph.metadata_props["graph"] = "its own"
+    return ir.Model(graph, ir_version=10, producer_name="normdeploy", metadata_props={"ledger": "none"})
+
+
+def weights() -> Iterator[ir.TensorProtocol]:
+    random = np.random.default_rng(0)
+    for index, dtype in enumerate(DTYPES):
+        yield ir.Tensor(random.integers(0, 2, (3, index)).astype(dtype), name=f"w{index}", doc_string="a weight")
+    yield ir.Tensor(np.float32(0.5), name="scalar", metadata_props={"of": "one"})
+    yield ir.StringTensor([b"a", b""], shape=ir.Shape([2]), name="words")
+    yield ir.LazyTensor(
+        lambda: ir.Tensor(np.ones((2, 2), np.float32)), ir.DataType.FLOAT, ir.Shape([2, 2]), name="lazy"
+    )
+    yield ir.from_proto(onnx.TensorProto(name="typed", data_type=1, dims=[2], float_data=[1.0, -2.0]))
+
+
+def same(file: Path, given: ir.Model) -> bool:
+    """Whether ``file`` holds what onnx_ir and protobuf would write; typed fields may have become bytes."""
+    written, expected = onnx.load_model(file, load_external_data=False), ir.to_proto(given)
+    for proto in (written, expected):
+        for tensor in proto.graph.initializer:
+            if tensor.float_data:
+                tensor.raw_data = np.array(tensor.float_data, np.float32).tobytes()
+                tensor.ClearField("float_data")
+    return bool(written == expected)
+
+
+def test_every_field_is_what_protobuf_writes(tmp_path: Path) -> None:
+    given = model(*weights())
+    onnxfile.save(given, tmp_path / "a.onnx")
+    assert same(tmp_path / "a.onnx", given)
+    onnx.checker.check_model(onnx.load(tmp_path / "a.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 4095, 4096, 600_000])
+def test_lengths_of_every_number_of_digits(size: int, tmp_path: Path) -> None:
+    given = model(ir.Tensor(np.arange(size, dtype=np.float32), name="w"))
+    onnxfile.save(given, tmp_path / "a.onnx")
+    assert same(tmp_path / "a.onnx", given)
+
+
+def test_the_model_is_not_changed(tmp_path: Path) -> None:
+    given = model(*weights())
+    before = ir.to_proto(given).SerializeToString(deterministic=True)
+    onnxfile.save(given, tmp_path / "a.onnx")
+    assert ir.to_proto(given).SerializeToString(deterministic=True) == before
+
+
+def test_weights_in_other_files_stay_there_or_move_beside(tmp_path: Path) -> None:
+    numbers = (weight for weight in weights() if weight.dtype != ir.DataType.STRING)
+    ir.save(model(*numbers), tmp_path / "a.onnx", external_data="a.data", size_threshold_bytes=0)
+    given = ir.load(tmp_path / "a.onnx")
+    assert any(isinstance(value.const_value, ir.ExternalTensor) for value in given.graph.initializers.values())
+    onnxfile.save(given, tmp_path / "b.onnx")
+    assert same(tmp_path / "b.onnx", given)
+    onnxfile.save(model(ir.Tensor(np.ones(900, np.float32), name="w")), tmp_path / "c.onnx", external_data="c.data")
+    assert (tmp_path / "c.data").stat().st_size == 3600
+    assert (tmp_path / "c.onnx").stat().st_size < 1000
+
+
+def test_initializers_that_are_inputs_and_bodies_stay_what_they_are(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 3, opset_import: ["" : 20]>
+        g (bool c, float[2] w) => (float[2] y) <float[2] w = {1, 2}>
+        { y = If (c) <then_branch = t () => (float[2] a) <float[2] v = {3, 4}> { a = Add (w, v) },
+                      else_branch = e () => (float[2] b) { b = Neg (w) }> }""")
+    given = ir.from_proto(proto)
+    onnxfile.save(given, tmp_path / "a.onnx")
+    assert same(tmp_path / "a.onnx", given)
+
+
+def test_a_folded_model_is_saved_as_it_is(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 20]>
+        g (float[N,2] x) => (float[N,3] y) <float[2,3] w = {1, 2, 3, 4, 5, 6}, float[3] s = {2, 0.5, 4}>
+        { m = MatMul (x, w) y = Mul (m, s) }""")
+    result = fold(proto)
+    result.save(tmp_path / "a.onnx")
+    assert same(tmp_path / "a.onnx", result.model)
+    assert [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node] == ["MatMul"]
+
+
+def test_a_file_of_more_than_2_gigabytes_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+    def never() -> ir.Tensor:
+        raise AssertionError("it was evaluated")
+
+    weight = ir.LazyTensor(never, ir.DataType.FLOAT, ir.Shape([2**29]), name="huge")
+    with pytest.raises(ValueError, match="weights beside it"):
+        onnxfile.save(model(weight), tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_weight_of_another_size_than_it_says_is_an_error(tmp_path: Path) -> None:
+    weight = ir.LazyTensor(lambda: ir.Tensor(np.ones(3, np.float32)), ir.DataType.FLOAT, ir.Shape([2]), name="liar")
+    with pytest.raises(ValueError, match="liar has 12 bytes and not 8"):
+        onnxfile.save(model(weight), tmp_path / "a.onnx")
