@@ -20,6 +20,7 @@ from normdeploy.parity.feeds import Feed
 from normdeploy.precision.decide import LARGEST
 from normdeploy.precision.widen import widened
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import first_line
 
 _MASKING = frozenset({"Add", "Sub", "Sum", "Min", "Max", "Where"})
 """Operators that join a mask to what it hides."""
@@ -52,8 +53,8 @@ def overflow_notes(model: ir.Model, feeds: Sequence[Feed]) -> tuple[str, ...]:
     """What is to be said of the overflows of ``model``: nothing, or one sentence that names the modules."""
     try:
         found = overflows(model, feeds)
-    except NormdeployError as error:  # what cannot run in float32 either is found elsewhere
-        return (f"whether activations overflow in 16 bits is not known: {error.what}",)
+    except (NormdeployError, OSError) as error:  # no kernel, no room: a note must not cost the deployment
+        return (f"whether activations overflow in 16 bits is not known: {first_line(error)}",)
     if not found:
         return ()
     worst: dict[str, Overflow] = {}

@@ -164,6 +164,22 @@ def test_where_it_cannot_run_that_is_said() -> None:
     assert note.startswith("whether activations overflow in 16 bits is not known: ")
 
 
+def test_a_full_disk_costs_a_note_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = deployed(Encoder())
+    monkeypatch.setattr(overflow.ir, "save", save)
+    (note,) = overflow_notes(model, [feed()])
+    assert "not known" in note
+    assert "No space left" in note
+
+
+def test_nothing_to_look_at_is_no_overflow() -> None:
+    model = graph("(float[N,6] x) => (float[N,6] y) { a = Relu(x) y = Relu(a) }")
+    assert overflow_notes(model, [Feed("empty", {"x": np.zeros((0, 6), np.float32)})]) == ()
+
+
 def test_no_run_where_nothing_is_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overflow, "OnnxRuntimeRunner", None)
     assert overflow_notes(deployed(Encoder(), "fp32"), [feed()]) == ()
