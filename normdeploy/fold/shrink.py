@@ -24,6 +24,7 @@ _ELEMENTWISE = frozenset(
 )
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
 _GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
+_SAME_AXES = _ELEMENTWISE | _GLOBAL | {"Concat", "Split", "MaxPool", "AveragePool"}
 _BLOCKED = frozenset({"DepthToSpace", "SpaceToDepth"})
 _ROWS = 5
 """Rows of a matrix probe: enough that no channel's products cancel in all of them."""
@@ -131,7 +132,7 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
     if data is None:
         return {}
     pin = _PINS.get(node.op_type)
-    sizes = _by_maps(node, maps) if node.op_type in (*_ELEMENTWISE, "Concat", "Split") else {}
+    sizes = _by_maps(node, maps) if node.op_type in _SAME_AXES else {}
     return sizes | (pin(view, node, _rank(view, node, data, maps), maps, known) if pin is not None else {})
 
 

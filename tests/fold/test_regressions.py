@@ -448,3 +448,19 @@ def test_a_map_is_seen_once_what_hid_its_rank_has_gone() -> None:
     assert op_types(new) == {"GroupNormalization": 1, "Conv": 1}
     assert [entry.outcome for entry in ledger if entry.kind != "GroupNormalization"] == ["folded", "folded"]
     assert_same(proto, new)
+
+
+def test_a_pool_over_unknown_channels_is_probed_with_those_of_its_map() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N,2,5] x) => (float[N,3,1] y) { y = local.F (x) }
+    <opset_import: ["" : 17], domain: "local"> F (x) => (y) {
+        w = Constant <value = float[3,2,1] {1,2,3,4,5,6}> ()
+        s = Constant <value = float[3] {2,3,4}> ()
+        c = Conv (x, w)
+        p = GlobalAveragePool (c)
+        y = BatchNormalization (p, s, s, s, s)
+    }""")
+    new, ledger = folded(proto)
+    assert [entry.outcome for entry in ledger] == ["folded"]
+    assert ledger.dropped == ()
+    assert_same(proto, new)
