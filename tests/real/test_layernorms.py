@@ -186,6 +186,20 @@ def mutate(patch: pytest.MonkeyPatch, change: Callable[[stream.Stream], object])
     patch.setattr(centre, "stream_at", explore)
 
 
+def test_a_head_tied_to_the_table_is_untied_before_the_table_is_centred() -> None:
+    network = next(network for network in NETWORKS if network.name == "GPT-2")
+    given = _export(network, lived_in(network.build), "onnx")
+    assert given.module.get_parameter("lm_head.weight") is given.module.get_parameter("transformer.wte.weight")
+    result = folded(given, "centre")
+    assert any("after a copy of" in entry.reason for entry in result.ledger)
+    table = given.module.get_parameter("lm_head.weight").detach().numpy()
+    arrays = [value.const_value.numpy() for value in result.model.graph.initializers.values()]
+    stored = [tensor for array in arrays for tensor in (array, array.T) if tensor.shape == table.shape]
+    centred = table - table.mean(-1, keepdims=True, dtype=np.float64)
+    assert any(np.array_equal(tensor, table) for tensor in stored), "the head reads the table as it was"
+    assert any(np.allclose(tensor, centred, rtol=0, atol=1e-6) for tensor in stored)
+
+
 @pytest.mark.parametrize("kind", Tapped.KINDS)
 def test_a_reader_or_writer_planted_in_the_stream_refuses_it_by_name(kind: str) -> None:
     given = tapped(kind)
