@@ -64,12 +64,23 @@ def _shape(
     sizes = []
     for axis, dim in enumerate(dims):
         size = _fixed(view, node, axis, rank, dim, pinned)
-        if size is None and isinstance(dim, str):
-            size = names.setdefault(dim, 0) or names.update({dim: next(fresh)}) or names[dim]
-        sizes.append(next(fresh) if size is None else size)
+        if size is None:
+            size = (
+                _varied(maps.get(value), axis, rank)
+                or (names.get(dim) if isinstance(dim, str) else None)
+                or next(fresh)
+            )
+            if isinstance(dim, str):
+                names[dim] = size
+        sizes.append(size)
     if node.op_type == "Reshape":
         _make_divisible(view, node, dims, sizes, names)
     return tuple(sizes)
+
+
+def _varied(m: AffineMap | None, axis: int, rank: int) -> int | None:
+    """The size over which the map of the value itself varies, where inference knows none."""
+    return m.size(axis) if m is not None and m.rank == rank and axis in m.axes else None
 
 
 def _make_divisible(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[int], names: dict[str, int]) -> None:

@@ -108,16 +108,19 @@ class _Square:
             worst = max(worst, error)
         return worst
 
-    def _before(self, pairs: list[Pair | None]) -> list[Array]:
+    def _before(self, pairs: list[Pair | None], *, sizes: bool = False) -> list[Array]:
         olds = [None if p is None else p.old for p in pairs]
-        return self._run(self.node.op_type, olds, self._attributes(new=False))
+        return self._run(self.node.op_type, olds, self._attributes(new=False), sizes=sizes)
 
-    def _after(self, pairs: list[Pair | None]) -> list[Array]:
+    def _after(self, pairs: list[Pair | None], *, sizes: bool = False) -> list[Array]:
         if self.node not in self.plan.residues:
             news = [None if p is None else p.new for p in pairs]
-            return self._run(self.plan.kinds.get(self.node, self.node.op_type), news, self._attributes(new=True))
+            kind = self.plan.kinds.get(self.node, self.node.op_type)
+            return self._run(kind, news, self._attributes(new=True), sizes=sizes)
         x, residue = self._data(pairs), self.plan.residues[self.node]
-        return [x if residue is None else residue(x)]
+        if residue is None:
+            return [x]
+        return [np.abs(residue.scale) * x + np.abs(residue.shift) if sizes else residue(x)]
 
     def _summands(self, pairs: list[Pair | None]) -> list[Array]:
         """The sizes of what a linear operator adds up: itself, on absolute values."""
@@ -126,7 +129,7 @@ class _Square:
             mean, var = pairs[3], pairs[4]
             assert mean is not None
             sizes[3:5] = [Pair(-np.abs(mean.old), -np.abs(mean.new)), var]
-        olds, news = self._before(sizes), self._after(sizes)
+        olds, news = self._before(sizes, sizes=True), self._after(sizes, sizes=True)
         return [np.abs(old) + np.abs(new) for old, new in zip(olds, news, strict=True)]
 
     def _data(self, pairs: list[Pair | None]) -> Array:
@@ -293,7 +296,12 @@ class _Square:
             own |= {name: value for (node, name), value in self.plan.attributes.items() if node is self.node}
         return own
 
-    def _run(self, op_type: str, inputs: list[Array | None], attributes: dict[str, Any]) -> list[Array]:
+    def _run(
+        self, op_type: str, inputs: list[Array | None], attributes: dict[str, Any], *, sizes: bool = False
+    ) -> list[Array]:
+        if sizes:  # nothing is taken from anything
+            op_type = "Add" if op_type == "Sub" else op_type
+            attributes |= {name: abs(attributes[name]) for name in ("alpha", "beta") if name in attributes}
         try:
             return execute.run(op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
         except Refused:

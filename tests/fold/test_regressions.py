@@ -7,7 +7,7 @@ import json
 import onnx
 import onnx_ir as ir
 import pytest
-from harness import assert_same, fill, folded, op_types, without_ledger
+from harness import assert_same, fill, folded, model, op_types, without_ledger
 
 from normdeploy.errors import InputError
 from normdeploy.fold import fold
@@ -464,3 +464,34 @@ def test_a_pool_over_unknown_channels_is_probed_with_those_of_its_map() -> None:
     assert [entry.outcome for entry in ledger] == ["folded"]
     assert ledger.dropped == ()
     assert_same(proto, new)
+
+
+def test_channels_that_only_the_norm_knows_are_probed_by_its_size() -> None:
+    """The constant of the Mul makes a leading axis, so what were the images are the channels."""
+    proto = model(
+        "float[N,3,2,2] x",
+        "float[2,1,1,1,1] k, float[2] gamma, float[2] beta, float[2] mean, float[2] var = {1, 2}, float[3,2,1,1,1] w",
+        "a = Relu (x)\n m = Mul (a, k)\n n = BatchNormalization (m, gamma, beta, mean, var)\n"
+        'p = Pad <mode = "reflect", pads = [0,0,0,0,0,0,0,0,0,0]> (n)\n y = Conv (p, w)',
+        opset=10,
+    )
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert "BatchNormalization" not in [node.op_type for node in new.graph.node]
+    assert_same(proto, new)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["a = MatMul (n, v)\n b = MatMul (n, v)\n y = Sub (a, b)", "y = Gemm <alpha = -1.0> (n, one, large)"],
+    ids=["Sub", "Gemm"],
+)
+def test_what_cancels_in_a_difference_is_measured_by_what_was_taken_from_what(body: str) -> None:
+    """Both sides are large, their difference is not, and float64 rounds the sides."""
+    proto = model(
+        "float[N,2] x",
+        "float[2] gamma = {1.5, 0.5}, float[2] beta = {1e6, 1e6}, float[2] mean, float[2] var, float[2,2] v,"
+        "float[2,2] one = {1, 0, 0, 1}, float[2] large = {1e6, 1e6}",
+        f"n = BatchNormalization (x, gamma, beta, mean, var)\n {body}",
+    )
+    assert not folded(proto)[1].dropped

@@ -27,7 +27,6 @@ ABSORBERS: Makers = (
     *(weighted.conv_transpose,) * 3,
     *(weighted.gemm,) * 3,
     *(weighted.matmul,) * 3,
-    weighted.embedding,
 )
 MOVERS: Makers = (
     movers.unchanged,
@@ -51,15 +50,16 @@ MOVERS: Makers = (
     *(movers.resize,) * 4,
     *(movers.pad,) * 3,
     movers.total,
-    *(movers.bent,) * 3,
+    *(movers.bent,) * 2,
+    *(movers.kinked,) * 4,
 )
 
 
 def journey(g: Graph) -> Value:
-    """Weights and a map, in either order, and up to four operators between them."""
-    ends = [ABSORBERS, MAPS] if g.d.odds(50) else [MAPS, ABSORBERS]
+    """Weights and a map, in either order, and up to three operators between them."""
+    ends = [(*ABSORBERS, weighted.embedding), MAPS] if g.d.odds(60) else [MAPS, ABSORBERS]
     with g.following(fitting(g, ends[0])):
-        _steps(g, 4)
+        _steps(g, g.d.one([1, 2, 0, 1, 3]))
         return fitting(g, ends[1])
 
 
@@ -74,7 +74,7 @@ def fork(g: Graph) -> Value:
             branches = g.values[before:]
     for branch in branches:
         with g.following(branch):
-            _steps(g, 2)
+            _steps(g, d.int(0, 2))
             last = fitting(g, ABSORBERS)
     return last
 
@@ -84,7 +84,7 @@ def join(g: Graph) -> Value:
     v = g.pick(lambda v: v.rank >= 2 and v.fixed(1) and v.fixed(v.rank - 1))
     branches = _twins(g, v) if v.rank > 2 else [_linear(g, v, 3) for _ in range(2)]
     with g.following(_joined(g, branches)):
-        _steps(g, 2)
+        _steps(g, g.d.int(0, 2))
         return fitting(g, MAPS)
 
 
@@ -94,7 +94,7 @@ def diamond(g: Graph) -> Value:
     branches = []
     for _ in range(2):
         with g.following(start):
-            _steps(g, 1)
+            _steps(g, g.d.int(0, 1))
             branches.append(g.newest)
     with g.following(_joined(g, branches)):
         return fitting(g, MAPS)
@@ -110,8 +110,8 @@ def fitting(g: Graph, makers: Makers) -> Value:
     raise Unfit
 
 
-def _steps(g: Graph, most: int) -> None:
-    for _ in range(g.d.int(0, most)):
+def _steps(g: Graph, count: int) -> None:
+    for _ in range(count):
         fitting(g, MOVERS)
 
 

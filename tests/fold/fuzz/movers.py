@@ -243,11 +243,14 @@ def depth_to_space(g: Graph) -> Value:
 
 
 def space_to_depth(g: Graph) -> Value:
-    """Blocks of 2; a convolution makes the cells even where they are not."""
+    """Blocks of 2; where the cells are odd, the last ones are there twice."""
     v = g.pick(lambda v: v.rank == 4 and v.fixed(1) and all((a - b) % 2 == 0 for a, b in zip(*v.shapes, strict=True)))
-    kernel = [1 + v.shapes[0][2] % 2, 1 + v.shapes[0][3] % 2]
-    if max(kernel) > 1 or g.d.odds(30):
-        v = convolved(g, v, kernel, {}, groups=1)
+    odd = [size % 2 for size in v.shapes[0][2:]]
+    if any(odd):
+        inputs: list[Any] = [v]
+        pads = g.parameter(inputs, "pads", [0] * 6 + odd, 11)
+        shapes = each(lambda s: (*s[:2], s[2] + odd[0], s[3] + odd[1]), v)
+        v = g.emit("Pad", inputs, shapes, mode="edge", **pads)
     return g.emit("SpaceToDepth", [v], each(lambda s: (s[0], s[1] * 4, s[2] // 2, s[3] // 2), v), blocksize=2)
 
 
@@ -268,6 +271,8 @@ def pool(g: Graph) -> Value:
         found["ceil_mode"] = 1
     if average and d.odds(40):
         found["count_include_pad"] = 1
+        if "auto_pad" not in found:
+            found["pads"] = [min(1, k - 1) for k in kernel * 2]
     shapes = each(lambda s: (*s[:2], *_pooled(s, kernel, found)), v)
     if average:
         return g.emit("AveragePool", [v], shapes, kernel_shape=kernel, **found)
@@ -397,12 +402,17 @@ def adds(u: Value, v: Value) -> bool:
 # -- what no map passes ----------------------------------------------------------------------------
 
 
+def kinked(g: Graph) -> Value:
+    """Relu or LeakyRelu, which a positive scale passes."""
+    v = g.pick()
+    slope = g.d.one([None, 0.25, 0.01])
+    return g.emit("LeakyRelu", [v], v.shapes, alpha=slope) if g.d.odds(40) else g.emit("Relu", [v], v.shapes)
+
+
 def bent(g: Graph) -> Value:
-    """Relu, LeakyRelu and what has another kink or none."""
+    """What has another kink, or none."""
     d, v = g.d, g.pick()
-    op = d.one(["Relu", "Relu", "Relu", "LeakyRelu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "PRelu", "Softmax"])
-    if op == "LeakyRelu":
-        return g.emit(op, [v], v.shapes, alpha=d.one([0.25, None]))
+    op = d.one(["Clip", "Sigmoid", "Tanh", "PRelu", "Softmax"])
     if op == "Clip":
         if g.opset < 11:
             return g.emit(op, [v], v.shapes, min=0.0, max=6.0)

@@ -68,11 +68,20 @@ def _problems(case: Case, before: bytes, new: onnx.ModelProto, result: FoldResul
     yield from _invalid(new)
     yield from _grown(case.proto, new)
     yield from _forgotten(case.proto, new, result.ledger)
-    if bare(ir.to_proto(fold(new).model)) != bare(new):
-        yield "folding twice changes something"
+    yield from _restless(new)
     if bare(ir.to_proto(fold(case.given, validate=False).model)) != bare(new):
         yield "folding without validation differs"
     yield from different(case, new)
+
+
+def _restless(new: onnx.ModelProto) -> Iterator[str]:
+    """Whether folding twice changes something; in 16 bits, rounding may make equal, and so foldable, what was not."""
+    again = ir.to_proto(fold(new).model)
+    if bare(again) == bare(new):
+        return
+    fewer = sum(1 for _ in nodes(again)) < sum(1 for _ in nodes(new))
+    if coarsest(new) not in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) or not fewer:
+        yield "folding twice changes something"
 
 
 def _violation(case: Case, new: onnx.ModelProto | None, problem: str) -> Violation:
@@ -140,8 +149,14 @@ def passes_over_data(proto: onnx.ModelProto) -> list[str]:
 
 
 def bare(proto: onnx.ModelProto) -> bytes:
-    """The bytes of ``proto`` but for the ledger that travels in it."""
-    return bytes(_without_ledger(proto).SerializeToString(deterministic=True))
+    """The bytes of ``proto`` but for the ledger that travels in it, and what inference says of values inside.
+
+    An Add tells more of the shape of its result than the norm whose place it took.
+    """
+    found = _without_ledger(proto)
+    for graph in (found.graph, *(attr.g for node in nodes(found) for attr in node.attribute if attr.HasField("g"))):
+        del graph.value_info[:]
+    return bytes(found.SerializeToString(deterministic=True))
 
 
 def _without_ledger(proto: onnx.ModelProto) -> onnx.ModelProto:

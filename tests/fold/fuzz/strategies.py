@@ -30,6 +30,7 @@ BLOCKS: Makers = (
     *(weighted.parallel_branches,) * 3,
     *(weighted.layer_scale,) * 2,
     *(weighted.norm_of_tokens,) * 2,
+    weighted.embedding,
     weighted.running_instance_norm,
     weighted.attention,
 )
@@ -44,15 +45,15 @@ OTHERS: Makers = (
 """What no map passes."""
 
 GROUPS: tuple[tuple[int, Makers], ...] = (
-    (20, MAPS),
-    (15, ABSORBERS),
-    (25, MOVERS),
+    (14, MAPS),
+    (11, ABSORBERS),
+    (14, MOVERS),
     (8, BLOCKS),
-    (6, OTHERS),
-    (16, (journey,)),
-    (4, (fork,)),
-    (5, (join,)),
-    (3, (diamond,)),
+    (5, OTHERS),
+    (28, (journey,)),
+    (6, (fork,)),
+    (7, (join,)),
+    (4, (diamond,)),
 )
 """How often one of each is drawn. All numbers stay small: hypothesis draws the ends of a long range too often."""
 
@@ -101,8 +102,8 @@ def _input(g: Graph) -> None:
     sizes = [d.one([2, 1, 3]), d.one([3, 4, 2, 6, 1, 8]), *d.ints(max(rank - 2, 0), 2, 7)][:rank]
     if rank == 5:
         sizes[1:] = [min(n, 4) for n in sizes[1:]]
-    if rank > 2 and d.odds(20):
-        sizes[-1] = sizes[1]  # nothing tells the last axis from the channels
+    if rank > 2 and d.odds(35):
+        sizes[d.int(2, rank - 1)] = sizes[1]  # nothing but its place tells an axis from the channels
     dims: list[str | int] = list(sizes)
     there = list(sizes)
     for axis in range(rank):
