@@ -270,10 +270,13 @@ class _Folder:
             self.proof_seconds += time.perf_counter() - begin
 
     def _fold_all(self, land: Territory, writer: Writer) -> None:
-        """Every map in order and every sum, until nothing moves: what went may have freed the way for the others."""
+        """Every map in order and every sum, until nothing moves: what went may have freed the way for the others.
+
+        What changes nothing goes first, or others would travel to join it.
+        """
         moves = True
         while moves:
-            while sum(self._fold_one(land, writer, node) for node in list(land.maps)):
+            while sum(self._fold_one(land, writer, node) for node in _in_order(land)):
                 pass
             sums = [node for node in land.nodes if node.op_type in merge.SUMS and node.graph is not None]
             merged = sum(self._merge_one(land, writer, node) for node in sums)
@@ -420,6 +423,10 @@ class _Folder:
         safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
         onnxfile.save(self.model, self.dump / f"{self.steps:03d}-{safe}.onnx")
         self.steps += 1
+
+
+def _in_order(land: Territory) -> list[ir.Node]:
+    return sorted(land.maps, key=lambda node: not land.maps[node].is_identity)
 
 
 _WHY_NOT_LINEAR = {"BatchNormalization": "its statistics are not constant"}

@@ -495,3 +495,15 @@ def test_what_cancels_in_a_difference_is_measured_by_what_was_taken_from_what(bo
         f"n = BatchNormalization (x, gamma, beta, mean, var)\n {body}",
     )
     assert not folded(proto)[1].dropped
+
+
+def test_what_changes_nothing_does_not_draw_a_bias_away_from_its_product() -> None:
+    """As ELU is exported: Mul by 1. The Add behind the MatMul would travel through the Reshape to join it."""
+    proto = model(
+        "float[2,5,4] x",
+        "float[4,6] w, float[6] b, int64[4] shape = {2, 5, 2, 3}, float one = {1}",
+        "m = MatMul (x, w)\n a = Add (m, b)\n r = Reshape (a, shape)\n e = Mul (r, one)\n y = Sigmoid (e)",
+    )
+    new, _ = folded(proto)
+    assert [node.op_type for node in new.graph.node] == ["MatMul", "Add", "Reshape", "Sigmoid"]
+    assert_same(proto, new)
