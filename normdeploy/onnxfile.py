@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normdeploy.errors import InputError
+
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
@@ -26,11 +28,15 @@ _LARGEST = 2**31 - 1
 def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | None = None) -> None:
     """Write ``model``, which is not changed, to ``path``; with ``external_data`` its weights to that file beside it.
 
+    Wherever the weights lie now, they are written: what is written reads no other file.
+
     Raises:
         OSError: a file cannot be written.
-        ValueError: the weights are within the file, and it would have more than 2 GB.
+        InputError: the weights are within the file, and it would have more than 2 GB; or both files are one.
     """
     if external_data is not None:
+        if (Path(path).parent / external_data).resolve() == Path(path).resolve():
+            raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
         ir.save(model, path, external_data=external_data)
         return
     proto = _without_weights(model)
@@ -39,7 +45,11 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
     parts = [_Part.of(value) for value in model.graph.initializers.values() if value.const_value is not None]
     size = len(graph) + sum(part.size for part in parts)
     if size > _LARGEST - proto.ByteSize():
-        raise ValueError(f"an ONNX file of {size} bytes needs its weights beside it")
+        raise InputError(
+            f"one ONNX file cannot hold {size:,} bytes",
+            where=str(path),
+            fix="name a file for the weights: external_data",
+        )
     with Path(path).open("wb") as file:
         file.write(proto.SerializeToString() + _head(_GRAPH, size) + graph)
         for part in parts:
@@ -67,7 +77,7 @@ class _Part:
     def of(cls, value: ir.Value) -> _Part:
         weight = value.const_value
         assert weight is not None
-        if isinstance(weight, (ir.ExternalTensor, ir.StringTensor)):
+        if isinstance(weight, ir.StringTensor):
             return cls(ir.to_proto(weight).SerializeToString(), None)
         proto = onnx.TensorProto(name=value.name, data_type=weight.dtype.value, dims=weight.shape.numpy())
         if weight.doc_string:

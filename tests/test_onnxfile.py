@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from normdeploy import onnxfile
+from normdeploy.errors import InputError
 from normdeploy.fold import fold
 
 DTYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_, ml_dtypes.int4]
@@ -79,16 +80,28 @@ def test_the_model_is_not_changed(tmp_path: Path) -> None:
     assert ir.to_proto(given).SerializeToString(deterministic=True) == before
 
 
-def test_weights_in_other_files_stay_there_or_move_beside(tmp_path: Path) -> None:
-    numbers = (weight for weight in weights() if weight.dtype != ir.DataType.STRING)
-    ir.save(model(*numbers), tmp_path / "a.onnx", external_data="a.data", size_threshold_bytes=0)
-    given = ir.load(tmp_path / "a.onnx")
+def test_what_is_written_reads_no_other_file(tmp_path: Path) -> None:
+    """A reference to a file by its name would find another model's weights beside the new file, or none."""
+    numbers = [weight for weight in weights() if weight.dtype != ir.DataType.STRING]
+    (tmp_path / "given").mkdir()
+    ir.save(model(*numbers), tmp_path / "given" / "a.onnx", external_data="a.data", size_threshold_bytes=0)
+    given = ir.load(tmp_path / "given" / "a.onnx")
     assert any(isinstance(value.const_value, ir.ExternalTensor) for value in given.graph.initializers.values())
+    (tmp_path / "a.data").write_bytes(bytes(10_000))
     onnxfile.save(given, tmp_path / "b.onnx")
-    assert same(tmp_path / "b.onnx", given)
-    onnxfile.save(model(ir.Tensor(np.ones(900, np.float32), name="w")), tmp_path / "c.onnx", external_data="c.data")
+    for tensor, number in zip(onnx.load(tmp_path / "b.onnx").graph.initializer, numbers, strict=True):
+        assert not tensor.external_data
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), number.numpy())
+
+
+def test_weights_go_beside_the_file_where_that_is_asked(tmp_path: Path) -> None:
+    given = model(ir.Tensor(np.ones(900, np.float32), name="w"))
+    onnxfile.save(given, tmp_path / "c.onnx", external_data="c.data")
     assert (tmp_path / "c.data").stat().st_size == 3600
     assert (tmp_path / "c.onnx").stat().st_size < 1000
+    with pytest.raises(InputError, match="own file"):
+        onnxfile.save(given, tmp_path / "d.onnx", external_data="d.onnx")
+    assert not (tmp_path / "d.onnx").exists()
 
 
 def test_initializers_that_are_inputs_and_bodies_stay_what_they_are(tmp_path: Path) -> None:
@@ -116,7 +129,7 @@ def test_a_file_of_more_than_2_gigabytes_is_refused_before_it_is_begun(tmp_path:
         raise AssertionError("it was evaluated")
 
     weight = ir.LazyTensor(never, ir.DataType.FLOAT, ir.Shape([2**29]), name="huge")
-    with pytest.raises(ValueError, match="weights beside it"):
+    with pytest.raises(InputError, match="one ONNX file cannot hold"):
         onnxfile.save(model(weight), tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,6 +317,26 @@ def test_the_output_may_not_be_the_input_nor_what_exists(conv_bn: Path, tmp_path
     assert tree(tmp_path) == before | {"old.onnx": b"mine"}
 
 
+def test_weights_of_the_input_are_not_written_over(conv_bn: Path, tmp_path: Path) -> None:
+    source = tmp_path / "with" / "m.onnx"
+    source.parent.mkdir()
+    ir.save(ir.load(conv_bn), source, external_data="w.bin", size_threshold_bytes=0)
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="the output holds weights of the input"):
+        fold_file(source, source.parent / "w.bin", force=True)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_regular_file_is_left_alone(conv_bn: Path, tmp_path: Path, force: bool) -> None:
+    """A device would be replaced by a file; a pipe would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file") as caught:
+        fold_file(conv_bn, tmp_path / "pipe", force=force)
+    assert "--force" not in caught.value.fix
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_full_disk_leaves_the_old_file(conv_bn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old.onnx").write_text("mine")
     before = tree(tmp_path)
@@ -349,7 +370,7 @@ def test_strict_refuses_a_fold_that_dropped_a_plan(
         raise Refused("the proof fails")
 
     monkeypatch.setattr(validate, "residual", disproven)
-    with pytest.raises(VerdictError, match="failed their proof"):
+    with pytest.raises(VerdictError, match="failed its proof"):
         fold_file(conv_bn, tmp_path / "out.onnx", strict=True)
     assert not (tmp_path / "out.onnx").exists()
     assert fold_file(conv_bn, tmp_path / "out.onnx").dropped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from normdeploy.errors import InputError
 from normdeploy.fold import merge
 from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.apply import Writer, all_names, check
+from normdeploy.fold.apply import Writer, all_names, check, remove
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.layernorm.affine import AFFINE_NORMS
 from normdeploy.fold.layernorm.reduce import NOT_LINEAR, Level, Reducer, blank
@@ -68,18 +68,38 @@ def fold(
         dump: a folder to write the graph into before the first and after each step.
 
     Raises:
-        InputError: the file cannot be read as an ONNX model, or there is no such level or target.
+        InputError: the file cannot be read as an ONNX model, or is none; there is no such level or target; nothing
+            has a name that ``keep`` asks for.
     """
     begin = time.perf_counter()
     _need_one_of(layernorm, get_args(Level), "layernorm")
     _need_one_of(target, get_args(Target), "target")
-    folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, dump)
-    with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
-        folder.run()
+    if isinstance(keep, str):
+        raise InputError(
+            "keep is a list of patterns, and this is a text", where=f"keep={keep!r}", fix=f"give [{keep!r}]"
+        )
+    folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, None if dump is None else Path(dump))
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
+            folder.run()
+    except (ValueError, IndexError, RuntimeError) as error:
+        _need_validity(model, error)
+        raise
     ledger = folder.ledger(time.perf_counter() - begin)
     previous = folder.model.metadata_props.get(METADATA_KEY)
     folder.model.metadata_props[METADATA_KEY] = _with_history(ledger, previous).to_json()
     return FoldResult(folder.model, ledger)
+
+
+def _need_validity(model: str | Path | onnx.ModelProto | ir.Model, error: Exception) -> None:
+    """Where a fold fails by ``error`` and the model is not valid, say so."""
+    given = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    try:
+        onnx.checker.check_model(given, full_check=True)
+    except Exception as problem:  # it raises of its own, and of protobuf's and of shape inference's
+        where = str(model) if isinstance(model, str | Path) else ""
+        what = " ".join(str(problem).split())
+        raise InputError(f"the model is not valid ONNX: {what}", where=where, fix="export it again") from error
 
 
 def _need_one_of(given: str, known: Sequence[str], where: str) -> None:
@@ -178,8 +198,11 @@ class _Folder:
 
     def run(self) -> None:
         """Fold every graph of the model, bodies and functions included."""
+        self._need_known_names()
         for graph, _ in _graphs(self.model):
+            _need_makers(graph)
             graph.sort()  # shape inference gives up on nodes in another order
+            _remove_dead_ends(graph)
         self._infer_shapes()
         self.show("before")
         names = all_names(self.model)
@@ -191,6 +214,13 @@ class _Folder:
             writer = Writer(land, edits, names, self.model.graph)
             self._fold_all(land, writer)
             reducer.reduce(land, writer)
+
+    def _need_known_names(self) -> None:
+        names = {label(node) for graph, _ in _graphs(self.model) for node in graph}
+        for pattern in self.keep:
+            if not fnmatch.filter(names, pattern):
+                fix = "name a module, or a node where there are no modules"
+                raise InputError("nothing has a name that is to be kept", where=f"keep {pattern!r}", fix=fix)
 
     # -- the land ------------------------------------------------------------------------------
 
@@ -235,7 +265,7 @@ class _Folder:
             self._enter_left(node, [refusal])
             return None
         if m is None:
-            if node.op_type in NORMS or node.op_type in AFFINE_NORMS:
+            if node.domain in ("", "ai.onnx") and (node.op_type in NORMS or node.op_type in AFFINE_NORMS):
                 self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(node.op_type, NOT_LINEAR))])
             return None
         if self.is_kept(node):
@@ -432,13 +462,35 @@ def _in_order(land: Territory) -> list[ir.Node]:
 _WHY_NOT_LINEAR = {"BatchNormalization": "its statistics are not constant"}
 
 
+def _need_makers(graph: ir.Graph | ir.Function) -> None:
+    """Refuse a graph that reads a value which nothing makes."""
+    read = [(value, label(node)) for node in graph for value in node.inputs if value is not None]
+    for value, reader in (*read, *((value, "the model's outputs") for value in graph.outputs)):
+        if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+            raise InputError(
+                f"the model is not valid ONNX: nothing makes {value.name!r}", where=reader, fix="export it again"
+            )
+
+
+def _remove_dead_ends(graph: ir.Graph | ir.Function) -> None:
+    """Take out what nothing reads: there is no norm where nothing is computed."""
+    for node in reversed(list(graph)):
+        if node.graph is not None and not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            remove(node)
+
+
 def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph | ir.Function, int]]:
-    opset = model.opset_imports.get("", 1)
+    opset = _opset(model.opset_imports, 1)
     yield model.graph, opset
     for graph in model.graph.subgraphs():
         yield graph, opset
     for function in model.functions.values():
-        yield function, function.opset_imports.get("", opset)
+        yield function, _opset(function.opset_imports, opset)
+
+
+def _opset(imports: Mapping[str, int], otherwise: int) -> int:
+    """The opset of ONNX's own operators, whose domain has two names."""
+    return imports.get("", imports.get("ai.onnx", otherwise))
 
 
 def _why(refusals: Iterable[Refused]) -> tuple[str, str]:

@@ -214,6 +214,8 @@ class _Square:
             return self._target_of_reshape()
         if self.node.op_type == "Slice" and value in self.node.inputs[1:3] and len(set(self.node.inputs[1:3])) == 2:
             return np.full(shape, 0 if value is self.node.inputs[1] else 2, np.int64)  # the first two of each axis
+        if self.node.op_type == "Split" and value is self.node.inputs[1]:
+            return self._parts_of_split()
         if self.node.op_type != "Gather":
             raise self._broken(f"its input {value.name} is not constant")
         return np.zeros(shape, np.int64)
@@ -236,6 +238,12 @@ class _Square:
             rest = math.prod(before) // math.prod(n for n in numbers if n > 0)
             numbers[axis] = next((n for n in range(2, rest + 1) if rest % n == 0), 1)
         return np.array(numbers, np.int64)
+
+    def _parts_of_split(self) -> np.ndarray:
+        """Parts of one length, and what is left for the last."""
+        data, count = input_shapes(self.view, self.node, self._maps(), self._known)[0], len(self.node.outputs)
+        size = data[self.view.attr(self.node, "axis", 0)]
+        return np.array([size // count] * (count - 1) + [size - size // count * (count - 1)], np.int64)
 
     def _target_of_resize(self, value: ir.Value) -> np.ndarray:
         """Scales (or sizes) of 2 along every axis that no map varies over."""

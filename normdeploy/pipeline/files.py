@@ -46,7 +46,7 @@ def fold_file(
         result = fold(source, keep=keep, layernorm=layernorm, target=target, dump=dump)
         if strict and result.ledger.dropped:
             raise VerdictError(
-                f"{len(result.ledger.dropped)} plans failed their proof and were dropped; nothing was written",
+                "a step failed its proof and was dropped, so nothing was written",
                 where="; ".join(result.ledger.dropped),
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
@@ -62,6 +62,12 @@ def check_paths(source: Path, out: Path, force: bool) -> None:
         raise InputError("the output is the input", where=str(out), fix="choose another --out")
     if out.is_dir():
         raise InputError("there is a folder where the file should go", where=str(out), fix="give --out a file name")
+    if out.exists() and not out.is_file():
+        raise InputError(
+            "there is no regular file where the file should go", where=str(out), fix="choose another --out"
+        )
+    if out.exists() and any(out.samefile(data) for data in _data_files(source, any_name=True) if data.exists()):
+        raise InputError("the output holds weights of the input", where=str(out), fix="choose another --out")
     if out.exists() and not force:
         raise InputError("the output exists already", where=str(out), fix="choose another --out, or give --force")
 
@@ -92,15 +98,16 @@ def _data_names(out: Path) -> Iterator[Path]:
         number += 1
 
 
-def _data_files(model: Path) -> set[Path]:
-    """The files of weights beside ``model`` that it reads and that bear its name; none where it is no model."""
+def _data_files(model: Path, *, any_name: bool = False) -> set[Path]:
+    """The files of weights that ``model`` reads and that bear its name (or any); none where it is no model."""
     try:
         proto = onnx.load(model, load_external_data=False)
     except Exception:  # protobuf's decoder raises many kinds on bytes that are no model
         return set()
     entries = (entry for tensor in proto.graph.initializer for entry in tensor.external_data)
     names = {entry.value for entry in entries if entry.key == "location"}
-    return {model.with_name(name) for name in names if fnmatch.fnmatchcase(name, f"{model.name}*.data")}
+    pattern = "*" if any_name else f"{model.name}*.data"
+    return {model.parent / name for name in names if fnmatch.fnmatchcase(name, pattern)}
 
 
 def _needs_data(model: ir.Model, source: Path, external_above: int) -> bool:

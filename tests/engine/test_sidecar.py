@@ -48,6 +48,14 @@ def test_what_is_written_is_read(written: Path) -> None:
     assert document["profiles"] == [{"x": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}}]
 
 
+def test_a_plan_has_the_rights_of_any_new_file(written: Path) -> None:
+    """Who may read the folder may load the bundle."""
+    other = written.parent / "other"
+    other.touch()
+    for path in (written, sidecar_path(written)):
+        assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_an_existing_plan_is_replaced_only_when_told(written: Path) -> None:
     with pytest.raises(InputError, match=r"exists already(.|\n)*--force"):
         write_plan(written, b"new", sidecar(sha256=sha256(b"new")))

@@ -6,7 +6,8 @@ from cases import Case, ids
 from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_ONE_CONVOLUTION, NOT_PER_CHANNEL
 from harness import assert_same, bn, check_fold, check_refusal, folded, initializers, model, norm, op_types, parsed
 
-from normdeploy.fold import apply
+from normdeploy.errors import InputError
+from normdeploy.fold import apply, fold
 
 
 @pytest.mark.parametrize("case", NOT_LINEAR, ids=ids(NOT_LINEAR))
@@ -78,9 +79,17 @@ def test_a_kept_norm_lets_others_go() -> None:
     assert_same(proto, new)
 
 
-def test_a_pattern_that_fits_no_name_keeps_nothing() -> None:
-    new, _ = folded(conv_norm(), keep=("somewhere.else",))
-    assert op_types(new) == {"Conv": 1}
+@pytest.mark.parametrize("keep", [("somewhere.else",), ("n", "nom"), ("",)])
+def test_a_pattern_that_fits_no_name_is_refused(keep: tuple[str, ...]) -> None:
+    """Whoever asks for a norm to stay has a reason; a slip of the pen must not cost it."""
+    with pytest.raises(InputError, match="nothing has a name that is to be kept"):
+        fold(conv_norm(), keep=keep)
+
+
+def test_a_text_is_no_list_of_patterns() -> None:
+    with pytest.raises(InputError, match="keep is a list of patterns") as caught:
+        fold(conv_norm(), keep="norm")
+    assert caught.value.fix == "give ['norm']"
 
 
 def test_a_large_shared_weight_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -506,4 +507,73 @@ def test_what_changes_nothing_does_not_draw_a_bias_away_from_its_product() -> No
     )
     new, _ = folded(proto)
     assert [node.op_type for node in new.graph.node] == ["MatMul", "Add", "Reshape", "Sigmoid"]
+    assert_same(proto, new)
+
+
+def test_what_nothing_reads_goes_before_it_is_folded_or_proven() -> None:
+    proto = model(
+        "float[2,4,8,6] x",
+        "float[4] gamma, float[4] beta, float[4] mean, float[4] var, float k = {2}",
+        "y = Relu (x)\n n = BatchNormalization (x, gamma, beta, mean, var)\n d = Div (n, x)\n z = Mul (d, k)",
+    )
+    new, ledger = folded(proto)
+    assert [node.op_type for node in new.graph.node] == ["Relu"]
+    assert not ledger.entries
+    assert not ledger.dropped
+
+
+def test_the_domain_of_onnx_has_two_names() -> None:
+    proto = model("float[2,3,8,6] x", "float[4,3,1,1] w, float[4] gamma, float[4] beta, float[4] mean, float[4] var",
+                  "c = Conv (x, w)\n y = BatchNormalization (c, gamma, beta, mean, var)", opset=17)  # fmt: skip
+    proto.opset_import[0].domain = "ai.onnx"
+    assert [node.op_type for node in folded(proto)[0].graph.node] == ["Conv"]
+
+
+def test_an_operator_of_another_domain_is_no_norm() -> None:
+    proto = model("float[2,3,8,6] x", "float[3] gamma", "n = Mul (x, gamma)\n y = Relu (n)")
+    norm = proto.graph.node[0]
+    norm.op_type, norm.domain = "BatchNormalization", "my.dom"
+    proto.opset_import.add(domain="my.dom", version=1)
+    assert not fold(proto).ledger.entries
+
+
+BROKEN = {
+    "parameters of another length": "c = Conv (x, w)\n y = BatchNormalization (c, g, b, m, var)",
+    "a cycle": "a = Add (x, c)\n c = Relu (a)\n y = Relu (c)",
+    "its own input": "a = Add (x, a)\n y = Relu (a)",
+    "nobody makes what it reads": "y = Add (x, nothing)",
+    "nobody makes its output": "z = Relu (x)",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_model_that_is_not_valid_is_bad_input(name: str, tmp_path: Path) -> None:
+    weights = "float[4,3,1,1] w, float[3] g, float[4] b, float[4] m, float[4] var"
+    proto = model("float[2,3,8,6] x", weights, BROKEN[name])
+    onnx.save(proto, tmp_path / "m.onnx")
+    for given in (proto, tmp_path / "m.onnx"):
+        with pytest.raises(InputError, match=r"not valid ONNX|cannot be read"):
+            fold(given)
+
+
+def test_a_weight_with_too_few_bytes_is_bad_input() -> None:
+    proto = model("float[2,3,8,6] x", "float[4,3,1,1] w, float[4] gamma, float[4] beta, float[4] mean, float[4] var",
+                  "c = Conv (x, w)\n y = BatchNormalization (c, gamma, beta, mean, var)")  # fmt: skip
+    weight = proto.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight), weight.name))
+    weight.raw_data = weight.raw_data[:-8]
+    with pytest.raises(InputError, match="not valid ONNX"):
+        fold(proto)
+
+
+def test_a_split_of_images_whose_sizes_may_be_overridden_lets_the_channels_pass() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[4,3,2,2] x, int64[2] sizes) => (float[A,2,2,2] y, float[B,2,2,2] z)
+        <float[3] gamma = {-0.6, 0.35, 1}, float[3] beta = {1, 2, 3}, float[3] mean = {0, 1, 0},
+         float[3] var = {1, 2, 3}, int64[2] sizes = {1, 3}, float[2,3,1,1] w = {1, 2, 3, 4, 5, 6}>
+        { n = BatchNormalization (x, gamma, beta, mean, var)  a, b = Split <axis = 0> (n, sizes)
+          y = Conv (a, w)  z = Conv (b, w) }""")
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert "BatchNormalization" not in op_types(new)
     assert_same(proto, new)
