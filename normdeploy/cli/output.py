@@ -208,7 +208,7 @@ def _lines(entry: Entry) -> Iterator[str]:
     if entry.residual is not None:
         yield f"largest relative error of its validation in float64: {entry.residual:.2g}"
     if entry.reason and entry.outcome != "left":
-        yield f"why not more: {entry.reason}"
+        yield f"in detail: {entry.reason}"
     if entry.fix:
         yield f"fix: {entry.fix}"
 

@@ -52,7 +52,7 @@ def fold(
     layernorm: Level = "affine",
     target: Target = "onnx",
     validate: bool = True,
-    dump: Path | None = None,
+    dump: str | Path | None = None,
 ) -> FoldResult:
     """Push everything that is linear in every norm of ``model`` into the neighbouring weights.
 
@@ -78,7 +78,7 @@ def fold(
         raise InputError(
             "keep is a list of patterns, and this is a text", where=f"keep={keep!r}", fix=f"give [{keep!r}]"
         )
-    folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, None if dump is None else Path(dump))
+    folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, _made(dump))
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
             folder.run()
@@ -89,6 +89,16 @@ def fold(
     previous = folder.model.metadata_props.get(METADATA_KEY)
     folder.model.metadata_props[METADATA_KEY] = _with_history(ledger, previous).to_json()
     return FoldResult(folder.model, ledger)
+
+
+def _made(dump: str | Path | None) -> Path | None:
+    try:
+        if dump is not None:
+            Path(dump).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the folder for the graphs cannot be made: {error.strerror}"
+        raise InputError(what, where=str(dump), fix="choose another --dump") from error
+    return None if dump is None else Path(dump)
 
 
 def _need_validity(model: str | Path | onnx.ModelProto | ir.Model, error: Exception) -> None:
@@ -449,15 +459,20 @@ class _Folder:
         """Dump the graph as it is now, where that was asked for."""
         if self.dump is None:
             return
-        self.dump.mkdir(parents=True, exist_ok=True)
         safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-        onnxfile.save(self.model, self.dump / f"{self.steps:03d}-{safe}.onnx")
+        name = f"{self.steps:03d}-{safe}.onnx"
+        weights = (value.const_value for value in self.model.graph.initializers.values())
+        size = sum(weight.nbytes for weight in weights if weight is not None)
+        onnxfile.save(self.model, self.dump / name, external_data=f"{name}.data" if size > _LARGE else None)
         self.steps += 1
 
 
 def _in_order(land: Territory) -> list[ir.Node]:
     return sorted(land.maps, key=lambda node: not land.maps[node].is_identity)
 
+
+_LARGE = 2**30
+"""Bytes of weights above which a dumped graph has them beside it."""
 
 _WHY_NOT_LINEAR = {"BatchNormalization": "its statistics are not constant"}
 

@@ -12,6 +12,7 @@ import pytest
 from harness import bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
+from normdeploy.errors import InputError
 from normdeploy.fold import Entry, Ledger, fold
 from normdeploy.fold.ledger import METADATA_KEY, left
 from normdeploy.graph import MODULE_KEY
@@ -172,6 +173,13 @@ def test_seconds_are_told_and_kept_out_of_the_file() -> None:
     assert 0.0 < ledger.validation_seconds < ledger.seconds
     props = {prop.key: prop.value for prop in new.metadata_props}
     assert Ledger.from_json(props[METADATA_KEY]).seconds == 0.0
+
+
+def test_a_dump_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="the folder for the graphs cannot be made") as caught:
+        fold(two_norms(), dump=str(tmp_path / "file"))
+    assert (caught.value.where, caught.value.fix) == (str(tmp_path / "file"), "choose another --dump")
 
 
 def test_a_dump_shows_the_graph_before_and_after_each_step(tmp_path: Path) -> None:
