@@ -35,6 +35,13 @@ def test_a_chain_is_as_long_as_it_says() -> None:
     assert (script.chain(form, weights, 3, 1)(feed.arrays)["y"] == thrice["x"]).all()
 
 
+def test_the_readme_shows_what_was_measured() -> None:
+    readme = (Path(script.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- scripts/bench_layernorm_cpu.py -->")[2].partition("<!-- end -->")[0].strip()
+    assert shown.startswith("Times as fast")
+    assert shown in script.RESULTS.with_suffix(".md").read_text(encoding="utf-8")
+
+
 def test_a_wrong_form_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = replace(FORMS[0], name="wrong", bias=False)
     monkeypatch.setattr(script, "GROUPS", ((FORMS[0], wrong),))
