@@ -1,13 +1,18 @@
-"""ONNX files, written weight by weight: nothing is held but the weight that is just written.
+"""ONNX files, read and written weight by weight: nothing is held but the weight that is in hand.
 
 As one message of protobuf a model is in memory three times before it is written: itself, the message, and its bytes.
 The wire format asks for none of that (protobuf, "Encoding"): a message is its fields in any order, and a field of
-bytes is its number, its length and the bytes. So the weights, which are fields of the graph, follow the rest of it.
+bytes is its number, its length and the bytes. So the weights, which are fields of the graph, follow the rest of it;
+and when a file is read, they are left where they are, and mapped.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
+import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,36 +26,153 @@ from normdeploy.errors import InputError
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
 _RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
+_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
+"""Wire types: what follows the number of a field; those of a fixed size, by it."""
+_PLAIN = frozenset(
+    {
+        ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8,
+        ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64,
+    }
+)  # fmt: skip
+"""What is stored as it is computed with, number by number."""
+_MAPPED = 1 << 12
+"""Bytes from which on a weight is mapped."""
 _LARGEST = 2**31 - 1
 """The most bytes that a message can have."""
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model as ``onnx_ir.load`` does, but for its weights: they stay in the file, which must stay as it is.
+
+    Raises what ``onnx_ir.load`` raises.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":  # other formats have other ends, and nothing to map
+        return ir.load(path)
+    try:
+        return _mapped(path)
+    except Exception:  # no such file, an empty one, or none of protobuf's: onnx_ir has the words for it
+        return ir.load(path)
+
+
+def _mapped(path: Path) -> ir.Model:
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    light, weights = _split(data)
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(light))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    for name, array in weights.items():
+        value = model.graph.initializers[name]
+        described = value.const_value
+        assert described is not None
+        props = dict(described.metadata_props)
+        value.const_value = ir.Tensor(
+            array, described.dtype, name=name, doc_string=described.doc_string, metadata_props=props
+        )
+    return model
+
+
+def _split(data: memoryview) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The bytes of a model but for those of its large weights, and these by their names, where they lie."""
+    rest, graph, weights = bytearray(), bytearray(), {}
+    for number, start, body, end in _fields(data, 0, len(data)):
+        if number != _GRAPH:
+            rest += data[start:end]
+            continue
+        for inner, first, inside, last in _fields(data, body, end):
+            found = _weight(data, inside, last) if inner == _INITIALIZER and last - inside > _MAPPED else None
+            if found is None:
+                graph += data[first:last]
+            else:
+                description, array = found
+                weights[description.name] = array
+                graph += _head(_INITIALIZER, description.ByteSize()) + description.SerializeToString()
+    return bytes(rest + _head(_GRAPH, len(graph)) + graph), weights
+
+
+def _weight(data: memoryview, start: int, end: int) -> tuple[onnx.TensorProto, np.ndarray] | None:
+    """A tensor without its bytes, and these as an array; None where they are not all there is, and in that order."""
+    description, raw = bytearray(), None
+    for number, first, body, last in _fields(data, start, end):
+        if number == _RAW_DATA:
+            raw = (body, last)
+        else:
+            description += data[first:last]
+    proto = onnx.TensorProto.FromString(bytes(description))
+    if raw is None or proto.data_type not in _PLAIN or sys.byteorder != "little":
+        return None
+    dtype = ir.DataType(proto.data_type).numpy()
+    if raw[1] - raw[0] != math.prod(proto.dims) * dtype.itemsize:
+        return None
+    return proto, np.frombuffer(data[raw[0] : raw[1]], dtype).reshape(tuple(proto.dims))
+
+
+def _fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of a message: number, where it begins, where what it holds begins, where it ends."""
+    while start < end:
+        key, body = _number(data, start)
+        wire = key & 7
+        if wire == _VARINT:
+            last = _number(data, body)[1]
+        elif wire == _BYTES:
+            length, body = _number(data, body)
+            last = body + length
+        elif wire in _FIXED:
+            last = body + _FIXED[wire]
+        else:
+            raise ValueError(f"there is no wire type {wire}")
+        if last > end:
+            raise ValueError("a field is longer than what it is in")
+        yield key >> 3, start, body, last
+        start = last
+
+
+def _number(data: memoryview, at: int) -> tuple[int, int]:
+    """A varint, and where it ends."""
+    number = shift = 0
+    while True:
+        digit = data[at]
+        at += 1
+        number |= (digit & 0x7F) << shift
+        if digit < 0x80:
+            return number, at
+        shift += 7
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | None = None) -> None:
     """Write ``model``, which is not changed, to ``path``; with ``external_data`` its weights to that file beside it.
 
-    Wherever the weights lie now, they are written: what is written reads no other file.
+    Wherever the weights lie now, they are written: what is written reads no other file. It takes the place of an older
+    one at once and whole.
 
     Raises:
         OSError: a file cannot be written.
         InputError: the weights are within the file, and it would have more than 2 GB; or both files are one.
     """
-    if external_data is not None:
-        if (Path(path).parent / external_data).resolve() == Path(path).resolve():
-            raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
-        ir.save(model, path, external_data=external_data)
-        return
+    path = Path(path)
+    if external_data is not None and (path.parent / external_data).resolve() == path.resolve():
+        raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.onnx")  # the model may have its weights in the old file
+    try:
+        if external_data is None:
+            _write(model, temporary, path)
+        else:
+            ir.save(model, temporary, external_data=external_data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(model: ir.Model, temporary: Path, path: Path) -> None:
     proto = _without_weights(model)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     parts = [_Part.of(value) for value in model.graph.initializers.values() if value.const_value is not None]
     size = len(graph) + sum(part.size for part in parts)
     if size > _LARGEST - proto.ByteSize():
-        raise InputError(
-            f"one ONNX file cannot hold {size:,} bytes",
-            where=str(path),
-            fix="name a file for the weights: external_data",
-        )
-    with Path(path).open("wb") as file:
+        fix = "name a file for the weights: external_data"
+        raise InputError(f"one ONNX file cannot hold {size:,} bytes", where=str(path), fix=fix)
+    with temporary.open("xb") as file:
         file.write(proto.SerializeToString() + _head(_GRAPH, size) + graph)
         for part in parts:
             file.writelines(part.pieces())
@@ -105,7 +227,7 @@ class _Part:
 
 def _head(number: int, length: int) -> bytes:
     """What stands before the bytes of field ``number``."""
-    return _varint(number << 3 | 2) + _varint(length)
+    return _varint(number << 3 | _BYTES) + _varint(length)
 
 
 def _varint(number: int) -> bytes:

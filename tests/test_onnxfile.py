@@ -1,12 +1,13 @@
-"""Files that are written weight by weight are those that protobuf writes, to the last field."""
+"""Files that are read and written weight by weight are those that protobuf knows, to the last field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
@@ -138,3 +139,74 @@ def test_a_weight_of_another_size_than_it_says_is_an_error(tmp_path: Path) -> No
     weight = ir.LazyTensor(lambda: ir.Tensor(np.ones(3, np.float32)), ir.DataType.FLOAT, ir.Shape([2]), name="liar")
     with pytest.raises(ValueError, match="liar has 12 bytes and not 8"):
         onnxfile.save(model(weight), tmp_path / "a.onnx")
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read(load: Callable[[Path], ir.Model], path: Path) -> onnx.ModelProto | type[Exception]:
+    """What ``load`` makes of ``path``; the kind of its error where it makes nothing."""
+    try:
+        return ir.to_proto(load(path))
+    except Exception as error:
+        return type(error)
+
+
+def large(dtype: npt.DTypeLike = np.float32) -> ir.Tensor:
+    return ir.Tensor(np.arange(6000).reshape(3, 2000).astype(dtype), name="large", doc_string="a large one")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_read_is_what_onnx_ir_reads(dtype: npt.DTypeLike, tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(model(*weights(), large(dtype))), tmp_path / "a.onnx")
+    assert read(onnxfile.load, tmp_path / "a.onnx") == read(ir.load, tmp_path / "a.onnx")
+
+
+def test_large_weights_stay_in_the_file(tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(model(large(), *weights())), tmp_path / "a.onnx")
+    array = onnxfile.load(tmp_path / "a.onnx").graph.initializers["large"].const_value
+    assert array is not None
+    with (tmp_path / "a.onnx").open("r+b") as file:
+        at = file.read().index(np.arange(6000, dtype=np.float32).tobytes())
+        file.seek(at)
+        file.write(np.float32(42).tobytes())
+    assert array.numpy()[0, :3].tolist() == [42, 1, 2]
+
+
+def test_weights_beside_the_file_are_found(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    ir.save(model(large()), tmp_path / "given" / "a.onnx", external_data="a.data")
+    found = onnxfile.load(tmp_path / "given" / "a.onnx").graph.initializers["large"].const_value
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), large().numpy())
+
+
+@pytest.mark.parametrize("external_data", [None, "a.data"])
+def test_a_model_may_be_saved_where_it_was_read(external_data: str | None, tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(model(large())), tmp_path / "a.onnx")
+    onnxfile.save(onnxfile.load(tmp_path / "a.onnx"), tmp_path / "a.onnx", external_data=external_data)
+    found = onnxfile.load(tmp_path / "a.onnx").graph.initializers["large"].const_value
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), large().numpy())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", external_data or "a.onnx"}
+
+
+def test_damaged_files_are_read_as_onnx_ir_reads_them(tmp_path: Path) -> None:
+    """Cut anywhere, or with any byte another one: the same model, or the same kind of error."""
+    first = ir.Tensor(large().numpy(), name="large")
+    whole = ir.to_proto(model(first, ir.Tensor(np.ones(3, np.float32), name="small"))).SerializeToString()
+    weight = whole.index(large().tobytes())
+    places = [*range(weight + 40), *range(weight + large().nbytes - 40, len(whole))]
+    random = np.random.default_rng(0)
+    for place in places:
+        other = bytes([whole[place] ^ int(random.integers(1, 256))])
+        for damaged in (whole[:place], whole[:place] + other + whole[place + 1 :]):
+            (tmp_path / "a.onnx").write_bytes(damaged)
+            assert read(onnxfile.load, tmp_path / "a.onnx") == read(ir.load, tmp_path / "a.onnx"), place
+
+
+def test_other_formats_and_no_file_are_onnx_irs_affair(tmp_path: Path) -> None:
+    ir.save(model(large()), tmp_path / "a.textproto")
+    assert read(onnxfile.load, tmp_path / "a.textproto") == read(ir.load, tmp_path / "a.textproto")
+    with pytest.raises(FileNotFoundError):
+        onnxfile.load(tmp_path / "none.onnx")

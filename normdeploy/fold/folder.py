@@ -57,7 +57,8 @@ def fold(
     """Push everything that is linear in every norm of ``model`` into the neighbouring weights.
 
     Args:
-        model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed.
+        model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed. The weights of
+            a file are mapped, not read: it must stay as it is until the result is saved.
         keep: patterns (fnmatch) of module names, else node names, of norms to leave alone.
         layernorm: how far to take LayerNorm, RMSNorm and GroupNorm, each level with those before: ``off`` leaves
             them as they are, ``recognise`` makes one operator of each that is spelled out, ``affine`` sends scale
@@ -125,7 +126,7 @@ def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
     if Path(model).is_dir():
         raise InputError("this is a folder, not an ONNX file", where=str(model), fix="name the .onnx file in it")
     try:
-        loaded = ir.load(model)
+        loaded = onnxfile.load(model)
         if not loaded.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
             raise ValueError("it has no outputs")
     except FileNotFoundError as error:
