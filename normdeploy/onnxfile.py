@@ -91,7 +91,7 @@ def _split(data: memoryview) -> tuple[bytes, dict[str, np.ndarray]]:
 
 
 def _weight(data: memoryview, start: int, end: int) -> tuple[onnx.TensorProto, np.ndarray] | None:
-    """A tensor without its bytes, and these as an array; None where they are not all there is, and in that order."""
+    """A tensor without its bytes, and these as an array; None where they are not stored as they are computed with."""
     description, raw = bytearray(), None
     for number, first, body, last in _fields(data, start, end):
         if number == _RAW_DATA:
@@ -200,7 +200,9 @@ class _Part:
         weight = value.const_value
         assert weight is not None
         if isinstance(weight, ir.StringTensor):
-            return cls(ir.to_proto(weight).SerializeToString(), None)
+            words = ir.to_proto(weight)
+            words.name = str(value.name)
+            return cls(words.SerializeToString(), None)
         proto = onnx.TensorProto(name=value.name, data_type=weight.dtype.value, dims=weight.shape.numpy())
         if weight.doc_string:
             proto.doc_string = weight.doc_string

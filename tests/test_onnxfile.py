@@ -74,6 +74,14 @@ def test_lengths_of_every_number_of_digits(size: int, tmp_path: Path) -> None:
     assert same(tmp_path / "a.onnx", given)
 
 
+def test_a_weight_bears_the_name_of_its_value(tmp_path: Path) -> None:
+    given = model(*weights())
+    for value in list(given.graph.initializers.values()):
+        value.name = f"renamed_{value.name}"
+    onnxfile.save(given, tmp_path / "a.onnx")
+    assert same(tmp_path / "a.onnx", given)
+
+
 def test_the_model_is_not_changed(tmp_path: Path) -> None:
     given = model(*weights())
     before = ir.to_proto(given).SerializeToString(deterministic=True)

@@ -101,11 +101,11 @@ def _data_names(out: Path) -> Iterator[Path]:
 def _data_files(model: Path, *, any_name: bool = False) -> set[Path]:
     """The files of weights that ``model`` reads and that bear its name (or any); none where it is no model."""
     try:
-        proto = onnx.load(model, load_external_data=False)
+        graphs = onnxfile.load(model).graphs()
     except Exception:  # protobuf's decoder raises many kinds on bytes that are no model
         return set()
-    entries = (entry for tensor in proto.graph.initializer for entry in tensor.external_data)
-    names = {entry.value for entry in entries if entry.key == "location"}
+    tensors = (value.const_value for graph in graphs for value in graph.initializers.values())
+    names = {os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     pattern = "*" if any_name else f"{model.name}*.data"
     return {model.parent / name for name in names if fnmatch.fnmatchcase(name, pattern)}
 
