@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -175,7 +176,7 @@ def _write(model: ir.Model, temporary: Path, path: Path) -> None:
     with temporary.open("xb") as file:
         file.write(proto.SerializeToString() + _head(_GRAPH, size) + graph)
         for part in parts:
-            file.writelines(part.pieces())
+            part.write(file)
 
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
@@ -218,13 +219,17 @@ class _Part:
     def size(self) -> int:
         return len(_head(_INITIALIZER, self.length)) + self.length
 
-    def pieces(self) -> Iterator[bytes]:
-        yield _head(_INITIALIZER, self.length) + self.description
-        if self.weight is not None:
-            data = self.weight.tobytes()
-            if len(data) != self.weight.nbytes:
-                raise ValueError(f"{self.weight.name} has {len(data)} bytes and not {self.weight.nbytes}")
-            yield data
+    def write(self, file: BinaryIO) -> None:
+        file.write(_head(_INITIALIZER, self.length) + self.description)
+        if self.weight is None:
+            return
+        start = file.tell()
+        if isinstance(self.weight, ir.Tensor | ir.LazyTensor | ir.ExternalTensor):
+            self.weight.tofile(file)  # from where it lies, without a copy
+        else:
+            file.write(self.weight.tobytes())
+        if (written := file.tell() - start) != self.weight.nbytes:
+            raise ValueError(f"{self.weight.name} has {written} bytes and not {self.weight.nbytes}")
 
 
 def _head(number: int, length: int) -> bytes:

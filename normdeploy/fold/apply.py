@@ -19,6 +19,9 @@ from normdeploy.graph import MODULE_KEY, module_name
 COPY_LIMIT = 64 * 2**20
 """Bytes above which a shared weight is not copied for one of its readers."""
 
+SHELF = 256 * 2**20
+"""Bytes of edited weights that are held until they are written."""
+
 
 def check(plan: Plan) -> list[str]:
     """Notes on what the plan's rounding does; a refusal where it would lose what cannot be lost."""
@@ -70,8 +73,8 @@ def channels(node: ir.Node) -> int | None:
 class Writer:
     """Writes plans into one graph, and remembers every edited tensor."""
 
-    def __init__(self, land: Territory, edits: dict[Slot, Edit], names: set[str], main: ir.Graph) -> None:
-        self.land, self.edits, self.names, self.main = land, edits, names, main
+    def __init__(self, land: Territory, edits: dict[Slot, Edit], names: set[str], main: ir.Graph, shelf: Shelf) -> None:
+        self.land, self.edits, self.names, self.main, self.shelf = land, edits, names, main, shelf
 
     def carry_out(self, plan: Plan) -> None:
         """Change the graph as ``plan`` says."""
@@ -110,7 +113,7 @@ class Writer:
         node, index = slot
         if len(node.inputs) <= index:
             node.resize_inputs(index + 1)
-        value = self._own_value(node, index, _lazy(edit))
+        value = self._own_value(node, index, self.shelf.tensor(slot, edit))
         value.shape, value.dtype = ir.Shape(edit.shape), edit.dtype
         self.land.view.forget(value)
         self.edits[slot] = edit
@@ -210,9 +213,12 @@ class Writer:
             new.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
         for name, edit in _constants(node, residue).items():
             new.resize_inputs(len(new.inputs) + 1)
-            value = self._constant(new, self.unused_name(f"{new.outputs[0].name}.{name}"), _lazy(edit))
-            new.replace_input_with(len(new.inputs) - 1, value)
-            self.edits[new, len(new.inputs) - 1] = edit  # the exact constants, should the map go on from here
+            slot = new, len(new.inputs) - 1
+            value = self._constant(
+                new, self.unused_name(f"{new.outputs[0].name}.{name}"), self.shelf.tensor(slot, edit)
+            )
+            new.replace_input_with(slot[1], value)
+            self.edits[slot] = edit  # the exact constants, should the map go on from here
         return new
 
     def _succeed(self, node: ir.Node, new: ir.Node, residue: AffineMap | None) -> None:
@@ -264,7 +270,26 @@ def remove_unused(values: Iterable[ir.Value]) -> None:
                 graph.inputs.remove(value)
 
 
-def _lazy(edit: Edit) -> ir.LazyTensor:
+class Shelf:
+    """The edited tensors of one model, held until they are written while there is room: few are evaluated twice."""
+
+    def __init__(self) -> None:
+        self._room = SHELF
+        self._held: dict[Slot, int] = {}
+
+    def tensor(self, slot: Slot, edit: Edit) -> ir.TensorProtocol:
+        """What is to be stored at ``slot``, in place of what was to be stored there before."""
+        self._room += self._held.pop(slot, 0)
+        if edit.nbytes > self._room:
+            return _evaluated_late(edit)
+        self._held[slot] = edit.nbytes
+        self._room -= edit.nbytes
+        array = edit.rounded()
+        edit.release()
+        return ir.Tensor(array)
+
+
+def _evaluated_late(edit: Edit) -> ir.LazyTensor:
     """The edited tensor, evaluated when it is written; it must come out as it was validated, bit for bit."""
     expected = fingerprint(edit.rounded())
     edit.release()

@@ -13,6 +13,7 @@ import sys
 import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import EllipsisType
 from typing import Any
 
 import ml_dtypes
@@ -21,6 +22,9 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
 from normdeploy.fold.view import Refused
+
+Part = slice | EllipsisType
+"""Some rows of a tensor, or all of it."""
 
 ONE: Array = np.ones(())
 ZERO: Array = np.zeros(())
@@ -81,33 +85,60 @@ class Edit:
 
     @cached_property
     def _exact(self) -> Array:
-        value = self._with_factors()
-        return value if self.centred is None else value - value.mean(axis=self.centred, keepdims=True)
+        exact = np.empty(self.shape)
+        for part in self._parts():
+            self._evaluate(part, exact[part])
+        return exact
 
-    def _with_factors(self) -> Array:
+    def _evaluate(self, part: Part, into: Array) -> Array:
+        """Some rows of the edited tensor, or all, in ``into``; what is centred needs all of the mean's axis."""
         with np.errstate(all="ignore"):
             if self.original is None:
-                return np.asarray(self.shift, np.float64)
-            value: Array = self.original.numpy().astype(np.float64)
-            if value.shape != self.shape:
-                value = np.broadcast_to(value, self.shape).copy()
-            for factor in (self.left, self.right):
-                if factor is not ONE:
-                    value *= factor
-            if np.any(self.shift):
-                value += self.shift
-            return value
+                into[...] = self._rows(self.shift, part)
+            else:
+                into[...] = self._rows(self.original.numpy(), part)
+                for factor in (self.left, self.right):
+                    if factor is not ONE:
+                        into *= self._rows(factor, part)
+                if np.any(shift := self._rows(self.shift, part)):
+                    into += shift
+            if self.centred is not None:
+                into -= into.mean(axis=self.centred, keepdims=True)
+        return into
+
+    def _rows(self, array: np.ndarray, part: Part) -> np.ndarray:
+        rows: np.ndarray = np.broadcast_to(array, self.shape)[part]
+        return rows
+
+    def _parts(self) -> list[slice] | list[EllipsisType]:
+        """Rows that fit into a cache with what is computed from them; the whole where rows hang together."""
+        shape = self.shape
+        if not shape or (self.centred is not None and self.centred % len(shape) == 0):
+            return [...]
+        rows = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+        return [slice(start, start + rows) for start in range(0, shape[0], rows)]
 
     @cached_property
-    def _stored(self) -> np.ndarray:
+    def _rounded(self) -> _Rounded:
+        array, whole = np.empty(self.shape, self.dtype.numpy()), self.__dict__.get("_exact")
+        smallest = _finfo(array.dtype).smallest_normal
+        fits, small, ulps = True, 0, 0.0 if self.original is not None else math.inf
         with np.errstate(all="ignore"):
-            stored: np.ndarray = self._exact.astype(self.dtype.numpy())
-        if self.dtype == ir.DataType.FLOAT:
-            # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel (see check).
-            sizes = np.abs(stored)
-            if sizes.min(initial=1.0) < (smallest := np.finfo(np.float32).smallest_normal):
-                stored[sizes < smallest] = 0.0
-        return stored
+            for part in self._parts():
+                stored = array[part]
+                exact = self._evaluate(part, np.empty(stored.shape)) if whole is None else whole[part]
+                stored[...] = exact
+                sizes = np.abs(stored)
+                fits &= bool(np.isfinite(sizes.max(initial=0)))
+                if sizes.min(initial=1) < smallest:
+                    below = sizes < smallest
+                    small += int(np.count_nonzero(below & (exact != 0)))
+                    if self.dtype == ir.DataType.FLOAT:
+                        # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel.
+                        stored[below] = 0.0
+                if self.original is not None:
+                    ulps = max(ulps, _largest_change(stored, self._rows(self.original.numpy(), part)))
+        return _Rounded(array, fits, small, ulps)
 
     def exact(self) -> Array:
         """The edited tensor in float64, not rounded to the dtype it is stored in."""
@@ -115,22 +146,16 @@ class Edit:
 
     def rounded(self) -> np.ndarray:
         """The edited tensor in the dtype it is stored in, subnormal float32 results flushed to zero."""
-        return self._stored
+        return self._rounded.array
 
     def release(self) -> None:
         """Forget both tensors; they are computed again when asked for."""
         self.__dict__.pop("_exact", None)
-        self.__dict__.pop("_stored", None)
+        self.__dict__.pop("_rounded", None)
 
     def ulps(self) -> float:
         """The largest change of an element, in units in the last place of the new value; inf for a new tensor."""
-        if self.original is None:
-            return float("inf")
-        new = self.rounded()
-        old = np.broadcast_to(self.original.numpy(), new.shape)
-        if self.dtype == ir.DataType.BFLOAT16:  # float32 with 16 bits less
-            return _largest_change(new.astype(np.float32), old.astype(np.float32)) / 2.0**16
-        return _largest_change(new, old)
+        return self._rounded.ulps
 
     def check(self, channel_axes: tuple[int, ...] = ()) -> int:
         """Refuse a tensor that does not fit its dtype; the number of elements that are flushed to zero.
@@ -141,21 +166,18 @@ class Edit:
         Raises:
             Refused: an element overflows, or underflow loses more than one ulp of its channel.
         """
-        sizes = np.abs(self.rounded())
-        if not np.isfinite(sizes.max(initial=0)):
+        if not self._rounded.fits:
             largest = float(np.abs(self.exact()).max())
             raise Refused(f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
-        smallest = ir_finfo(self.dtype).smallest_normal
-        if sizes.min(initial=smallest) >= smallest:
-            return 0
-        small = (sizes < smallest) & (self.exact() != 0)
-        if small.any():
-            self._check_loss(small, channel_axes)
-        return int(np.count_nonzero(small))
+        if self._rounded.small:
+            self._check_loss(channel_axes)
+        return self._rounded.small
 
-    def _check_loss(self, small: np.ndarray, channel_axes: tuple[int, ...]) -> None:
-        exact, limits = self.exact(), ir_finfo(self.dtype)
-        loss = np.where(small, np.abs(self.rounded().astype(np.float64) - exact), 0.0)
+    def _check_loss(self, channel_axes: tuple[int, ...]) -> None:
+        exact, stored = self.exact(), self.rounded()
+        limits = _finfo(stored.dtype)
+        small = np.abs(stored) < limits.smallest_normal
+        loss = np.where(small, np.abs(stored.astype(np.float64) - exact), 0.0)
         others = tuple(axis for axis in range(exact.ndim) if axis not in channel_axes)
         norm = np.abs(exact).max(axis=others, keepdims=True, initial=0.0)
         worst = loss > float(limits.eps) * norm
@@ -163,41 +185,58 @@ class Edit:
             raise Refused(f"the folded weight underflows {self.dtype.name.lower()} in {int(worst.sum())} elements")
 
 
+@dataclass(frozen=True)
+class _Rounded:
+    """What is stored, and what became of the numbers.
+
+    Attributes:
+        array: the edited tensor in its dtype.
+        fits: whether every element is finite.
+        small: the number of elements that are not 0, and smaller than the smallest normal number.
+        ulps: the largest change of an element, in units in the last place of the new value.
+    """
+
+    array: np.ndarray
+    fits: bool
+    small: int
+    ulps: float
+
+
 _BLOCK = 1 << 16
 """Elements that fit into a cache with what is computed from them."""
 
-_EXPONENT: dict[int, np.unsignedinteger[Any]] = {
-    2: np.uint16(0x7C00),
-    4: np.uint32(0x7F800000),
-    8: np.uint64(0x7FF0000000000000),
-}
-"""The exponent bits of a float, by its size in bytes; a float with nothing else is the power of 2 below it."""
+
+_EXPONENT = {np.dtype(np.float32): 0x7F800000, np.dtype(np.float64): 0x7FF0000000000000}
+"""The exponent bits of a float; a float with nothing else is the power of 2 below it."""
 
 
 def _largest_change(new: np.ndarray, old: np.ndarray) -> float:
     """The largest change of an element, in units in the last place of ``new``, or of the smallest normal number."""
-    new, old, limits = new.reshape(-1), old.reshape(-1), np.finfo(new.dtype)
-    bits = _EXPONENT[new.itemsize]
-    worst = 0.0
-    for start in range(0, new.size, _BLOCK):
-        after, before = new[start : start + _BLOCK], old[start : start + _BLOCK]
-        power = np.maximum(np.abs(after), limits.smallest_normal)
-        power.view(bits.dtype)[...] &= bits
-        # In float64: a weight that became 0 changed by more ulps than its dtype can count.
-        change = np.abs(np.subtract(after, before, dtype=np.float64))
-        with np.errstate(over="ignore"):  # and one in float64 by more than float64 can
-            change /= power
-        worst = max(worst, float(change.max()))
+    limits, dtype = _finfo(new.dtype), np.promote_types(np.float32, new.dtype)
+    after, before = (np.atleast_1d(array).astype(dtype, copy=False) for array in (new, old))
+    power = np.maximum(np.abs(after), dtype.type(limits.smallest_normal))
+    bits = power.view(f"u{dtype.itemsize}")
+    bits &= _EXPONENT[dtype]
+    worst = _largest_ratio(after - before, power)
+    if not math.isfinite(worst):  # a weight that became 0 changed by more ulps than its dtype can count
+        worst = _largest_ratio(after.astype(np.float64) - before, power)
     return min(worst / float(limits.eps), sys.float_info.max)
+
+
+def _largest_ratio(change: np.ndarray, power: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        np.abs(change, out=change)
+        change /= power
+        return float(change.max(initial=0.0))
 
 
 def _times(factor: Array, other: Array) -> Array:
     return factor if other is ONE else factor * other
 
 
-def ir_finfo(dtype: ir.DataType) -> Any:
+def _finfo(dtype: np.dtype[Any]) -> Any:
     """The limits of a floating-point dtype, bfloat16 included."""
-    return ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]  # it has no annotations
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 def fingerprint(array: np.ndarray) -> int:

@@ -22,7 +22,7 @@ Attributes = Mapping[str, Any]
 def run(
     op_type: str, attributes: Attributes, inputs: Sequence[np.ndarray | None], opset: int, outputs: int = 1
 ) -> list[Array]:
-    """The outputs of one operator of the default domain on ``inputs`` (float inputs in float64)."""
+    """The outputs of one operator of the default domain on ``inputs``: float ones in float64, or a weight of Conv."""
     own = _OWN.get(op_type)
     if own is not None:
         results = own(attributes, *inputs)

@@ -20,7 +20,7 @@ from normdeploy.errors import InputError
 from normdeploy.fold import merge
 from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.apply import Writer, all_names, check, remove
+from normdeploy.fold.apply import Shelf, Writer, all_names, check, remove
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.layernorm.affine import AFFINE_NORMS
 from normdeploy.fold.layernorm.reduce import NOT_LINEAR, Level, Reducer, blank
@@ -216,13 +216,13 @@ class _Folder:
             _remove_dead_ends(graph)
         self._infer_shapes()
         self.show("before")
-        names = all_names(self.model)
+        names, shelf = all_names(self.model), Shelf()
         reducer = Reducer(self, self.layernorm, self.target)
         for graph, opset in _graphs(self.model):
-            reducer.recognise(Writer(self._bare(graph, opset), {}, names, self.model.graph))
+            reducer.recognise(Writer(self._bare(graph, opset), {}, names, self.model.graph, shelf))
             edits: dict[Slot, Edit] = {}
             land = self._survey(graph, opset, edits)
-            writer = Writer(land, edits, names, self.model.graph)
+            writer = Writer(land, edits, names, self.model.graph, shelf)
             self._fold_all(land, writer)
             reducer.reduce(land, writer)
 
@@ -378,6 +378,9 @@ class _Folder:
 
     def _proven(self, plan: Plan, land: Territory) -> float | None:
         """The residual of the plan's proof; a refusal where rounding or the proof fails."""
+        if self.validate:
+            for edit in plan.edits.values():
+                edit.exact()  # what the proof needs is rounded, and not evaluated again
         self.notes.extend(note for note in check(plan) if note not in self.notes)
         if not self.validate:
             return None

@@ -117,7 +117,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     """The size that operator, maps and constants leave for ``axis``; None where any will do."""
     behind = axis - rank
     if node.op_type in _WINDOWED and axis != 1:
-        return 1 if axis == 0 else _span(view, node, axis - 2) + axis
+        return 1 if axis == 0 else _span(view, node, axis - 2) + axis - 1
     if node.op_type in _GLOBAL and axis != 1:
         return axis + 2
     if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):

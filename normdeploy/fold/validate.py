@@ -276,7 +276,10 @@ class _Square:
         slot = (node, index)
         array = self.view.array(node.inputs[index])
         assert array is not None
-        old = self.committed[slot].exact() if slot in self.committed else _float64(array)
+        if slot in self.committed:
+            old = self.committed[slot].exact()
+        else:  # the weight of a convolution is converted where it is used
+            old = array if node.op_type == "Conv" and index == 1 else _float64(array)
         return Pair(old, self.plan.edits[slot].exact() if slot in self.plan.edits else old)
 
     def _new_parameter(self, index: int) -> Pair | None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from normdeploy.fold import edits
 from normdeploy.fold.edits import Edit, fingerprint
 from normdeploy.fold.view import Refused
 
@@ -124,6 +125,15 @@ def test_ulps_count_neighbours(dtype: ir.DataType) -> None:
     assert edit_of(np.array([-1.0]), dtype).scaled(left=np.array([1.0 + eps])).ulps() == 1.0
 
 
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_ulps_are_those_of_the_worst_element(dtype: ir.DataType) -> None:
+    edit = edit_of(WEIGHT * 3, dtype).scaled(left=LEFT, right=RIGHT)
+    assert edit.original is not None
+    new, old = (array.astype(np.float64) for array in (edit.rounded(), edit.original.numpy()))
+    ulp = 2.0 ** np.floor(np.log2(np.abs(new))) * float(ml_dtypes.finfo(dtype.numpy()).eps)
+    assert edit.ulps() == pytest.approx(float((np.abs(new - old) / ulp).max()), rel=1e-6)
+
+
 def test_ulps_of_a_weight_that_became_zero_is_a_number() -> None:
     assert 1e40 < edit_of(np.array([1e4])).scaled(left=np.array([0.0])).ulps() < np.inf
 
@@ -138,6 +148,46 @@ def test_release_forgets_and_computes_again() -> None:
     edit.release()
     assert "_exact" not in edit.__dict__
     assert fingerprint(edit.rounded()) == before
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("centred", [None, 0, 1, -1, -3])
+def test_large_tensors_are_evaluated_in_parts(rows: int, centred: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = RNG.standard_normal((5, 4, 3)).astype(np.float32)
+    weight[1, 2], weight[4, 0, 1] = 1e-38, 0.0
+    left, right, shift = RNG.standard_normal((5, 1, 1)), RNG.uniform(0.1, 1, (1, 4, 1)), RNG.standard_normal((4, 1))
+    left[1] = 1e-2
+    exact = weight.astype(np.float64) * left * right + (shift if centred is not None else 0)
+    if centred is not None:
+        exact -= exact.mean(axis=centred, keepdims=True)
+    rounded = exact.astype(np.float32)
+    rounded[np.abs(rounded) < np.finfo(np.float32).smallest_normal] = 0
+
+    monkeypatch.setattr(edits, "_BLOCK", rows * 12)
+    for exact_first in (True, False):
+        edit = edit_of(weight).scaled(left=left, right=right)
+        edit = edit if centred is None else edit.shifted(shift).without_mean(centred)
+        if exact_first:
+            np.testing.assert_allclose(edit.exact(), exact, rtol=1e-14, atol=1e-15)
+        np.testing.assert_allclose(edit.rounded(), rounded, rtol=1e-7, atol=1e-7 if centred is not None else 0)
+        assert edit.check() == (3 if centred is None else 0)
+    whole = Edit(None, F32, shift=exact)
+    np.testing.assert_array_equal(whole.rounded(), rounded)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_an_empty_tensor_stays_empty(shape: tuple[int, ...]) -> None:
+    edit = edit_of(np.ones(shape)).scaled(left=np.array(2.0))
+    assert (edit.check(), edit.ulps(), edit.rounded().shape, edit.exact().shape) == (0, 0.0, shape, shape)
+
+
+@pytest.mark.parametrize("where", [0, 4])
+def test_overflow_in_any_part_is_refused(where: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edits, "_BLOCK", 1)
+    weight = np.ones(5)
+    weight[where] = 1e30
+    with pytest.raises(Refused, match="overflows"):
+        edit_of(weight).scaled(left=np.array(1e30)).check()
 
 
 def test_the_original_is_never_written_to() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from reference64 import Arrays
 
-from normdeploy.fold import execute
+from normdeploy.fold import execute, windows
 
 RNG = np.random.default_rng(17)
 EXACT = 1e-12
@@ -81,6 +82,18 @@ def test_conv_is_pytorchs(spatial: int, groups: int, bias: bool) -> None:
     expected = conv(*torched(x, w, b), stride=strides, padding=pads, dilation=dilations, groups=groups)
     attributes = {"strides": strides, "dilations": dilations, "pads": pads * 2, "group": groups}
     assert_close(run("Conv", attributes, x, w, b), expected.numpy())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("block", [1, 100, 1 << 20])
+def test_conv_of_a_stored_weight_is_computed_in_float64_in_parts(
+    block: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_BLOCK", block)
+    x, w = draw(2, 4, 5, 6), draw(6, 4 // groups, 2, 3)
+    for stored in (w.astype(np.float32), w.astype(np.float16), w.astype(ml_dtypes.bfloat16)):
+        expected = F.conv2d(*torched(x, stored.astype(np.float64)), groups=groups)
+        assert_close(run("Conv", {"group": groups}, x, stored), expected.numpy())
 
 
 def test_conv_with_no_attributes() -> None:

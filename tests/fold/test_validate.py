@@ -13,7 +13,7 @@ from harness import assert_same, bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
 from normdeploy.errors import NormdeployError
-from normdeploy.fold import fold, merge, sources
+from normdeploy.fold import apply, fold, merge, sources
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.operators import linear, movers
@@ -304,17 +304,47 @@ def test_a_mistake_in_one_norm_lets_others_go(monkeypatch: Patch) -> None:
     assert_same(proto, new)
 
 
-def test_a_weight_that_changes_before_it_is_written_is_an_error() -> None:
-    """What is written must be, bit for bit, the rounding of what was validated."""
+def changed_after_the_fold() -> tuple[ir.TensorProtocol, np.ndarray]:
+    """A folded weight whose original is changed before it is written, and what was validated, rounded."""
     weights = np.random.default_rng(0).standard_normal((5, 5, 3, 3)).astype(np.float32)
     given = ir.from_proto(CONV_NORM)
     given.graph.initializers["w"].const_value = ir.tensor(weights, name="w")
+    arrays = initializers(CONV_NORM)
+    scale = arrays["gamma"].astype(np.float64) / np.sqrt(arrays["var"].astype(np.float64) + np.float32(1e-5))
+    expected = (weights * scale[:, None, None, None]).astype(np.float32)
     result = fold(given)
     weights[0, 0, 0, 0] += 1.0
     written = result.model.graph.initializers["w"].const_value
     assert written is not None
+    return written, expected
+
+
+def test_a_weight_that_is_held_is_written_as_it_was_validated() -> None:
+    """What is written must be, bit for bit, the rounding of what was validated."""
+    written, expected = changed_after_the_fold()
+    np.testing.assert_array_equal(written.numpy(), expected)
+
+
+def test_a_weight_that_changes_before_it_is_written_is_an_error(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(apply, "SHELF", 0)
+    written, _ = changed_after_the_fold()
     with pytest.raises(NormdeployError, match="changed between its validation and its writing"):
         written.numpy()
+
+
+def test_weights_are_held_while_there_is_room(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(apply, "SHELF", 2 * 40)
+    nodes = [ir.node("MatMul", []) for _ in range(3)]
+    shelf = apply.Shelf()
+
+    def put(node: ir.Node) -> bool:
+        edit = Edit(None, ir.DataType.FLOAT, shift=np.arange(10.0))
+        tensor = shelf.tensor((node, 1), edit)
+        np.testing.assert_array_equal(tensor.numpy(), np.arange(10, dtype=np.float32))
+        return isinstance(tensor, ir.Tensor)
+
+    assert [put(node) for node in nodes] == [True, True, False]
+    assert [put(node) for node in nodes] == [True, True, False], "what takes another's place takes its room"
 
 
 def test_without_validation_nothing_is_measured() -> None:
