@@ -72,7 +72,7 @@ class Edit:
         """This edit as a tensor of its own: no factor passes a centring."""
         return Edit(None, self.dtype, shift=self.exact())
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape of the edited tensor: a vector may take the place of a scalar."""
         original = () if self.original is None else tuple(self.original.shape.numpy())

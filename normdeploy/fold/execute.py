@@ -6,6 +6,7 @@ Casts between float types and dropout are the identity on real numbers, which is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops.op_resize import Resize as _ReferenceResize
 
-from normdeploy.fold import windows
+from normdeploy.fold import products, windows
 from normdeploy.fold.affine import Array
 
 Attributes = Mapping[str, Any]
@@ -22,7 +23,7 @@ Attributes = Mapping[str, Any]
 def run(
     op_type: str, attributes: Attributes, inputs: Sequence[np.ndarray | None], opset: int, outputs: int = 1
 ) -> list[Array]:
-    """The outputs of one operator of the default domain on ``inputs``: float ones in float64, or a weight of Conv."""
+    """The outputs of one operator of the default domain on ``inputs``; float ones are in float64, but see HEAVY."""
     own = _OWN.get(op_type)
     if own is not None:
         results = own(attributes, *inputs)
@@ -31,14 +32,23 @@ def run(
         op_type, attributes, inputs, opset = "Resize", *_as_resize(attributes, inputs), 13
     names = [f"i{index}" if item is not None else "" for index, item in enumerate(inputs)]
     node = onnx.helper.make_node(op_type, names, [f"o{i}" for i in range(outputs)], **attributes)
-    info = onnx.helper.make_empty_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [node], "one", [info(name) for name in names if name], [info(f"o{i}") for i in range(outputs)]
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     feeds = {name: item for name, item in zip(names, inputs, strict=True) if name}
     with np.errstate(all="ignore"):
-        return list(ReferenceEvaluator(model, new_ops=[Resize]).run(None, feeds))
+        return list(_reference(node.SerializeToString(deterministic=True), opset).run(None, feeds))
+
+
+@lru_cache(maxsize=256)  # to make one takes longer than to run it, and a network repeats its operators
+def _reference(serialized: bytes, opset: int) -> ReferenceEvaluator:
+    """What runs one node."""
+    node, info = onnx.NodeProto.FromString(serialized), onnx.helper.make_empty_tensor_value_info
+    inputs, outputs = [info(name) for name in node.input if name], [info(name) for name in node.output]
+    graph = onnx.helper.make_graph([node], "one", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    return ReferenceEvaluator(model, new_ops=[Resize])
+
+
+HEAVY = frozenset({"Conv", "MatMul"})
+"""Operators whose weight, input 1, may be of any float dtype; it is not converted as a whole."""
 
 
 class Resize(_ReferenceResize):
@@ -165,6 +175,7 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "DequantizeLinear": _dequantize_linear,
+    "MatMul": lambda attributes, a, b: products.matmul(a, b),
     "Conv": windows.conv,
     "ConvTranspose": windows.conv_transpose,
     "MaxPool": windows.max_pool,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class _Square:
 
     def __init__(self, plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> None:
         self.plan, self.view, self.committed, self.node = plan, view, committed, node
+        self.maps: dict[ir.Value, AffineMap] = {**plan.up, **plan.down}
         self.random = np.random.default_rng(_SEED)
         self.parameters: dict[int, Pair] = {}
 
@@ -84,7 +86,7 @@ class _Square:
     def _check_signs(self) -> None:
         """What no finite number of probes can show of an operator that is not linear."""
         for value in (*self.node.inputs, *self.node.outputs):
-            m = self._maps().get(value) if value is not None else None
+            m = self.maps.get(value) if value is not None else None
             if m is None:
                 continue
             if self.node.op_type in _HOMOGENEOUS and not (m.shifts_nothing and np.all(m.scale > 0)):
@@ -159,8 +161,11 @@ class _Square:
 
     # -- probes --------------------------------------------------------------------------------
 
+    @cached_property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return input_shapes(self.view, self.node, self.maps, self._known)
+
     def _inputs(self, zero: bool) -> list[Pair | None]:
-        shapes = input_shapes(self.view, self.node, self._maps(), self._known)
         pairs: list[Pair | None] = []
         drawn: dict[ir.Value, Pair] = {}
         for index, value in enumerate(self.node.inputs):
@@ -170,23 +175,20 @@ class _Square:
                 pairs.append(self._parameter(value, index))
             else:
                 if value not in drawn:
-                    drawn[value] = self._drawn(value, shapes[index], zero)
+                    drawn[value] = self._drawn(value, self._shapes[index], zero)
                 pairs.append(drawn[value])
         while len(pairs) < 3 and (self.node, len(pairs)) in self.plan.edits:
             pairs.append(self._new_parameter(len(pairs)))
         return pairs
 
-    def _maps(self) -> dict[ir.Value, AffineMap]:
-        return {**self.plan.up, **self.plan.down}
-
     def _drawn(self, value: ir.Value, shape: tuple[int, ...], zero: bool) -> Pair:
         if (parameter := self._parameter_of_shape(value, shape)) is not None:
             return Pair(parameter, parameter)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
-        m = self._maps().get(value)
-        if not zero:
+        m = self.maps.get(value)
+        if not zero and self.node.op_type not in _LINEAR:
             x[self.random.random(shape) < 0.1] = 0.0  # ties and exact zeros
-            if m is not None and self.node.op_type not in _LINEAR:
+            if m is not None:
                 x = self._around_breakpoint(x, m)
         if m is None:
             return Pair(x, x)
@@ -208,7 +210,7 @@ class _Square:
         """An input that is not constant and no data: a target shape, scales, or indices that any axis has."""
         if self.node.op_type == "Resize" and value is not self.node.inputs[0]:
             return self._target_of_resize(value)
-        if not self._is_whole(value) or value in self._maps():
+        if not self._is_whole(value) or value in self.maps:
             return None
         if self.node.op_type in ("Reshape", "Expand") and value is self.node.inputs[1]:
             return self._target_of_reshape()
@@ -222,11 +224,11 @@ class _Square:
 
     def _target_of_reshape(self) -> np.ndarray:
         """The shape that a Reshape or Expand makes; sizes that nothing fixes are chosen so that the data fits."""
-        sizes = symbol_sizes(self.view, self.node, self._maps(), self._known)
+        sizes = symbol_sizes(self.view, self.node, self.maps, self._known)
         target = self.view.need_shape(self.node.outputs[0], self.node)
         numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
         data = self.node.inputs[0]
-        before = input_shapes(self.view, self.node, self._maps(), self._known)[0]
+        before = self._shapes[0]
         if data is not None and self._known(data):
             before = tuple(int(dim or 1) for dim in self.view.need_shape(data, self.node))
         free = [axis for axis, number in enumerate(numbers) if number == -1]
@@ -241,14 +243,14 @@ class _Square:
 
     def _parts_of_split(self) -> np.ndarray:
         """Parts of one length, and what is left for the last."""
-        data, count = input_shapes(self.view, self.node, self._maps(), self._known)[0], len(self.node.outputs)
+        data, count = self._shapes[0], len(self.node.outputs)
         size = data[self.view.attr(self.node, "axis", 0)]
         return np.array([size // count] * (count - 1) + [size - size // count * (count - 1)], np.int64)
 
     def _target_of_resize(self, value: ir.Value) -> np.ndarray:
         """Scales (or sizes) of 2 along every axis that no map varies over."""
-        before = input_shapes(self.view, self.node, self._maps(), self._known)[0]
-        varied = {axis for m in self._maps().values() if m.rank == len(before) for axis in m.axes}
+        before = self._shapes[0]
+        varied = {axis for m in self.maps.values() if m.rank == len(before) for axis in m.axes}
         scales = np.array([1.0 if axis in varied else 2.0 for axis in range(len(before))])
         target: np.ndarray = (scales * before).astype(np.int64) if self._is_whole(value) else scales
         return target[list(self.view.attr(self.node, "axes", range(len(before))))]
@@ -278,8 +280,8 @@ class _Square:
         assert array is not None
         if slot in self.committed:
             old = self.committed[slot].exact()
-        else:  # the weight of a convolution is converted where it is used
-            old = array if node.op_type == "Conv" and index == 1 else _float64(array)
+        else:
+            old = array if node.op_type in execute.HEAVY and index == 1 else _float64(array)
         return Pair(old, self.plan.edits[slot].exact() if slot in self.plan.edits else old)
 
     def _new_parameter(self, index: int) -> Pair | None:
@@ -333,11 +335,12 @@ def _worst_channel(difference: Array, magnitude: Array) -> float:
 
 
 def _largest(a: Array) -> list[Array]:
-    """The largest element at each index of each axis; the longest is compared in whole rows, which numpy is fast at."""
+    """The largest element at each index of each axis that has several; the longest is compared in whole rows first."""
     longest = int(np.argmax(a.shape)) if a.ndim else 0
     rows = np.ascontiguousarray(np.moveaxis(np.atleast_1d(a), longest, -1))
     rest = rows.max(axis=-1)
-    others = (rest.max(axis=tuple(other for other in range(rest.ndim) if other != axis)) for axis in range(rest.ndim))
+    axes = range(rest.ndim)
+    others = (rest.max(axis=tuple(o for o in axes if o != axis)) for axis in axes if rest.shape[axis] > 1)
     return [rows.reshape(-1, rows.shape[-1]).max(axis=0), *others]
 
 

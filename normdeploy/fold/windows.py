@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from normdeploy.fold import products
 from normdeploy.fold.affine import Array
 
 Attributes = Mapping[str, Any]
@@ -20,33 +21,18 @@ Pads = list[tuple[int, int]]
 
 
 def conv(attributes: Attributes, x: Array, weight: np.ndarray, bias: Array | None = None) -> Array:
-    """ONNX specification, Conv-11: correlation, as one matrix product a group over sliding windows.
-
-    The weight may be of any float dtype: it is large, and converted where it is used.
-    """
+    """ONNX specification, Conv-11: correlation, as one matrix product a group over sliding windows."""
     kernel, groups = weight.shape[2:], attributes.get("group", 1)
     pads = _pads(attributes, x.shape[2:], kernel)
-    windows = _windows(attributes, np.pad(x, [(0, 0), (0, 0), *pads]) if np.any(pads) else x, kernel)
+    padded = np.pad(x, [(0, 0), (0, 0), *pads]) if np.any(pads) else x
+    windows = _windows(attributes, padded, kernel)
     batch, cells = x.shape[0], windows.shape[2 : 2 + len(kernel)]
-    if not x.any():  # half of all probes: nothing need be multiplied
-        return _biased(np.zeros((batch, weight.shape[0], *cells)), bias)
     # (batch, group, in, cells..., kernel...) -> (group, batch * cells, in * kernel)
     rows = windows.reshape(batch, groups, x.shape[1] // groups, math.prod(cells), math.prod(kernel))
     rows = rows.transpose(1, 0, 3, 2, 4).reshape(groups, batch * math.prod(cells), -1)
     kernels = weight.reshape(groups, weight.shape[0] // groups, -1)
-    y = _products(rows, kernels).reshape(groups, batch, math.prod(cells), -1).transpose(1, 0, 3, 2)
+    y = products.by_kernels(rows, kernels).reshape(groups, batch, math.prod(cells), -1).transpose(1, 0, 3, 2)
     return _biased(y.reshape(batch, weight.shape[0], *cells), bias)
-
-
-_BLOCK = 1 << 18
-"""Elements of a weight that are converted at once, to stay in a cache until they are used."""
-
-
-def _products(rows: Array, kernels: np.ndarray) -> Array:
-    """(group, row, in) and (group, out, in) to (group, row, out)."""
-    step = max(1, _BLOCK // max(1, kernels.shape[0] * kernels.shape[2]))
-    parts = (kernels[:, start : start + step] for start in range(0, kernels.shape[1], step))
-    return np.concatenate([rows @ part.astype(np.float64, copy=False).transpose(0, 2, 1) for part in parts], axis=2)
 
 
 def conv_transpose(attributes: Attributes, x: Array, weight: Array, bias: Array | None = None) -> Array:

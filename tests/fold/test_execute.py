@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from reference64 import Arrays
 
-from normdeploy.fold import execute, windows
+from normdeploy.fold import execute, products
 
 RNG = np.random.default_rng(17)
 EXACT = 1e-12
@@ -89,11 +89,36 @@ def test_conv_is_pytorchs(spatial: int, groups: int, bias: bool) -> None:
 def test_conv_of_a_stored_weight_is_computed_in_float64_in_parts(
     block: int, groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "_BLOCK", block)
+    monkeypatch.setattr(products, "_BLOCK", block)
     x, w = draw(2, 4, 5, 6), draw(6, 4 // groups, 2, 3)
     for stored in (w.astype(np.float32), w.astype(np.float16), w.astype(ml_dtypes.bfloat16)):
         expected = F.conv2d(*torched(x, stored.astype(np.float64)), groups=groups)
         assert_close(run("Conv", {"group": groups}, x, stored), expected.numpy())
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((5, 3), (3, 4)), ((3,), (3, 4)), ((2, 5, 3), (3, 4)), ((2, 5, 3), (3,)), ((2, 5, 3), (2, 3, 4)),
+     ((3,), (3,)), ((4, 1, 5, 3), (2, 3, 4)), ((2, 0, 3), (3, 4))],
+)  # fmt: skip
+def test_matmul_is_pytorchs(
+    left: tuple[int, ...], right: tuple[int, ...], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_BLOCK", block)
+    a, b = draw(*left), draw(*right)
+    for stored in (b, b.astype(np.float32), b.astype(np.float16), b.astype(ml_dtypes.bfloat16)):
+        expected = torch.matmul(*torched(a, stored.astype(np.float64))).numpy()
+        assert_close(run("MatMul", {}, a, stored), expected)
+        assert_close(run("MatMul", {}, a * 0, stored), expected * 0)
+
+
+def test_operators_that_differ_in_an_attribute_do_not_meet() -> None:
+    x = draw(2, 3, 4)
+    for perm in ([0, 2, 1], [2, 0, 1], [0, 2, 1]):
+        np.testing.assert_array_equal(run("Transpose", {"perm": perm}, x), x.transpose(perm))
+    for axis in (0, 1, 0):
+        np.testing.assert_array_equal(run("Concat", {"axis": axis}, x, x), np.concatenate([x, x], axis))
 
 
 def test_conv_with_no_attributes() -> None:
