@@ -255,19 +255,16 @@ def remove(node: ir.Node) -> None:
 
 
 def remove_unused(values: Iterable[ir.Value]) -> None:
-    """Drop constants that nothing reads any more, with the subgraph that made them."""
+    """Drop constants that nothing reads any more, with the subgraph that made them; inputs stay, whatever they hold."""
     for value in values:
-        if value.uses() or value.is_graph_output():
+        if value.uses() or value.is_graph_output() or value.is_graph_input():
             continue
         producer = value.producer()
         if producer is not None:
             if not any(out.uses() or out.is_graph_output() for out in producer.outputs):
                 remove(producer)
         elif value.is_initializer() and value.graph is not None:
-            graph = value.graph
-            graph.initializers.pop(str(value.name))
-            if value.is_graph_input():
-                graph.inputs.remove(value)
+            value.graph.initializers.pop(str(value.name))
 
 
 class Shelf:

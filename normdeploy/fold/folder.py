@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,11 +66,11 @@ def fold(
             centring all that writes into the stream they read.
         target: what will run the model; ``onnxruntime`` allows an operator of its own where the opset has none.
         validate: prove each plan in float64 before it is carried out.
-        dump: a folder to write the graph into before the first and after each step.
+        dump: an empty or new folder to write the graph into before the first and after each step.
 
     Raises:
-        InputError: the file cannot be read as an ONNX model, or is none; there is no such level or target; nothing
-            has a name that ``keep`` asks for.
+        InputError: the file cannot be read as an ONNX model, or is none, or its opset is newer than the installed onnx
+            knows; there is no such level or target; nothing has a name that ``keep`` asks for; ``dump`` is in use.
     """
     begin = time.perf_counter()
     _need_one_of(layernorm, get_args(Level), "layernorm")
@@ -93,13 +93,19 @@ def fold(
 
 
 def _made(dump: str | Path | None) -> Path | None:
+    if dump is None:
+        return None
+    folder = Path(dump)
     try:
-        if dump is not None:
-            Path(dump).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
     except OSError as error:
         what = f"the folder for the graphs cannot be made: {error.strerror}"
         raise InputError(what, where=str(dump), fix="choose another --dump") from error
-    return None if dump is None else Path(dump)
+    if used:
+        what = "the folder for the graphs is not empty: the steps of two folds would mix"
+        raise InputError(what, where=str(dump), fix="empty it, or choose another --dump")
+    return folder
 
 
 def _need_validity(model: str | Path | onnx.ModelProto | ir.Model, error: Exception) -> None:
@@ -209,7 +215,9 @@ class _Folder:
 
     def run(self) -> None:
         """Fold every graph of the model, bodies and functions included."""
+        self._need_known_opset()
         self._need_known_names()
+        unread = {value for value in self.model.graph.inputs if not value.uses()}
         for graph, _ in _graphs(self.model):
             _need_makers(graph)
             graph.sort()  # shape inference gives up on nodes in another order
@@ -225,6 +233,18 @@ class _Folder:
             writer = Writer(land, edits, names, self.model.graph, shelf)
             self._fold_all(land, writer)
             reducer.reduce(land, writer)
+        if self.model.ir_version < 4:  # every initializer is an input there, and yet a constant
+            _drop_unread(self.model.graph, unread)
+
+    def _need_known_opset(self) -> None:
+        """Refuse a model of which nobody can say what its operators do."""
+        newest = onnx.defs.onnx_opset_version()
+        if not self.model.opset_imports and self.model.ir_version >= 3:  # ONNX specification, IR: before it had none
+            raise InputError("the model does not say its opset", where="opset_import", fix="export it again")
+        for imports in (self.model.opset_imports, *(body.opset_imports for body in self.model.functions.values())):
+            if (opset := _opset(imports, 1)) > newest:
+                what = f"the model has opset {opset}, and the installed onnx knows up to {newest}"
+                raise InputError(what, where="opset_import", fix="install a newer onnx, or export with an older opset")
 
     def _need_known_names(self) -> None:
         names = {label(node) for graph, _ in _graphs(self.model) for node in graph}
@@ -496,6 +516,14 @@ def _remove_dead_ends(graph: ir.Graph | ir.Function) -> None:
     for node in reversed(list(graph)):
         if node.graph is not None and not any(out.uses() or out.is_graph_output() for out in node.outputs):
             remove(node)
+
+
+def _drop_unread(graph: ir.Graph, but: Container[ir.Value]) -> None:
+    """Take out the initializers listed as inputs that nothing reads any more."""
+    for value in list(graph.inputs):
+        if value.is_initializer() and not value.uses() and not value.is_graph_output() and value not in but:
+            graph.initializers.pop(str(value.name))
+            graph.inputs.remove(value)
 
 
 def _graphs(model: ir.Model) -> Iterator[tuple[ir.Graph | ir.Function, int]]:

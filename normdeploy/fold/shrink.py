@@ -26,8 +26,8 @@ _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
 _GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 _SAME_AXES = _ELEMENTWISE | _GLOBAL | {"Concat", "Split", "MaxPool", "AveragePool"}
 _BLOCKED = frozenset({"DepthToSpace", "SpaceToDepth"})
-_ROWS = 5
-"""Rows of a matrix probe: enough that no channel's products cancel in all of them."""
+_ROWS = 3
+"""Rows of a matrix probe, at least: enough that no channel's products cancel in all of them."""
 
 
 def input_shapes(view: View, node: ir.Node, maps: Maps, known: Known) -> list[tuple[int, ...]]:
@@ -117,7 +117,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     """The size that operator, maps and constants leave for ``axis``; None where any will do."""
     behind = axis - rank
     if node.op_type in _WINDOWED and axis != 1:
-        return 1 if axis == 0 else _span(view, node, axis - 2) + axis - 1
+        return 1 if axis == 0 else max(_span(view, node, axis - 2), 2) + axis - 2
     if node.op_type in _GLOBAL and axis != 1:
         return axis + 2
     if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):
@@ -125,7 +125,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     if node.op_type in _BLOCKED and axis > 1:
         return (axis + 1) * (int(view.attr(node, "blocksize", 1)) if node.op_type == "SpaceToDepth" else 1)
     if node.op_type in ("MatMul", "Gemm") and behind not in pinned:
-        return _ROWS if axis >= rank - 2 else (1 if dim == 1 else 2 + axis)
+        return max(_ROWS, 2 + axis) if axis >= rank - 2 else (1 if dim == 1 else 2 + axis)
     if dim is None or isinstance(dim, str):
         return pinned.get(behind)
     return dim

@@ -182,6 +182,14 @@ def test_a_dump_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert (caught.value.where, caught.value.fix) == (str(tmp_path / "file"), "choose another --dump")
 
 
+def test_a_dump_into_a_used_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "000-before.onnx").write_bytes(b"of another fold")
+    with pytest.raises(InputError, match="is not empty") as caught:
+        fold(two_norms(), dump=tmp_path)
+    assert (caught.value.where, caught.value.fix) == (str(tmp_path), "empty it, or choose another --dump")
+    assert [path.name for path in tmp_path.iterdir()] == ["000-before.onnx"]
+
+
 def test_a_dump_shows_the_graph_before_and_after_each_step(tmp_path: Path) -> None:
     proto = model(
         "float[2,3,8,11] x",

@@ -45,3 +45,27 @@ def test_missing_and_short_external_data_are_named(tmp_path: Path, kept: int | N
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
         fold(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("imports", "message"),
+    [([], "does not say its opset"), ([helper.make_opsetid("", 999)], "opset 999, and the installed onnx knows up to")],
+)
+def test_a_model_of_an_unknown_opset_is_refused(
+    tmp_path: Path, imports: list[onnx.OperatorSetIdProto], message: str
+) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path)
+    del proto.opset_import[:]
+    proto.opset_import.extend(imports)
+    with pytest.raises(InputError, match=message) as caught:
+        fold(proto)
+    assert caught.value.where == "opset_import"
+
+
+def test_a_function_of_an_unknown_opset_is_refused(tmp_path: Path) -> None:
+    proto = onnx.load(external(tmp_path))
+    node = helper.make_node("Relu", ["a"], ["b"])
+    proto.functions.append(helper.make_function("own", "f", ["a"], ["b"], [node], [helper.make_opsetid("", 999)]))
+    with pytest.raises(InputError, match="opset 999"):
+        fold(proto)

@@ -77,6 +77,27 @@ def test_below_ir_version_4_initializers_are_inputs_and_yet_constants() -> None:
     assert_same(proto, new)
 
 
+def test_an_input_with_a_default_stays_though_nothing_of_use_reads_it() -> None:
+    proto = model("float[2,3,8,11] x, float[2] k", WEIGHTS, "dead = Identity (k)\n" + BODY)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "k"))
+    new, _ = folded(proto)
+    assert op_types(new) == {"Conv": 1, "Relu": 1}
+    assert [info.name for info in new.graph.input] == ["x", "k"]
+    assert "k" in {tensor.name for tensor in new.graph.initializer}
+
+
+def test_below_ir_version_4_what_nothing_read_before_stays() -> None:
+    proto = conv_norm(opset=9, ir_version=3)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "unread"))
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    new, _ = folded(proto)
+    listed = {info.name for info in new.graph.input}
+    assert {tensor.name for tensor in new.graph.initializer} == listed - {"x"}
+    assert "unread" in listed
+    assert not listed & {"gamma", "beta", "mean", "var"}
+
+
 def test_nodes_in_any_order() -> None:
     proto = conv_norm()
     ordered = conv_norm()
