@@ -118,6 +118,12 @@ class Step:
         scale = step.edit(1)
         if scale is None or not self.view.is_constant(producer.inputs[0]) or step.attr("block_size", 0):
             raise self.refuse("its quantized weight has no constant scale per channel")
+        if (
+            len(producer.inputs) > 2
+            and producer.inputs[2] is not None
+            and not self.view.is_constant(producer.inputs[2])
+        ):
+            raise self.refuse("its quantized weight has no constant zero point")
         if len(weight.uses()) > 1:
             raise self.refuse("its quantized weight has other readers")
         if np.any(right != 1.0):

@@ -156,6 +156,13 @@ def test_a_weight_chain_with_another_reader_keeps_that_reader() -> None:
 # -- quantized weights -----------------------------------------------------------------------------
 
 
+def given_zero_point() -> onnx.ModelProto:
+    """The zero point is an input with a default, so nobody knows it."""
+    proto = quantized("[5]")
+    proto.graph.input.append(helper.make_tensor_value_info("z", onnx.TensorProto.INT8, [5]))
+    return proto
+
+
 def quantized(scale: str, gamma: str = "posgamma", axis: int = 0) -> onnx.ModelProto:
     """A convolution whose int8 weight stands behind a DequantizeLinear with a scale of shape ``scale``."""
     proto = onnx.parser.parse_model(f"""
@@ -191,8 +198,9 @@ def test_a_quantized_weight_is_folded_into_its_scale() -> None:
         (quantized(""), "quantized per tensor or over another axis"),
         (quantized("[3]", axis=1), "quantized per tensor or over another axis"),
         (quantized("[5]", gamma="gamma2"), "a quantization scale cannot be zero or negative"),
+        (given_zero_point(), "no constant zero point"),
     ],
-    ids=["per tensor", "over the input channels", "negative scale"],
+    ids=["per tensor", "over the input channels", "negative scale", "zero point as an input"],
 )
 def test_a_quantized_weight_is_never_silently_unquantized(proto: onnx.ModelProto, reason: str) -> None:
     check_refusal(proto, reason)
