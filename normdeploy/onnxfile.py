@@ -38,6 +38,10 @@ _PLAIN = frozenset(
 """What is stored as it is computed with, number by number."""
 _MAPPED = 1 << 12
 """Bytes from which on a weight is mapped."""
+_SOURCE = "normdeploy.source"
+"""Where a model notes its files, among what is not written."""
+_BESIDE = 256
+"""Bytes above which a weight goes to the file beside, where there is one."""
 _LARGEST = 2**31 - 1
 """The most bytes that a message can have."""
 
@@ -48,15 +52,81 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     Raises what ``onnx_ir.load`` raises.
     """
     path = Path(path)
+    state = _state(path)
+    model, mapped = _loaded(path)
+    model.meta[_SOURCE] = _Source(path, state if mapped else None, {file: _state(file) for file in _data_files(model)})
+    return model
+
+
+def _loaded(path: Path) -> tuple[ir.Model, bool]:
+    """The model, and whether any of its weights are still in its own file."""
     if path.suffix != ".onnx":  # other formats have other ends, and nothing to map
-        return ir.load(path)
+        return ir.load(path), False
     try:
         return _mapped(path)
     except Exception:  # no such file, an empty one, or none of protobuf's: onnx_ir has the words for it
-        return ir.load(path)
+        return ir.load(path), False
 
 
-def _mapped(path: Path) -> ir.Model:
+State = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change (ns) of a file."""
+
+
+def _state(path: Path) -> State | None:
+    """What tells whether a file is what it was; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _data_files(model: ir.Model) -> set[Path]:
+    """The files beside a model that have weights of it."""
+    weights = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    named = {str(weight.path) for weight in weights if isinstance(weight, ir.ExternalTensor)}
+    return {Path(name).resolve() for name in named}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the weights of a loaded model lie.
+
+    Attributes:
+        path: the model's own file.
+        state: of that file, before it was read; None where all of it was.
+        data: the files beside it, which are opened by their names when a weight is asked for.
+    """
+
+    path: Path
+    state: State | None
+    data: dict[Path, State | None]
+
+    def need_unchanged(self, but: Path | None = None) -> None:
+        """Refuse files, ``but`` for one, that are not what they were; one with another in its place is still mapped."""
+        now = _state(self.path)
+        changed = [self.path] if now and self.state and now != self.state and now[:2] == self.state[:2] else []
+        changed += [path for path, state in self.data.items() if path != but and _state(path) != state]
+        if changed:
+            raise InputError(
+                "the model's file was changed while it was in use, and its weights are read from it",
+                where=", ".join(map(str, changed)),
+                fix="leave it as it is until the new model is saved, and begin again",
+            )
+
+
+def need_unchanged(model: ir.Model) -> None:
+    """Refuse a model of :func:`load` whose file is not what it was: its weights would be of two models.
+
+    Raises:
+        InputError: the file, or one with its weights, was written to or taken away since it was loaded.
+    """
+    source = model.meta.get(_SOURCE)
+    if source is not None:
+        source.need_unchanged()
+
+
+def _mapped(path: Path) -> tuple[ir.Model, bool]:
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     light, weights = _split(data)
@@ -70,7 +140,7 @@ def _mapped(path: Path) -> ir.Model:
         value.const_value = ir.Tensor(
             array, described.dtype, name=name, doc_string=described.doc_string, metadata_props=props
         )
-    return model
+    return model, bool(weights)
 
 
 def _split(data: memoryview) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -148,20 +218,41 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
 
     Raises:
         OSError: a file cannot be written.
-        InputError: the weights are within the file, and it would have more than 2 GB; or both files are one.
+        InputError: the weights are within the file, and it would have more than 2 GB; or they cannot go where they
+            should; or the file that they are read from was changed.
     """
     path = Path(path)
-    if external_data is not None and (path.parent / external_data).resolve() == path.resolve():
-        raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
+    need_unchanged(model)
+    data = None if external_data is None else (path.parent / external_data).resolve()
+    if data is not None:
+        _need_place(model, path, data)
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.onnx")  # the model may have its weights in the old file
+    source = model.meta.pop(_SOURCE, None)  # what is written may take the place of what was read
     try:
         if external_data is None:
             _write(model, temporary, path)
         else:
-            ir.save(model, temporary, external_data=external_data)
+            ir.save(model, temporary, external_data=external_data, size_threshold_bytes=_BESIDE)
+        if source is not None:
+            source.need_unchanged(but=data)
         temporary.replace(path)
     finally:
+        if source is not None:
+            model.meta[_SOURCE] = source
         temporary.unlink(missing_ok=True)
+
+
+def _need_place(model: ir.Model, path: Path, data: Path) -> None:
+    """Refuse a file for the weights that is not free for them."""
+    source = model.meta.get(_SOURCE)
+    if data == path.resolve():
+        raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
+    if source is not None and data in source.data and path.resolve() != source.path.resolve():
+        what = "the weights cannot go into the file that the given model has its own in"
+        raise InputError(what, where=str(data), fix="name another")
+    weights = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    if any(isinstance(weight, ir.StringTensor) and weight.nbytes > _BESIDE for weight in weights):
+        raise InputError("a large text tensor cannot be stored beside a model", where=str(data), fix="store it within")
 
 
 def _write(model: ir.Model, temporary: Path, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
@@ -268,30 +268,50 @@ def remove_unused(values: Iterable[ir.Value]) -> None:
 
 
 class Shelf:
-    """The edited tensors of one model, held until they are written while there is room: few are evaluated twice."""
+    """The edited tensors of one model, held until they are written while there is room: few are evaluated twice.
 
-    def __init__(self) -> None:
-        self._room = SHELF
+    Args:
+        need_unchanged: raises when the model's other weights are not what they were; None where that cannot be told.
+            Then nothing is held: what is evaluated late is compared with what was validated.
+    """
+
+    def __init__(self, need_unchanged: Callable[[], None] | None) -> None:
+        self._need_unchanged = need_unchanged or _nothing
+        self._room = 0 if need_unchanged is None else SHELF
         self._held: dict[Slot, int] = {}
 
-    def tensor(self, slot: Slot, edit: Edit) -> ir.TensorProtocol:
+    def tensor(self, slot: Slot, edit: Edit) -> ir.LazyTensor:
         """What is to be stored at ``slot``, in place of what was to be stored there before."""
         self._room += self._held.pop(slot, 0)
         if edit.nbytes > self._room:
-            return _evaluated_late(edit)
+            return _evaluated_late(edit, self._need_unchanged)
         self._held[slot] = edit.nbytes
         self._room -= edit.nbytes
-        array = edit.rounded()
-        edit.release()
+        return _held(edit, self._need_unchanged)
+
+
+def _held(edit: Edit, need_unchanged: Callable[[], None]) -> ir.LazyTensor:
+    array = edit.rounded()
+    edit.release()
+
+    def write() -> ir.TensorProtocol:
+        need_unchanged()
         return ir.Tensor(array)
 
+    return ir.LazyTensor(write, dtype=edit.dtype, shape=ir.Shape(edit.shape))
 
-def _evaluated_late(edit: Edit) -> ir.LazyTensor:
+
+def _nothing() -> None:
+    pass
+
+
+def _evaluated_late(edit: Edit, need_unchanged: Callable[[], None]) -> ir.LazyTensor:
     """The edited tensor, evaluated when it is written; it must come out as it was validated, bit for bit."""
     expected = fingerprint(edit.rounded())
     edit.release()
 
     def write() -> ir.TensorProtocol:
+        need_unchanged()
         array = edit.rounded()
         edit.release()
         if fingerprint(array) != expected:

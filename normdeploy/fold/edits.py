@@ -85,18 +85,22 @@ class Edit:
 
     @cached_property
     def _exact(self) -> Array:
-        exact = np.empty(self.shape)
+        exact, original = np.empty(self.shape), self._read()
         for part in self._parts():
-            self._evaluate(part, exact[part])
+            self._evaluate(original, part, exact[part])
         return exact
 
-    def _evaluate(self, part: Part, into: Array) -> Array:
+    def _read(self) -> np.ndarray | None:
+        """The original; once for all its parts, since it may have to be evaluated itself."""
+        return None if self.original is None else self.original.numpy()
+
+    def _evaluate(self, original: np.ndarray | None, part: Part, into: Array) -> Array:
         """Some rows of the edited tensor, or all, in ``into``; what is centred needs all of the mean's axis."""
         with np.errstate(all="ignore"):
-            if self.original is None:
+            if original is None:
                 into[...] = self._rows(self.shift, part)
             else:
-                into[...] = self._rows(self.original.numpy(), part)
+                into[...] = self._rows(original, part)
                 for factor in (self.left, self.right):
                     if factor is not ONE:
                         into *= self._rows(factor, part)
@@ -120,13 +124,13 @@ class Edit:
 
     @cached_property
     def _rounded(self) -> _Rounded:
-        array, whole = np.empty(self.shape, self.dtype.numpy()), self.__dict__.get("_exact")
+        array, original, whole = np.empty(self.shape, self.dtype.numpy()), self._read(), self.__dict__.get("_exact")
         smallest = _finfo(array.dtype).smallest_normal
-        fits, small, ulps = True, 0, 0.0 if self.original is not None else math.inf
+        fits, small, ulps = True, 0, 0.0 if original is not None else math.inf
         with np.errstate(all="ignore"):
             for part in self._parts():
                 stored = array[part]
-                exact = self._evaluate(part, np.empty(stored.shape)) if whole is None else whole[part]
+                exact = self._evaluate(original, part, np.empty(stored.shape)) if whole is None else whole[part]
                 stored[...] = exact
                 sizes = np.abs(stored)
                 fits &= bool(np.isfinite(sizes.max(initial=0)))
@@ -136,9 +140,16 @@ class Edit:
                     if self.dtype == ir.DataType.FLOAT:
                         # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel.
                         stored[below] = 0.0
-                if self.original is not None:
-                    ulps = max(ulps, _largest_change(stored, self._rows(self.original.numpy(), part)))
+                if original is not None:
+                    ulps = max(ulps, _largest_change(stored, self._rows(original, part)))
         return _Rounded(array, fits, small, ulps)
+
+    def summands(self) -> Array:
+        """The sizes of what is added up in each element, in float64: more than the element where it cancels."""
+        sizes = np.abs(self.shift) * np.ones(self.shape)
+        if (original := self._read()) is not None:
+            sizes += np.abs(original.astype(np.float64)) * np.abs(self.left) * np.abs(self.right)
+        return sizes if self.centred is None else sizes + sizes.mean(axis=self.centred, keepdims=True)
 
     def exact(self) -> Array:
         """The edited tensor in float64, not rounded to the dtype it is stored in."""

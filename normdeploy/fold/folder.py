@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -79,7 +80,9 @@ def fold(
         raise InputError(
             "keep is a list of patterns, and this is a text", where=f"keep={keep!r}", fix=f"give [{keep!r}]"
         )
-    folder = _Folder(_opened(model), tuple(keep), layernorm, target, validate, _made(dump))
+    opened = _opened(model)
+    need_unchanged = None if isinstance(model, ir.Model) else partial(onnxfile.need_unchanged, opened)
+    folder = _Folder(opened, tuple(keep), layernorm, target, validate, _made(dump), need_unchanged)
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
             folder.run()
@@ -125,10 +128,11 @@ def _need_one_of(given: str, known: Sequence[str], where: str) -> None:
 
 
 def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
-    if isinstance(model, ir.Model):
-        return _copied(model)
-    if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model)  # its tensors are views of the given ones, which are replaced, never written to
+    if isinstance(model, ir.Model | onnx.ModelProto):
+        # The tensors of a message are views of the given ones, which are replaced, never written to.
+        taken = _copied(model) if isinstance(model, ir.Model) else ir.from_proto(model)
+        _need_external_data(taken, str(taken.graph.name))
+        return taken
     if Path(model).is_dir():
         raise InputError("this is a folder, not an ONNX file", where=str(model), fix="name the .onnx file in it")
     try:
@@ -143,11 +147,11 @@ def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
             where=str(model),
             fix="check that it is complete and an ONNX model at all",
         ) from error
-    _need_external_data(loaded, model)
+    _need_external_data(loaded, str(model))
     return loaded
 
 
-def _need_external_data(model: ir.Model, path: str | Path) -> None:
+def _need_external_data(model: ir.Model, where: str) -> None:
     """Refuse a model whose weights lie in files that are missing or too short, before anything reads them."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for tensor in (value.const_value for value in graph.initializers.values()):
@@ -157,7 +161,7 @@ def _need_external_data(model: ir.Model, path: str | Path) -> None:
             if not file.is_file() or file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
                 raise InputError(
                     f"the file with the weight {tensor.name!r} is missing or too short: {file}",
-                    where=str(path),
+                    where=where,
                     fix="copy the model's external data beside it, whole",
                 )
 
@@ -204,6 +208,7 @@ class _Folder:
     target: Target
     validate: bool
     dump: Path | None
+    need_unchanged: Callable[[], None] | None
     entries: dict[ir.Node, Entry] = field(default_factory=dict)
     joined: dict[ir.Node, ir.Node] = field(default_factory=dict)
     given: dict[ir.Node, ir.Node] = field(default_factory=dict)
@@ -224,7 +229,7 @@ class _Folder:
             _remove_dead_ends(graph)
         self._infer_shapes()
         self.show("before")
-        names, shelf = all_names(self.model), Shelf()
+        names, shelf = all_names(self.model), Shelf(self.need_unchanged)
         reducer = Reducer(self, self.layernorm, self.target)
         for graph, opset in _graphs(self.model):
             reducer.recognise(Writer(self._bare(graph, opset), {}, names, self.model.graph, shelf))
@@ -239,12 +244,17 @@ class _Folder:
     def _need_known_opset(self) -> None:
         """Refuse a model of which nobody can say what its operators do."""
         newest = onnx.defs.onnx_opset_version()
-        if not self.model.opset_imports and self.model.ir_version >= 3:  # ONNX specification, IR: before it had none
+        told = self.model.opset_imports.keys() & {"", "ai.onnx"}
+        plain = any(node.domain in ("", "ai.onnx") for node in self.model.graph.all_nodes())
+        if plain and not told and self.model.ir_version >= 3:  # ONNX specification, IR: before it had none
             raise InputError("the model does not say its opset", where="opset_import", fix="export it again")
         for imports in (self.model.opset_imports, *(body.opset_imports for body in self.model.functions.values())):
-            if (opset := _opset(imports, 1)) > newest:
+            opset = _opset(imports, 1)
+            if opset > newest:
                 what = f"the model has opset {opset}, and the installed onnx knows up to {newest}"
                 raise InputError(what, where="opset_import", fix="install a newer onnx, or export with an older opset")
+            if opset < 1:
+                raise InputError(f"there is no opset {opset}", where="opset_import", fix="export it again")
 
     def _need_known_names(self) -> None:
         names = {label(node) for graph, _ in _graphs(self.model) for node in graph}

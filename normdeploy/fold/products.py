@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from normdeploy.fold.affine import Array
@@ -24,5 +26,5 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Array:
     """ONNX specification, MatMul-13: numpy's matmul, of any float dtypes."""
     if b.ndim != 2 or not a.ndim:
         return np.asarray(np.matmul(a, b, dtype=np.float64))
-    rows = a.astype(np.float64, copy=False).reshape(1, -1, a.shape[-1])
+    rows = a.astype(np.float64, copy=False).reshape(1, math.prod(a.shape[:-1]), a.shape[-1])
     return by_kernels(rows, b.T[None]).reshape(*a.shape[:-1], b.shape[1])

@@ -117,7 +117,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     """The size that operator, maps and constants leave for ``axis``; None where any will do."""
     behind = axis - rank
     if node.op_type in _WINDOWED and axis != 1:
-        return 1 if axis == 0 else max(_span(view, node, axis - 2), 2) + axis - 2
+        return 1 if axis == 0 else _window_sizes(view, node, rank - 2)[axis - 2]
     if node.op_type in _GLOBAL and axis != 1:
         return axis + 2
     if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):
@@ -256,18 +256,51 @@ _PINS: dict[str, Pin] = {
 
 
 def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
+    """The rank of a data input; where inference knows none, what the operator says of it, or else the maps around."""
     rank = view.rank(value)
+    if rank is None and node.op_type == "Gemm":
+        rank = 2
+    if rank is None and node.op_type in ("Conv", "ConvTranspose"):
+        rank = view.rank(node.inputs[1]) if node.inputs[1] is not None else None
     if rank is None:
         rank = next((maps[v].rank for v in (*node.inputs, *node.outputs) if v is not None and v in maps), 2)
     return rank
 
 
-def _span(view: View, node: ir.Node, spatial: int) -> int:
-    kernel = view.attr(node, "kernel_shape")
-    if kernel is None:
-        kernel = list((view.shape(node.inputs[1]) or ())[2:])
-    dilations = view.attr(node, "dilations") or [1] * len(kernel)
-    return int(dilations[spatial]) * (int(kernel[spatial]) - 1) + 1
+def _window_sizes(view: View, node: ir.Node, spatial: int) -> list[int]:
+    """Sizes, all different, at which every cell of the kernel meets a cell of the input, and windows reach all pads."""
+    kernel = view.attr(node, "kernel_shape") or list((view.shape(node.inputs[1]) or ())[2:])
+    strides, dilations = (view.attr(node, name) or [1] * spatial for name in ("strides", "dilations"))
+    pads = view.attr(node, "pads") or [0] * 2 * spatial
+    fixed = view.attr(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    wanted = view.attr(node, "output_shape")
+    sizes: list[int] = []
+    for axis, stride in enumerate(strides):
+        span = int(dilations[axis]) * (int(kernel[axis]) - 1) + 1
+        ends = (int(pads[axis]), int(pads[spatial + axis])) if fixed else None
+        if node.op_type != "ConvTranspose":
+            size = _window_size(span, stride, ends, view.attr(node, "ceil_mode", 0))
+        elif wanted is None:
+            size = _transposed_size(span, stride, ends)
+        else:  # as many cells as make so many
+            size = max(-((span - int(wanted[axis - spatial])) // stride) + 1, 1)
+        while size in sizes:
+            size += stride
+        sizes.append(size)
+    return sizes
+
+
+def _window_size(span: int, stride: int, pads: tuple[int, int] | None, beyond: int) -> int:
+    """One window lies inside, and the last ends where the pads do, or ``beyond`` them; None: where it pads the most."""
+    smallest = max(span + stride - 1, 2)
+    rest = span - sum(pads) + beyond if pads is not None else 1
+    return smallest + (rest - smallest) % stride
+
+
+def _transposed_size(span: int, stride: int, cut: tuple[int, int] | None) -> int:
+    """So many cells at both ends as are cut into, and two in between: whole kernels, and what is between them."""
+    low, high = cut if cut is not None else (max(span - stride, 0),) * 2
+    return -(-low // stride) - (-high // stride) + 2
 
 
 def _fresh_sizes(taken: set[int]) -> Iterator[int]:

@@ -99,6 +99,8 @@ class _Square:
         olds, news = self._before(pairs), self._after(pairs)
         if any(self.view.is_used(self.node, output) for output in range(len(olds), len(self.node.outputs))):
             raise self._broken("an output that is used cannot be executed")
+        if not any(old.size or self._is_empty(value) for value, old in zip(self.node.outputs, olds, strict=False)):
+            raise self._broken("a probe comes out empty")
         worst = 0.0
         for index, (value, old, new) in enumerate(zip(self.node.outputs, olds, news, strict=False)):
             error = self._compare(value, old, new, 0.0)
@@ -109,6 +111,9 @@ class _Square:
                 raise self._broken(f"relative error {error:.2g}")
             worst = max(worst, error)
         return worst
+
+    def _is_empty(self, value: ir.Value) -> bool:
+        return 0 in (self.view.shape(value) or ())
 
     def _before(self, pairs: list[Pair | None], *, sizes: bool = False) -> list[Array]:
         olds = [None if p is None else p.old for p in pairs]
@@ -126,13 +131,21 @@ class _Square:
 
     def _summands(self, pairs: list[Pair | None]) -> list[Array]:
         """The sizes of what a linear operator adds up: itself, on absolute values."""
-        sizes = [None if p is None else Pair(np.abs(p.old), np.abs(p.new)) for p in pairs]
+        sizes = [None if p is None else self._sizes(index, p) for index, p in enumerate(pairs)]
         if self.node.op_type == "BatchNormalization":
             mean, var = pairs[3], pairs[4]
             assert mean is not None
             sizes[3:5] = [Pair(-np.abs(mean.old), -np.abs(mean.new)), var]
         olds, news = self._before(sizes, sizes=True), self._after(sizes, sizes=True)
         return [np.abs(old) + np.abs(new) for old, new in zip(olds, news, strict=True)]
+
+    def _sizes(self, index: int, pair: Pair) -> Pair:
+        """The sizes of what is added up in an input: a parameter may be what two others left of each other."""
+        slot = (self.node, index)
+        old, new = self.committed.get(slot), self.plan.edits.get(slot, self.committed.get(slot))
+        return Pair(
+            np.abs(pair.old) if old is None else old.summands(), np.abs(pair.new) if new is None else new.summands()
+        )
 
     def _data(self, pairs: list[Pair | None]) -> Array:
         """The input of a map node that is not one of its constants, after the plan."""
@@ -214,8 +227,12 @@ class _Square:
             return None
         if self.node.op_type in ("Reshape", "Expand") and value is self.node.inputs[1]:
             return self._target_of_reshape()
+        if self.node.op_type == "Slice" and value.const_value is not None:
+            return np.asarray(value.const_value.numpy())  # an input with a default
         if self.node.op_type == "Slice" and value in self.node.inputs[1:3] and len(set(self.node.inputs[1:3])) == 2:
             return np.full(shape, 0 if value is self.node.inputs[1] else 2, np.int64)  # the first two of each axis
+        if self.node.op_type == "Tile":
+            return np.full(shape, 2, np.int64)  # every axis twice
         if self.node.op_type == "Split" and value is self.node.inputs[1]:
             return self._parts_of_split()
         if self.node.op_type != "Gather":

@@ -124,6 +124,9 @@ class View:
         """The shape of ``value``: sizes, names, None per unknown axis; None where not even the rank is known."""
         if value is None:
             return None
+        maker = value.producer()
+        if value.shape is None and maker is not None and maker.op_type == "DequantizeLinear":
+            return self.shape(maker.inputs[0])
         tensor = self.constant(value) if value.shape is None else None
         shape = tensor.shape if tensor is not None else value.shape
         if shape is None:

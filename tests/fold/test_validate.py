@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import pytest
 from harness import assert_same, bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
-from normdeploy.errors import NormdeployError
+from normdeploy.errors import InputError, NormdeployError
 from normdeploy.fold import apply, fold, merge, sources
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.edits import Edit
@@ -304,47 +305,89 @@ def test_a_mistake_in_one_norm_lets_others_go(monkeypatch: Patch) -> None:
     assert_same(proto, new)
 
 
-def changed_after_the_fold() -> tuple[ir.TensorProtocol, np.ndarray]:
-    """A folded weight whose original is changed before it is written, and what was validated, rounded."""
+def test_a_weight_that_changes_before_it_is_written_is_an_error() -> None:
+    """What is written must be, bit for bit, the rounding of what was validated."""
     weights = np.random.default_rng(0).standard_normal((5, 5, 3, 3)).astype(np.float32)
     given = ir.from_proto(CONV_NORM)
     given.graph.initializers["w"].const_value = ir.tensor(weights, name="w")
-    arrays = initializers(CONV_NORM)
-    scale = arrays["gamma"].astype(np.float64) / np.sqrt(arrays["var"].astype(np.float64) + np.float32(1e-5))
-    expected = (weights * scale[:, None, None, None]).astype(np.float32)
     result = fold(given)
     weights[0, 0, 0, 0] += 1.0
     written = result.model.graph.initializers["w"].const_value
     assert written is not None
-    return written, expected
-
-
-def test_a_weight_that_is_held_is_written_as_it_was_validated() -> None:
-    """What is written must be, bit for bit, the rounding of what was validated."""
-    written, expected = changed_after_the_fold()
-    np.testing.assert_array_equal(written.numpy(), expected)
-
-
-def test_a_weight_that_changes_before_it_is_written_is_an_error(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(apply, "SHELF", 0)
-    written, _ = changed_after_the_fold()
     with pytest.raises(NormdeployError, match="changed between its validation and its writing"):
         written.numpy()
+
+
+def other_weights(path: Path) -> None:
+    """Another checkpoint of the same network, written over the file of the first."""
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+    beside = (path.parent / "weights").exists()
+    onnx.save(proto, path, save_as_external_data=beside, location="weights" if beside else None, size_threshold=0)
+
+
+@pytest.mark.parametrize("shelf", [0, 1 << 20])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_that_is_changed_after_the_fold_is_an_error(
+    tmp_path: Path, monkeypatch: Patch, beside: bool, shelf: int
+) -> None:
+    """No model is written whose edited weights are of one checkpoint and the others of another."""
+    monkeypatch.setattr(apply, "SHELF", shelf)
+    proto = model("float[2,5,8,11] x", f"float[5,5,3,3] w, float[7,5,9,9] v, {bn(5)}",
+                  "c = Conv (x, w)\n" + norm("c", "n") + "r = Relu (n)\n y = Conv <pads=[4,4,4,4]> (r, v)")  # fmt: skip
+    path = tmp_path / "model.onnx"
+    stored = onnx.ModelProto.FromString(proto.SerializeToString())  # which saving would change
+    location = "weights" if beside else None
+    onnx.save(stored, path, save_as_external_data=beside, location=location, size_threshold=0)
+    result = fold(path)
+    result.save(tmp_path / "first.onnx")
+    other_weights(path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="changed"):
+        result.save(tmp_path / "second.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+    edited = result.model.graph.initializers["w"].const_value
+    assert edited is not None
+    with pytest.raises(InputError, match="changed"):
+        edited.numpy()
+    assert_same(proto, onnx.load(tmp_path / "first.onnx"))
+
+
+def test_a_file_that_another_takes_the_place_of_is_still_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(CONV_NORM, path)
+    result = fold(path)
+    (tmp_path / "other.onnx").write_bytes(b"another model")
+    (tmp_path / "other.onnx").replace(path)
+    result.save(path)
+    result.save(path)
+    assert_same(CONV_NORM, onnx.load(path))
 
 
 def test_weights_are_held_while_there_is_room(monkeypatch: Patch) -> None:
     monkeypatch.setattr(apply, "SHELF", 2 * 40)
     nodes = [ir.node("MatMul", []) for _ in range(3)]
-    shelf = apply.Shelf()
+    edits = {node: Edit(None, ir.DataType.FLOAT, shift=np.arange(10.0)) for node in nodes}
 
-    def put(node: ir.Node) -> bool:
-        edit = Edit(None, ir.DataType.FLOAT, shift=np.arange(10.0))
-        tensor = shelf.tensor((node, 1), edit)
-        np.testing.assert_array_equal(tensor.numpy(), np.arange(10, dtype=np.float32))
-        return isinstance(tensor, ir.Tensor)
+    def held(shelf: apply.Shelf, node: ir.Node) -> bool:
+        """Whether the edit is not asked again when its tensor is."""
+        tensor, edit = shelf.tensor((node, 1), edits[node]), edits[node]
+        monkeypatch.setattr(Edit, "rounded", lambda self: pytest.fail("evaluated again"))
+        try:
+            np.testing.assert_array_equal(tensor.numpy(), np.arange(10, dtype=np.float32))
+        except pytest.fail.Exception:
+            return False
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setattr(apply, "SHELF", 2 * 40)
+        assert edit.rounded() is not None
+        return True
 
-    assert [put(node) for node in nodes] == [True, True, False]
-    assert [put(node) for node in nodes] == [True, True, False], "what takes another's place takes its room"
+    shelf = apply.Shelf(lambda: None)
+    assert [held(shelf, node) for node in nodes] == [True, True, False]
+    assert [held(shelf, node) for node in nodes] == [True, True, False], "what takes another's place takes its room"
+    assert not held(apply.Shelf(None), nodes[0]), "where changes cannot be told, nothing is held"
 
 
 def test_without_validation_nothing_is_measured() -> None:
