@@ -126,7 +126,7 @@ def _of_rank(values: npt.ArrayLike, rank: int) -> Array:
 def _shrunk(array: Array) -> Array:
     """``array`` with every axis along which it is constant reduced to size 1."""
     for axis in range(array.ndim):
-        first = array.take(range(min(array.shape[axis], 1)), axis=axis)
+        first = array.take([0], axis=axis)
         if array.shape[axis] > 1 and np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True):
             array = first
     return array

@@ -130,9 +130,11 @@ class Step:
             raise self.refuse("its weight is quantized, and a scale per input channel does not fit its scale")
         if np.any(left <= 0):
             raise self.refuse("its weight is quantized, and a quantization scale cannot be zero or negative")
+        rank = step.rank()
+        left = left.reshape((1,) * (rank - left.ndim) + left.shape)  # over the last axes, as it broadcasts
         step.put(1, scale.scaled(left=_as_quantization_scale(step, left)))
-        before = self.plan.up.get(weight, AffineMap.identity(left.ndim))
-        self.plan.up[weight] = AffineMap(left, np.zeros((1,) * left.ndim)).after(before)
+        before = self.plan.up.get(weight, AffineMap.identity(rank))
+        self.plan.up[weight] = AffineMap(left, np.zeros((1,) * rank)).after(before)
 
 
 def _as_quantization_scale(step: Step, left: Array) -> Array:

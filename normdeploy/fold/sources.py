@@ -37,6 +37,8 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
     """
     read = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     found = read(view, node) if read else None
+    if found is not None and not (found.scale.size and found.shift.size):
+        raise Refused("it acts on nothing: an axis of its constants is empty", node)
     if found is not None and not found.is_finite:
         raise Refused("its scale or shift is not finite", node, "re-estimate its running statistics")
     return None if found is None else found.moved(lambda a: a)  # what is equal for all channels is one number

@@ -206,6 +206,24 @@ def test_a_quantized_weight_is_never_silently_unquantized(proto: onnx.ModelProto
     check_refusal(proto, reason)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("product", ["Gemm", "MatMul", "Gemm <transB = 1>"])
+def test_a_square_quantized_matrix_is_folded_over_the_axis_of_its_columns_only(product: str, axis: int) -> None:
+    proto = parsed(f"""
+        <ir_version: 10, opset_import: ["": 21]> g (float[6,4] x) => (float[6,4] y)
+        <int8[4,4] q = {{-5,-3,3,-4,6,-2,1,8,3,-8,7,-2,5,-3,2,9}}, float[4] pos, float[4] posgamma, {bn(4)}> {{
+            w = DequantizeLinear <axis={axis}> (q, pos)
+            c = {product} (x, w)
+            n = BatchNormalization (c, posgamma, beta, mean, var)
+            y = Relu (n)
+        }}""")
+    if axis == int("transB" not in product):
+        left = "Gemm" if "Gemm" in product else "MatMul Add"
+        check_fold(proto, f"DequantizeLinear {left} Relu", onnxruntime=False)  # its MatMulNBits is not exact
+    else:
+        check_refusal(proto, "quantized per tensor or over another axis")
+
+
 def test_a_quantized_weight_takes_no_map_from_its_input_side() -> None:
     proto = parsed("""
         <ir_version: 10, opset_import: ["": 21]> g (float[2,3,8,11] x) => (float[2,5,8,11] y)

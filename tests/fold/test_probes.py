@@ -1,0 +1,161 @@
+"""The probes of what slides a window are small, and yet see each cell of the kernel and each pad: planted mistakes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from harness import assert_same, bn, folded, model, norm
+
+from normdeploy.fold import fold
+from normdeploy.fold.affine import Array
+from normdeploy.fold.edits import ONE, Edit
+from normdeploy.fold.operators import linear
+from normdeploy.fold.operators.rows import Maps, only_first, vector
+from normdeploy.fold.operators.table import TABLE
+from normdeploy.fold.plan import Step
+
+Patch = pytest.MonkeyPatch
+
+
+def is_wrong_unless_proven(proto: onnx.ModelProto) -> bool:
+    """Whether what is planted shows in the result where nothing is validated; and where it is, it must not."""
+    new, ledger = folded(proto)
+    assert_same(proto, new)
+    try:
+        assert_same(proto, folded(proto, validate=False)[0])
+    except AssertionError:
+        assert ledger.dropped
+        return True
+    return False
+
+
+def shift_into(operator: str, kernel: int, stride: int, size: int, padding: str) -> onnx.ModelProto:
+    """A norm in front of a convolution over one axis."""
+    weight = f"float[3,2,{kernel}]" if operator == "Conv" else f"float[2,3,{kernel}]"
+    attributes = f"<strides = [{stride}], {padding}>"
+    return model(f"float[1,2,{size}] x", f"{weight} w, {bn(2)}", norm("x", "t") + f"y = {operator} {attributes} (t, w)")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size", "padding"),
+    [
+        *((k, s, n, f"pads = [0, {p}]") for k, s, p, n in [
+            (4, 4, 2, 30), (4, 4, 1, 31), (3, 3, 1, 8), (8, 8, 4, 28), (14, 14, 6, 50), (16, 16, 8, 40), (10, 5, 3, 32),
+            (3, 2, 1, 10), (7, 4, 3, 32), (2, 3, 1, 7), (3, 1, 1, 9),
+        ]),
+        *((k, s, n, f"pads = [{p}, 0]") for k, s, p, n in [(2, 3, 1, 6), (3, 4, 2, 11), (3, 1, 2, 9), (5, 2, 4, 9)]),
+        *((k, s, n, f'auto_pad = "{way}"') for k, s, n in [(3, 4, 17), (3, 2, 8), (4, 1, 9), (2, 2, 7)]
+          for way in ("SAME_UPPER", "SAME_LOWER")),
+    ],
+)  # fmt: skip
+def test_a_shift_into_any_pad_is_seen(kernel: int, stride: int, size: int, padding: str, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(linear, "_need_no_padding", lambda *_: None)
+    assert is_wrong_unless_proven(shift_into("Conv", kernel, stride, size, padding))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size", "padding"),
+    [(1, 2, 6, "pads = [0, 2]"), (1, 2, 6, "pads = [2, 0]"), (3, 1, 7, "pads = [1, 1]"), (3, 2, 7, "pads = [2, 2]"),
+     (2, 3, 6, "pads = [0, 0]")],
+)  # fmt: skip
+def test_a_shift_where_a_transposed_kernel_is_cut_is_seen(
+    kernel: int, stride: int, size: int, padding: str, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(linear, "_need_full_kernel", lambda *_: None)
+    assert is_wrong_unless_proven(shift_into("ConvTranspose", kernel, stride, size, padding))
+
+
+WINDOWS = [
+    (kernel, stride, dilation, pads)
+    for kernel, stride, dilation in itertools.product((1, 2, 3), (1, 2, 3, 4), (1, 2))
+    for pads in ([0, 0], [1, 0], [0, 1], [1, 1])
+    if max(pads) <= dilation * (kernel - 1)
+]
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_a_mistake_in_any_element_of_a_kernel_is_seen(operator: str, monkeypatch: Patch) -> None:
+    scaled, element = Edit.scaled, 0
+
+    def with_a_mistake(self: Edit, *, left: Array = ONE, right: Array = ONE) -> Edit:
+        edit = scaled(self, left=left, right=right)
+        if self.original is None or len(edit.shape) != 3:
+            return edit
+        factor = np.ones(edit.shape)
+        factor.flat[element] = 3.0
+        return scaled(edit, left=factor)
+
+    monkeypatch.setattr(Edit, "scaled", with_a_mistake)
+    for kernel, stride, dilation, pads in WINDOWS:
+        attributes = f"<strides = [{stride}], dilations = [{dilation}], pads = [{pads[0]}, {pads[1]}]>"
+        body = f"c = {operator} {attributes} (x, w)\n" + norm("c", "y")
+        proto = model("float[1,2,13] x", f"float[2,2,{kernel}] w, {bn(2)}", body)
+        for chosen in range(4 * kernel):
+            element = chosen
+            assert is_wrong_unless_proven(proto), (kernel, stride, dilation, pads, element)
+
+
+@pytest.mark.parametrize("pads", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_no_probe_comes_out_empty(kernel: int, stride: int, pads: int, monkeypatch: Patch) -> None:
+    def wrong(step: Step, outs: Maps) -> dict[int, object]:
+        scale, shift = vector(step, only_first(step, outs), axis=1)
+        step.scale_weight(1, left=np.asarray(7.0))
+        linear._bias_up(step, np.ones(()), np.broadcast_to(shift * 3, (3,)))
+        del scale
+        return {}
+
+    monkeypatch.setitem(TABLE, "ConvTranspose", TABLE["ConvTranspose"].__class__(up=wrong))
+    attributes = f"<strides = [{stride}], pads = [{pads}, {pads}]>"
+    body = f"c = ConvTranspose {attributes} (x, w)\n" + norm("c", "y")
+    assert is_wrong_unless_proven(model("float[1,2,12] x", f"float[2,3,{kernel}] w, {bn(3)}", body))
+
+
+@pytest.mark.parametrize(("operator", "ceil_mode"), [("MaxPool", 0), ("AveragePool", 0), ("AveragePool", 1)])
+def test_maps_pass_pools_at_every_stride(operator: str, ceil_mode: int) -> None:
+    for kernel, stride in itertools.product((1, 2, 3), (1, 2, 3)):
+        attributes = f"<kernel_shape = [{kernel}], strides = [{stride}], ceil_mode = {ceil_mode}>"
+        body = f"c = Conv (x, w)\np = {operator} {attributes} (c)\ny = Mul (p, pos)"
+        proto = model("float[1,2,13] x", "float[3,2,2] w, float[3,1] pos", body)
+        new, ledger = folded(proto)
+        assert not ledger.dropped
+        assert [node.op_type for node in new.graph.node] == ["Conv", operator]
+        assert_same(proto, new)
+
+
+def test_a_lazy_weight_is_evaluated_a_few_times_and_not_once_a_part() -> None:
+    asked = 0
+
+    def weight() -> ir.Tensor:
+        nonlocal asked
+        asked += 1
+        return ir.tensor(np.ones((600, 600), np.float32), name="w")
+
+    given = ir.from_proto(
+        model("float[4,600] x", "float[600,600] w, float[600] k", "m = MatMul (x, w)\ny = Mul (m, k)")
+    )
+    lazy = ir.LazyTensor(weight, dtype=ir.DataType.FLOAT, shape=ir.Shape([600, 600]), name="w")
+    given.graph.initializers["w"].const_value = lazy
+    result = fold(given)
+    assert [node.op_type for node in result.model.graph] == ["MatMul"]
+    ir.to_proto(result.model)
+    assert asked < 10
+
+
+@pytest.mark.parametrize(
+    ("inputs", "weights", "body"),
+    [
+        ("float[2,0] x", "float[0,3] w, float[3] k", "m = MatMul (x, w)\ny = Mul (m, k)"),
+        ("float[2,4] x", "float[4,0] w, float[0] k", "m = MatMul (x, w)\ny = Mul (m, k)"),
+        ("float[1,4,5] x", f"float[0,4,3] w, {bn(0)}", "c = Conv (x, w)\n" + norm("c", "y")),
+    ],
+    ids=["nothing is summed", "no columns", "no channels"],
+)
+def test_empty_tensors_are_folded_or_left(inputs: str, weights: str, body: str) -> None:
+    _, ledger = folded(model(inputs, weights, body))
+    assert not ledger.dropped
