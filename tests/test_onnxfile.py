@@ -200,6 +200,71 @@ def test_a_model_may_be_saved_where_it_was_read(external_data: str | None, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", external_data or "a.onnx"}
 
 
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_file_that_changes_under_its_model_is_named(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights would be of two models; where it changes while they are written, nothing is left behind either."""
+    onnx.save(ir.to_proto(model(large())), tmp_path / "a.onnx")
+    given = onnxfile.load(tmp_path / "a.onnx")
+
+    def change(*_: object) -> None:
+        with (tmp_path / "a.onnx").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"x")
+
+    if when == "before":
+        change()
+    else:
+        write = onnxfile._write
+        monkeypatch.setattr(onnxfile, "_write", lambda *args: (write(*args), change()))
+    with pytest.raises(InputError, match="was changed while it was in use") as caught:
+        onnxfile.save(given, tmp_path / "b.onnx")
+    assert caught.value.where == str(tmp_path / "a.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_small_file_is_read_whole_and_may_change(tmp_path: Path) -> None:
+    onnx.save(ir.to_proto(model(ir.Tensor(np.ones(3, np.float32), name="small"))), tmp_path / "a.onnx")
+    given = onnxfile.load(tmp_path / "a.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"another")
+    onnxfile.save(given, tmp_path / "b.onnx")
+    found = onnxfile.load(tmp_path / "b.onnx").graph.initializers["small"].const_value
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), np.ones(3, np.float32))
+
+
+def test_weights_beside_that_are_gone_are_named(tmp_path: Path) -> None:
+    ir.save(model(large()), tmp_path / "a.onnx", external_data="a.data")
+    given = onnxfile.load(tmp_path / "a.onnx")
+    (tmp_path / "a.data").unlink()
+    with pytest.raises(InputError, match="was changed while it was in use") as caught:
+        onnxfile.save(given, tmp_path / "b.onnx")
+    assert caught.value.where == str(tmp_path / "a.data")
+
+
+def test_the_weights_of_the_given_model_are_not_overwritten(tmp_path: Path) -> None:
+    ir.save(model(large()), tmp_path / "a.onnx", external_data="a.data")
+    before = (tmp_path / "a.data").read_bytes()
+    given = onnxfile.load(tmp_path / "a.onnx")
+    with pytest.raises(InputError, match="that the given model has its own in"):
+        onnxfile.save(given, tmp_path / "b.onnx", external_data="a.data")
+    assert (tmp_path / "a.data").read_bytes() == before
+    onnxfile.save(given, tmp_path / "a.onnx", external_data="a.data")  # in its own place they may
+    with pytest.raises(InputError, match="was changed while it was in use"):
+        onnxfile.save(given, tmp_path / "a.onnx", external_data="a.data")
+    found = onnxfile.load(tmp_path / "a.onnx").graph.initializers["large"].const_value
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), large().numpy())
+
+
+def test_large_texts_cannot_go_beside_the_file(tmp_path: Path) -> None:
+    words = ir.StringTensor(np.array([b"word"] * 500, object), shape=ir.Shape([500]), name="words")
+    with pytest.raises(InputError, match="text tensor"):
+        onnxfile.save(model(large(), words), tmp_path / "a.onnx", external_data="a.data")
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_files_are_read_as_onnx_ir_reads_them(tmp_path: Path) -> None:
     """Cut anywhere, or with any byte another one: the same model, or the same kind of error."""
     first = ir.Tensor(large().numpy(), name="large")

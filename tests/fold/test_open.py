@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -42,6 +43,15 @@ def test_missing_and_short_external_data_are_named(tmp_path: Path, kept: int | N
     assert "external data" in caught.value.fix
 
 
+@pytest.mark.parametrize("kind", [onnx.ModelProto, ir.Model])
+def test_missing_external_data_of_a_model_in_memory_is_named(kind: type, tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "weights.data").unlink()
+    given = ir.load(path) if kind is ir.Model else onnx.load(path, load_external_data=False)
+    with pytest.raises(InputError, match=r"weights\.data"):
+        fold(given)
+
+
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
         fold(tmp_path)
@@ -49,7 +59,12 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("imports", "message"),
-    [([], "does not say its opset"), ([helper.make_opsetid("", 999)], "opset 999, and the installed onnx knows up to")],
+    [
+        ([], "does not say its opset"),
+        ([helper.make_opsetid("com.x", 1)], "does not say its opset"),
+        ([helper.make_opsetid("", 999)], "opset 999, and the installed onnx knows up to"),
+        ([helper.make_opsetid("", 0)], "there is no opset 0"),
+    ],
 )
 def test_a_model_of_an_unknown_opset_is_refused(
     tmp_path: Path, imports: list[onnx.OperatorSetIdProto], message: str
