@@ -148,7 +148,8 @@ class Edit:
         """The sizes of what is added up in each element, in float64: more than the element where it cancels."""
         sizes = np.abs(self.shift) * np.ones(self.shape)
         if (original := self._read()) is not None:
-            sizes += np.abs(original.astype(np.float64)) * np.abs(self.left) * np.abs(self.right)
+            with np.errstate(all="ignore"):
+                sizes += np.abs(original.astype(np.float64)) * np.abs(self.left) * np.abs(self.right)
         return sizes if self.centred is None else sizes + sizes.mean(axis=self.centred, keepdims=True)
 
     def exact(self) -> Array:

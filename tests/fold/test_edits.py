@@ -190,6 +190,14 @@ def test_overflow_in_any_part_is_refused(where: int, monkeypatch: pytest.MonkeyP
         edit_of(weight).scaled(left=np.array(1e30)).check()
 
 
+def test_summands_are_what_was_there_before_anything_cancels() -> None:
+    edit = edit_of(np.array([3.0, -2.0]), F64).scaled(left=np.array([2.0, -1.0])).shifted(np.array([-6.0, -2.0]))
+    np.testing.assert_array_equal(edit.exact(), [0.0, 0.0])
+    np.testing.assert_array_equal(edit.summands(), [12.0, 4.0])
+    np.testing.assert_array_equal(Edit(None, F64, shift=np.array([-1.5, 2.0])).summands(), [1.5, 2.0])
+    np.testing.assert_array_equal(edit_of(np.array([1.0, 3.0]), F64).without_mean(0).summands(), [3.0, 5.0])
+
+
 def test_the_original_is_never_written_to() -> None:
     array = WEIGHT.astype(np.float64)
     edit = Edit(ir.tensor(array), F64).scaled(left=LEFT).shifted(LEFT)

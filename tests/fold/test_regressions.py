@@ -259,10 +259,36 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             }""",
             "LayerNormalization",
         ),
+        (
+            """g (float[N,3] x) => (float[N,5] y) <float[3,5] w, float[5] b, float[5] k> {
+                m = Gemm (x, w, b)
+                d = Sub (m, b)
+                y = Mul (d, k)
+            }""",
+            "Gemm",
+        ),
+        (
+            """g (float[N,3] x, int64[2] r) => (float[A,B] y) <float[3,5] w, float k = {3}> {
+                m = MatMul (x, w)
+                t = Tile (m, r)
+                y = Mul (t, k)
+            }""",
+            "MatMul Tile",
+        ),
+        (
+            """g (float[N,3] x, int64[1] e = {-1}) => (float[N,1] y) <float[3,5] w, int64[1] s = {-2}, int64[1] a = {1},
+            float k = {3}> {
+                m = MatMul (x, w)
+                t = Slice (m, s, e, a)
+                y = Mul (t, k)
+            }""",
+            "MatMul Slice",
+        ),
     ],
     ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
          "Reshape that fits one batch only", "Gather from an axis of unknown size",
-         "Squeeze of an axis of unknown size", "LayerNormalization over an axis of unknown size"],
+         "Squeeze of an axis of unknown size", "LayerNormalization over an axis of unknown size",
+         "a bias that cancels", "Tile as often as an input says", "Slice to an end that is an input"],
 )  # fmt: skip
 def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     proto = parsed(text)
@@ -270,6 +296,26 @@ def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     new, ledger = folded(proto)
     assert ledger.dropped == ()
     assert sorted(op_types(new).elements()) == sorted(left.split())
+
+
+def test_a_quantized_matrix_in_a_function_has_the_shape_of_its_codes() -> None:
+    """No shapes are inferred there: the probe learns from what the DequantizeLinear reads."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21, "local" : 1]> g (float[2,3] x) => (float[2,1] y) { y = local.F (x) }
+        <domain: "local", opset_import: ["" : 21]> F (x) => (y) {
+            q = Constant <value = int8[3,1] {-5,1,-5}> ()
+            s = Constant <value = float {0.06}> ()
+            c = Constant <value = float {0.5}> ()
+            k = Constant <value = float[1] {0.5}> ()
+            w = DequantizeLinear (q, s)
+            m = Gemm (x, w, c)
+            n = BatchNormalization (m, k, k, k, k)
+            y = Dropout (n)
+        }""")
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    left = [node.op_type for node in new.functions[0].node if node.op_type != "Constant"]
+    assert left == ["DequantizeLinear", "Gemm", "Dropout"]
 
 
 def test_a_scale_that_leaves_the_size_as_it_is_still_mixes_cells() -> None:
