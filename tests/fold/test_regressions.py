@@ -260,10 +260,15 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             "LayerNormalization",
         ),
         (
-            """g (float[N,3] x) => (float[N,5] y) <float[3,5] w, float[5] b, float[5] k> {
+            """g (float[N,3] x) => (float[N,5] y) <float[3,5] w, float[5] b, float[5] var, float s = {0.001},
+            float[5] k> {
                 m = Gemm (x, w, b)
                 d = Sub (m, b)
-                y = Mul (d, k)
+                v = Add (var, s)
+                r = Sqrt (v)
+                e = Div (d, r)
+                f = Mul (e, k)
+                y = Add (f, b)
             }""",
             "Gemm",
         ),
