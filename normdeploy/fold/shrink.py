@@ -91,9 +91,11 @@ def _make_divisible(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: lis
     loose = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
     if not loose:
         return
-    if after and all(isinstance(dim, int) for dim in after):
-        sizes[loose[0]] = fixed // known  # nothing else fits
-        for axis in loose[1:]:
+    kept = {dim for dim in after if isinstance(dim, str)} & set(dims)
+    alone = [axis for axis in loose if dims[axis] not in kept]
+    if after and alone and all(isinstance(dim, int) or dim in kept for dim in after):
+        sizes[alone[0]] = fixed // known  # nothing else fits
+        for axis in alone[1:]:
             sizes[axis] = 1
     else:
         parts = [dim for dim in after if not isinstance(dim, int) and dim not in names]

@@ -289,11 +289,21 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             }""",
             "MatMul Slice",
         ),
+        (
+            """g (float[N,4,H,2] x) => (float[3,3,H,1,2] y)
+            <float[4,1,1] k, int64[5] s = {3,4,0,1,2}, float[3,4,1,1,1] w> {
+                t = Mul (x, k)
+                r = Reshape (t, s)
+                y = Conv (r, w)
+            }""",
+            "Reshape Conv",
+        ),
     ],
     ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
          "Reshape that fits one batch only", "Gather from an axis of unknown size",
          "Squeeze of an axis of unknown size", "LayerNormalization over an axis of unknown size",
-         "a bias that cancels", "Tile as often as an input says", "Slice to an end that is an input"],
+         "a bias that cancels", "Tile as often as an input says", "Slice to an end that is an input",
+         "Reshape that fits one batch, beside a size that it keeps"],
 )  # fmt: skip
 def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     proto = parsed(text)
