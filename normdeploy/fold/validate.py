@@ -35,7 +35,22 @@ _SEED = 20150211
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
 _MONOTONE = frozenset({"MaxPool", "GlobalMaxPool"})
 _WHOLE = {"Reshape": 1, "Expand": 1, "Gather": 1, "Resize": 3}  # the first input that holds integers
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div"})
+_LINEAR = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "BatchNormalization",
+        "Add",
+        "Sub",
+        "Sum",
+        "Mul",
+        "Div",
+        "Gather",
+        "Concat",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,8 @@ class _Square:
 
     def _sizes(self, index: int, pair: Pair) -> Pair:
         """The sizes of what is added up in an input: a parameter may be what two others left of each other."""
+        if pair.old.dtype.kind in "iu":  # indices
+            return pair
         slot = (self.node, index)
         old, new = self.committed.get(slot), self.plan.edits.get(slot, self.committed.get(slot))
         return Pair(
@@ -235,9 +252,17 @@ class _Square:
             return np.full(shape, 2, np.int64)  # every axis twice
         if self.node.op_type == "Split" and value is self.node.inputs[1]:
             return self._parts_of_split()
-        if self.node.op_type != "Gather":
-            raise self._broken(f"its input {value.name} is not constant")
-        return np.zeros(shape, np.int64)
+        if self.node.op_type == "Gather":
+            return self._rows_of_gather(shape)
+        raise self._broken(f"its input {value.name} is not constant")
+
+    def _rows_of_gather(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Every row of a table; of data the first, which is there whatever its size."""
+        data = self.node.inputs[0]
+        if data is None or not self._known(data) or not shape:
+            return np.zeros(shape, np.int64)
+        rows = self._parameter(data, 0).old.shape[self.view.attr(self.node, "axis", 0)]
+        return np.arange(rows).reshape(*(1,) * (len(shape) - 1), rows)
 
     def _target_of_reshape(self) -> np.ndarray:
         """The shape that a Reshape or Expand makes; sizes that nothing fixes are chosen so that the data fits."""

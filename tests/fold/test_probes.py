@@ -99,6 +99,26 @@ def test_a_mistake_in_any_element_of_a_kernel_is_seen(operator: str, monkeypatch
             assert is_wrong_unless_proven(proto), (kernel, stride, dilation, pads, element)
 
 
+@pytest.mark.parametrize("indices", ["int64[3]", "int64[2,3]"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_mistake_in_any_row_of_a_table_is_seen(axis: int, indices: str, monkeypatch: Patch) -> None:
+    scaled, row = Edit.scaled, 0
+
+    def with_a_mistake(self: Edit, *, left: Array = ONE, right: Array = ONE) -> Edit:
+        edit = scaled(self, left=left, right=right)
+        factor = np.ones(edit.shape)
+        factor[(slice(None),) * axis + (row,)] = 3.0
+        return scaled(edit, left=factor)
+
+    monkeypatch.setattr(Edit, "scaled", with_a_mistake)
+    for chosen in range(4):
+        row = chosen
+        proto = model(f"{indices} i", "float[4,4] w, float k", f"t = Gather <axis = {axis}> (w, i)\ny = Mul (t, k)")
+        new, ledger = folded(proto)
+        assert ledger.dropped, row
+        assert [node.op_type for node in new.graph.node] == ["Gather", "Mul"]
+
+
 @pytest.mark.parametrize("pads", [1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 2, 3])

@@ -298,12 +298,25 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             }""",
             "Reshape Conv",
         ),
+        (
+            """g (int64[2] i) => (float[2,3] y) <float[4,3] w = {1.07,2,3,4,5,6,7,8,9,10,11,12},
+            float[3] c = {1.07,2,6}, float[3] var, float s = {0.001}, float[3] k, float[3] b> {
+                t = Gather (w, i)
+                d = Sub (t, c)
+                v = Add (var, s)
+                r = Sqrt (v)
+                e = Div (d, r)
+                f = Mul (e, k)
+                y = Add (f, b)
+            }""",
+            "Gather",
+        ),
     ],
     ids=["DequantizeLinear of opset 13", "Resize by unknown scales", "Resize to unknown sizes",
          "Reshape that fits one batch only", "Gather from an axis of unknown size",
          "Squeeze of an axis of unknown size", "LayerNormalization over an axis of unknown size",
          "a bias that cancels", "Tile as often as an input says", "Slice to an end that is an input",
-         "Reshape that fits one batch, beside a size that it keeps"],
+         "Reshape that fits one batch, beside a size that it keeps", "a table with elements that cancel"],
 )  # fmt: skip
 def test_what_can_be_folded_can_be_proven(text: str, left: str) -> None:
     proto = parsed(text)
