@@ -23,13 +23,18 @@ SHELF = 256 * 2**20
 """Bytes of edited weights that are held until they are written."""
 
 
-def check(plan: Plan) -> list[str]:
-    """Notes on what the plan's rounding does; a refusal where it would lose what cannot be lost."""
+def check(plan: Plan, *, proven: bool) -> list[str]:
+    """Notes on what the plan's rounding does; a refusal where it would lose what cannot be lost.
+
+    Where the plan is ``proven`` afterwards, what is rounded here is the exact tensor that the proof needs as well.
+    """
     notes = []
     for (node, index), edit in plan.edits.items():
         old = node.inputs[index] if index < len(node.inputs) else None
         if old is not None and len(old.uses()) > 1 and edit.nbytes > COPY_LIMIT:
             raise Refused(f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
+        if proven:
+            edit.exact()
         flushed = edit.check(_channel_axes(node, index))
         if flushed:
             notes.append(f"{flushed} subnormal elements of {old.name if old else 'a bias'} were flushed to zero")

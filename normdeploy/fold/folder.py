@@ -409,10 +409,7 @@ class _Folder:
 
     def _proven(self, plan: Plan, land: Territory) -> float | None:
         """The residual of the plan's proof; a refusal where rounding or the proof fails."""
-        if self.validate:
-            for edit in plan.edits.values():
-                edit.exact()  # what the proof needs is rounded, and not evaluated again
-        self.notes.extend(note for note in check(plan) if note not in self.notes)
+        self.notes.extend(note for note in check(plan, proven=self.validate) if note not in self.notes)
         if not self.validate:
             return None
         with self._proving(plan.source):

@@ -194,6 +194,9 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
 
 # -- probes of the proof ---------------------------------------------------------------------------
 
+SPELLED = "v = Add (var, s)\n r = Sqrt (v)\n e = Div (d, r)\n f = Mul (e, k)\n y = Add (f, b)"
+"""The rest of a norm behind its Sub."""
+
 
 @pytest.mark.parametrize(
     ("text", "left"),
@@ -264,12 +267,9 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             float[5] k> {
                 m = Gemm (x, w, b)
                 d = Sub (m, b)
-                v = Add (var, s)
-                r = Sqrt (v)
-                e = Div (d, r)
-                f = Mul (e, k)
-                y = Add (f, b)
-            }""",
+"""
+            + SPELLED
+            + "}",
             "Gemm",
         ),
         (
@@ -303,12 +303,9 @@ def test_folding_twice_changes_nothing(text: str, left: str) -> None:
             float[3] c = {1.07,2,6}, float[3] var, float s = {0.001}, float[3] k, float[3] b> {
                 t = Gather (w, i)
                 d = Sub (t, c)
-                v = Add (var, s)
-                r = Sqrt (v)
-                e = Div (d, r)
-                f = Mul (e, k)
-                y = Add (f, b)
-            }""",
+"""
+            + SPELLED
+            + "}",
             "Gather",
         ),
     ],
