@@ -31,6 +31,9 @@ from normdeploy.fold.view import Refused, View
 TOLERANCE = 1e-12
 """Largest error of a channel, relative to the magnitudes that were added up in it."""
 
+_LARGEST_PROBE = 1 << 18
+"""Elements of a table that are looked up at once; no map differs from row to row, so a table of more is sampled."""
+
 _SEED = 20150211
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
 _MONOTONE = frozenset({"MaxPool", "GlobalMaxPool"})
@@ -257,12 +260,14 @@ class _Square:
         raise self._broken(f"its input {value.name} is not constant")
 
     def _rows_of_gather(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Every row of a table; of data the first, which is there whatever its size."""
+        """Every row of a table, or of a large one so many over its length; of data the first, which there always is."""
         data = self.node.inputs[0]
         if data is None or not self._known(data) or not shape:
             return np.zeros(shape, np.int64)
-        rows = self._parameter(data, 0).old.shape[self.view.attr(self.node, "axis", 0)]
-        return np.arange(rows).reshape(*(1,) * (len(shape) - 1), rows)
+        table = self._parameter(data, 0).old
+        rows = table.shape[self.view.attr(self.node, "axis", 0)]
+        count = min(rows, max(2, _LARGEST_PROBE * rows // max(1, table.size)))
+        return np.linspace(0, rows - 1, count).astype(np.int64).reshape(*(1,) * (len(shape) - 1), count)
 
     def _target_of_reshape(self) -> np.ndarray:
         """The shape that a Reshape or Expand makes; sizes that nothing fixes are chosen so that the data fits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from harness import assert_same, bn, folded, model, norm
 
-from normdeploy.fold import fold
+from normdeploy.fold import execute, fold, validate
 from normdeploy.fold.affine import Array
 from normdeploy.fold.edits import ONE, Edit
 from normdeploy.fold.operators import linear
@@ -118,6 +119,24 @@ def test_a_mistake_in_any_row_of_a_table_is_seen(axis: int, indices: str, monkey
         new, ledger = folded(proto)
         assert ledger.dropped, row
         assert [node.op_type for node in new.graph.node] == ["Gather", "Mul"]
+
+
+def test_a_large_table_is_probed_from_end_to_end(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(validate, "_LARGEST_PROBE", 12)
+    asked: list[list[int]] = []
+    run = execute.run
+
+    def watched(op_type: str, attributes: object, inputs: Sequence[np.ndarray | None], *rest: int) -> list[Array]:
+        if op_type == "Gather" and inputs[1] is not None:
+            asked.append(inputs[1].ravel().tolist())
+        return run(op_type, attributes, inputs, *rest)  # type: ignore[arg-type]  # passed on as it came
+
+    monkeypatch.setattr(execute, "run", watched)
+    proto = model("int64[3] i", "float[10,4] w, float k", "t = Gather (w, i)\ny = Mul (t, k)")
+    new, _ = folded(proto)
+    assert [node.op_type for node in new.graph.node] == ["Gather"]
+    assert asked
+    assert all(rows == [0, 4, 9] for rows in asked)
 
 
 @pytest.mark.parametrize("pads", [1, 2, 3])
