@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
 MODULE_KEY = "normdeploy.module"
+_ONNX = ("", "ai.onnx")
+"""Both names of the domain of ONNX's own operators."""
+_FUNCTION = "function"
 _TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -22,6 +26,43 @@ def module_name(node: ir.Node) -> str:
         return str(ast.literal_eval(scopes)[-2])
     except (ValueError, SyntaxError, IndexError):
         return ""
+
+
+def operator(node: ir.Node) -> str:
+    """Return the full name of the operator that ``node`` calls: ``Conv`` where it is ONNX's own, else ``domain::Conv``.
+
+    Whoever looks for an operator of ONNX asks here, and so takes no operator of a runtime, no custom operator and no
+    function of the model for it, whatever it is called.
+    """
+    domain = _FUNCTION if node.meta.get(_FUNCTION) else node.domain
+    return str(node.op_type) if domain in _ONNX else f"{domain}::{node.op_type}"
+
+
+def is_of_onnx(node: ir.Node) -> bool:
+    """Return whether ``node`` calls an operator of ONNX itself."""
+    return "::" not in operator(node)
+
+
+def note_functions(model: ir.Model) -> set[str]:
+    """Note on each node that calls a function of ``model`` in ONNX's own domain that it calls no operator of ONNX.
+
+    By the specification such a function takes the place of the operator; the runtimes at hand run the operator. What it
+    computes is therefore not known.
+
+    Returns:
+        The names of those functions.
+    """
+    names = {(name, overload) for domain, name, overload in model.functions if domain in _ONNX}
+    for node in _all_nodes(model) if names else ():
+        if node.domain in _ONNX and (node.op_type, node.overload) in names:
+            node.meta[_FUNCTION] = True
+    return {name for name, _ in names}
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def label(node: ir.Node) -> str:

@@ -23,7 +23,7 @@ from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, write_plan
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.graph import label, module_name
+from normdeploy.graph import label, module_name, operator
 from normdeploy.precision import HEAVY, Precision, norm_chains, to_precision, wrong_precision
 from normdeploy.specs import Dim, TensorSpec
 
@@ -105,7 +105,7 @@ def build(
         job = Job(
             backend=chosen.name,
             model=str(_save(graph, folder)),
-            operators=tuple(sorted({node.op_type for node in graph.graph.all_nodes()})),
+            operators=tuple(sorted({operator(node).rpartition("::")[2] for node in graph.graph.all_nodes()})),
             profiles=tuple({key: (each.min, each.opt, each.max) for key, each in p.items()} for p in profiles),
             lint_only=bool(problems),
             sm=tuple(sm),
@@ -116,7 +116,7 @@ def build(
             timing_cache=None if timing_cache is None else str(timing_cache.resolve()),
             gpu=None if device is None else str(device),
         )
-        owners = {str(node.name): Owner(module_name(node), node.op_type) for node in graph.graph.all_nodes()}
+        owners = {str(node.name): Owner(module_name(node), operator(node)) for node in graph.graph.all_nodes()}
         result = run(job, folder, owners, progress)
         refuse((*problems, *unsupported(graph, result.unknown_operators, chosen.title)))
         _refuse_failure(result, chosen, owners, workspace_mib)
@@ -141,7 +141,7 @@ def _prepare(model: ir.Model, precision: Precision) -> ir.Model:
     if any(out.type is None for node in graph.graph.all_nodes() for out in node.outputs):
         ShapeInferencePass()(graph)
     for node in graph.graph.all_nodes():
-        node.name = re.sub(r"[^\w./:-]", "_", node.name or node.op_type)
+        node.name = re.sub(r"[^\w./:-]", "_", node.name or operator(node))
     NameFixPass()(graph)
     if wrong := wrong_precision(graph, precision):
         raise VerdictError(f"the graph does not compute in {precision}", where=", ".join(wrong))
@@ -210,8 +210,8 @@ def _sidecar(
     layers = from_inspector(result.inspector, owners, HEAVY) if result.inspector else ()
     layers = layers or from_log(result.layers, owners, HEAVY)
     norms = [str(node.name) for chain in norm_chains(graph) for node in chain]
-    quantized = any(node.op_type == "DequantizeLinear" for node in graph.graph.all_nodes())
-    heavy = {str(node.name): label(node) for node in graph.graph.all_nodes() if node.op_type in HEAVY}
+    quantized = any(operator(node) == "DequantizeLinear" for node in graph.graph.all_nodes())
+    heavy = {str(node.name): label(node) for node in graph.graph.all_nodes() if operator(node) in HEAVY}
     notes = require_precision(layers, precision, heavy, quantized=quantized, norm_nodes=norms)
     if job.timing_cache is not None and result.timing_cache_key is None:
         notes += ("no timing cache was used: this backend times no kernels",)

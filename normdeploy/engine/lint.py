@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
-from normdeploy.graph import label
+from normdeploy.graph import label, operator
 from normdeploy.precision import norm_chains
 from normdeploy.specs import DTYPES, TensorSpec
 
@@ -58,9 +58,9 @@ def unsupported(model: ir.Model, operators: Sequence[str], backend: str) -> tupl
     """The nodes whose operator is one of ``operators``, those that the backend said it does not know."""
     fix = "replace the module, or export it in other operators; plugins are not part of a deployment"
     return tuple(
-        _at(node, f"{backend} does not know the operator {_spelled(node)}", fix)
+        _at(node, f"{backend} does not know the operator {operator(node)}", fix)
         for node in model.graph.all_nodes()
-        if node.op_type in operators
+        if operator(node).rpartition("::")[2] in operators  # a backend says no domain
     )
 
 
@@ -76,13 +76,9 @@ def _at(node: ir.Node, what: str, fix: str) -> Problem:
     return Problem(label(node), str(node.name), what, fix)
 
 
-def _spelled(node: ir.Node) -> str:
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
 def _training_norms(model: ir.Model) -> Iterator[Problem]:
     for node in model.graph.all_nodes():
-        if node.op_type == "BatchNormalization":
+        if operator(node) == "BatchNormalization":
             training = node.attributes.get("training_mode")
             if (training is not None and training.as_int()) or len([out for out in node.outputs if out.name]) > 1:
                 yield _at(node, "a BatchNormalization in training mode", "export the module in eval mode")
@@ -90,13 +86,13 @@ def _training_norms(model: ir.Model) -> Iterator[Problem]:
 
 def _statistics_outputs(model: ir.Model) -> Iterator[Problem]:
     for node in model.graph.all_nodes():
-        if node.op_type == "LayerNormalization" and len([out for out in node.outputs if out.name]) > 1:
+        if operator(node) == "LayerNormalization" and len([out for out in node.outputs if out.name]) > 1:
             yield _at(node, "its Mean and InvStdDev outputs cannot be built", "drop these outputs of the graph")
 
 
 def _norm_types(model: ir.Model) -> Iterator[Problem]:
     for node in model.graph.all_nodes():
-        if node.op_type != "LayerNormalization":
+        if operator(node) != "LayerNormalization":
             continue
         types = {value.dtype for value in node.inputs if value is not None}
         if len(types) > 1:
@@ -135,7 +131,7 @@ def _wide_integers(model: ir.Model) -> Iterator[Problem]:
                 continue
             array = value.const_value.numpy()
             # Slice takes the ends of int64 for the ends of the axis
-            ends = node.op_type == "Slice" and index > 0
+            ends = operator(node) == "Slice" and index > 0
             array = array[(array > _INT64.min + 1) & (array < _INT64.max)] if ends else array
             if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
                 yield _at(node, f"the int64 constant {value.name} exceeds 32 bits", "use values that fit in int32")

@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 
 from normdeploy.export.labels import label_new_nodes, makers
 from normdeploy.export.shapes import infer_shapes
+from normdeploy.graph import operator
 
 _KEPT = frozenset(
     {
@@ -96,7 +97,7 @@ def clean(model: ir.Model) -> None:
 def _may_be_evaluated(node: ir.Node) -> bool:
     shared = [value for value in node.inputs if value is not None and value.is_initializer() and len(value.uses()) > 1]
     large = any(value.const_value is not None and value.const_value.size > _SHARED for value in shared)
-    return node.op_type not in _KEPT and not large
+    return operator(node) not in _KEPT and not large
 
 
 def _run(model: ir.Model, *passes: ir.passes.InPlacePass) -> None:
@@ -109,7 +110,7 @@ def _transpose_weights(model: ir.Model) -> None:
         uses = [use.node for use in source.uses()]
         if source.const_value is None or source.is_graph_input() or source.is_graph_output():
             continue
-        if not uses or any(node.op_type != "Transpose" or node.graph is not model.graph for node in uses):
+        if not uses or any(operator(node) != "Transpose" or node.graph is not model.graph for node in uses):
             continue
         perms = {_permutation(node, len(source.const_value.shape)) for node in uses}
         if len(perms) > 1 or any(node.outputs[0].is_graph_output() for node in uses):
@@ -147,7 +148,7 @@ def _keep_parameter_names(model: ir.Model, parameters: Collection[str]) -> None:
 def _remove_zero_biases(model: ir.Model, parameters: Collection[str]) -> None:
     """A convolution without bias gets back to having none; a zero bias that is a parameter stays."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3 else None
+        bias = node.inputs[2] if operator(node) in ("Conv", "ConvTranspose") and len(node.inputs) == 3 else None
         if bias is None or bias.name in parameters or bias.const_value is None or bias.is_graph_input():
             continue
         if not np.any(bias.const_value.numpy()):

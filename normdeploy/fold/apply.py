@@ -14,7 +14,7 @@ from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.search import Territory
 from normdeploy.fold.sources import NORMS, data_input, map_of, spelled
 from normdeploy.fold.view import Refused
-from normdeploy.graph import MODULE_KEY, module_name
+from normdeploy.graph import MODULE_KEY, module_name, operator
 
 COPY_LIMIT = 64 * 2**20
 """Bytes above which a shared weight is not copied for one of its readers."""
@@ -48,9 +48,9 @@ def _channel_axes(node: ir.Node, index: int) -> tuple[int, ...]:
     """The axes of a weight that tell output channels apart."""
     if index != 1:
         return ()
-    if node.op_type == "Conv":
+    if operator(node) == "Conv":
         return (0,)
-    if node.op_type == "ConvTranspose":
+    if operator(node) == "ConvTranspose":
         return (0, 1)
     transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
     return (0,) if transposed else (1,)
@@ -71,7 +71,7 @@ def channels(node: ir.Node) -> int | None:
     shape = node.outputs[0].shape
     if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
         return shape[1]
-    parameters = node.inputs[1].shape if node.op_type == "BatchNormalization" and node.inputs[1] is not None else None
+    parameters = node.inputs[1].shape if operator(node) == "BatchNormalization" and node.inputs[1] is not None else None
     return int(parameters.numpy()[0]) if parameters is not None and parameters.is_static() else None
 
 
@@ -126,7 +126,7 @@ class Writer:
 
     def _keep_maps_true(self, node: ir.Node, value: ir.Value, edit: Edit) -> None:
         """A map or norm whose own constant was edited is read anew, with what is not rounded yet."""
-        if node in self.land.maps or node.op_type in NORMS:
+        if node in self.land.maps or operator(node) in NORMS:
             self.land.view.unrounded[value] = edit.exact()
         if node in self.land.maps:
             m = map_of(self.land.view, node)

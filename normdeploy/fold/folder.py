@@ -31,7 +31,7 @@ from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.search import Territory, plans
 from normdeploy.fold.sources import NORMS, map_of
 from normdeploy.fold.view import Refused, View
-from normdeploy.graph import label
+from normdeploy.graph import is_of_onnx, label, note_functions, operator
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,10 @@ class _Folder:
         """Fold every graph of the model, bodies and functions included."""
         self._need_known_opset()
         self._need_known_names()
+        if taken := sorted(note_functions(self.model) & _WRITTEN):
+            which = f"functions of the model bear names of ONNX's operators that a fold writes: {', '.join(taken)}"
+            self.notes.append(f"nothing was folded: {which}; rename them, or give them a domain of their own")
+            return
         unread = {value for value in self.model.graph.inputs if not value.uses()}
         for graph, _ in _graphs(self.model):
             _need_makers(graph)
@@ -246,7 +250,7 @@ class _Folder:
         """Refuse a model of which nobody can say what its operators do."""
         newest = onnx.defs.onnx_opset_version()
         told = self.model.opset_imports.keys() & {"", "ai.onnx"}
-        plain = any(node.domain in ("", "ai.onnx") for node in self.model.graph.all_nodes())
+        plain = any(is_of_onnx(node) for node in self.model.graph.all_nodes())
         if plain and not told and self.model.ir_version >= 3:  # ONNX specification, IR: before it had none
             raise InputError("the model does not say its opset", where="opset_import", fix="export it again")
         for imports in (self.model.opset_imports, *(body.opset_imports for body in self.model.functions.values())):
@@ -307,8 +311,8 @@ class _Folder:
             self._enter_left(node, [refusal])
             return None
         if m is None:
-            if node.domain in ("", "ai.onnx") and (node.op_type in NORMS or node.op_type in AFFINE_NORMS):
-                self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(node.op_type, NOT_LINEAR))])
+            if operator(node) in NORMS or operator(node) in AFFINE_NORMS:
+                self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(operator(node), NOT_LINEAR))])
             return None
         if self.is_kept(node):
             self._enter_left(node, [Refused("kept, as asked")])
@@ -350,7 +354,7 @@ class _Folder:
         while moves:
             while sum(self._fold_one(land, writer, node) for node in _in_order(land)):
                 pass
-            sums = [node for node in land.nodes if node.op_type in merge.SUMS and node.graph is not None]
+            sums = [node for node in land.nodes if operator(node) in merge.SUMS and node.graph is not None]
             merged = sum(self._merge_one(land, writer, node) for node in sums)
             # Where inference had failed, what went may have been all that hid the rank of what a map acts on.
             moves = merged + self._read_maps(land) > 0
@@ -393,7 +397,7 @@ class _Folder:
         for branch in found.branches:
             if branch.node is not None and branch.map is not None:
                 given = self._given(branch.node)
-                into, through = (label(found.into),), (total.op_type,)
+                into, through = (label(found.into),), (operator(total),)
                 self.entries[given] = replace(
                     blank(given), outcome="folded", into=into, through=through, residual=residual
                 )
@@ -458,7 +462,7 @@ class _Folder:
             blank(self._given(node)),
             outcome="reduced" if left is not None else "composed" if stays else "folded",
             into=tuple(dict.fromkeys([*map(label, plan.into), *stays])),
-            through=tuple(dict.fromkeys(step.op_type for step in plan.through)),
+            through=tuple(dict.fromkeys(operator(step) for step in plan.through)),
             ulps=ulps,
             residual=residual,
             reason=f"its shift stays as one Add: {reason}" if reason else "",
@@ -505,6 +509,14 @@ def _in_order(land: Territory) -> list[ir.Node]:
 
 _LARGE = 2**30
 """Bytes of weights above which a dumped graph has them beside it."""
+
+_WRITTEN = frozenset(
+    {
+        "Add", "BatchNormalization", "Constant", "Conv", "GroupNormalization", "Identity", "LayerNormalization", "Mul",
+        "RMSNormalization", "SimplifiedLayerNormalization", "Transpose",
+    }
+)  # fmt: skip
+"""Operators that a fold may write."""
 
 _WHY_NOT_LINEAR = {"BatchNormalization": "its statistics are not constant"}
 
@@ -558,6 +570,6 @@ def _why(refusals: Iterable[Refused]) -> tuple[str, str]:
 def _is_epilogue(land: Territory, node: ir.Node) -> bool:
     """Whether ``node`` is the bias of the MatMul in front of it, which stays by design."""
     return land.maps[node].scales_nothing and any(
-        value is not None and (producer := value.producer()) is not None and producer.op_type == "MatMul"
+        value is not None and (producer := value.producer()) is not None and operator(producer) == "MatMul"
         for value in node.inputs
     )

@@ -22,6 +22,7 @@ from normdeploy.fold.search import Territory
 from normdeploy.fold.sources import data_input
 from normdeploy.fold.validate import TOLERANCE
 from normdeploy.fold.view import Refused
+from normdeploy.graph import operator
 
 SUMS = frozenset({"Add", "Sum"})
 
@@ -82,7 +83,7 @@ def _branch(land: Territory, value: ir.Value | None, total: ir.Node) -> Branch:
     node = value.producer()
     if node is None or len(value.uses()) > 1 or value.is_graph_output():
         return Branch(None, value)
-    if node.op_type == "Conv" and node.inputs[0] is not None:
+    if operator(node) == "Conv" and node.inputs[0] is not None:
         return Branch(node, node.inputs[0])
     if node in land.maps:
         return Branch(node, data_input(land.view, node), land.maps[node])

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.edits import ONE, Edit
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 Slot = tuple[ir.Node, int]
 """A parameter of an operator: the node and the index of its input."""
@@ -112,7 +113,7 @@ class Step:
 
     def _scale_quantized(self, weight: ir.Value, left: Array, right: Array) -> None:
         producer = weight.producer()
-        if producer is None or producer.op_type != "DequantizeLinear":
+        if producer is None or operator(producer) != "DequantizeLinear":
             raise self.refuse("its weight is not constant")
         step = Step(self.view, producer, self.plan)
         scale = step.edit(1)

@@ -18,6 +18,7 @@ from normdeploy.fold.operators.table import SHAPE_READERS, TABLE
 from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.sources import data_input
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 
 @dataclass
@@ -150,7 +151,7 @@ def _pass_up(land: Territory, plan: Plan, node: ir.Node, outs: list[AffineMap | 
         plan.residues[node] = None
         data = data_input(land.view, node)
         return {node.inputs.index(data): outs[0].after(own)}
-    row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    row = TABLE.get(operator(node))
     if row is None or row.up is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
     asked = row.up(Step(land.view, node, plan), outs)
@@ -192,7 +193,7 @@ def _agreed(plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value
         return None
     if value.is_graph_output():
         raise Refused(f"{value.name} is an output of the model", node)
-    if sum(use.node.op_type not in SHAPE_READERS for use in value.uses()) != len(asked):
+    if sum(operator(use.node) not in SHAPE_READERS for use in value.uses()) != len(asked):
         raise Refused(f"{value.name} has other readers", node)
     if not all(m.equals(asked[0]) for m in asked):
         raise Refused(f"the readers of {value.name} need different maps", node)
@@ -251,7 +252,7 @@ def _pass_down(
     if own is not None:
         (arrived,) = [m for m in ins if m is not None]
         return [_meet(plan, node, own, arrived, stop_at_maps, past_adds)]
-    row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    row = TABLE.get(operator(node))
     if row is None or row.down is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
     carried = row.down(Step(land.view, node, plan), ins)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.view import Dim, View
+from normdeploy.graph import operator
 
 Maps = Mapping[ir.Value, AffineMap]
 Known = Callable[[ir.Value], bool]
@@ -73,7 +74,7 @@ def _shape(
             if isinstance(dim, str):
                 names[dim] = size
         sizes.append(size)
-    if node.op_type == "Reshape":
+    if operator(node) == "Reshape":
         _make_divisible(view, node, dims, sizes, names)
     return tuple(sizes)
 
@@ -118,15 +119,15 @@ def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:
 def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
     """The size that operator, maps and constants leave for ``axis``; None where any will do."""
     behind = axis - rank
-    if node.op_type in _WINDOWED and axis != 1:
+    if operator(node) in _WINDOWED and axis != 1:
         return 1 if axis == 0 else _window_sizes(view, node, rank - 2)[axis - 2]
-    if node.op_type in _GLOBAL and axis != 1:
+    if operator(node) in _GLOBAL and axis != 1:
         return axis + 2
-    if node.op_type in _ELEMENTWISE or (node.op_type == "Concat" and axis != view.attr(node, "axis", 1) % rank):
+    if operator(node) in _ELEMENTWISE or (operator(node) == "Concat" and axis != view.attr(node, "axis", 1) % rank):
         return 1 if dim == 1 else pinned.get(behind) or _small_size(behind, pinned)
-    if node.op_type in _BLOCKED and axis > 1:
-        return (axis + 1) * (int(view.attr(node, "blocksize", 1)) if node.op_type == "SpaceToDepth" else 1)
-    if node.op_type in ("MatMul", "Gemm") and behind not in pinned:
+    if operator(node) in _BLOCKED and axis > 1:
+        return (axis + 1) * (int(view.attr(node, "blocksize", 1)) if operator(node) == "SpaceToDepth" else 1)
+    if operator(node) in ("MatMul", "Gemm") and behind not in pinned:
         return max(_ROWS, 2 + axis) if axis >= rank - 2 else (1 if dim == 1 else 2 + axis)
     if dim is None or isinstance(dim, str):
         return pinned.get(behind)
@@ -144,8 +145,8 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
     data = next((value for value in node.inputs if value is not None and not known(value)), None)
     if data is None:
         return {}
-    pin = _PINS.get(node.op_type)
-    sizes = _by_maps(node, maps) if node.op_type in _SAME_AXES else {}
+    pin = _PINS.get(operator(node))
+    sizes = _by_maps(node, maps) if operator(node) in _SAME_AXES else {}
     return sizes | (pin(view, node, _rank(view, node, data, maps), maps, known) if pin is not None else {})
 
 
@@ -199,7 +200,7 @@ def _by_kernel(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -
     del maps, known
     weight = view.shape(node.inputs[1]) or (1, 1)
     per_group = int(weight[1] or 1) * int(view.attr(node, "group", 1))
-    return {1 - rank: per_group if node.op_type == "Conv" else int(weight[0] or 1)}
+    return {1 - rank: per_group if operator(node) == "Conv" else int(weight[0] or 1)}
 
 
 def _by_squeezed(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
@@ -260,9 +261,9 @@ _PINS: dict[str, Pin] = {
 def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
     """The rank of a data input; where inference knows none, what the operator says of it, or else the maps around."""
     rank = view.rank(value)
-    if rank is None and node.op_type == "Gemm":
+    if rank is None and operator(node) == "Gemm":
         rank = 2
-    if rank is None and node.op_type in ("Conv", "ConvTranspose"):
+    if rank is None and operator(node) in ("Conv", "ConvTranspose"):
         rank = view.rank(node.inputs[1]) if node.inputs[1] is not None else None
     if rank is None:
         rank = next((maps[v].rank for v in (*node.inputs, *node.outputs) if v is not None and v in maps), 2)
@@ -280,7 +281,7 @@ def _window_sizes(view: View, node: ir.Node, spatial: int) -> list[int]:
     for axis, stride in enumerate(strides):
         span = int(dilations[axis]) * (int(kernel[axis]) - 1) + 1
         ends = (int(pads[axis]), int(pads[spatial + axis])) if fixed else None
-        if node.op_type != "ConvTranspose":
+        if operator(node) != "ConvTranspose":
             size = _window_size(span, stride, ends, view.attr(node, "ceil_mode", 0))
         elif wanted is None:
             size = _transposed_size(span, stride, ends)

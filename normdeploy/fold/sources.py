@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 NORMS = frozenset(
     {
@@ -35,7 +36,7 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
     Raises:
         Refused: it could be one, but here it is not: the reason.
     """
-    read = _READERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    read = _READERS.get(operator(node))
     found = read(view, node) if read else None
     if found is not None and not (found.scale.size and found.shift.size):
         raise Refused("it acts on nothing: an axis of its constants is empty", node)

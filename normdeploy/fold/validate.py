@@ -27,6 +27,7 @@ from normdeploy.fold.edits import Edit
 from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.shrink import input_shapes, symbol_sizes
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 TOLERANCE = 1e-12
 """Largest error of a channel, relative to the magnitudes that were added up in it."""
@@ -107,9 +108,9 @@ class _Square:
             m = self.maps.get(value) if value is not None else None
             if m is None:
                 continue
-            if self.node.op_type in _HOMOGENEOUS and not (m.shifts_nothing and np.all(m.scale > 0)):
+            if operator(self.node) in _HOMOGENEOUS and not (m.shifts_nothing and np.all(m.scale > 0)):
                 raise self._broken("only a positive scale without a shift passes a kink")
-            if self.node.op_type in _MONOTONE and np.any(m.scale < 0):
+            if operator(self.node) in _MONOTONE and np.any(m.scale < 0):
                 raise self._broken("only a scale that is not negative passes a maximum")
 
     def _trial(self, *, zero: bool) -> float:
@@ -122,7 +123,7 @@ class _Square:
         worst = 0.0
         for index, (value, old, new) in enumerate(zip(self.node.outputs, olds, news, strict=False)):
             error = self._compare(value, old, new, 0.0)
-            if error > TOLERANCE and self.node.op_type in _LINEAR:
+            if error > TOLERANCE and operator(self.node) in _LINEAR:
                 # Sums that cancel are not wrong: measure against what was added up.
                 error = self._compare(value, old, new, self._summands(pairs)[index])
             if not error <= TOLERANCE:
@@ -135,12 +136,12 @@ class _Square:
 
     def _before(self, pairs: list[Pair | None], *, sizes: bool = False) -> list[Array]:
         olds = [None if p is None else p.old for p in pairs]
-        return self._run(self.node.op_type, olds, self._attributes(new=False), sizes=sizes)
+        return self._run(operator(self.node), olds, self._attributes(new=False), sizes=sizes)
 
     def _after(self, pairs: list[Pair | None], *, sizes: bool = False) -> list[Array]:
         if self.node not in self.plan.residues:
             news = [None if p is None else p.new for p in pairs]
-            kind = self.plan.kinds.get(self.node, self.node.op_type)
+            kind = self.plan.kinds.get(self.node, operator(self.node))
             return self._run(kind, news, self._attributes(new=True), sizes=sizes)
         x, residue = self._data(pairs), self.plan.residues[self.node]
         if residue is None:
@@ -150,7 +151,7 @@ class _Square:
     def _summands(self, pairs: list[Pair | None]) -> list[Array]:
         """The sizes of what a linear operator adds up: itself, on absolute values."""
         sizes = [None if p is None else self._sizes(index, p) for index, p in enumerate(pairs)]
-        if self.node.op_type == "BatchNormalization":
+        if operator(self.node) == "BatchNormalization":
             mean, var = pairs[3], pairs[4]
             assert mean is not None
             sizes[3:5] = [Pair(-np.abs(mean.old), -np.abs(mean.new)), var]
@@ -219,7 +220,7 @@ class _Square:
             return Pair(parameter, parameter)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
         m = self.maps.get(value)
-        if not zero and self.node.op_type not in _LINEAR:
+        if not zero and operator(self.node) not in _LINEAR:
             x[self.random.random(shape) < 0.1] = 0.0  # ties and exact zeros
             if m is not None:
                 x = self._around_breakpoint(x, m)
@@ -230,7 +231,7 @@ class _Square:
     def _is_whole(self, value: ir.Value) -> bool:
         """Whether ``value`` holds integers; where its type is not known, the operator tells."""
         if value.dtype is None and not self.view.is_constant(value):
-            return value in self.node.inputs[_WHOLE.get(self.node.op_type, len(self.node.inputs)) :]
+            return value in self.node.inputs[_WHOLE.get(operator(self.node), len(self.node.inputs)) :]
         return not self.view.is_float(value)
 
     def _around_breakpoint(self, x: Array, m: AffineMap) -> Array:
@@ -241,21 +242,21 @@ class _Square:
 
     def _parameter_of_shape(self, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
         """An input that is not constant and no data: a target shape, scales, or indices that any axis has."""
-        if self.node.op_type == "Resize" and value is not self.node.inputs[0]:
+        if operator(self.node) == "Resize" and value is not self.node.inputs[0]:
             return self._target_of_resize(value)
         if not self._is_whole(value) or value in self.maps:
             return None
-        if self.node.op_type in ("Reshape", "Expand") and value is self.node.inputs[1]:
+        if operator(self.node) in ("Reshape", "Expand") and value is self.node.inputs[1]:
             return self._target_of_reshape()
-        if self.node.op_type == "Slice" and value.const_value is not None:
+        if operator(self.node) == "Slice" and value.const_value is not None:
             return np.asarray(value.const_value.numpy())  # an input with a default
-        if self.node.op_type == "Slice" and value in self.node.inputs[1:3] and len(set(self.node.inputs[1:3])) == 2:
+        if operator(self.node) == "Slice" and value in self.node.inputs[1:3] and len(set(self.node.inputs[1:3])) == 2:
             return np.full(shape, 0 if value is self.node.inputs[1] else 2, np.int64)  # the first two of each axis
-        if self.node.op_type == "Tile":
+        if operator(self.node) == "Tile":
             return np.full(shape, 2, np.int64)  # every axis twice
-        if self.node.op_type == "Split" and value is self.node.inputs[1]:
+        if operator(self.node) == "Split" and value is self.node.inputs[1]:
             return self._parts_of_split()
-        if self.node.op_type == "Gather":
+        if operator(self.node) == "Gather":
             return self._rows_of_gather(shape)
         raise self._broken(f"its input {value.name} is not constant")
 
@@ -279,7 +280,7 @@ class _Square:
         if data is not None and self._known(data):
             before = tuple(int(dim or 1) for dim in self.view.need_shape(data, self.node))
         free = [axis for axis, number in enumerate(numbers) if number == -1]
-        if self.node.op_type == "Expand":
+        if operator(self.node) == "Expand":
             aligned = (1,) * (len(numbers) - len(before)) + before
             numbers = [n if n > 0 else 3 if size == 1 else size for n, size in zip(numbers, aligned, strict=True)]
             return np.array(numbers, np.int64)
@@ -306,7 +307,7 @@ class _Square:
 
     def _known(self, value: ir.Value) -> bool:
         producer = value.producer()
-        if producer is None or producer.op_type != "DequantizeLinear":
+        if producer is None or operator(producer) != "DequantizeLinear":
             return self.view.is_constant(value)
         return all(item is None or self.view.is_constant(item) for item in producer.inputs)
 
@@ -328,7 +329,7 @@ class _Square:
         if slot in self.committed:
             old = self.committed[slot].exact()
         else:
-            old = array if node.op_type in execute.HEAVY and index == 1 else _float64(array)
+            old = array if operator(node) in execute.HEAVY and index == 1 else _float64(array)
         return Pair(old, self.plan.edits[slot].exact() if slot in self.plan.edits else old)
 
     def _new_parameter(self, index: int) -> Pair | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normdeploy.fold.affine import Array
-from normdeploy.graph import label
+from normdeploy.graph import is_of_onnx, label, operator
 
 Dim = int | str | None
 """A known size, the name of a symbolic one, or None where nothing is known."""
@@ -29,7 +29,7 @@ class Refused(Exception):
     """Why a map does not pass or a plan does not hold: a reason, where, and what would change it."""
 
     def __init__(self, reason: str, node: ir.Node | None = None, fix: str = "") -> None:
-        self.reason = f"{reason} ({node.op_type} {label(node)})" if node is not None else reason
+        self.reason = f"{reason} ({operator(node)} {label(node)})" if node is not None else reason
         self.fix = fix
         super().__init__(self.reason)
 
@@ -79,19 +79,19 @@ class View:
         if value.const_value is not None:
             return value.const_value
         node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx"):
+        if node is None or not is_of_onnx(node):
             return None
-        if node.op_type == "Constant":
+        if operator(node) == "Constant":
             return _constant_tensor(node, value)
         return self._evaluated(node, value)
 
     def _evaluated(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
-        if node.op_type in _NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values()):
+        if operator(node) in _NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values()):
             return None
         given = [item for item in node.inputs if item is not None]
-        if node.op_type == "CastLike" and given[0] is not value and given[1].dtype is not None:
+        if operator(node) == "CastLike" and given[0] is not value and given[1].dtype is not None:
             return self._cast_like(given[0], given[1].dtype)
-        if node.op_type == "Shape" and given[0].shape is not None and given[0].shape.is_static():
+        if operator(node) == "Shape" and given[0].shape is not None and given[0].shape.is_static():
             shape = np.array(given[0].shape.numpy(), np.int64)
             return ir.tensor(shape[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
         if not given or not all(self.is_constant(item) for item in given):
@@ -106,7 +106,7 @@ class View:
                 results: list[Any] = list(ReferenceEvaluator(model).run([name], feeds))
             return ir.tensor(np.asarray(results[0]), name=name)
 
-        if node.op_type in _MOVED_LAZILY and value.dtype in _FLOATS and value.shape and value.shape.is_static():
+        if operator(node) in _MOVED_LAZILY and value.dtype in _FLOATS and value.shape and value.shape.is_static():
             # A large weight behind a Transpose or Cast is not held twice: it is made anew whenever it is read.
             return ir.LazyTensor(evaluate, dtype=value.dtype, shape=value.shape, name=name)
         try:
@@ -125,7 +125,7 @@ class View:
         if value is None:
             return None
         maker = value.producer()
-        if value.shape is None and maker is not None and maker.op_type == "DequantizeLinear":
+        if value.shape is None and maker is not None and operator(maker) == "DequantizeLinear":
             return self.shape(maker.inputs[0])
         tensor = self.constant(value) if value.shape is None else None
         shape = tensor.shape if tensor is not None else value.shape
@@ -146,18 +146,18 @@ class View:
             node = value.producer()
             if node is None or not node.inputs or node.inputs[0] is None:
                 break
-            if node.op_type in ("Conv", "ConvTranspose"):
+            if operator(node) in ("Conv", "ConvTranspose"):
                 weight = self.shape(node.inputs[1])
                 return None if weight is None else len(weight)
-            if node.op_type == "Gemm":
+            if operator(node) == "Gemm":
                 return 2
-            if node.op_type not in _KEEPS_RANK:
+            if operator(node) not in _KEEPS_RANK:
                 break
             value = node.inputs[0]
             if (shape := self.shape(value)) is not None:
                 return len(shape)
         for use in value.uses():
-            if use.node.op_type in ("Conv", "ConvTranspose") and use.idx == 0:
+            if operator(use.node) in ("Conv", "ConvTranspose") and use.idx == 0:
                 weight = self.shape(use.node.inputs[1])
                 return None if weight is None else len(weight)
         return None

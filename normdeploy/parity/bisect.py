@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from normdeploy.fold.ledger import METADATA_KEY, Ledger
+from normdeploy.graph import operator
 from normdeploy.parity.compare import comparable, measurement
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.metrics import is_float
@@ -112,7 +113,7 @@ class _Comparison:
 
 def _centred(model: ir.Model) -> bool:
     """Whether there are RMSNorms in ``model``, so that the values they read may have been centred."""
-    return any(node.op_type in _RMS_NORMS for node in model.graph.all_nodes())
+    return any(operator(node) in _RMS_NORMS for node in model.graph.all_nodes())
 
 
 def _without_mean(array: Array, axis: int) -> Array:

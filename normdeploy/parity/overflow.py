@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.errors import NormdeployError
-from normdeploy.graph import label
+from normdeploy.graph import label, operator
 from normdeploy.parity.feeds import Feed
 from normdeploy.precision.decide import LARGEST
 from normdeploy.precision.widen import widened
@@ -119,7 +119,7 @@ def _peaks(model: ir.Model, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
         size = ir.node("Abs", [values[name]])
         peak = ir.node("ReduceMax", size.outputs, {"keepdims": 0})
         for node in (size, peak):
-            node.outputs[0].name, node.name = f"normdeploy.{node.op_type}.{index}", f"normdeploy.{node.op_type}.{index}"
+            node.name = node.outputs[0].name = f"normdeploy.{operator(node)}.{index}"
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             wide.graph.append(node)
         peak.outputs[0].shape = ir.Shape([])
@@ -143,7 +143,7 @@ def _masked(model: ir.Model, peaks: dict[str, float]) -> set[str]:
     found: set[str] = set()
     for node in model.graph:
         out, inputs = node.outputs[0], [value for value in node.inputs if value is not None]
-        if node.op_type in _MASKING and _dtype(out) in LARGEST:
+        if operator(node) in _MASKING and _dtype(out) in LARGEST:
             limit = LARGEST[_dtype(out)]
             if any(value.name in found or _peak(value, peaks) == limit for value in inputs):
                 found.add(str(out.name))

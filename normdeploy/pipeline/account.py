@@ -15,6 +15,7 @@ from normdeploy.checkpoint import Checkpoint
 from normdeploy.export import Exported
 from normdeploy.fold import FoldResult
 from normdeploy.fold.sources import NORMS
+from normdeploy.graph import operator
 from normdeploy.parity.verdict import Verdict
 from normdeploy.report.schema import Report
 
@@ -62,7 +63,7 @@ def packages() -> dict[str, str]:
 
 def norm_counts(model: ir.Model) -> dict[str, int]:
     """Operator type → how many norms of it ``model`` has."""
-    return dict(Counter(node.op_type for node in model.graph.all_nodes() if node.op_type in NORMS))
+    return dict(Counter(operator(node) for node in model.graph.all_nodes() if operator(node) in NORMS))
 
 
 def precision(model: ir.Model) -> str:

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
-from normdeploy.graph import label
+from normdeploy.graph import label, operator
 from normdeploy.precision.convert import Conversion
 from normdeploy.precision.decide import HEAVY
 from normdeploy.precision.norms import NORMS, norm_chains
@@ -50,7 +50,7 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
     if precision not in get_args(Precision):
         raise InputError(f"there is no precision {precision!r}", fix=f"choose one of {', '.join(DTYPES)}")
     result = model.clone()
-    present = {dtype for node in result.graph.all_nodes() if node.op_type in HEAVY for dtype in _floats(node)}
+    present = {dtype for node in result.graph.all_nodes() if operator(node) in HEAVY for dtype in _floats(node)}
     if present == {DTYPES[precision]} or (precision == "fp32" and not present):
         return result
     if present - {ir.DataType.FLOAT}:
@@ -66,9 +66,9 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
 def wrong_precision(model: ir.Model, precision: Precision) -> tuple[str, ...]:
     """The operators that decide a model's precision and read another floating-point type, by module name."""
     return tuple(
-        f"{label(node)} ({node.op_type})"
+        f"{label(node)} ({operator(node)})"
         for node in model.graph.all_nodes()
-        if node.op_type in HEAVY and not _floats(node) <= {DTYPES[precision]}
+        if operator(node) in HEAVY and not _floats(node) <= {DTYPES[precision]}
     )
 
 

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import (
 )
 
 from normdeploy.errors import InputError
-from normdeploy.graph import MODULE_KEY, label, module_name
+from normdeploy.graph import MODULE_KEY, label, module_name, operator
 from normdeploy.precision.decide import HEAVY, LARGEST, Decision, array
 
 _MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
@@ -42,9 +42,9 @@ class Conversion:
 
     def _refuse_heavy(self, nodes: list[ir.Node]) -> None:
         stuck = [
-            f"{label(node)} ({node.op_type})"
+            f"{label(node)} ({operator(node)})"
             for node in nodes
-            if node.op_type in HEAVY
+            if operator(node) in HEAVY
             and node.inputs[0] in self.decision.float32
             and not self.decision.reads_narrow(node, 0)
         ]
@@ -91,7 +91,7 @@ class Conversion:
 
     def _is_mask(self, value: ir.Value) -> bool:
         """Whether what lies beyond the range is one sentinel, such as -1e9, in elementwise operators."""
-        elementwise = all(use.node.op_type in _MASKING for use in value.uses())
+        elementwise = all(operator(use.node) in _MASKING for use in value.uses())
         return elementwise and len(np.unique(self._beyond(value))) == 1
 
     def _is_branch_output(self, value: ir.Value) -> bool:
@@ -108,7 +108,7 @@ class Conversion:
                 retyped += [value for value in attribute.as_graph().inputs if value in self.decision.float32]
             elif retyped and attribute.name in _DTYPE_ATTRIBUTES and attribute.value == ir.DataType.FLOAT:
                 node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(self.target))
-            elif retyped and node.op_type == "ConstantOfShape" and attribute.name == "value":
+            elif retyped and operator(node) == "ConstantOfShape" and attribute.name == "value":
                 data = attribute.as_tensor().numpy().astype(self.target.numpy())
                 node.attributes["value"] = ir.AttrTensor("value", ir.tensor(data, dtype=self.target))
         for value in retyped:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
+from normdeploy.graph import operator
 from normdeploy.precision.norms import NORMS, guarded, norm_chains
 
 HEAVY = frozenset(
@@ -37,7 +38,7 @@ class Decision:
         self._wide = {node for chain in norm_chains(model) for node in chain}
         derived: dict[ir.Value, bool] = {}
         for node in model.graph.all_nodes():
-            if node.op_type in NORMS and not _stashes(self._schema(node)):
+            if operator(node) in NORMS and not _stashes(self._schema(node)):
                 self._wide.add(node)
             if self._underflows(node):
                 self._wide.update(guarded(node))
@@ -76,7 +77,7 @@ class Decision:
         return f"tensor({self.target.name.lower()})" in allowed.get(spelled, ())
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
-        return _schema(node.op_type, node.domain, self.model.opset_imports.get(node.domain, 1))
+        return _schema(operator(node), self.model.opset_imports.get(node.domain, 1))
 
     def _underflows(self, node: ir.Node) -> bool:
         """Whether a scalar that ``node`` reads, such as an epsilon, would become zero."""
@@ -86,12 +87,12 @@ class Decision:
 
     def _is_mask_arithmetic(self, node: ir.Node, derived: dict[ir.Value, bool]) -> bool:
         """Whether ``node`` makes floats of integers and constants alone, or of values that were so made."""
-        if node.op_type in HEAVY or not any(out in self.float32 for out in node.outputs):
+        if operator(node) in HEAVY or not any(out in self.float32 for out in node.outputs):
             return False
         values = [value for value in node.inputs if value in self.float32]
         if not all(value in derived or _is_constant(value) for value in values):
             return False
-        return node.op_type in ("Cast", "Range", "Where") or any(value in derived for value in values)
+        return operator(node) in ("Cast", "Range", "Where") or any(value in derived for value in values)
 
     def _exceeds(self, value: ir.Value) -> bool:
         if value not in self.float32 or not _is_constant(value):
@@ -124,7 +125,8 @@ def _stashes(schema: onnx.defs.OpSchema | None) -> bool:
 
 
 @lru_cache
-def _schema(op_type: str, domain: str, opset: int) -> onnx.defs.OpSchema | None:
+def _schema(name: str, opset: int) -> onnx.defs.OpSchema | None:
+    domain, _, op_type = name.rpartition("::")
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:

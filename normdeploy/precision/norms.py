@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from normdeploy.graph import operator
+
 NORMS = frozenset(
     {
         "BatchNormalization",
@@ -35,32 +37,32 @@ def norm_chains(model: ir.Model) -> tuple[tuple[ir.Node, ...], ...]:
 
 def guarded(guard: ir.Node) -> tuple[ir.Node, ...]:
     """``guard``, which keeps a divisor or a logarithm from zero by an epsilon, with all from there to the division."""
-    if guard.op_type not in _GUARDS:
+    if operator(guard) not in _GUARDS:
         return ()
     found, pending = {guard: None}, [guard]
     while pending:
         for node in pending.pop().successors():
-            if node not in found and node.op_type in _ROOTS | _RESHAPING | _LAST | {"Pow", "Log"}:
+            if node not in found and operator(node) in _ROOTS | _RESHAPING | _LAST | {"Pow", "Log"}:
                 found[node] = None
-                pending += [node] if node.op_type in _ROOTS | _RESHAPING | {"Pow"} else []
+                pending += [node] if operator(node) in _ROOTS | _RESHAPING | {"Pow"} else []
     return tuple(found)
 
 
 def _chain(start: ir.Node) -> tuple[ir.Node, ...]:
     """The norm whose sum of squares ``start`` is; empty when it is none, or no root is taken of it."""
     source = start.inputs[0] if start.inputs else None
-    squares = start.op_type in _AVERAGES and source is not None and _is_square(source.producer())
-    if not squares and start.op_type not in ("ReduceL2", "ReduceSumSquare"):
+    squares = operator(start) in _AVERAGES and source is not None and _is_square(source.producer())
+    if not squares and operator(start) not in ("ReduceL2", "ReduceSumSquare"):
         return ()
     found = dict.fromkeys([start, *_upstream(source)])
     pending = [start]
     while pending:
         for node in pending.pop().successors():
-            if node not in found and node.op_type in _PASSING | _LAST:
+            if node not in found and operator(node) in _PASSING | _LAST:
                 found[node] = None
                 # the numerator's centring, and the other mean of E[x²] - E[x]²
                 found.update(dict.fromkeys(part for value in node.inputs for part in _upstream(value)))
-                if node.op_type in _PASSING:
+                if operator(node) in _PASSING:
                     pending.append(node)
     return tuple(found) if any(_is_root(node) for node in found) else ()
 
@@ -73,26 +75,26 @@ def _upstream(value: ir.Value | None) -> Iterator[ir.Node]:
     if _is_square(node):
         yield node
         yield from _upstream(node.inputs[0])
-    elif node.op_type == "ReduceMean":
+    elif operator(node) == "ReduceMean":
         yield node
-    elif node.op_type == "Sub" and _is_mean_of(node.inputs[1], node.inputs[0]):
+    elif operator(node) == "Sub" and _is_mean_of(node.inputs[1], node.inputs[0]):
         yield node
         yield from _upstream(node.inputs[1])
 
 
 def _is_mean_of(value: ir.Value | None, source: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
-    return node is not None and node.op_type == "ReduceMean" and node.inputs[0] is source
+    return node is not None and operator(node) == "ReduceMean" and node.inputs[0] is source
 
 
 def _is_square(node: ir.Node | None) -> bool:
-    if node is None or node.op_type not in ("Mul", "Pow"):
+    if node is None or operator(node) not in ("Mul", "Pow"):
         return False
-    if node.op_type == "Mul":
+    if operator(node) == "Mul":
         return node.inputs[0] is node.inputs[1]
     exponent = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
     return exponent is not None and bool((exponent.numpy() == 2).all())
 
 
 def _is_root(node: ir.Node) -> bool:
-    return node.op_type in _ROOTS | {"ReduceL2"} or (node.op_type == "Pow" and not _is_square(node))
+    return operator(node) in _ROOTS | {"ReduceL2"} or (operator(node) == "Pow" and not _is_square(node))

@@ -18,6 +18,7 @@ from normdeploy.fold.edits import Edit
 from normdeploy.fold.plan import Plan, Step
 from normdeploy.fold.search import Territory, travel_down
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 AFFINE_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 """Norms over trailing axes with a scale (input 1) and, for LayerNormalization, a bias (input 2)."""
@@ -79,7 +80,7 @@ def same_core(land: Territory, node: ir.Node) -> Hashable:
         return None
     axis = view.attr(node, "axis", -1) % rank
     epsilon = np.float32(view.attr(node, "epsilon", 1e-5))
-    return (node.op_type, node.inputs[0], axis, epsilon, view.attr(node, "stash_type", 1))
+    return (operator(node), node.inputs[0], axis, epsilon, view.attr(node, "stash_type", 1))
 
 
 def _strip(step: Step) -> None:

@@ -13,6 +13,7 @@ from normdeploy.fold.layernorm.spellings import Core
 from normdeploy.fold.layernorm.targets import Target, spelling
 from normdeploy.fold.layernorm.values import first, made_by
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 
 def of_core(view: View, core: Core, target: Target) -> Norm | None:
@@ -27,14 +28,14 @@ def of_core(view: View, core: Core, target: Target) -> Norm | None:
 
 def of_instances(view: View, node: ir.Node, target: Target) -> Norm | None:
     """The GroupNormalization that an InstanceNormalization of groups is; None where it normalizes channels."""
-    if node.op_type != "InstanceNormalization" or node.inputs[0] is None:
+    if operator(node) != "InstanceNormalization" or node.inputs[0] is None:
         return None
     return _around(view, node, node.inputs[0], float(view.attr(node, "epsilon", 1e-5)), target)
 
 
 def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: Target) -> Norm | None:
     split, join = made_by(data, "Reshape"), _only_reader(node)
-    if split is None or join is None or join.op_type != "Reshape" or join.inputs[0] is not node.outputs[0]:
+    if split is None or join is None or operator(join) != "Reshape" or join.inputs[0] is not node.outputs[0]:
         return None
     x = first(split)
     whole, parts, after = view.shape(x), view.shape(data), view.shape(join.outputs[0])
@@ -52,7 +53,7 @@ def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: T
 
 def _over_channels(view: View, node: ir.Node, index: int, channels: int, groups: int) -> np.ndarray:
     """The scale (1) or bias (2) of the norm of groups, for each channel."""
-    if node.op_type != "InstanceNormalization":
+    if operator(node) != "InstanceNormalization":
         return np.full(channels, 1.0 if index == 1 else 0.0)
     vector = view.exact(node.inputs[index])
     if vector is None:

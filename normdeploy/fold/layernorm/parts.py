@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.layernorm.values import bare, count, first, made_by, same, scalar, second
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 _KEEPS_ORDER = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand"})
 
@@ -141,19 +142,19 @@ def mean(view: View, value: ir.Value) -> Mean | None:
     axes = _axes(view, node)
     if not axes:
         return None
-    if node.op_type != "ReduceMean":
+    if operator(node) != "ReduceMean":
         n = count(view, inner, axes)
         if n is None:
             return None
         factor *= n
     fits = _lines_up(view, end, inner, axes) if moved or not view.attr(node, "keepdims", 1) else True
-    return Mean(inner, axes, factor, fits, squares=node.op_type == "ReduceSumSquare")
+    return Mean(inner, axes, factor, fits, squares=operator(node) == "ReduceSumSquare")
 
 
 def _behindmean(view: View, value: ir.Value) -> tuple[ir.Value, Fraction, bool] | None:
     """One step from a mean towards its reduction: what was there before, times which factor, and were axes moved."""
     if (node := made_by(value, *_KEEPS_ORDER)) is not None:
-        return first(node), Fraction(1), node.op_type not in ("Cast", "Identity")
+        return first(node), Fraction(1), operator(node) not in ("Cast", "Identity")
     if (node := made_by(value, "Div")) is not None and (by := scalar(view, node.inputs[1])):
         return first(node), 1 / Fraction(by), False
     if (node := made_by(value, "Mul")) is not None:
@@ -197,6 +198,6 @@ def _not_negative(view: View, value: ir.Value) -> ir.Value:
     if (node := made_by(value, "Max", "Clip")) is not None and len(node.inputs) == 2:
         if scalar(view, node.inputs[1]) == 0:
             return bare(view, first(node))
-        if node.op_type == "Max" and scalar(view, node.inputs[0]) == 0:
+        if operator(node) == "Max" and scalar(view, node.inputs[0]) == 0:
             return bare(view, second(node))
     return value

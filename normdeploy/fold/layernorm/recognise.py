@@ -24,7 +24,7 @@ from normdeploy.fold.layernorm.targets import Target, spelling
 from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
 from normdeploy.fold.ledger import Entry
 from normdeploy.fold.view import Refused, View
-from normdeploy.graph import MODULE_KEY, label, module_name
+from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Recogniser:
                 _need_no_other_readers(norm, insides)
                 proven.append((norm, self._proven(norm)))
             except Refused as refusal:
-                yield norm.end, _left(norm.end, refusal, norm.op_type)
+                yield norm.end, _left(norm.end, refusal, norm.kind)
         for norm, residual in proven:  # not before: a region is proven as it was given
             yield self._written(norm, len(insides[norm.end]), residual)
 
@@ -85,10 +85,8 @@ class Recogniser:
             self.seconds += time.perf_counter() - begin
 
     def _written(self, norm: Norm, operators: int, residual: float | None) -> tuple[ir.Node, Entry]:
-        reason = f"its {operators} operators are one {norm.op_type}"
-        entry = Entry(
-            label(norm.end), str(norm.end.name), norm.op_type, True, "reduced", residual=residual, reason=reason
-        )
+        reason = f"its {operators} operators are one {norm.kind}"
+        entry = Entry(label(norm.end), str(norm.end.name), norm.kind, True, "reduced", residual=residual, reason=reason)
         old, data = norm.result, self.moved.get(norm.data, norm.data)
         node, new = _write(self.writer, norm, data)
         self.moved[old] = new
@@ -104,11 +102,11 @@ def _left(node: ir.Node, refusal: Refused, kind: str) -> Entry:
 
 def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | Entry | None:
     """The norm that ends in ``node``, or around it; what is said of one that is refused; None where there is none."""
-    if node.domain not in ("", "ai.onnx") or view.is_constant(node.outputs[0]):
+    if not is_of_onnx(node) or view.is_constant(node.outputs[0]):
         return None
-    kind = "LayerNormalization" if node.op_type in TERMINALS else "GroupNormalization"
+    kind = "LayerNormalization" if operator(node) in TERMINALS else "GroupNormalization"
     try:
-        if node.op_type not in TERMINALS:
+        if operator(node) not in TERMINALS:
             return groups.of_instances(view, node, target)
         core = core_at(view, node)
         if core is None:
@@ -175,7 +173,7 @@ def _need_no_other_readers(norm: Norm, insides: dict[ir.Node, list[ir.Node]]) ->
             if value.is_graph_output():
                 raise Refused(f"{value.name}, inside of it, is an output of the model", norm.end)
             other = next(
-                (use.node for use in value.uses() if use.node not in ours and use.node.op_type != "Shape"), None
+                (use.node for use in value.uses() if use.node not in ours and operator(use.node) != "Shape"), None
             )
             if other is not None:
                 raise Refused(f"{value.name}, inside of it, is also read by {label(other)}", norm.end)
@@ -189,7 +187,7 @@ def _write(writer: Writer, norm: Norm, data: ir.Value) -> tuple[ir.Node, ir.Valu
     end, old = norm.end, norm.result
     if norm.perm is not None:
         data = _transposed(writer, end, data, norm.perm)
-    node = _add(writer, end, norm.op_type, data, norm.attributes)
+    node = _add(writer, end, norm.kind, data, norm.attributes)
     node.outputs[0].shape, node.outputs[0].type = data.shape, old.type
     for index, array in enumerate((norm.scale, norm.bias), start=1):
         if array is not None and old.dtype is not None:
@@ -237,7 +235,7 @@ def _cancel(result: ir.Value) -> None:
     if made is None:
         return
     perm = made.attributes["perm"].as_ints()
-    for reader in [use.node for use in result.uses() if use.node.op_type == "Transpose"]:
+    for reader in [use.node for use in result.uses() if operator(use.node) == "Transpose"]:
         again = reader.attributes["perm"].as_ints() if "perm" in reader.attributes else []
         if [perm[axis] for axis in again] == sorted(perm) and not reader.outputs[0].is_graph_output():
             reader.outputs[0].replace_all_uses_with(first(made))

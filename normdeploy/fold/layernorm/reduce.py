@@ -18,7 +18,7 @@ from normdeploy.fold.plan import Plan
 from normdeploy.fold.search import Territory
 from normdeploy.fold.sources import NORMS
 from normdeploy.fold.view import Refused
-from normdeploy.graph import label
+from normdeploy.graph import label, operator
 
 Level = Literal["off", "recognise", "affine", "centre"]
 """How far norms are reduced; each level includes the ones before."""
@@ -96,7 +96,7 @@ class Reducer:
         """Take the affine tails off; what is then the same norm of the same value becomes one."""
         cores: dict[Hashable, ir.Node] = {}
         for node in land.nodes:
-            if node.op_type not in affine.AFFINE_NORMS or node.graph is None:
+            if operator(node) not in affine.AFFINE_NORMS or node.graph is None:
                 continue
             if self.fold.is_kept(node):
                 self._enter(node, "left", "kept, as asked")
@@ -133,7 +133,7 @@ class Reducer:
 
     def _centre(self, land: Territory, writer: Writer) -> None:
         """LayerNorms become RMSNorms, stream by stream; all are proven before the first is changed."""
-        norms = [node for node in land.graph if node.op_type == "LayerNormalization" and not self.fold.is_kept(node)]
+        norms = [node for node in land.graph if operator(node) == "LayerNormalization" and not self.fold.is_kept(node)]
         ready: list[tuple[centre.Centred, float | None]] = []
         for readers, stream in centre.streams(land, norms, self.target):
             try:
@@ -195,7 +195,7 @@ class Reducer:
 
 def blank(node: ir.Node) -> Entry:
     """An entry that says nothing of ``node`` yet."""
-    return Entry(label(node), str(node.name), node.op_type, node.op_type in NORMS, "left")
+    return Entry(label(node), str(node.name), operator(node), operator(node) in NORMS, "left")
 
 
 def _group_norm_notes(entries: Iterable[Entry], target: Target) -> list[str]:

@@ -19,6 +19,7 @@ from normdeploy.fold import execute
 from normdeploy.fold.affine import Array
 from normdeploy.fold.validate import TOLERANCE
 from normdeploy.fold.view import Dim, Refused, View
+from normdeploy.graph import is_of_onnx, operator
 
 _SEED = 20160721
 _PINNING = frozenset({"Reshape", "Expand", "Unsqueeze", "Squeeze", "Slice", "Concat", "InstanceNormalization"})
@@ -32,7 +33,7 @@ class Norm:
     Attributes:
         end: the node whose first output the region ends in.
         data: the value the region reads.
-        op_type: the operator.
+        kind: the operator.
         attributes: its attributes.
         scale: its scale, float64.
         bias: its bias, float64; None for an operator that has none or leaves it out.
@@ -42,7 +43,7 @@ class Norm:
 
     end: ir.Node
     data: ir.Value
-    op_type: str
+    kind: str
     attributes: dict[str, Any]
     scale: Array
     bias: Array | None
@@ -58,7 +59,7 @@ class Norm:
         """What the operator makes of ``x``, in float64."""
         parameters = [self.scale] if self.bias is None else [self.scale, self.bias]
         perm = self.perm or tuple(range(x.ndim))
-        (y, *_) = execute.run(self.op_type, self.attributes, [x.transpose(perm), *parameters], opset)
+        (y, *_) = execute.run(self.kind, self.attributes, [x.transpose(perm), *parameters], opset)
         return y.transpose(np.argsort(perm))
 
 
@@ -113,7 +114,7 @@ def _difference(norm: Norm, x: Array, old: Array, new: Array) -> float:
 def _probe_sizes(view: View, norm: Norm) -> dict[int, int]:
     """A size for each axis: real where it is normalized or a constant may hold it, else small and like no other."""
     shape = view.need_shape(norm.data, norm.end)
-    pinned = any(node.op_type in _PINNING for node in inside(view, norm))
+    pinned = any(operator(node) in _PINNING for node in inside(view, norm))
     taken = {dim for dim in shape if isinstance(dim, int)}
     fresh = (size for size in itertools.count(2) if size not in taken)
     named: dict[Dim, int] = {}
@@ -156,14 +157,14 @@ class _Region:
 
     def _computed(self, value: ir.Value) -> np.ndarray:
         node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx"):
+        if node is None or not is_of_onnx(node):
             raise Refused(f"validation: {value.name} comes from outside of the norm", self.norm.end)
         attributes = {name: self.view.attr(node, name) for name in node.attributes}
-        if node.op_type == "Shape" and node.inputs[0] is not None and node.inputs[0] not in self.known:
+        if operator(node) == "Shape" and node.inputs[0] is not None and node.inputs[0] not in self.known:
             return self._shape(node.inputs[0])[slice(attributes.get("start", 0), attributes.get("end"))]
         inputs = [None if item is None else self.value(item) for item in node.inputs]
         try:
-            results = execute.run(node.op_type, attributes, inputs, self.view.opset, len(node.outputs))
+            results = execute.run(operator(node), attributes, inputs, self.view.opset, len(node.outputs))
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
             raise Refused(f"validation: it cannot be executed ({type(error).__name__}: {error})", node) from error
         return results[node.outputs.index(value)]

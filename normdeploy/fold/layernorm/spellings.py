@@ -21,6 +21,7 @@ from normdeploy.fold.affine import Array
 from normdeploy.fold.layernorm import parts
 from normdeploy.fold.layernorm.values import bare, first, made_by, same, second
 from normdeploy.fold.view import Refused, View
+from normdeploy.graph import operator
 
 Kind = Literal["LayerNormalization", "RMSNormalization"]
 
@@ -57,7 +58,7 @@ def core_at(view: View, node: ir.Node) -> Core | None:
     Raises:
         Refused: it looks like a norm, and differs from one.
     """
-    if node.op_type in ("Add", "Sub"):
+    if operator(node) in ("Add", "Sub"):
         return _distributed(view, node)
     for numerator, factor, power in _quotients(node):
         if view.is_constant(numerator):
@@ -80,7 +81,7 @@ def _quotients(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, float]]:
     left, right = node.inputs
     if left is None or right is None:
         return
-    if node.op_type == "Div":
+    if operator(node) == "Div":
         yield left, right, -1.0
     else:
         yield left, right, 1.0
@@ -149,7 +150,7 @@ def _minuends(view: View, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, A
     """``a``, ``b`` and a constant ``c`` (or None) where ``node`` is ``a - b + c``."""
     if node.inputs[0] is None or node.inputs[1] is None:
         return
-    if node.op_type == "Sub":
+    if operator(node) == "Sub":
         yield first(node), second(node), None
         return
     for a, other in ((first(node), second(node)), (second(node), first(node))):

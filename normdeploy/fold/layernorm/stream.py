@@ -21,6 +21,7 @@ from normdeploy.fold.operators.table import SHAPE_READERS, TABLE
 from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.search import Territory
 from normdeploy.fold.view import Refused
+from normdeploy.graph import operator
 
 Ends = tuple[dict[int, int], dict[int, int]]
 """The inputs and the outputs of a node that belong to a stream, each with the axis of its features."""
@@ -127,9 +128,9 @@ class _Explorer:
         ends = self._ends(node, index, None, axis)
         if ends is not None:
             self._connect(node, ends)
-        elif node.op_type == "LayerNormalization" and index == 0 and _is_own(node):
+        elif operator(node) == "LayerNormalization" and index == 0:
             self._read_by_norm(node, axis)
-        elif node.op_type not in SHAPE_READERS and not self._is_annihilated(node, index, axis):
+        elif operator(node) not in SHAPE_READERS and not self._is_annihilated(node, index, axis):
             raise Refused("what reads it keeps the mean", node)
 
     def _connect(self, node: ir.Node, ends: Ends) -> None:
@@ -162,18 +163,16 @@ class _Explorer:
 
     def _ends(self, node: ir.Node, index: int | None, output: int | None, axis: int) -> Ends | None:
         """Where the features of one end of ``node`` are at its other ends; None where they do not pass."""
-        if not _is_own(node):
-            return None
-        if node.op_type in _SUMS:
+        if operator(node) in _SUMS:
             return self._through_sum(node, index, axis)
-        if node.op_type in _SCALINGS:
+        if operator(node) in _SCALINGS:
             return self._through_scaling(node, index, axis)
-        if node.op_type in ("Concat", "Split"):
+        if operator(node) in ("Concat", "Split"):
             return self._through_parts(node, axis)
-        if node.op_type == "Cast":
+        if operator(node) == "Cast":
             floats = all(self.view.is_float(value) for value in (*node.inputs, *node.outputs) if value is not None)
             return ({0: axis}, {0: axis}) if floats else None
-        if node.op_type in MOVERS and index in (None, 0) and output in (None, 0):
+        if operator(node) in MOVERS and index in (None, 0) and output in (None, 0):
             return self._through_mover(node, axis, upward=output is not None)
         return None
 
@@ -188,7 +187,7 @@ class _Explorer:
         rank = self.view.need_rank(node.outputs[0], node)
         shapes = [() if value is None else self.view.need_shape(value, node) for value in node.inputs]
         behind = axis - (rank if index is None else len(shapes[index]))
-        inputs = (0,) if node.op_type == "Div" else (0, 1)
+        inputs = (0,) if operator(node) == "Div" else (0, 1)
         for data in inputs if index is None else (index,):
             other = shapes[1 - data]
             equal = -behind > len(other) or other[behind] == 1
@@ -200,13 +199,13 @@ class _Explorer:
         rank = self.view.need_rank(node.outputs[0], node)
         if self.view.attr(node, "axis", 0) % rank == axis:
             return None
-        inputs = range(len(node.inputs) if node.op_type == "Concat" else 1)
+        inputs = range(len(node.inputs) if operator(node) == "Concat" else 1)
         return dict.fromkeys(inputs, axis), dict.fromkeys(range(len(node.outputs)), axis)
 
     def _through_mover(self, node: ir.Node, axis: int, *, upward: bool) -> Ends:
         """Ask the operator table where a map over the features would go: there go the features."""
         step = Step(self.view, node, Plan(node, self.land.committed))
-        row = TABLE[node.op_type]
+        row = TABLE[operator(node)]
         given = node.outputs[0] if upward else step.data()
         probe = _probe(self.stream.size, axis, self.view.need_rank(given, node))
         if upward and row.up is not None:
@@ -220,7 +219,7 @@ class _Explorer:
 
     def _write(self, node: ir.Node, output: int, axis: int) -> None:
         """Note the weights of a writer that are to be centred."""
-        write = _WRITERS.get(node.op_type) if _is_own(node) and output == 0 else None
+        write = _WRITERS.get(operator(node)) if output == 0 else None
         if write is None:
             raise Refused("what writes into it cannot be centred", node)
         step = Step(self.view, node, Plan(node, self.land.committed))
@@ -228,7 +227,7 @@ class _Explorer:
             if step.edit(index) is None:
                 raise step.refuse("a weight that writes into it is not constant")
             self.stream.weights[node, index] = weight_axis
-        if node.op_type == "Gemm" and step.attr("beta", 1.0) != 0.0 and step.input(2) is not None:
+        if operator(node) == "Gemm" and step.attr("beta", 1.0) != 0.0 and step.input(2) is not None:
             self._source(node, 2, self.view.need_rank(step.data(2), node) - 1)
 
     # -- readers -------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ class _Explorer:
 
     def _is_annihilated(self, node: ir.Node, index: int, axis: int) -> bool:
         """Whether a linear layer has columns that sum to 0, so that the mean does not reach its output."""
-        if not _is_own(node) or node.op_type not in ("MatMul", "Gemm") or index != 0:
+        if operator(node) not in ("MatMul", "Gemm") or index != 0:
             return False
         step = Step(self.view, node, Plan(node, self.land.committed))
         weight = step.edit(1)
@@ -252,10 +251,6 @@ class _Explorer:
             return False
         exact, over = weight.exact(), -1 if step.attr("transB", 0) else -2
         return bool(np.all(np.abs(exact.sum(axis=over)) <= _ANNIHILATES * np.abs(exact).sum(axis=over)))
-
-
-def _is_own(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")
 
 
 def _probe(size: int, axis: int, rank: int) -> AffineMap:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.view import Dim, View
+from normdeploy.graph import operator
 
 _PURE = frozenset({"Sub", "Add", "Neg", "Mul", "Div", "ReduceMean", "ReduceSum", "Reshape", "Unsqueeze", "Squeeze"})
 _DEPTH = 8
@@ -17,7 +18,7 @@ _DEPTH = 8
 def made_by(value: ir.Value, *kinds: str) -> ir.Node | None:
     """The node of the default domain that makes ``value``, where it is one of ``kinds`` and has its data inputs."""
     node = value.producer()
-    if node is None or node.op_type not in kinds or node.domain not in ("", "ai.onnx"):
+    if node is None or operator(node) not in kinds:
         return None
     return node if node.inputs and all(item is not None for item in node.inputs[:2]) else None
 
@@ -64,9 +65,9 @@ def same(view: View, left: ir.Value, right: ir.Value, depth: int = _DEPTH) -> bo
 
 
 def _same_node(view: View, one: ir.Node | None, other: ir.Node | None, depth: int) -> bool:
-    if one is None or other is None or one.op_type not in _PURE:
+    if one is None or other is None or operator(one) not in _PURE:
         return False
-    if (one.op_type, one.domain, len(one.inputs)) != (other.op_type, other.domain, len(other.inputs)):
+    if (operator(one), len(one.inputs)) != (operator(other), len(other.inputs)):
         return False
     if one.attributes != other.attributes:
         return False

@@ -18,6 +18,7 @@ from normdeploy.fold.edits import Edit
 from normdeploy.fold.operators.rows import Maps, only_first, vector
 from normdeploy.fold.plan import Step
 from normdeploy.fold.view import Dim
+from normdeploy.graph import operator
 
 # -- Conv ------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ def _weight_side(step: Step) -> bool:
     for index in (1, 0):
         value = step.data(index)
         producer = value.producer()
-        if step.edit(index) is not None or (producer is not None and producer.op_type == "DequantizeLinear"):
+        if step.edit(index) is not None or (producer is not None and operator(producer) == "DequantizeLinear"):
             return bool(index)
     raise step.refuse("neither operand is constant")
 
@@ -216,7 +217,7 @@ def _bias_add(step: Step, shift: Array) -> None:
 
 def _channels(step: Step) -> int:
     shape = _weight_shape(step)
-    return shape[1] * step.attr("group", 1) if step.node.op_type == "ConvTranspose" else shape[0]
+    return shape[1] * step.attr("group", 1) if operator(step.node) == "ConvTranspose" else shape[0]
 
 
 def _weight_shape(step: Step) -> tuple[int, ...]:

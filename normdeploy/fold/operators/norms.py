@@ -8,6 +8,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.edits import Edit
 from normdeploy.fold.operators.rows import Maps, need_not_over, only_first, vector
 from normdeploy.fold.plan import Step
+from normdeploy.graph import operator
 
 
 def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
@@ -22,7 +23,7 @@ def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     if bias is not None:
         step.put(2, bias.scaled(left=factor).shifted(shift))
     elif np.any(shift):
-        if step.node.op_type != "LayerNormalization":
+        if operator(step.node) != "LayerNormalization":
             raise step.refuse("it has no bias to take a shift")
         step.put(2, Edit(None, scale.dtype, shift=np.broadcast_to(shift, scale.shape).copy()))
     step.put(1, scale.scaled(left=factor))

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.operators.rows import TAKES_SHIFT, Maps, need_not_over, only_first
 from normdeploy.fold.plan import Step
+from normdeploy.graph import operator
 
 
 def _spatial(m: AffineMap) -> range:
@@ -151,7 +152,7 @@ def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     m = only_first(step, outs)
     values = [step.data(index) for index in range(len(step.node.inputs))]
     parts = [_onto(step, m, value) for value in values]
-    sign = -1.0 if step.node.op_type == "Sub" else 1.0
+    sign = -1.0 if operator(step.node) == "Sub" else 1.0
     taker = next((i for i, value in enumerate(values) if _takes_shift(step, value)), 0)
     wanted = {}
     for index, part in enumerate(parts):
@@ -163,9 +164,9 @@ def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def _takes_shift(step: Step, value: ir.Value | None) -> bool:
     """Whether the branch ends in something with a bias before anything that a shift cannot pass."""
     while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type in TAKES_SHIFT:
+        if operator(producer) in TAKES_SHIFT:
             return True
-        if producer.op_type in ("Relu", "LeakyRelu", "PRelu", "AveragePool", "MatMul") or not producer.inputs:
+        if operator(producer) in ("Relu", "LeakyRelu", "PRelu", "AveragePool", "MatMul") or not producer.inputs:
             return False
         value = producer.inputs[0]
     return step.view.is_constant(value)
@@ -189,7 +190,7 @@ def sum_down(step: Step, ins: Maps) -> list[AffineMap | None]:
         raise step.refuse("the branches of the sum do not have the same scale")
     if any(shape[axis] != m.size(axis) for m in maps for axis in m.axes):
         raise step.refuse("a branch is broadcast along the axis of the map")
-    sign = -1.0 if step.node.op_type == "Sub" else 1.0
+    sign = -1.0 if operator(step.node) == "Sub" else 1.0
     shift = maps[0].shift + sum((sign * m.shift for m in maps[1:]), np.zeros((1,) * rank))
     return [AffineMap(maps[0].scale, shift)]
 
