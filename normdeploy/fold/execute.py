@@ -112,6 +112,18 @@ def _group_normalization(attributes: Attributes, x: Array, scale: Array, bias: A
     return y
 
 
+def _instance_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array) -> Array:
+    """ONNX specification, InstanceNormalization-6 (Ulyanov et al. 2016, arXiv 1607.08022): a group for each channel."""
+    return _group_normalization({**attributes, "num_groups": x.shape[1]}, x, scale, bias)
+
+
+def _prelu(attributes: Attributes, x: Array, slope: Array) -> Array:
+    """ONNX specification, PRelu-9 (He et al. 2015, arXiv 1502.01852)."""
+    del attributes
+    y: Array = np.where(x < 0, slope * x, x)
+    return y
+
+
 def _pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Array:
     """ONNX specification, Pad-23: negative pads cut cells off, which the reference does not know."""
     pads, value, axes = (*parameters, None, None, None)[:3]
@@ -171,6 +183,8 @@ _OWN: dict[str, Callable[..., Array | tuple[Array, ...]]] = {
     "RMSNormalization": _rms_normalization,
     "SimplifiedLayerNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
+    "InstanceNormalization": _instance_normalization,
+    "PRelu": _prelu,
     "Pad": _pad,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,

@@ -21,7 +21,8 @@ Maps = Mapping[ir.Value, AffineMap]
 Known = Callable[[ir.Value], bool]
 
 _ELEMENTWISE = frozenset(
-    {"BatchNormalization", "Add", "Sub", "Mul", "Div", "Neg", "Sum", "Relu", "LeakyRelu", "Identity", "Cast", "Dropout"}
+    {"BatchNormalization", "Add", "Sub", "Mul", "Div", "Neg", "Sum", "Relu", "LeakyRelu", "PRelu", "Identity", "Cast"}
+    | {"Dropout"}
 )
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool"})
 _GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
@@ -247,6 +248,7 @@ _PINS: dict[str, Pin] = {
     "Expand": _by_target,
     "BatchNormalization": _by_channels,
     "GroupNormalization": _by_channels,
+    "InstanceNormalization": _by_channels,
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _by_scale),
     "Conv": _by_kernel,
     "ConvTranspose": _by_kernel,

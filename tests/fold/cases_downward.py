@@ -163,4 +163,8 @@ DOWNWARD_THROUGH = [
          "y = Conv <pads=[1,1,1,1]> (u, w, b)", "Relu Conv"),
     Case("LeakyRelu under a positive scale", IMAGE, f"{CONV}, float[3,1,1] pos",
          "t = Mul (x, pos)\n u = LeakyRelu (t)\n y = Conv (u, w, b)", "LeakyRelu Conv"),
+    Case("PRelu under a positive scale", IMAGE, f"{CONV}, float[3,1,1] pos, float[3,1,1] p",
+         "t = Mul (x, pos)\n u = PRelu (t, p)\n y = Conv <pads=[1,1,1,1]> (u, w, b)", "PRelu Conv"),
+    Case("PRelu of tokens, with a slope that is an input", "float[N,T,3] x, float[3] p", "float[3,5] w, float[3] pos",
+         "t = Mul (x, pos)\n u = PRelu (t, p)\n y = MatMul (u, w)", "PRelu MatMul"),
 ]

@@ -297,6 +297,12 @@ UPWARD_THROUGH = [
          weights="float[5,1,1] pos"),
     after_conv("LeakyRelu under a positive scale", "t = LeakyRelu <alpha=0.2> (c)\n y = Mul (t, pos)", "Conv LeakyRelu",
                weights="float[5,1,1] pos"),
+    after_conv("PRelu with a slope for each channel, under a positive scale", "t = PRelu (c, p)\n y = Mul (t, pos)",
+               "Conv PRelu", weights="float[5,1,1] p, float[5,1,1] pos"),
+    after_conv("PRelu with one slope, at an old opset", "t = PRelu (c, p)\n y = Mul (t, pos)", "Conv PRelu",
+               weights="float[1] p, float[5,1,1] pos", opset=7),
+    Case("PRelu with a computed slope", "float[2,3,8,11] x, float[5,1,1] z", f"{CONV}, float[5,1,1] pos",
+         "c = Conv (x, w, b)\n p = Sigmoid (z)\n t = PRelu (c, p)\n y = Mul (t, pos)", "Conv Sigmoid PRelu"),
     after_conv("a chain of many", "a = Relu (c)\n b1 = MaxPool <kernel_shape=[2,2]> (a)\n"
                "d = Transpose <perm=[0,2,3,1]> (b1)\n e = Reshape (d, s)\n y = Mul (e, pos)",
                "Conv Relu MaxPool Transpose Reshape", weights="float[5] pos, int64[3] s = {2,-1,5}"),

@@ -1,4 +1,4 @@
-"""LayerNorm, RMSNorm and GroupNorm absorb from behind: what scales their output is their own scale."""
+"""LayerNorm, RMSNorm, GroupNorm and InstanceNorm absorb from behind: what scales their output is their own scale."""
 
 from __future__ import annotations
 
@@ -33,9 +33,16 @@ def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 def group_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """The same over the channels, since opset 21; before, the scale was one number a group."""
+    if step.view.opset < 21:
+        raise step.refuse("its scale and bias are not constant numbers for each channel")
+    return instance_norm_up(step, outs)
+
+
+def instance_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    """``s (gamma z + beta) + t`` over the channels, as :func:`layer_norm_up` over the features."""
     factor, shift = vector(step, only_first(step, outs), axis=1)
     scale, bias = step.edit(1), step.edit(2)
-    if step.view.opset < 21 or scale is None or bias is None:
+    if scale is None or bias is None:
         raise step.refuse("its scale and bias are not constant numbers for each channel")
     step.put(1, scale.scaled(left=factor))
     step.put(2, bias.scaled(left=factor).shifted(shift))

@@ -121,6 +121,13 @@ def positively_homogeneous(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     return m
 
 
+def prelu(step: Step, m: AffineMap, upward: bool) -> AffineMap:
+    """As :func:`positively_homogeneous`, whatever the slope is, constant or not; the slope stays."""
+    if step.view.opset < 7:
+        raise step.refuse("before opset 7 its slope follows other rules of broadcasting")
+    return positively_homogeneous(step, m, upward)
+
+
 def cast(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """A cast to the same or, seen in the direction of travel, a wider float type."""
     source, target = step.data().dtype, step.node.outputs[0].dtype

@@ -51,11 +51,13 @@ TABLE: dict[str, Row] = {
     "RMSNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
     "SimplifiedLayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
     "GroupNormalization": Row(up=norms.group_norm_up, why=_STATISTICS),
+    "InstanceNormalization": Row(up=norms.instance_norm_up, why=_STATISTICS),
     # not linear, but some maps commute with them
     "MaxPool": both_ways(poolers.max_pool),
     "GlobalMaxPool": both_ways(poolers.max_pool),
     "Relu": both_ways(poolers.positively_homogeneous),
     "LeakyRelu": both_ways(poolers.positively_homogeneous),
+    "PRelu": both_ways(poolers.prelu),
 }
 
 SHAPE_READERS = frozenset({"Shape", "Size"})

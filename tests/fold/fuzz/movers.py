@@ -403,24 +403,35 @@ def adds(u: Value, v: Value) -> bool:
 
 
 def kinked(g: Graph) -> Value:
-    """Relu or LeakyRelu, which a positive scale passes."""
+    """Relu, LeakyRelu or PRelu, which a positive scale passes."""
     v = g.pick()
+    if g.d.odds(25):
+        return prelu(g, v)
     slope = g.d.one([None, 0.25, 0.01])
     return g.emit("LeakyRelu", [v], v.shapes, alpha=slope) if g.d.odds(40) else g.emit("Relu", [v], v.shapes)
+
+
+def prelu(g: Graph, v: Value) -> Value:
+    """PRelu with one slope, a slope for each channel or element, or another value for a slope."""
+    need(v.rank)
+    channels = (v.fixed(1) or 1, *[1] * (v.rank - 2)) if v.rank > 1 else (1,)
+    others = [u for u in g.values if u.dtype == v.dtype and adds(u, v) and broadcast(u, v) == v.shapes]
+    if others and g.d.odds(15):
+        slope = g.d.one(others)
+    else:
+        slope = g.weight(g.d.one([channels, (1,), v.shapes[0] if v.is_fixed else channels, (1, *channels)]), v.dtype)
+    need(broadcast(v, slope) == v.shapes)
+    return g.emit("PRelu", [v, slope], v.shapes)
 
 
 def bent(g: Graph) -> Value:
     """What has another kink, or none."""
     d, v = g.d, g.pick()
-    op = d.one(["Clip", "Sigmoid", "Tanh", "PRelu", "Softmax"])
+    op = d.one(["Clip", "Sigmoid", "Tanh", "Softmax"])
     if op == "Clip":
         if g.opset < 11:
             return g.emit(op, [v], v.shapes, min=0.0, max=6.0)
         return g.emit(op, [v, g.scalar(0.0, v.dtype), g.scalar(6.0, v.dtype)], v.shapes)
-    if op == "PRelu":
-        need(v.rank)
-        slope = g.weight((v.fixed(1) or 1, *[1] * (v.rank - 2)) if v.rank > 1 else (1,), v.dtype)
-        return g.emit(op, [v, slope], broadcast(v, slope))
     need(op != "Softmax" or v.rank >= 2)
     return g.emit(op, [v], v.shapes, **({"axis": 1} if op == "Softmax" else {}))
 
