@@ -1,16 +1,17 @@
 """normdeploy: norms folded into their neighbours, parity proven, bundle delivered.
 
-The public verbs are loaded when first used: importing the package imports no torch.
+The public verbs are loaded when first used: importing the package imports no torch. It imports nothing that Python has
+not loaded by itself: under ``python -m`` the current folder, which can be someone else's, is still on the path here.
 """
-
-from __future__ import annotations
 
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from normdeploy.bundle import Bundle, load_bundle
     from normdeploy.fold import FoldResult, fold
     from normdeploy.pipeline import bench, build, export, verify
@@ -29,7 +30,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Any:
 class _Package(ModuleType):
     """Keeps a verb callable where a submodule bears its name: importing ``normdeploy.fold`` binds it here otherwise."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: "Any") -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -35,6 +35,7 @@ class EagerOptions:
         weights_key: the entry of that file which holds the state dict.
         strip_prefix: taken off the start of the names in that file.
         force_eval: go on where a norm was left in training mode.
+        trust: a file, by its own path, that may run code when it is opened.
     """
 
     app_dir: Path | None = None
@@ -43,6 +44,7 @@ class EagerOptions:
     weights_key: str | None = None
     strip_prefix: str = ""
     force_eval: bool = False
+    trust: tuple[Path, ...] = ()
 
     def source(self) -> Source:
         """What the pipeline's verbs take."""
@@ -53,6 +55,7 @@ class EagerOptions:
             "weights_key": self.weights_key,
             "strip_prefix": self.strip_prefix,
             "force_eval": self.force_eval,
+            "trust": self.trust,
         }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from normdeploy import errors
+from normdeploy import child, errors
 from normdeploy.engine.job import LOG, RESULT, Job, Result
 from normdeploy.engine.layers import Owner
 from normdeploy.errors import InputError
@@ -37,12 +35,9 @@ def run(job: Job, folder: Path, owners: Mapping[str, Owner], progress: Callable[
     terminal's signal does not reach it first, and writes nowhere but to ``folder``.
     """
     job.write(folder)
-    command = [sys.executable, "-m", "normdeploy.engine.worker", str(folder)]
     with (
         (folder / "stderr.txt").open("w") as stderr,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
-        ) as process,
+        child.start("normdeploy.engine.worker", str(folder), folder=folder, stderr=stderr) as process,
     ):
         try:
             for line in process.stdout or ():

@@ -61,6 +61,11 @@ class Sidecar(BaseModel):
     layers: tuple[EngineLayer, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def carries_code(self) -> bool:
+        """True for a plan that brings its own runtime, which runs on the host when the plan is loaded."""
+        return bool(self.options.get("version_compatible"))
+
 
 def sidecar_path(plan: Path) -> Path:
     """Where the sidecar of ``plan`` lies."""
@@ -120,7 +125,7 @@ def require_backend(sidecar: Sidecar, installed: str | None) -> None:
         raise InputError(f"the plan was built by {sidecar.backend!r}", fix="build it again with normdeploy build")
     if installed is None:
         raise UnavailableError(f"{backend.title} is not installed", where="loading a plan", fix=backend.install)
-    if installed != sidecar.backend_version and not sidecar.options.get("version_compatible"):
+    if installed != sidecar.backend_version and not sidecar.carries_code:
         raise InputError(
             f"the plan was built by {backend.title} {sidecar.backend_version}, and {installed} is installed",
             fix=f"pip install {sidecar.backend}=={sidecar.backend_version}, or build again with normdeploy build",

@@ -46,6 +46,14 @@ class Artefact:
     bundle: Bundle | None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was allowed to run code, with its sha256."""
+        sidecar = self.runner.sidecar if isinstance(self.runner, TensorRTRunner) else None
+        return (
+            (f"trusted to run code: the plan of sha256 {sidecar.sha256}",) if sidecar and sidecar.carries_code else ()
+        )
+
+    @property
     def options(self) -> Mapping[str, str]:
         """The session options that it runs with: a bundle's own."""
         return self.bundle.manifest.session_options if self.bundle else {}
@@ -55,8 +63,10 @@ class Artefact:
         return Feed("golden", dict(self.bundle.golden.inputs)) if self.bundle else feeds_for(self.specs, None, 0)[0]
 
 
-def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0) -> Artefact:
+def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0, trust: Sequence[Path] = ()) -> Artefact:
     """The artefact at ``path``; ``inputs`` are the specs of one that is not, and does not lie in, a bundle.
+
+    ``trust`` names the files that may run code, as a plan that carries its own runtime does.
 
     Raises what :func:`normdeploy.load_bundle` does; for a plan InputError where it is damaged, does not fit the specs,
     or was built by another version or for another GPU, UnavailableError without a GPU.
@@ -69,7 +79,7 @@ def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0) -> Art
         _, sidecar = read_plan(path)
         specs = bundle.specs if bundle else specs_of(inputs)
         _require_covered(sidecar, specs)
-        return Artefact(specs, TensorRTRunner(path), sidecar.precision, None, bundle)
+        return Artefact(specs, TensorRTRunner(path, trust=trust), sidecar.precision, None, bundle)
     runner = bundle.runner if bundle else OnnxRuntimeRunner(path, threads=threads)
     specs = bundle.specs if bundle else specs_of(inputs)
     graph = read_graph(bundle.model_path if bundle else path)

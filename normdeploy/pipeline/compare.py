@@ -19,7 +19,7 @@ from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.artefact import open_artefact
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, usual_threads
+from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, trusted, usual_threads
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.runner import Runner
 
@@ -46,7 +46,7 @@ def verify(
     """
     stages = Stages(progress)
     with stages("load"):
-        opened = open_artefact(Path(artefact), inputs)
+        opened = open_artefact(Path(artefact), inputs, trust=trusted(source))
         feeds = feeds_for(opened.specs, data, seed)
         checkpoint = load(model, source)
     with stages("parity"):
@@ -54,7 +54,9 @@ def verify(
             checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, criteria,
             precision=opened.precision, options=opened.options,
         )  # fmt: skip
-    return replace(verdict, notes=(*checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes))
+    return replace(
+        verdict, notes=(*opened.notes, *checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes)
+    )
 
 
 def _other_weights(bundle: Bundle | None, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -88,7 +90,7 @@ def bench(
         fix = f"give 1 to {cores} threads, as many as this machine has cores, and a positive, finite time"
         raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
-        opened = open_artefact(Path(artefact), inputs, threads=threads)
+        opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source))
         feed = opened.usual_feed()
         eager = None if model is None else EagerRunner(load(model, source).module, opened.specs)
     with stages("latency"):

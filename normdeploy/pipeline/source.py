@@ -30,6 +30,12 @@ class Source(TypedDict, total=False):
     weights_key: str | None
     strip_prefix: str
     force_eval: bool
+    trust: Sequence[str | Path]
+
+
+def trusted(source: Source) -> tuple[Path, ...]:
+    """The files that may run code when they are opened; see :mod:`normdeploy.trust`."""
+    return tuple(map(Path, source.get("trust", ())))
 
 
 def load(model: str, source: Source) -> Checkpoint:

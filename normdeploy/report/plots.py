@@ -25,7 +25,9 @@ from normdeploy.report import view
 
 _INK, _EAGER, _DEPLOYED, _BAD = "#010101", "#010102", "#010103", "#010104"
 _VARIABLES = {_INK: "var(--ink)", _EAGER: "var(--eager)", _DEPLOYED: "var(--deployed)", _BAD: "var(--bad)"}
-_RC: dict[Any, Any] = {
+_RC: dict[Any, Any] = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+"""Every setting: matplotlib obeys a matplotlibrc in the current folder, which can be someone else's and run LaTeX."""
+_RC |= {
     "svg.hashsalt": "normdeploy",
     "svg.fonttype": "none",
     "font.size": 9,

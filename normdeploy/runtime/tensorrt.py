@@ -8,7 +8,7 @@ profiles, with a stand-in for the engine that computes on the CPU.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from normdeploy.engine.profiles import covering
 from normdeploy.engine.sidecar import Sidecar, read_plan, require_backend, require_gpu
 from normdeploy.errors import InputError
 from normdeploy.runtime.runner import check_names
+from normdeploy.trust import is_trusted
 
 _DTYPES = {
     "FLOAT": torch.float32,
@@ -92,14 +93,22 @@ class TensorRTRunner:
     Args:
         plan: a file that ``normdeploy build`` wrote, its sidecar beside it.
         cuda_graph: capture each shape when it first comes and replay it then; every shape keeps its own memory.
+        trust: files that may run code: a version-compatible plan carries its runtime, and is loaded only if among them.
 
     Raises:
-        InputError: the plan is not the one its sidecar describes, or was built by another version or for another GPU.
+        InputError: the plan is not the one its sidecar describes, was built by another version or for another GPU, or
+            carries code and is not trusted.
         UnavailableError: no GPU, or the backend is not installed.
     """
 
-    def __init__(self, plan: Path, *, cuda_graph: bool = False) -> None:
+    def __init__(self, plan: Path, *, cuda_graph: bool = False, trust: Sequence[Path] = ()) -> None:
         data, self.sidecar = read_plan(plan)
+        if self.sidecar.carries_code and not is_trusted(plan, trust):
+            raise InputError(
+                "a version-compatible plan carries code of its own, and nothing says that it is trusted",
+                where=str(plan),
+                fix=f"if you trust who made it, give --trust {plan}",
+            )
         self._trt = _import(self.sidecar)
         self._engine = self._deserialize(data, plan)
         self._queue = self._open_queue()
@@ -152,8 +161,7 @@ class TensorRTRunner:
         require_gpu(self.sidecar, None if device is None else str(device), [device.capability] if device else [])
         logger = self._trt.Logger(self._trt.Logger.ERROR)
         runtime = self._trt.Runtime(logger)
-        if self.sidecar.options.get("version_compatible"):
-            runtime.engine_host_code_allowed = True  # such a plan carries its runtime; its SHA-256 was checked
+        runtime.engine_host_code_allowed = self.sidecar.carries_code  # which is trusted then
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise InputError(

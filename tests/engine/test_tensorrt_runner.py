@@ -7,6 +7,7 @@ says that a plan runs on a GPU.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import torch
 from nets import graph
 
 from normdeploy.engine import build
-from normdeploy.engine.sidecar import sidecar_path, write_plan
+from normdeploy.engine.sidecar import Sidecar, sidecar_path, write_plan
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.runtime.tensorrt import LayerTime, TensorRTRunner
 from normdeploy.specs import parse
@@ -208,3 +209,58 @@ def test_bfloat16_passes_through_bit_by_bit() -> None:
     values = np.array([1.5, -2.0, 3e38], np.float32).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(_array(_tensor(values)), values)
     assert _tensor(values).dtype == torch.bfloat16
+
+
+class Loading:
+    """A backend that notes whether code in a plan may run, and then has no engine."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+        seen = self.seen
+
+        class Runtime:
+            engine_host_code_allowed = False
+
+            def __init__(self, _: object) -> None: ...
+
+            def deserialize_cuda_engine(self, _: bytes) -> None:
+                seen.append(self.engine_host_code_allowed)
+
+        self.Runtime = Runtime
+        self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, _: None})
+
+
+@pytest.mark.parametrize("options", [{"version_compatible": True}, {"version_compatible": 1, "refit": True}])
+def test_a_plan_that_carries_code_is_loaded_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    """Its sidecar is no witness: whoever forged the plan wrote that as well."""
+    plan, other = (write_plan(tmp_path / name, b"plan", sidecar(options)) for name in ("a.plan", "b.plan"))
+    backend = Loading()
+    monkeypatch.setattr("normdeploy.runtime.tensorrt._import", lambda _: backend)
+    monkeypatch.setattr("normdeploy.engine.gpu.find", lambda: SimpleNamespace(capability="SM89"))
+    for trust in ((), (other,), (tmp_path,)):
+        with pytest.raises(InputError, match=rf"carries code(.|\n)*--trust {plan}"):
+            TensorRTRunner(plan, trust=trust)
+    assert backend.seen == []
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="cannot be deserialised"):
+        TensorRTRunner(plan, trust=(Path("a.plan"),))
+    assert backend.seen == [True]
+
+
+def test_trust_alone_lets_no_other_plan_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, backend = write_plan(tmp_path / "a.plan", b"plan", sidecar({})), Loading()
+    monkeypatch.setattr("normdeploy.runtime.tensorrt._import", lambda _: backend)
+    monkeypatch.setattr("normdeploy.engine.gpu.find", lambda: SimpleNamespace(capability="SM89"))
+    with pytest.raises(InputError, match="cannot be deserialised"):
+        TensorRTRunner(plan, trust=(plan,))
+    assert backend.seen == [False]
+
+
+def sidecar(options: dict[str, bool]) -> Sidecar:
+    return Sidecar(
+        backend="tensorrt_rtx", backend_version="1", gpu=None, compute_capabilities=("SM89",), inputs=("x",),
+        outputs=("y",), profiles=(), precision="fp32", sha256=hashlib.sha256(b"plan").hexdigest(), size=4,
+        timing_cache_key=None, options=options, layers=(),
+    )  # fmt: skip

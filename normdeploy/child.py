@@ -1,0 +1,53 @@
+"""Child processes: this package's own code in a Python that runs nobody else's. No other file starts a process.
+
+A child inherits the folder that its parent was started in, which can be someone else's: ``python -m`` would import a
+``json.py`` that lies there. So it starts isolated (``-I``: no current folder, no ``PYTHON*`` variable), in a folder of
+its own. It takes the package from where its parent has it, and looks for others in the user's own folders of packages
+(``PYTHONPATH``, the user's site-packages) too, but behind its own path and never before it.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+_START = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from os.path import join
+package, elsewhere, module = sys.argv[1:4]
+del sys.argv[:3]
+sys.path += [entry for entry in elsewhere.splitlines() if entry not in sys.path]
+spec = spec_from_file_location("normdeploy", join(package, "__init__.py"), submodule_search_locations=[package])
+sys.modules["normdeploy"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["normdeploy"])
+from runpy import run_module
+run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def start(module: str, *arguments: str, folder: Path, stderr: IO[str] | int) -> subprocess.Popen[str]:
+    """Start ``module`` of this package with ``sys.argv[1:]`` as given, in ``folder``, which is nobody else's.
+
+    Its standard output is a pipe of text, its standard input is empty, and it is in a session of its own: a signal of
+    the terminal does not reach it. A grandchild that is not isolated finds no ``PYTHON*`` variable either.
+    """
+    package = str(Path(__file__).parent.resolve())
+    command = [sys.executable, "-I", "-c", _START, package, "\n".join(_elsewhere()), module, *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def _elsewhere() -> list[str]:
+    """The user's own folders of packages; none that is relative, or the current one, which can be someone else's."""
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    own = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    here = os.path.realpath(os.getcwd())
+    return [entry for entry in (*named, *own) if os.path.isabs(entry) and os.path.realpath(entry) != here]
