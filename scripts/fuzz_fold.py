@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "fold"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "fold" / "fuzz"))
 
 # mypy does not look into the tests

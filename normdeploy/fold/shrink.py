@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.view import Dim, View
 from normdeploy.graph import operator
 
@@ -34,6 +35,9 @@ _ROWS = 3
 
 def input_shapes(view: View, node: ir.Node, maps: Maps, known: Known) -> list[tuple[int, ...]]:
     """A shape to probe each input of ``node`` with; empty for absent and constant inputs."""
+    row = TABLE.get(node.op_type)
+    if row is not None and row.shapes is not None:
+        return row.shapes(view, node)
     names: dict[str, int] = {}
     data = [value if value is not None and not known(value) else None for value in node.inputs]
     pinned = _pinned(view, node, maps, known)

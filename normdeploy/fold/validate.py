@@ -24,6 +24,7 @@ import onnx_ir as ir
 from normdeploy.fold import execute
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.edits import Edit
+from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.shrink import input_shapes, symbol_sizes
 from normdeploy.fold.view import Refused, View
@@ -93,6 +94,8 @@ class _Square:
         self.maps: dict[ir.Value, AffineMap] = {**plan.up, **plan.down}
         self.random = np.random.default_rng(_SEED)
         self.parameters: dict[int, Pair] = {}
+        self.row = TABLE.get(node.op_type)
+        self.linear = node.op_type in _LINEAR or (self.row is not None and self.row.linear)
 
     def error(self) -> float:
         """The largest relative error of an output channel, over zero and random inputs."""
@@ -209,13 +212,17 @@ class _Square:
                 pairs.append(self._parameter(value, index))
             else:
                 if value not in drawn:
-                    drawn[value] = self._drawn(value, self._shapes[index], zero)
+                    drawn[value] = self._drawn(value, index, zero)
                 pairs.append(drawn[value])
-        while len(pairs) < 3 and (self.node, len(pairs)) in self.plan.edits:
-            pairs.append(self._new_parameter(len(pairs)))
+        last = max((index for node, index in self.plan.edits if node is self.node), default=0)
+        pairs.extend(self._new_parameter(index) for index in range(len(pairs), last + 1))
         return pairs
 
-    def _drawn(self, value: ir.Value, shape: tuple[int, ...], zero: bool) -> Pair:
+    def _drawn(self, value: ir.Value, index: int, zero: bool) -> Pair:
+        shape = self._shapes[index]
+        if self.row is not None and index in self.row.draws:
+            special = self.row.draws[index](self.random, self._shapes)
+            return Pair(special, special)
         if (parameter := self._parameter_of_shape(value, shape)) is not None:
             return Pair(parameter, parameter)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
@@ -363,7 +370,10 @@ class _Square:
         if sizes:  # nothing is taken from anything
             op_type = "Add" if op_type == "Sub" else op_type
             attributes |= {name: abs(attributes[name]) for name in ("alpha", "beta") if name in attributes}
+        row = TABLE.get(op_type)
         try:
+            if row is not None and row.evaluate is not None:
+                return list(row.evaluate(attributes, *inputs))
             return execute.run(op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
         except Refused:
             raise

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from recurrence64 import RECURRENT
 
 Arrays = dict[str, np.ndarray]
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -195,4 +196,4 @@ class Upsample(OpRun):
         return (x,)
 
 
-OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample]
+OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, *RECURRENT]

@@ -146,7 +146,7 @@ def test_no_probe_comes_out_empty(kernel: int, stride: int, pads: int, monkeypat
     def wrong(step: Step, outs: Maps) -> dict[int, object]:
         _, shift = vector(step, only_first(step, outs), axis=1)
         step.scale_weight(1, left=np.asarray(7.0))
-        linear._bias_up(step, np.ones(()), np.broadcast_to(shift * 3, (3,)))
+        linear.scale_bias(step, np.ones(()), np.broadcast_to(shift * 3, (3,)))
         return {}
 
     monkeypatch.setitem(TABLE, "ConvTranspose", replace(TABLE["ConvTranspose"], up=wrong))

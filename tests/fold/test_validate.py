@@ -98,7 +98,7 @@ def attribute(where: object, name: str, wrong: object) -> Callable[[Patch], None
 def conv_up_over_the_wrong_axis(step: Step, outs: Maps) -> dict[int, AffineMap]:
     m = only_first(step, outs)
     step.scale_weight(1, left=m.scale.reshape(1, -1, 1, 1))
-    linear._bias_up(step, m.scale.reshape(-1), m.shift.reshape(-1))
+    linear.scale_bias(step, m.scale.reshape(-1), m.shift.reshape(-1))
     return {}
 
 
@@ -125,7 +125,7 @@ def gemm_up_by_rows(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def gemm_down_without_alpha(step: Step, ins: Maps) -> list[AffineMap | None]:
     m = only_first(step, ins)
     shift = np.broadcast_to(m.shift.reshape(-1), (5,))
-    linear._gemm_bias(step, np.ones(()), shift @ linear._exact_weight(step))
+    linear._gemm_bias(step, np.ones(()), shift @ linear.exact_weight(step))
     step.scale_weight(1, right=m.scale.reshape(-1, 1))
     return [None]
 

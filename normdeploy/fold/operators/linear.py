@@ -28,7 +28,7 @@ def conv_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     scale, shift = vector(step, only_first(step, outs), axis=1)
     rank = step.view.need_rank(step.data(1), step.node)
     step.scale_weight(1, left=scale.reshape(-1, *(1,) * (rank - 1)))
-    _bias_up(step, scale, shift)
+    scale_bias(step, scale, shift)
     return {}
 
 
@@ -39,9 +39,9 @@ def conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     groups = step.attr("group", 1)
     if np.any(shift):
         _need_no_padding(step, shape)
-        weight = _exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
+        weight = exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
         shifts = np.broadcast_to(shift, (groups * shape[1],)).reshape(groups, shape[1], 1)
-        _bias_add(step, (weight @ shifts).reshape(-1))
+        add_bias(step, (weight @ shifts).reshape(-1))
     factor = np.broadcast_to(scale, (groups * shape[1],)).reshape(groups, 1, shape[1])
     factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1])) if groups > 1 else factor
     step.scale_weight(1, right=factor.reshape(-1, shape[1], *(1,) * (len(shape) - 2)))
@@ -68,7 +68,7 @@ def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     factor = np.broadcast_to(scale, (channels,)).reshape(groups, 1, shape[1])
     factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1]))
     step.scale_weight(1, left=factor.reshape(shape[0], shape[1], *(1,) * (len(shape) - 2)))
-    _bias_up(step, np.broadcast_to(scale, (channels,)), np.broadcast_to(shift, (channels,)))
+    scale_bias(step, np.broadcast_to(scale, (channels,)), np.broadcast_to(shift, (channels,)))
     return {}
 
 
@@ -78,9 +78,9 @@ def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     shape, groups = _weight_shape(step), step.attr("group", 1)
     if np.any(shift):
         _need_full_kernel(step, shape)
-        weight = _exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
+        weight = exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
         shifts = np.broadcast_to(shift, (shape[0],)).reshape(groups, 1, -1)
-        _bias_add(step, (shifts @ weight).reshape(-1))
+        add_bias(step, (shifts @ weight).reshape(-1))
     step.scale_weight(1, right=np.broadcast_to(scale, (shape[0],)).reshape(-1, *(1,) * (len(shape) - 1)))
     return [None]
 
@@ -113,7 +113,7 @@ def gemm_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     scale, shift = vector(step, only_first(step, ins), axis=rows)
     transposed = step.attr("transB", 0)
     if np.any(shift):
-        weight = _exact_weight(step).T if transposed else _exact_weight(step)
+        weight = exact_weight(step).T if transposed else exact_weight(step)
         moved = step.attr("alpha", 1.0) * (np.broadcast_to(shift, weight.shape[:1]) @ weight)
         _gemm_bias(step, np.ones(()), moved)
     step.scale_weight(1, right=scale if transposed else scale.reshape(-1, 1))
@@ -129,7 +129,7 @@ def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
         raise step.refuse("its C is not constant")
     elif np.any(shift):
         columns = _weight_shape(step)[0 if step.attr("transB", 0) else 1]
-        step.put(2, Edit(None, _dtype(step), shift=np.broadcast_to(shift, (columns,)).copy()))
+        step.put(2, Edit(None, bias_dtype(step), shift=np.broadcast_to(shift, (columns,)).copy()))
         step.plan.attributes[step.node, "beta"] = 1.0
 
 
@@ -157,7 +157,7 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     rank = step.view.need_rank(step.node.outputs[0], step.node)
     residue = None
     if not m.shifts_nothing:
-        weight = _exact_weight(step, int(right))
+        weight = exact_weight(step, int(right))
         if weight.ndim < 2:
             raise step.refuse("its weight is a vector")
         inner = weight.shape[-2 if right else -1]
@@ -201,18 +201,20 @@ def _over_weight(step: Step, factor: Array, right: bool) -> Array:
 # -- biases ----------------------------------------------------------------------------------------
 
 
-def _bias_up(step: Step, scale: Array, shift: Array) -> None:
-    bias = step.edit(2)
+def scale_bias(step: Step, scale: Array, shift: Array, index: int = 2) -> None:
+    """Let the bias at input ``index``, a number a channel, become ``scale * bias + shift``, made where missing."""
+    bias = step.edit(index)
     if bias is not None:
-        step.put(2, bias.scaled(left=scale).shifted(shift))
-    elif step.input(2) is not None:
+        step.put(index, bias.scaled(left=scale).shifted(shift))
+    elif step.input(index) is not None:
         raise step.refuse("its bias is not constant")
     elif np.any(shift):
-        step.put(2, Edit(None, _dtype(step), shift=np.broadcast_to(shift, (_channels(step),)).copy()))
+        step.put(index, Edit(None, bias_dtype(step), shift=np.broadcast_to(shift, (_channels(step),)).copy()))
 
 
-def _bias_add(step: Step, shift: Array) -> None:
-    _bias_up(step, np.ones(()), shift)
+def add_bias(step: Step, shift: Array) -> None:
+    """Add ``shift`` to the bias at input 2."""
+    scale_bias(step, np.ones(()), shift)
 
 
 def _channels(step: Step) -> int:
@@ -227,14 +229,16 @@ def _weight_shape(step: Step) -> tuple[int, ...]:
     return tuple(int(dim) for dim in shape if dim is not None)
 
 
-def _exact_weight(step: Step, index: int = 1) -> Array:
+def exact_weight(step: Step, index: int = 1) -> Array:
+    """Return the weight at input ``index`` in float64, as the plan would leave it."""
     edit = step.edit(index)
     if edit is None:
         raise step.refuse("its weight is not constant, so a shift cannot be multiplied through")
     return edit.exact()
 
 
-def _dtype(step: Step) -> ir.DataType:
+def bias_dtype(step: Step) -> ir.DataType:
+    """Return the dtype of a bias that is to be made."""
     weight = step.edit(1)
     dtype = weight.dtype if weight is not None else step.data(1).dtype or step.data(0).dtype
     if dtype is None:

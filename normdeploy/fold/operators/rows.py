@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.plan import Step
-from normdeploy.fold.view import Dim
+from normdeploy.fold.view import Dim, View
 
 Maps = Sequence[AffineMap | None]
 """A map an input or output; None where the value keeps its meaning."""
@@ -21,14 +22,32 @@ Down = Callable[[Step, Maps], list[AffineMap | None]]
 """Maps still due on the inputs → maps still due on the outputs (None: the operator absorbed it)."""
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Row:
-    """How maps pass one operator; ``why`` is the reason where a direction is missing."""
+    """How maps pass one operator, and how that is proven.
+
+    Attributes:
+        up: the rule upward; None where nothing passes.
+        down: the rule downward; None where nothing passes.
+        why: the reason where a direction is missing.
+        heavy: whether its arithmetic dominates.
+        evaluate: its outputs in float64, from attributes and inputs; None where :mod:`normdeploy.fold.execute` has it.
+        shapes: a shape to probe each input with; None where :mod:`normdeploy.fold.shrink` finds them axis by axis.
+        draws: inputs that no standard normal numbers probe, by index: made from a generator and the shapes of all.
+        linear: whether it adds up products of its inputs, so that an error is measured by what was added up.
+    """
 
     up: Up | None = None
     down: Down | None = None
     why: str = "no affine map passes this operator"
     heavy: bool = False
+    evaluate: Callable[..., Sequence[Array]] | None = None
+    shapes: Callable[[View, ir.Node], list[Shape]] | None = None
+    draws: Mapping[int, Callable[[np.random.Generator, Sequence[Shape]], np.ndarray]] = field(default_factory=dict)
+    linear: bool = False
 
 
 TAKES_SHIFT = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -90,3 +109,8 @@ def concatenated(step: Step, maps: Maps, sizes: Sequence[Dim], axis: int, rank: 
     parts = [m.broadcast([*extents[:axis], size, *extents[axis + 1 :]]) for m, size in zip(full, known, strict=True)]
     scale = np.concatenate([part.scale for part in parts], axis=axis)
     return AffineMap(scale, np.concatenate([part.shift for part in parts], axis=axis)).moved(lambda a: a)
+
+
+def sizes(view: View, value: ir.Value | None, otherwise: int = 2) -> Shape:
+    """Return the shape of ``value`` with ``otherwise`` for what is not fixed, to probe it with."""
+    return tuple(dim if isinstance(dim, int) else otherwise for dim in view.shape(value) or ())

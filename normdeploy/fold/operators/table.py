@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normdeploy.fold.operators import linear, movers, norms, poolers
+from normdeploy.fold.operators import linear, movers, norms, poolers, recurrent
 from normdeploy.fold.operators.rows import Row, both_ways, unchanged, unchanged_down
 
 _STATISTICS = "it divides by statistics of its own input"
@@ -13,6 +13,7 @@ TABLE: dict[str, Row] = {
     "ConvTranspose": Row(linear.conv_transpose_up, linear.conv_transpose_down, heavy=True),
     "Gemm": Row(linear.gemm_up, linear.gemm_down, heavy=True),
     "MatMul": Row(linear.matmul_up, linear.matmul_down, heavy=True),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.ROW),
     # the same to every element
     "Identity": Row(unchanged, unchanged_down),
     "Dropout": both_ways(poolers.dropout),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import movers
+import recurrent
 import weighted
 from graphs import Graph, Unfit, Value, broadcast, each
 from weighted import need
@@ -27,6 +28,7 @@ ABSORBERS: Makers = (
     *(weighted.conv_transpose,) * 3,
     *(weighted.gemm,) * 3,
     *(weighted.matmul,) * 3,
+    recurrent.recurrent,
 )
 MOVERS: Makers = (
     movers.unchanged,

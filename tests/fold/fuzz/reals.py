@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_resize import Resize as ReferenceResize
+from recurrence64 import RECURRENT
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[np.ndarray], np.ndarray]
@@ -391,4 +392,4 @@ class GroupNormalization(OpRun):  # type: ignore[misc]
 
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
 OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
-OPERATORS += [LayerNormalization, RMSNormalization]
+OPERATORS += [LayerNormalization, RMSNormalization, *RECURRENT]

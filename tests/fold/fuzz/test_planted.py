@@ -98,7 +98,7 @@ def conv_up_over_the_wrong_axis(step: Step, outs: Maps) -> dict[int, AffineMap]:
     if weight is None or tuple(m.axes) != (1,) or not m.size(1) == weight.shape[0] == weight.shape[1]:
         return linear.conv_up(step, outs)
     step.scale_weight(1, left=m.scale.reshape(-1, *(1,) * (len(weight.shape) - 2)))
-    linear._bias_up(step, m.scale.reshape(-1), m.shift.reshape(-1))
+    linear.scale_bias(step, m.scale.reshape(-1), m.shift.reshape(-1))
     return {}
 
 
