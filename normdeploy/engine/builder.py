@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
 
+from normdeploy import onnxfile
 from normdeploy.engine import gpu
 from normdeploy.engine.audit import require_precision
 from normdeploy.engine.backends import Backend, choose
@@ -96,7 +97,7 @@ def build(
         raise InputError("no such builder optimization level", where=str(level), fix="choose 0 to 5")
     device = gpu.find()
     chosen = choose(backend, gpu=device is not None, sm=sm)
-    graph = _prepare(_load(model) if isinstance(model, Path) else model, precision)
+    graph = _prepare(onnxfile.load(model) if isinstance(model, Path) else model, precision)
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)
     problems = tuple(dict.fromkeys(problem for each in filled for problem in lint(graph, each)))
@@ -123,15 +124,6 @@ def build(
         plan = (folder / PLAN).read_bytes()
     sidecar = _sidecar(plan, graph, job, result, profiles, precision, owners)
     return EngineBuild(plan, sidecar, time.perf_counter() - started)
-
-
-def _load(path: Path) -> ir.Model:
-    try:
-        return ir.load(path)
-    except Exception as error:  # protobuf, OS and conversion errors alike
-        raise InputError(
-            f"cannot read the model: {type(error).__name__}: {error}", where=str(path), fix="give an ONNX file"
-        ) from error
 
 
 def _prepare(model: ir.Model, precision: Precision) -> ir.Model:

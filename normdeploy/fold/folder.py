@@ -132,39 +132,15 @@ def _opened(model: str | Path | onnx.ModelProto | ir.Model) -> ir.Model:
     if isinstance(model, ir.Model | onnx.ModelProto):
         # The tensors of a message are views of the given ones, which are replaced, never written to.
         taken = _copied(model) if isinstance(model, ir.Model) else ir.from_proto(model)
-        _need_external_data(taken, str(taken.graph.name))
+        onnxfile.adopt(taken)
         return taken
     if Path(model).is_dir():
         raise InputError("this is a folder, not an ONNX file", where=str(model), fix="name the .onnx file in it")
-    try:
-        loaded = onnxfile.load(model)
-        if not loaded.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
-            raise ValueError("it has no outputs")
-    except FileNotFoundError as error:
-        raise InputError("the model file does not exist", where=str(model)) from error
-    except Exception as error:  # protobuf and onnx_ir raise many kinds for bytes that are no model
-        raise InputError(
-            f"the file cannot be read as an ONNX model ({type(error).__name__}: {error})",
-            where=str(model),
-            fix="check that it is complete and an ONNX model at all",
-        ) from error
-    _need_external_data(loaded, str(model))
+    loaded = onnxfile.load(model)
+    if not loaded.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
+        fix = "check that it is complete and an ONNX model at all"
+        raise InputError("the file cannot be read as an ONNX model: it has no outputs", where=str(model), fix=fix)
     return loaded
-
-
-def _need_external_data(model: ir.Model, where: str) -> None:
-    """Refuse a model whose weights lie in files that are missing or too short, before anything reads them."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for tensor in (value.const_value for value in graph.initializers.values()):
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            file = Path(tensor.path)
-            if not file.is_file() or file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
-                raise InputError(
-                    f"the file with the weight {tensor.name!r} is missing or too short: {file}",
-                    where=where,
-                    fix="copy the model's external data beside it, whole",
-                )
 
 
 def _copied(model: ir.Model) -> ir.Model:

@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 
 import onnx_ir as ir
 
-from normdeploy import engine
+from normdeploy import engine, onnxfile
 from normdeploy.bundle import load_bundle
 from normdeploy.bundle.disk import disk_errors
 from normdeploy.bundle.manifest import MANIFEST
@@ -101,13 +101,7 @@ def computes_in(model: ir.Model) -> Precision:
 
 def read_graph(path: Path) -> ir.Model:
     """The graph in an ONNX file; InputError for any other file."""
-    try:
-        return ir.load(path)
-    except Exception as error:  # protobuf, OS and conversion errors alike
-        told = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"the model cannot be read: {told}", where=str(path), fix="give a bundle or an ONNX file"
-        ) from error
+    return onnxfile.load(path)
 
 
 def check_plan_path(model: Path, out: Path, *, force: bool) -> None:

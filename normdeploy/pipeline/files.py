@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from normdeploy import onnxfile
@@ -101,20 +100,17 @@ def _data_names(out: Path) -> Iterator[Path]:
 def _data_files(model: Path, *, any_name: bool = False) -> set[Path]:
     """The files of weights that ``model`` reads and that bear its name (or any); none where it is no model."""
     try:
-        graphs = onnxfile.load(model).graphs()
-    except Exception:  # protobuf's decoder raises many kinds on bytes that are no model
+        paths = onnxfile.data_files(model)
+    except InputError:  # it is no model
         return set()
-    tensors = (value.const_value for graph in graphs for value in graph.initializers.values())
-    names = {os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     pattern = "*" if any_name else f"{model.name}*.data"
-    return {model.parent / name for name in names if fnmatch.fnmatchcase(name, pattern)}
+    return {path for path in paths if fnmatch.fnmatchcase(str(path.relative_to(model.parent)), pattern)}
 
 
 def _needs_data(model: ir.Model, source: Path, external_above: int) -> bool:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     present = [tensor for tensor in tensors if tensor is not None]
-    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in present) or bool(_data_files(source))
-    return external or sum(tensor.nbytes for tensor in present) > external_above
+    return bool(_data_files(source)) or sum(tensor.nbytes for tensor in present) > external_above
 
 
 @contextmanager
@@ -144,21 +140,12 @@ def ledger_of(path: str | Path, name: str | None = None) -> tuple[Entry, ...]:
 
 def _ledger(path: Path) -> Ledger:
     fix = "give a bundle, or a file that normdeploy fold wrote"
-    try:
-        text = onnx_metadata(path).get(METADATA_KEY)
-    except Exception as error:
-        raise InputError(f"the model cannot be read: {error}", where=str(path), fix=fix) from error
+    text = onnxfile.metadata(path).get(METADATA_KEY)
     if text is None:
         raise InputError("the model carries no ledger", where=str(path), fix=fix)
     with suppress(ValueError, KeyError, TypeError):
         return Ledger.from_json(text)
     raise InputError("the model's ledger cannot be read", where=str(path), fix="fold the original model again")
-
-
-def onnx_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file, without its weights where they lie beside it."""
-    proto = onnx.load(path, load_external_data=False)
-    return {prop.key: prop.value for prop in proto.metadata_props}
 
 
 def report_of(path: str | Path) -> Report:

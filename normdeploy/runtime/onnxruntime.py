@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
+from normdeploy import onnxfile
 from normdeploy.errors import InputError, NormdeployError, UnavailableError
 from normdeploy.runtime.runner import check_names, first_line
 
@@ -59,6 +60,8 @@ class OnnxRuntimeRunner:
         onnxruntime = _import()
         _check_providers(providers, onnxruntime.get_available_providers(), "this onnxruntime package")
         session_options = _session_options(onnxruntime, threads, options or {})
+        if isinstance(model, Path):
+            onnxfile.check(model)
         source, arguments = str(model) if isinstance(model, Path) else model, _arguments(options or {})
         try:
             self._session = onnxruntime.InferenceSession(

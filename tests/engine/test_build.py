@@ -254,7 +254,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(InputError):
         build(tmp_path / "model.onnx", SPECS)
-    with pytest.raises(InputError, match="cannot read the model"):
+    with pytest.raises(InputError, match="the model file does not exist"):
         build(tmp_path / "missing.onnx", SPECS)
 
 

@@ -1,0 +1,128 @@
+"""Files that are opened as what they should be: regular, and, where a model names them, inside its own folder.
+
+A descriptor is kept and not a name: what was checked is what is read, whatever stands under the name by then. It is
+read and not mapped, so a file that loses its end is an error and no SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
+
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer is no wait
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER = getattr(os, "O_DIRECTORY", 0)
+
+
+class File:
+    """An open regular file that is read by its offsets.
+
+    Attributes:
+        path: what messages call it.
+        size: in bytes, when it was opened.
+    """
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.path, self._descriptor = path, descriptor
+        weakref.finalize(self, os.close, descriptor)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError("this is not a regular file", where=str(path), fix="give a plain file")
+        self.size, self._state = found.st_size, _state(found)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes ``[start:end]``; InputError where the file has lost them."""
+        buffer = bytearray(end - start)
+        self.read_into(start, buffer)
+        return bytes(buffer)
+
+    def read_into(self, start: int, buffer: Buffer) -> None:
+        """Fill ``buffer``, of bytes, from ``start`` on; InputError where the file has lost them."""
+        view = memoryview(buffer)
+        while len(view):
+            count = os.preadv(self._descriptor, [view[:_MOST]], start)
+            if not count:
+                raise InputError(
+                    "the file was cut off while it was read", where=str(self.path), fix="get it again, whole"
+                )
+            view, start = view[count:], start + count
+
+    def is_unchanged(self) -> bool:
+        """Whether nobody wrote to the file since it was opened; another one in its place does not matter."""
+        return _state(os.fstat(self._descriptor)) == self._state
+
+    def is_same(self, path: Path) -> bool:
+        """Whether ``path`` is this very file."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+
+_MOST = 1 << 30
+"""Bytes that are asked of the system at once; it gives no 2 GB."""
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+def open_given(path: Path) -> File:
+    """Open a file that the user names, through links if it is one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it may not be read.
+        InputError: it is no regular file: a folder, a pipe, a device.
+    """
+    return File(os.open(path, _READ), path)
+
+
+def open_inside(folder: Path, name: str) -> File:
+    """Open a file that a model or a bundle in ``folder`` names: below that folder, no link on the way, and regular.
+
+    Raises:
+        InputError: the name leads out of the folder, or over a link, or to no regular file, or to none that may be
+            read.
+    """
+    parts = name.split("/")
+    if not name or "\0" in name or name.startswith("/") or ".." in parts:
+        what = f"the model names a file outside its own folder: {name!r}"
+        raise InputError(what, where=str(folder), fix="do not use this file, or export the model again")
+    parts = [part for part in parts if part not in ("", ".")]
+    path = folder.joinpath(*parts)
+    try:
+        return File(_descend(folder, parts), path)
+    except OSError as error:
+        kind = "is a link, which is not followed" if _is_link(folder, parts) else f"cannot be read: {error.strerror}"
+        raise InputError(
+            f"a file that the model names {kind}",
+            where=str(path),
+            fix="copy the model's external data into its folder, the files themselves, e.g. with cp -L",
+        ) from error
+
+
+def _descend(folder: Path, parts: list[str]) -> int:
+    """The descriptor of the last of ``parts``, each opened in the one before."""
+    here = os.open(folder, _READ | _FOLDER)
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        try:
+            below = os.open(part, _READ | _NO_LINK | (0 if last else _FOLDER), dir_fd=here)
+        finally:
+            os.close(here)
+        here = below
+    return here
+
+
+def _is_link(folder: Path, parts: list[str]) -> bool:
+    """Whether one of ``parts`` is a link, for the message only."""
+    return any(folder.joinpath(*parts[: index + 1]).is_symlink() for index in range(len(parts)))

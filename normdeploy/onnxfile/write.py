@@ -1,0 +1,135 @@
+"""Writing a model weight by weight: as one message of protobuf it would be in memory three times."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from normdeploy.errors import InputError
+from normdeploy.onnxfile.read import need_unchanged, source_of
+from normdeploy.onnxfile.tensors import FileTensor
+from normdeploy.onnxfile.wire import head
+
+_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+_RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
+_BESIDE = 256
+"""Bytes above which a weight goes to the file beside, where there is one."""
+_LARGEST = 2**31 - 1
+"""The most bytes that a message can have."""
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | None = None) -> None:
+    """Write ``model``, which is not changed, to ``path``; with ``external_data`` its weights to that file beside it.
+
+    Wherever the weights lie now, they are written: what is written reads no other file. It takes the place of an older
+    one at once and whole.
+
+    Raises:
+        OSError: a file cannot be written.
+        InputError: the weights are within the file, and it would have more than 2 GB; or they cannot go where they
+            should; or the file that they are read from was changed.
+    """
+    path = Path(path)
+    need_unchanged(model)
+    data = None if external_data is None else (path.parent / external_data).resolve()
+    if data is not None:
+        _need_place(model, path, data)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.onnx")  # the model may have its weights in the old file
+    try:
+        if external_data is None:
+            _write(model, temporary, path)
+        else:
+            ir.save(model, temporary, external_data=external_data, size_threshold_bytes=_BESIDE)
+        need_unchanged(model)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _need_place(model: ir.Model, path: Path, data: Path) -> None:
+    """Refuse a file for the weights that is not free for them."""
+    source = source_of(model)
+    if data == path.resolve():
+        raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
+    if source is not None and source.is_beside(data) and not source.own.is_same(path):
+        what = "the weights cannot go into the file that the given model has its own in"
+        raise InputError(what, where=str(data), fix="name another")
+    weights = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    if any(isinstance(weight, ir.StringTensor) and weight.nbytes > _BESIDE for weight in weights):
+        raise InputError("a large text tensor cannot be stored beside a model", where=str(data), fix="store it within")
+
+
+def _write(model: ir.Model, temporary: Path, path: Path) -> None:
+    proto = _without_weights(model)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    parts = [_Part.of(value) for value in model.graph.initializers.values() if value.const_value is not None]
+    size = len(graph) + sum(part.size for part in parts)
+    if size > _LARGEST - proto.ByteSize():
+        fix = "name a file for the weights: external_data"
+        raise InputError(f"one ONNX file cannot hold {size:,} bytes", where=str(path), fix=fix)
+    with temporary.open("xb") as file:
+        file.write(proto.SerializeToString() + head(_GRAPH, size) + graph)
+        for part in parts:
+            part.write(file)
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    light = model.clone()
+    for value in light.graph.initializers.values():  # without any, types that were written would be left out
+        value.const_value = None if value.const_value is None else ir.Tensor(np.empty(0, np.float32))
+    proto = ir.to_proto(light)
+    del proto.graph.initializer[:]
+    return proto
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One weight as a field of the graph: its description, and behind that its bytes."""
+
+    description: bytes
+    weight: ir.TensorProtocol | None
+    """None where the description has all of it."""
+
+    @classmethod
+    def of(cls, value: ir.Value) -> _Part:
+        weight = value.const_value
+        assert weight is not None
+        if isinstance(weight, ir.StringTensor):
+            words = ir.to_proto(weight)
+            words.name = str(value.name)
+            return cls(words.SerializeToString(), None)
+        proto = onnx.TensorProto(name=value.name, data_type=weight.dtype.value, dims=weight.shape.numpy())
+        if weight.doc_string:
+            proto.doc_string = weight.doc_string
+        for key, text in weight.metadata_props.items():
+            proto.metadata_props.add(key=key, value=text)
+        return cls(proto.SerializeToString() + head(_RAW_DATA, weight.nbytes), weight)
+
+    @property
+    def length(self) -> int:
+        return len(self.description) + (self.weight.nbytes if self.weight is not None else 0)
+
+    @property
+    def size(self) -> int:
+        return len(head(_INITIALIZER, self.length)) + self.length
+
+    def write(self, file: BinaryIO) -> None:
+        file.write(head(_INITIALIZER, self.length) + self.description)
+        if self.weight is None:
+            return
+        start = file.tell()
+        if isinstance(self.weight, ir.Tensor | ir.LazyTensor | ir.ExternalTensor | FileTensor):
+            self.weight.tofile(file)  # from where it lies, without a copy
+        else:
+            file.write(self.weight.tobytes())
+        if (written := file.tell() - start) != self.weight.nbytes:
+            raise ValueError(f"{self.weight.name} has {written} bytes and not {self.weight.nbytes}")
