@@ -36,14 +36,14 @@ def build(factory: str, *, app_dir: Path | None, model_args: Mapping[str, str]) 
         fix = "write package.module:factory with dots, e.g. models.digits:resnet, and --app-dir for its folder"
         raise InputError(f"{factory!r} does not name a factory", where="--model", fix=fix)
     module_name, _, attribute = factory.partition(":")
-    with _import_path(app_dir), redirect_stdout(sys.stderr):
+    with import_path(app_dir), redirect_stdout(sys.stderr):
         notes = _shadowed(module_name, app_dir)
         function = _attribute(_import(module_name, factory, app_dir), attribute, factory)
         return _call(function, factory, {name: _literal(text) for name, text in model_args.items()}), notes
 
 
 @contextmanager
-def _import_path(app_dir: Path | None) -> Iterator[None]:
+def import_path(app_dir: Path | None) -> Iterator[None]:
     """Put ``app_dir`` first on sys.path, for good if all goes well; hide the current directory meanwhile."""
     if app_dir is not None and not (app_dir.is_dir() and os.access(app_dir, os.R_OK | os.X_OK)):
         raise InputError(

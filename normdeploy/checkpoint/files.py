@@ -1,181 +1,173 @@
-"""A weights file → what it holds, without running anything that is in it.
+"""What ``--weights`` names, a file, an index of shards or a folder → what it holds, and the sha256 of what was read.
 
-The format is told by the content, so a wrong extension does no harm: safetensors, or the zip archive or the older
-pickle stream of torch.save, read with ``weights_only=True``. What runs code (a pickle with other globals, TorchScript,
-an exported program) is refused with a command that converts it, to be run where the file is trusted.
+A format is told by the bytes, so a wrong extension does no harm. Every file is read once, hashed, and loaded from
+those bytes. Only data is read; what runs code when it is loaded is opened where its exact path is trusted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import pickle
-import pickletools
+import json
 import re
-import shlex
-import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch.serialization import get_unsafe_globals_in_checkpoint
+from safetensors.torch import load as load_safetensors
 
+from normdeploy.checkpoint import convert
+from normdeploy.checkpoint.formats import CODE, damaged, kind_of
+from normdeploy.checkpoint.torchfile import load_plain, load_trusted
 from normdeploy.errors import InputError
+from normdeploy.trust import Content, is_trusted, read_once
 
-_HARMLESS = re.compile(r"torch\._utils\._rebuild_\w+|collections\.OrderedDict|torch\.\w+Storage")
-_CHUNK = 1 << 20
-_PICKLES_IN_STREAM = 4  # magic number, protocol, system, object; raw storages follow
-
-_LOAD = {
-    "pickle": (
-        "x = torch.load(sys.argv[1], 'cpu', weights_only=False); x = x.get({key!r}, x) if isinstance(x, dict) else x"
-    ),
-    "torchscript": "x = torch.jit.load(sys.argv[1], 'cpu')",
-    "program": "x = torch.export.load(sys.argv[1]).state_dict",
-}
-_SAVE = (
-    "x = getattr(x, 'state_dict', lambda: x)(); "
-    "torch.save({k: v for k, v in x.items() if torch.is_tensor(v)}, sys.argv[2])"
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.[a-z]+)")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_INDEX = ".index.json"
+_KNOWN = tuple(
+    f"{stem}{suffix}"
+    for suffix in (".safetensors", f".safetensors{_INDEX}", ".bin", f".bin{_INDEX}")
+    for stem in ("model", "pytorch_model", "diffusion_pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 )
+"""What libraries call the weights in a folder, beside optimizers and arguments; the first that is there is read."""
 
 
-def read(path: Path, key: str | None = None) -> Any:
-    """What ``path`` holds, its tensors on the CPU; ``key`` is only named in the advice. Raises InputError."""
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds.
+
+    Attributes:
+        data: nested mappings with tensors on the CPU, as they were saved.
+        sha256: of the file; of one in several files, of the lines ``sha256sum`` prints for them, by name.
+        trusted: path → sha256 of each file that ran code, because it was trusted.
+        notes: how it was read, in words for the user.
+    """
+
+    data: Any
+    sha256: str
+    trusted: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def read(path: Path, *, trust: Sequence[Path] = (), key: str | None = None) -> Contents:
+    """Read the checkpoint ``path``; ``key`` is only named in advice. Raises InputError."""
+    notes: tuple[str, ...] = ()
+    if path.is_dir():
+        found, notes = _in_folder(path)
+        if len(found) > 1:
+            return _joined(found, trust, notes)
+        path = found[0]
+    content = read_once(path)
+    kind = kind_of(content)
+    if kind == "index":
+        return _joined(_indexed(content), trust, (*notes, f"read in the parts that {path.name} names"), content)
+    data, ran = _loaded(content, kind, trust, key)
+    trusted = {str(path): content.sha256} if ran else {}
+    if is_trusted(path, trust) and not ran:
+        notes = (*notes, f"{path} holds only data: --trust was not needed")
+    return Contents(data, content.sha256, trusted, (*notes, *(_ran(name, trusted[name]) for name in trusted)))
+
+
+def _loaded(content: Content, kind: str, trust: Sequence[Path], key: str | None) -> tuple[Any, bool]:
+    """Return what the file holds, and whether code of it was allowed to run for that."""
+    if kind == "safetensors":
+        try:
+            return load_safetensors(content.data), False
+        # A damaged file reaches any line of the parser, and each has errors of its own.
+        except Exception as error:
+            raise damaged(content.path, str(error) if isinstance(error, SafetensorError) else "") from error
+    trusted = is_trusted(content.path, trust)
+    if trusted and kind in CODE:
+        return load_trusted(content, kind), True
     try:
-        kind = _kind(path)
-        if kind == "safetensors":
-            return load_file(path, device="cpu")
-        if kind == "zip":
-            _check_archive(path, key)
-        # An open file, because a path would be judged by its extension. The warnings are about the format's age.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return load_plain(content, kind, key), False
     except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    except pickle.UnpicklingError as error:
-        if unsafe := _unsafe_globals(path):
-            what = f"the file is a pickle that runs code when loaded: it calls {', '.join(unsafe)}"
-            raise InputError(what, where=str(path), fix=_conversion("pickle", path, key)) from error
-        raise _damaged(path) from error
-    # A damaged file reaches any line of two parsers, and each has errors of its own.
-    except Exception as error:
-        raise _damaged(path, str(error) if isinstance(error, SafetensorError) else "") from error
+        if not trusted:
+            raise
+        return load_trusted(content, kind), True
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of the file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _ran(path: str, digest: str) -> str:
+    return f"{path} may have run code when it was loaded, because it was trusted: sha256 {digest}"
 
 
-def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
-    if not path.exists():
-        raise InputError("no such file", where=str(path), fix="check --weights")
-    if not path.is_file():
-        inside = sorted(each.name for each in path.glob("*") if each.suffix in {".safetensors", ".pt", ".pth", ".bin"})
-        fix = f"give the file itself{', e.g. ' + str(path / inside[0]) if inside else ''}"
-        raise InputError("not a file", where=str(path), fix=fix)
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise InputError("the file is empty", where=str(path), fix="get it again: its download or its saving failed")
-    # safetensors: 8 bytes of header length, then JSON. It may begin with any byte, so it is asked first.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
-        return "safetensors"
-    if head.startswith(b"PK\x03\x04"):
-        return "zip"
-    if head.startswith(b"\x80"):
-        return "pickle"
-    if path.suffix == ".safetensors":
-        raise _damaged(path)
-    raise _unknown(path, head)
+def _in_folder(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the file, or the shards, that hold the weights in ``folder``, and notes. Raises InputError."""
+    names = sorted(each.name for each in folder.iterdir() if each.is_file())
+    if ".metadata" in names:
+        fix = convert.filled(convert.DISTRIBUTED, folder)
+        raise InputError("a distributed checkpoint, in shards of one file a process", where=str(folder), fix=fix)
+    if "saved_model.pb" in names:
+        raise InputError("a SavedModel of TensorFlow", where=str(folder), fix=convert.OTHER)
+    weights = [name for name in names if name.endswith((*_SUFFIXES, _INDEX))]
+    known = [name for name in _KNOWN if name in weights][:1]
+    if not known and weights and all(_SHARD.fullmatch(name) for name in weights):
+        return _complete(folder, weights), ("the shards in the folder were read without an index",)
+    whole = known or [name for name in weights if not _SHARD.fullmatch(name)]
+    if len(whole) != 1:
+        what = f"the folder holds {len(whole)} checkpoints" if whole else "the folder holds no weights that can be read"
+        fix = f"give the file itself: {', '.join(str(folder / name) for name in whole)}" if whole else "give the file"
+        raise InputError(what, where=str(folder), fix=fix)
+    return [folder / whole[0]], (f"of the folder, {whole[0]} was read",)
 
 
-def _unknown(path: Path, head: bytes) -> InputError:
-    fix = "give a .safetensors file, or a state dict written by torch.save"
-    if head.startswith(b"version https://git-lfs"):
-        return InputError("a pointer of git-lfs, not the file itself", where=str(path), fix="run git lfs pull")
-    return InputError(f"neither safetensors nor written by torch.save: begins {head[:16]!r}", where=str(path), fix=fix)
+def _complete(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the shards, all of them and of one checkpoint, or raise InputError."""
+    parts = [match for name in names if (match := _SHARD.fullmatch(name))]
+    sets = {(match[1], match[3], match[4]) for match in parts}
+    missing = [n for n in range(1, int(parts[0][3]) + 1) if n not in {int(match[2]) for match in parts}]
+    if len(sets) > 1 or missing:
+        what = "the folder holds shards of several checkpoints" if len(sets) > 1 else f"shards are missing: {missing}"
+        raise InputError(what, where=str(folder), fix="give the index of one checkpoint (.index.json), with its shards")
+    return [folder / name for name in names]
 
 
-def _check_archive(path: Path, key: str | None) -> None:
-    """Refuse archives that are programs, and those whose checksums disagree (torch.load does not look at them)."""
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
-        if "constants.pkl" in names:
-            what = "the file is a TorchScript program, which runs code when loaded"
-            raise InputError(what, where=str(path), fix=_conversion("torchscript", path, key))
-        if "archive_format" in names:
-            what = "the file is a program of torch.export, which can run code when loaded"
-            raise InputError(what, where=str(path), fix=_conversion("program", path, key))
-        if "data.pkl" not in names:
-            fix = "give a .safetensors file, or a state dict written by torch.save"
-            raise InputError("a zip archive, but not one of torch.save", where=str(path), fix=fix)
-        for entry in archive.infolist():
-            if entry.CRC:  # 0 where it was saved without checksums
-                with archive.open(entry) as file:
-                    while file.read(_CHUNK):
-                        pass
-
-
-def _unsafe_globals(path: Path) -> list[str]:
-    """What the pickle would import beyond what weights_only allows, sorted; empty where that cannot be told."""
-    # torch's own list knows neither the older stream nor newer pickle protocols.
-    for listing in (get_unsafe_globals_in_checkpoint, _disassembled):
-        with contextlib.suppress(Exception):  # of a file that may be damaged anywhere
-            return sorted(listing(str(path)))
-    return []
-
-
-def _disassembled(path: str) -> set[str]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            found = set(_globals(io.BytesIO(archive.read(record))))
-    else:
-        with open(path, "rb") as file:
-            found = set(_globals(file))
-    return {name for name in found if not _HARMLESS.fullmatch(name)}
-
-
-def _globals(stream: IO[bytes]) -> Iterator[str]:
-    """Every ``module.name`` that the pickles in ``stream`` import, read without executing any."""
+def _indexed(index: Content) -> list[Path]:
+    """Return the shards that an index names, which lie beside it."""
     try:
-        for _ in range(_PICKLES_IN_STREAM):
-            texts: list[str] = []
-            memo: list[str] = []
-            for operation, argument, _position in pickletools.genops(stream):
-                if operation.name == "GLOBAL":
-                    yield str(argument).replace(" ", ".")
-                elif operation.name == "STACK_GLOBAL":
-                    yield ".".join(texts[-2:])
-                elif operation.name == "MEMOIZE":
-                    memo.append(texts[-1] if texts else "")
-                elif operation.name in {"BINGET", "LONG_BINGET"} and memo:
-                    texts.append(memo[int(str(argument))])
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    except Exception:
-        return  # the end, or damage: what was found so far is what can be said
+        names = set(json.loads(index.data)["weight_map"].values())
+        bad = [name for name in names if Path(name).name != name or name.startswith(".")]
+    except Exception as error:  # JSON of any form
+        raise InputError("the index of shards cannot be read", where=str(index.path), fix="get it again") from error
+    if bad or not names:
+        what = (
+            f"the index names what is no file beside it: {', '.join(map(repr, bad[:5]))}" if bad else "an empty index"
+        )
+        raise InputError(what, where=str(index.path), fix="keep an index and its shards in one folder")
+    return [index.path.parent / name for name in sorted(names)]
 
 
-def _conversion(kind: str, path: Path, key: str | None) -> str:
-    code = f"import sys, torch; {_LOAD[kind].format(key=key or 'state_dict')}; {_SAVE}"
-    target = path.with_suffix(".weights.pt")
-    return (
-        "only if you trust where the file comes from, convert it to a plain state dict (this runs its code):\n"
-        f"  python -c {shlex.quote(code)} {shlex.quote(str(path))} {shlex.quote(str(target))}"
-    )
+def _joined(
+    paths: Sequence[Path], trust: Sequence[Path], notes: tuple[str, ...], index: Content | None = None
+) -> Contents:
+    """Return all tensors of all shards, by name; a name that two of them hold is refused."""
+    data: dict[str, Any] = {}
+    sums: dict[str, str] = {index.path.name: index.sha256} if index else {}
+    trusted: dict[str, str] = {}
+    for path in paths:
+        content = read_once(path)
+        part, ran = _loaded(content, kind_of(content), trust, None)
+        sums[path.name] = content.sha256
+        trusted |= {str(path): content.sha256} if ran else {}
+        if not isinstance(part, Mapping) or (twice := part.keys() & data.keys()):
+            what = (
+                f"two shards hold {sorted(map(str, twice))[0]!r}"
+                if isinstance(part, Mapping)
+                else "no shard of a checkpoint"
+            )
+            raise InputError(what, where=str(path), fix="give the shards of one checkpoint, and no others")
+        data |= part
+    if index:
+        _require_all(index, data)
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    ran_notes = (_ran(name, digest) for name, digest in trusted.items())
+    return Contents(data, hashlib.sha256(lines.encode()).hexdigest(), trusted, (*notes, *ran_notes))
 
 
-def _damaged(path: Path, detail: str = "") -> InputError:
-    what = f"the file is truncated or damaged{': ' + detail if detail else ''}"
-    return InputError(what, where=str(path), fix="get it again, and compare its size or checksum with the source's")
+def _require_all(index: Content, data: Mapping[str, Any]) -> None:
+    missing = [name for name in json.loads(index.data)["weight_map"] if name not in data]
+    if missing:
+        what = f"{len(missing)} of the weights that the index names are in no shard: {', '.join(missing[:5])}"
+        raise InputError(what, where=str(index.path), fix="get the index and its shards again, of one version")

@@ -1,46 +1,159 @@
-"""A state dict → into a module, strictly: every name is there, no other one, every shape agrees, and no value is lost.
+"""A checkpoint's contents → into a module, strictly: every weight is there, in its shape, and no value is lost.
 
-All that does not fit is listed in one error, with the options that would make it fit, which are tried first.
+The one reading that fits is taken, and said. Where none fits, or several do, one error lists what is in the way, and
+the options that help, which are tried first.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normdeploy.checkpoint.names import Names
+from normdeploy.checkpoint.readings import Collision, Reading, Wanted, is_state, places, readings
 from normdeploy.errors import InputError
 
 _SHOWN = 20
-_MAX_TRIALS = 32
+_MAX_TRIALS = 8
+
+Entries = dict[str, Mapping[str, Any]]
 
 
-def fit(module: nn.Module, contents: Any, *, file: Path, key: str | None, prefix: str) -> tuple[str, ...]:
+def fit(module: nn.Module, contents: Any, *, file: Path, names: Names) -> tuple[str, ...]:
     """Load ``contents`` of ``file`` into ``module``, in place, and return notes on what was done for that.
 
     Raises InputError: then the module's values are undefined.
     """
-    state, notes = _weights(_entry(contents, key, file), prefix, file)
-    misfit, tied = _load(module, state)
+    entries = _entries(contents, names, file)
+    wanted = _wanted(module)
+    reading = _choose(module, entries, names, wanted, file)
+    state = _state(entries, reading)
+    misfit = _load(module, state, reading)
     if misfit:
+        spelled = _spelled(reading)
         raise InputError(
-            f"the weights do not fit the module\n{misfit}",
+            f"the weights do not fit the module{f', read as by {spelled}' if spelled else ''}\n{misfit}",
             where=str(file),
-            fix=_suggestion(module, contents, file) or _look_at(contents, key),
+            fix=_advice(reading, _entries(contents, replace(names, key=None), file), names, wanted),
         )
     _require_equal_ties(module, state, file)
-    return (*notes, *tied, *_casts(module.state_dict(), state, file))
+    return (
+        *_told(reading, entries, names, wanted),
+        *_ties_told(reading, wanted),
+        *_casts(module.state_dict(), state, file),
+    )
+
+
+def _wanted(module: nn.Module) -> Wanted:
+    expected = module.state_dict()
+    twins = {name: [each for each in group if each != name] for group in _ties(expected) for name in group}
+    fixed = {name: buffer for name, buffer in module.named_buffers() if name not in expected}
+    return Wanted({name: _shape(value) for name, value in expected.items()}, twins, fixed)
+
+
+def _entries(contents: Any, names: Names, file: Path) -> Entries:
+    """Return the state dicts among the file's contents that ``names`` admits, by dotted key."""
+    if names.key:
+        return {names.key: _entry(contents, names.key, file)}
+    found = dict(places(contents)) if names.key is None else {}
+    return found or {"": _entry(contents, "", file)}
+
+
+def _entry(contents: Any, key: str, file: Path) -> Mapping[str, Any]:
+    """Return the state dict at the dotted ``key`` of the file's contents."""
+    here, rest = contents, key
+    while rest:
+        part, _, after = (rest, "", "") if isinstance(here, Mapping) and rest in here else rest.partition(".")
+        if not isinstance(here, Mapping) or part not in here:
+            entries = _listed([str(name) for name in here]) if isinstance(here, Mapping) else "nothing: it is no dict"
+            fix = f"correct --weights-key; at this place the file has {entries}"
+            raise InputError(f"the file has no entry {key!r}", where=str(file), fix=fix)
+        here, rest = here[part], after
+    if not is_state(here):
+        what = f"{key or 'the file'} holds a {type(here).__name__}, not a state dict"
+        raise InputError(what, where=str(file), fix="save the module's state_dict()")
+    return here  # type: ignore[no-any-return] # a Mapping of str, as just seen
+
+
+def _choose(module: nn.Module, entries: Entries, names: Names, wanted: Wanted, file: Path) -> Reading:
+    """Return the only reading that fits, else the nearest. Raises InputError where several fit."""
+    try:
+        found = sorted(readings(entries.items(), names, wanted), key=lambda each: each.problems)
+    except Collision as error:
+        fix = "choose another --strip-prefix or --rename, or none"
+        raise InputError(f"two entries become {str(error)!r}", where=str(file), fix=fix) from error
+    fitting = [reading for reading in found if reading.fits] or list(_by_loading(module, entries, found))
+    most = max((len(reading.sources) for reading in fitting), default=0) if names.allow else 0
+    fitting = [reading for reading in fitting if len(reading.sources) >= most]
+    if len(fitting) > 1:
+        options = [_flags(reading, entries, names, wanted) for reading in fitting]
+        raise InputError(
+            f"{len(fitting)} sets of weights in the file fit the module",
+            where=str(file),
+            fix=", or ".join(each for each in options if each) + " (they fit alike: choose the one you mean)",
+        )
+    return (fitting or found)[0]
+
+
+def _by_loading(module: nn.Module, entries: Entries, found: Sequence[Reading]) -> Iterator[Reading]:
+    """Yield the readings that fit only because hooks of the module rename what they load."""
+    for reading in found[:_MAX_TRIALS]:
+        if not _load(module, _state(entries, reading), reading):
+            yield reading
+
+
+def resolved(entries: Entries, names: Names, wanted: Wanted) -> Reading | None:
+    """Return the reading that ``names`` leads to by name and shape, where it is the only one and leaves nothing."""
+    chosen = {names.key: entries[names.key]} if names.key is not None else entries
+    fitting = [reading for reading in readings(chosen.items(), names, wanted) if reading.fits]
+    return fitting[0] if len(fitting) == 1 and not fitting[0].unexpected else None
+
+
+def _flags(reading: Reading, entries: Entries, given: Names, wanted: Wanted) -> str:
+    """Return the fewest options that lead to ``reading``; each way is tried."""
+    key, strip, add = reading.names.key, reading.names.strip, reading.names.add
+    ignore = (*given.ignore, *_patterns(reading))
+    for changes in (
+        {},
+        {"key": key},
+        {"strip": strip},
+        {"key": key, "strip": strip},
+        {"strip": strip, "add": add},
+        {"key": key, "strip": strip, "add": add},
+    ):
+        for more in ({}, {"ignore": ignore}):
+            names = replace(given, **changes, **more)  # type: ignore[arg-type] # each field has its own type
+            tried = resolved(entries, names, wanted)
+            if tried and (tried.names.key, tried.sources) == (key, reading.sources):
+                return names.flags()
+    return ""
+
+
+def _patterns(reading: Reading) -> list[str]:
+    """Return patterns for the unexpected names, one for each part of the network that they are of."""
+    return sorted({f"{name.rpartition('.')[0]}.*" if "." in name else name for name in reading.unexpected})
 
 
 class _State(dict[str, Any]):
     """A state dict; ``_metadata`` is where torch keeps the version each module was saved at."""
 
     _metadata: dict[str, Any] | None = None
+
+
+def _state(entries: Entries, reading: Reading) -> _State:
+    """Return what is to be loaded, by the module's names; hooks of the module may know what to do with the rest."""
+    entry = entries[reading.names.key or ""]
+    state = _State({name: entry[raw] for name, raw in reading.sources.items()})
+    state.update({name: entry[raw] for raw, name in reading.unexpected.items()})
+    if isinstance(versions := getattr(entry, "_metadata", None), Mapping):
+        state._metadata = {reading.renamed(f"{name}.").rstrip("."): value for name, value in versions.items()}
+    return state
 
 
 @dataclass(frozen=True)
@@ -63,55 +176,14 @@ class _Misfit:
         return "\n".join(f"  {len(names)} {title}: {_listed(names)}" for title, names in lists.items() if names)
 
 
-def _entry(contents: Any, key: str | None, file: Path) -> Mapping[str, Any]:
-    """The state dict at the dotted ``key`` of the file's contents."""
-    here = contents
-    for part in [] if key is None else key.split("."):
-        if not isinstance(here, Mapping) or part not in here:
-            entries = _listed([str(name) for name in here]) if isinstance(here, Mapping) else "nothing: it is no dict"
-            fix = f"correct --weights-key; at this place the file has {entries}"
-            raise InputError(f"the file has no entry {key!r}", where=str(file), fix=fix)
-        here = here[part]
-    if not _is_state(here):
-        what = f"{'the file' if key is None else key} holds a {type(here).__name__}, not a state dict"
-        raise InputError(what, where=str(file), fix="save the module's state_dict()")
-    return here  # type: ignore[no-any-return] # a Mapping of str, as just seen
+def _load(module: nn.Module, state: _State, reading: Reading) -> _Misfit:
+    """Load as far as it goes, and return what does not fit.
 
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-
-
-def _weights(entry: Mapping[str, Any], prefix: str, file: Path) -> tuple[_State, list[str]]:
-    """The entries that are weights, by stripped name, and notes."""
-    state = _State()
-    if isinstance(versions := getattr(entry, "_metadata", None), Mapping):
-        state._metadata = {f"{name}.".removeprefix(prefix).rstrip("."): value for name, value in versions.items()}
-    skipped = []
-    for name, value in entry.items():
-        short = name.removeprefix(prefix)
-        if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
-            skipped.append(f"{name} ({type(value).__name__})")
-        elif short in state:
-            fix = "choose another --strip-prefix, or none"
-            raise InputError(f"two entries become {short!r} without the prefix {prefix!r}", where=str(file), fix=fix)
-        else:
-            state[short] = value
-    notes = [f"entries of the file that are not tensors were not loaded: {_listed(skipped)}"] if skipped else []
-    if prefix and not any(name.startswith(prefix) for name in entry):
-        notes.append(f"no name in the file starts with {prefix!r}: --strip-prefix changed nothing")
-    return state, notes
-
-
-def _load(module: nn.Module, state: _State) -> tuple[_Misfit, list[str]]:
-    """Load as far as it goes; return what does not fit, and notes on tied names that the file leaves out.
-
-    torch decides what fits, so that a module's own loading hooks (renamings, older versions) count.
+    torch decides, so that a module's own loading hooks (renamings, older versions) count.
     """
     expected = module.state_dict()
     missing, unexpected, error = _try(module, state)
     misshaped: dict[str, str] = {}
-    other = []
     if error:
         misshaped = {
             name: f"{name} ({_shape(state[name])} in the file, {_shape(value)} in the module)"
@@ -121,11 +193,10 @@ def _load(module: nn.Module, state: _State) -> tuple[_Misfit, list[str]]:
         rest = _State({name: value for name, value in state.items() if name not in misshaped})
         rest._metadata = state._metadata
         missing, unexpected, error = _try(module, rest)
-        other = [error] if error else []
-    absent = [name for name in missing if name not in misshaped]
-    ties = {name: twin for group in _ties(expected) for name in group for twin in group if twin in state}
-    notes = [f"{name} is not in the file: it is tied to {ties[name]}" for name in absent if name in ties]
-    return _Misfit([n for n in absent if n not in ties], unexpected, list(misshaped.values()), other), notes
+    absent = [name for name in missing if name not in misshaped and name not in reading.excused]
+    raw = {name: each for each, name in reading.unexpected.items()}
+    surplus = [raw.get(name, name) for name in unexpected]
+    return _Misfit(absent, surplus, list(misshaped.values()), [error] if error else [])
 
 
 def _try(module: nn.Module, state: _State) -> tuple[list[str], list[str], str]:
@@ -140,17 +211,58 @@ def _try(module: nn.Module, state: _State) -> tuple[list[str], list[str], str]:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """The shape of a tensor; None for anything else, and for a lazy parameter, which takes any shape."""
+    """Return the shape of a tensor; None for anything else, and for a lazy parameter, which takes any shape."""
     return tuple(value.shape) if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
 
 
 def _ties(expected: Mapping[str, Any]) -> list[list[str]]:
-    """Groups of names that are one tensor in the module."""
+    """Return groups of names that are one tensor in the module."""
     groups: dict[object, list[str]] = {}
     for name, value in expected.items():
         if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) and value.numel():
             groups.setdefault((value.data_ptr(), value.shape, value.stride()), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _told(reading: Reading, entries: Entries, names: Names, wanted: Wanted) -> Iterator[str]:
+    """Notes on how the file was read, where the user did not say it so."""
+    entry = entries[reading.names.key or ""]
+    if names.strip and not any(name.startswith(names.strip) for name in entry):
+        yield f"no name in the file starts with {names.strip!r}: --strip-prefix changed nothing"
+    for rename in names.rename:
+        if not any(rename(raw.removeprefix(names.strip or "")) != raw.removeprefix(names.strip or "") for raw in entry):
+            yield f"--rename {rename} changed nothing"
+    found = reading.names
+    if (names.key or "", names.strip or "", names.add or "") != (found.key, found.strip, found.add):
+        yield f"the weights were read as by {_spelled(reading)}, the only way in which they fit"
+    if reading.wrappers:
+        yield f"read without what wrappers and older versions call things: {', '.join(reading.wrappers)}"
+    skipped = [f"{name} ({type(entry[name]).__name__})" for name in entry if not _is_loaded(name, entry[name])]
+    if skipped:
+        yield f"entries of the file that are not tensors were not loaded: {_listed(skipped)}"
+    if reading.unused:
+        listed = _listed(reading.unused)
+        yield f"{len(reading.unused)} tensors of the file are not of the module and were not loaded: {listed}"
+    kept = [name for name in reading.excused if not wanted.twins.get(name) and not name.endswith("num_batches_tracked")]
+    if kept:
+        yield f"not in the file, so as the factory made them: {_listed(kept)}"
+
+
+def _spelled(reading: Reading) -> str:
+    """Return the options of a reading that are not empty."""
+    names = reading.names
+    return Names(key=names.key or None, strip=names.strip or None, add=names.add or None).flags()
+
+
+def _is_loaded(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) or name.endswith("_extra_state")
+
+
+def _ties_told(reading: Reading, wanted: Wanted) -> Iterator[str]:
+    for name in reading.excused:
+        twins = [twin for twin in wanted.twins.get(name, ()) if twin in reading.sources]
+        if twins:
+            yield f"{name} is not in the file: it is tied to {twins[0]}"
 
 
 def _require_equal_ties(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
@@ -213,53 +325,24 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _suggestion(module: nn.Module, contents: Any, file: Path) -> str:
-    """The options under which the file would fit, every entry that does; tried on ``module``, which is lost anyway."""
-    fits: dict[str | None, str] = {}
-    for trial, (key, prefix) in enumerate(_options(module, contents)):
-        if trial == _MAX_TRIALS:
-            break
-        try:
-            state, _ = _weights(_entry(contents, key, file), prefix, file)
-        except InputError:
-            continue
-        if key not in fits and not _load(module, state)[0]:
-            fits[key] = " ".join(
-                part for part in (key and f"--weights-key {key}", prefix and f"--strip-prefix {prefix}") if part
-            )
-    return ", or ".join(fits.values()) + (" (they fit alike: choose the one you mean)" if len(fits) > 1 else "")
-
-
-def _options(module: nn.Module, contents: Any) -> Iterator[tuple[str | None, str]]:
-    """Every place of a state dict in the file, with every prefix that hides one name of the module."""
-    anchor = max(module.state_dict(), key=len, default="")
-    for key, entry in _places(contents):
-        yield key, ""
-        for name in entry:
-            if name.endswith(anchor) and name != anchor:
-                yield key, name.removesuffix(anchor)
-
-
-def _places(contents: Any) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
-    if not isinstance(contents, Mapping):
-        return
-    levels: list[tuple[str | None, Any]] = [(None, contents)]
-    levels += [(name, value) for name, value in contents.items() if isinstance(name, str)]
-    levels += [
-        (f"{outer}.{inner}", value)
-        for outer, entry in levels[1:]
-        if isinstance(entry, Mapping)
-        for inner, value in entry.items()
+def _advice(reading: Reading, entries: Entries, names: Names, wanted: Wanted) -> str:
+    """Return what would help: options that were tried, else where to look."""
+    free = replace(names, key=None, strip=None, add=None)
+    spelled = [
+        replace(free, key=each.names.key or None, strip=each.names.strip or None, add=each.names.add or None)
+        for each in readings(entries.items(), free, wanted)
+        if each.fits and not each.unexpected
     ]
-    yield from ((key, value) for key, value in levels if _is_state(value))
+    if tried := [each for each in spelled if each != names and resolved(entries, each, wanted)]:
+        return ", or ".join(each.flags() or "leave these options out" for each in tried)
+    checks = "check that the factory and its --model-arg build the network that was saved"
+    if reading.fits and reading.unexpected:
+        ignore = replace(names, ignore=(*names.ignore, *_patterns(reading)))
+        if resolved(entries, ignore, wanted):
+            return f"{checks}; it has less than the file: to leave the rest out all the same, {ignore.flags()}"
+    return checks
 
 
-def _look_at(contents: Any, key: str | None) -> str:
-    nested = [name for name, value in contents.items() if isinstance(value, Mapping)] if key is None else []
-    if nested:
-        return f"is --weights-key one of {_listed(nested)}? Else check the factory and its --model-arg"
-    return "check that the factory and its --model-arg build the network that was saved"
-
-
-def _listed(names: Sequence[str], shown: int = _SHOWN) -> str:
+def _listed(names: Iterable[str], shown: int = _SHOWN) -> str:
+    names = list(names)
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

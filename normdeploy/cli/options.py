@@ -31,9 +31,14 @@ class EagerOptions:
     Attributes:
         app_dir: the only folder added to the import path.
         model_arg: NAME=VALUE, an argument of the factory; a Python literal or a string.
-        weights: a safetensors file, or a state dict saved by torch.
-        weights_key: the entry of that file which holds the state dict.
+        weights: a safetensors file, what torch.save wrote, an index of shards, or the folder that holds one of these.
+        weights_key: the entry of that file which holds the state dict, e.g. ema.module.
         strip_prefix: taken off the start of the names in that file.
+        add_prefix: put before the names in that file.
+        rename: OLD=NEW, names in that file and in the module; one star in each stands for the same.
+        ignore_unexpected: pattern of names in that file that the module need not have.
+        allow_missing: pattern of names in the module that the file need not have.
+        trust: the exact path of a file that may run code when it is loaded.
         force_eval: go on where a norm was left in training mode.
         trust: a file, by its own path, that may run code when it is opened.
     """
@@ -42,7 +47,12 @@ class EagerOptions:
     model_arg: tuple[str, ...] = ()
     weights: Path | None = None
     weights_key: str | None = None
-    strip_prefix: str = ""
+    strip_prefix: str | None = None
+    add_prefix: str | None = None
+    rename: tuple[str, ...] = ()
+    ignore_unexpected: tuple[str, ...] = ()
+    allow_missing: tuple[str, ...] = ()
+    trust: tuple[Path, ...] = ()
     force_eval: bool = False
     trust: tuple[Path, ...] = ()
 
@@ -54,6 +64,11 @@ class EagerOptions:
             "weights": self.weights,
             "weights_key": self.weights_key,
             "strip_prefix": self.strip_prefix,
+            "add_prefix": self.add_prefix,
+            "rename": self.rename,
+            "ignore_unexpected": self.ignore_unexpected,
+            "allow_missing": self.allow_missing,
+            "trust": self.trust,
             "force_eval": self.force_eval,
             "trust": self.trust,
         }

@@ -12,7 +12,7 @@ from typing import TypedDict
 import torch
 
 from normdeploy import checkpoint
-from normdeploy.checkpoint import Checkpoint
+from normdeploy.checkpoint import Checkpoint, Names, Rename
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed, data_feed, random_feeds
 from normdeploy.specs import TensorSpec, parse
@@ -28,7 +28,12 @@ class Source(TypedDict, total=False):
     model_args: Mapping[str, str]
     weights: str | Path | None
     weights_key: str | None
-    strip_prefix: str
+    strip_prefix: str | None
+    add_prefix: str | None
+    rename: Sequence[str]
+    ignore_unexpected: Sequence[str]
+    allow_missing: Sequence[str]
+    trust: Sequence[str | Path]
     force_eval: bool
     trust: Sequence[str | Path]
 
@@ -45,9 +50,20 @@ def load(model: str, source: Source) -> Checkpoint:
         app_dir=_path(source.get("app_dir")),
         model_args=source.get("model_args", {}),
         weights=_path(source.get("weights")),
-        weights_key=source.get("weights_key"),
-        strip_prefix=source.get("strip_prefix", ""),
+        names=_names(source),
+        trust=[Path(path) for path in source.get("trust", ())],
         force_eval=source.get("force_eval", False),
+    )
+
+
+def _names(source: Source) -> Names:
+    return Names(
+        key=source.get("weights_key"),
+        strip=source.get("strip_prefix"),
+        rename=[Rename.parse(text) for text in source.get("rename", ())],
+        add=source.get("add_prefix"),
+        ignore=source.get("ignore_unexpected", ()),
+        allow=source.get("allow_missing", ()),
     )
 
 

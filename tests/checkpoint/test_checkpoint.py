@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from normdeploy.checkpoint import load
+from normdeploy.checkpoint import Names, Rename, load
 from normdeploy.errors import InputError
 
 App = Callable[[str], str]
@@ -52,12 +52,9 @@ def test_a_checkpoint_of_torch_save_with_key_and_prefix(app: App, tmp_path: Path
     contents = {"epoch": 3, "model": {f"module.{name}": value for name, value in trained().state_dict().items()}}
     torch.save(contents, path, _use_new_zipfile_serialization=not stream)
     factory = f"{app(NET)}:net"
-    with pytest.raises(InputError) as caught:
-        load(factory, app_dir=tmp_path, weights=path)
-    assert caught.value.fix == "--weights-key model --strip-prefix module."
-    loaded = load(factory, app_dir=tmp_path, weights=path, weights_key="model", strip_prefix="module.")
     x = torch.randn(5, 3)
-    assert torch.equal(loaded.module(x), trained()(x))
+    for names in (Names(), Names(key="model", strip="module.")):
+        assert torch.equal(load(factory, app_dir=tmp_path, weights=path, names=names).module(x), trained()(x))
 
 
 def test_model_args_change_what_fits(app: App, tmp_path: Path, weights: Path) -> None:
@@ -77,11 +74,22 @@ def test_without_weights_the_factorys_own_are_kept_and_that_is_said(app: App, tm
     assert loaded.notes == ("no weights file: the weights are those that the factory made",)
 
 
-@pytest.mark.parametrize("option", [{"weights_key": "model"}, {"weights_key": ""}, {"strip_prefix": "module."}])
-def test_options_of_a_weights_file_that_is_not_given(option: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [
+        (Names(key="model"), "--weights-key"),
+        (Names(key=""), "--weights-key"),
+        (Names(strip="module."), "--strip-prefix"),
+        (Names(rename=[Rename("a", "b")]), "--rename"),
+        (Names(add="model."), "--add-prefix"),
+        (Names(ignore=["a"]), "--ignore-unexpected"),
+        (Names(allow=["a"]), "--allow-missing"),
+    ],
+)
+def test_options_of_a_weights_file_that_is_not_given(names: Names, option: str) -> None:
     with pytest.raises(InputError, match="none is given") as caught:
-        load("torch.nn:Identity", **option)
-    assert "--" + next(iter(option)).replace("_", "-") in caught.value.what
+        load("torch.nn:Identity", names=names)
+    assert caught.value.what.startswith(f"{option} ")
 
 
 def test_an_unreadable_file_is_refused_before_the_factory_runs(app: App, tmp_path: Path) -> None:

@@ -6,41 +6,28 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import names_of, net, prefixed, state
 from torch import Tensor, nn
 
 from normdeploy.checkpoint.fit import fit
+from normdeploy.checkpoint.names import Names
 from normdeploy.errors import InputError
 
 FILE = Path("w.pt")
 
 
-def net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    nn.init.normal_(module[1].running_mean)
-    return module
-
-
-def state() -> dict[str, Any]:
-    return dict(net(seed=1).state_dict())
-
-
-def prefixed(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
-    return {prefix + name: value for name, value in entries.items()}
-
-
-def loaded(contents: Any, module: nn.Module | None = None, key: str | None = None, prefix: str = "") -> tuple[str, ...]:
+def loaded(contents: Any, flags: str = "", module: nn.Module | None = None) -> tuple[str, ...]:
     """Fit into a fresh module and hold it to the values of ``state()``; return the notes."""
     module = module or net()
-    notes = fit(module, contents, file=FILE, key=key, prefix=prefix)
+    notes = fit(module, contents, file=FILE, names=names_of(flags))
     for name, value in state().items():
         assert torch.equal(module.state_dict()[name], value), name
     return notes
 
 
-def refusal(contents: Any, module: nn.Module | None = None, key: str | None = None, prefix: str = "") -> InputError:
+def refusal(contents: Any, flags: str = "", module: nn.Module | None = None) -> InputError:
     with pytest.raises(InputError) as caught:
-        fit(module or net(), contents, file=FILE, key=key, prefix=prefix)
+        fit(module or net(), contents, file=FILE, names=names_of(flags))
     assert caught.value.where == "w.pt"
     assert caught.value.fix
     return caught.value
@@ -51,14 +38,16 @@ def test_what_fits_needs_no_note() -> None:
 
 
 def test_key_and_prefix() -> None:
-    assert loaded({"state_dict": state(), "epoch": 3}, key="state_dict") == ()
-    assert loaded({"ema": {"module": state()}}, key="ema.module") == ()
-    assert loaded(prefixed("module.", state()), prefix="module.") == ()
-    assert loaded({"s": prefixed("module._orig_mod.", state())}, key="s", prefix="module._orig_mod.") == ()
+    assert loaded({"state_dict": state(), "epoch": 3}, "--weights-key state_dict") == ()
+    assert loaded({"ema": {"module": state()}}, "--weights-key ema.module") == ()
+    assert loaded(prefixed("module.", state()), "--strip-prefix module.") == ()
+    assert (
+        loaded({"s": prefixed("module._orig_mod.", state())}, "--weights-key s --strip-prefix module._orig_mod.") == ()
+    )
 
 
 def test_a_prefix_that_is_not_there_is_noted() -> None:
-    (note,) = loaded(state(), prefix="module.")
+    (note,) = loaded(state(), "--strip-prefix module.")
     assert "'module.'" in note
     assert "changed nothing" in note
 
@@ -89,45 +78,44 @@ def test_long_lists_are_cut_with_their_number() -> None:
     assert refusal(contents).what.endswith("x19 and 10 more")
 
 
-@pytest.mark.parametrize(
-    ("contents", "fix"),
-    [
-        (prefixed("module.", state()), "--strip-prefix module."),
-        (prefixed("_orig_mod.module.", state()), "--strip-prefix _orig_mod.module."),
-        ({"state_dict": state()}, "--weights-key state_dict"),
-        ({"epoch": 3, "opt": {"state": {0: {}}}, "model": state()}, "--weights-key model"),
-        ({"ema": {"module": state(), "decay": 0.9}}, "--weights-key ema.module"),
-        ({"state_dict": prefixed("model.", state())}, "--weights-key state_dict --strip-prefix model."),
-    ],
-)
-def test_options_that_would_fit_are_suggested_and_do_fit(contents: dict[str, Any], fix: str) -> None:
-    assert refusal(contents).fix == fix
-    words = fix.split()
-    options = dict(zip(words[::2], words[1::2], strict=True))
-    loaded(contents, key=options.get("--weights-key"), prefix=options.get("--strip-prefix", ""))
+LAYOUTS = {
+    "--strip-prefix module.": prefixed("module.", state()),
+    "--strip-prefix _orig_mod.module.": prefixed("_orig_mod.module.", state()),
+    "--weights-key state_dict": {"state_dict": state()},
+    "--weights-key model": {"epoch": 3, "opt": {"state": {0: {}}}, "model": state()},
+    "--weights-key ema.module": {"ema": {"module": state(), "decay": 0.9}},
+    "--weights-key state_dict --strip-prefix model.": {"state_dict": prefixed("model.", state())},
+    "--weights-key a.b.c --strip-prefix net.": {"a": {"b": {"c": prefixed("net.", state())}}},
+}
+
+
+@pytest.mark.parametrize("flags", LAYOUTS)
+def test_the_only_reading_is_applied_and_said_by_options_that_do_the_same(flags: str) -> None:
+    (note,) = loaded(LAYOUTS[flags])
+    assert note == f"the weights were read as by {flags}, the only way in which they fit"
+    assert loaded(LAYOUTS[flags], flags) == ()
 
 
 def test_a_wrong_option_is_corrected() -> None:
-    assert refusal(prefixed("module.", state()), prefix="model.").fix == "--strip-prefix module."
+    assert refusal(prefixed("module.", state()), "--strip-prefix model.").fix == "--strip-prefix module."
     contents = {"a": {"0.weight": torch.ones(1)}, "b": state()}
-    assert refusal(contents, key="a").fix == "--weights-key b"
+    assert refusal(contents, "--weights-key a").fix == "--weights-key b"
+    assert refusal(state(), "--add-prefix model.").fix == "leave these options out"
 
 
-def test_no_option_is_suggested_that_would_not_fit() -> None:
-    for contents in (
-        prefixed("module.", {**state(), "0.weight": torch.ones(9, 9)}),
-        {**prefixed("model.", state()), "loss.weight": torch.ones(2)},
-    ):
-        assert "--strip-prefix" not in refusal(contents).fix
-    error = refusal({"state_dict": {**state(), "extra": torch.ones(1)}})
-    assert error.fix.startswith("is --weights-key one of state_dict?")
+def test_a_wrong_shape_is_told_at_the_nearest_reading() -> None:
+    error = refusal(prefixed("module.", {**state(), "0.weight": torch.ones(9, 9)}))
+    assert error.what.startswith(
+        "the weights do not fit the module, read as by --strip-prefix module.\n  1 another shape"
+    )
+    assert "--strip-prefix" not in error.fix
 
 
 def test_a_key_that_is_not_there_lists_what_is() -> None:
-    error = refusal({"model": state(), "epoch": 3}, key="state_dict")
+    error = refusal({"model": state(), "epoch": 3}, "--weights-key state_dict")
     assert error.what == "the file has no entry 'state_dict'"
     assert "model, epoch" in error.fix
-    assert "module" in refusal({"ema": {"module": state()}}, key="ema.modul").fix
+    assert "module" in refusal({"ema": {"module": state()}}, "--weights-key ema.modul").fix
 
 
 @pytest.mark.parametrize(
@@ -143,7 +131,7 @@ def test_a_key_that_is_not_there_lists_what_is() -> None:
     ],
 )
 def test_what_is_no_state_dict(contents: Any, key: str | None, what: str) -> None:
-    assert refusal(contents, key=key).what == what
+    assert refusal(contents, f"--weights-key {key}" if key else "").what == what
 
 
 def test_an_empty_state_dict_misses_everything() -> None:
@@ -154,7 +142,7 @@ def test_an_empty_state_dict_misses_everything() -> None:
 
 def test_two_names_that_become_one() -> None:
     contents = {**state(), "module.0.weight": torch.ones(4, 3)}
-    assert refusal(contents, prefix="module.").what.startswith("two entries become '0.weight'")
+    assert refusal(contents, "--strip-prefix module.").what.startswith("two entries become '0.weight'")
 
 
 def test_entries_that_are_not_tensors_are_noted() -> None:
@@ -172,7 +160,7 @@ def test_a_number_where_a_weight_belongs_is_missing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8])
 def test_a_wider_module_holds_the_same_values_and_says_so(dtype: torch.dtype) -> None:
     module, weight = net(), torch.tensor([[0.5, -3.0, 7.0]] * 4).to(dtype)
-    (note,) = fit(module, {**state(), "0.weight": weight}, file=FILE, key=None, prefix="")
+    (note,) = fit(module, {**state(), "0.weight": weight}, file=FILE, names=Names())
     assert torch.equal(module[0].weight.double(), weight.double())
     name = str(dtype).removeprefix("torch.")
     assert note == f"{name} in the file and float32 in the module, converted exactly: 0.weight"
@@ -183,7 +171,7 @@ def test_rounding_is_said_and_exact_narrowing_is_told_from_it() -> None:
     contents["0.weight"] = contents["0.weight"] / 3
     contents["0.bias"] = torch.tensor([1.0, float("inf"), float("nan"), -0.0], dtype=torch.float64)
     module = net()
-    rounded, exact = sorted(fit(module, contents, file=FILE, key=None, prefix=""), key=lambda note: "exactly" in note)
+    rounded, exact = sorted(fit(module, contents, file=FILE, names=Names()), key=lambda note: "exactly" in note)
     assert rounded == "float64 in the file and float32 in the module, rounded: 0.weight"
     assert exact.startswith("float64 in the file and float32 in the module, converted exactly: 0.bias,")
     assert exact.endswith("and 2 more")
@@ -206,7 +194,7 @@ def test_values_that_a_dtype_destroys_are_refused(name: str, value: Tensor, pair
 
 def test_overflow_into_a_half_module_is_refused() -> None:
     contents = {**state(), "0.bias": torch.tensor([1e5, 0, 0, 0])}
-    assert "0.bias do not survive the module's dtype: float32 → float16" in refusal(contents, net().half()).what
+    assert "0.bias do not survive the module's dtype: float32 → float16" in refusal(contents, module=net().half()).what
 
 
 # What torch's own loading knows
@@ -215,7 +203,7 @@ def test_overflow_into_a_half_module_is_refused() -> None:
 def test_a_batch_norm_from_before_batches_were_counted() -> None:
     contents = state()
     del contents["1.num_batches_tracked"]
-    assert fit(net(), contents, file=FILE, key=None, prefix="") == ()
+    assert fit(net(), contents, file=FILE, names=Names()) == ()
 
 
 class Versioned(nn.Module):
@@ -243,9 +231,9 @@ def test_the_versions_of_saved_modules_reach_their_hooks(prefix: str) -> None:
     module = nn.Sequential(Versioned())
     contents = outer.state_dict()
     assert isinstance(contents, OrderedDict)
-    fit(module, contents, file=FILE, key=None, prefix=prefix)
+    fit(module, contents, file=FILE, names=Names(strip=prefix))
     assert torch.equal(module[0].weight, torch.ones(2))
-    fit(module, dict(contents), file=FILE, key=None, prefix=prefix)
+    fit(module, dict(contents), file=FILE, names=Names(strip=prefix))
     assert torch.equal(module[0].weight, torch.full((2,), 2.0)), "without versions it is an old one"
 
 
@@ -255,7 +243,7 @@ class Refusing(nn.Linear):
 
 
 def test_a_hook_that_refuses_is_quoted() -> None:
-    error = refusal({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, Refusing(2, 2))
+    error = refusal({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, module=Refusing(2, 2))
     assert error.what.endswith("1 refused by the module: saved by another library")
 
 
@@ -270,16 +258,18 @@ class Extra(nn.Linear):
 def test_extra_state_is_loaded_though_it_is_no_tensor() -> None:
     module, contents = Extra(2, 2), Extra(2, 2).state_dict()
     contents["_extra_state"] = {"scale": 5}
-    assert fit(module, contents, file=FILE, key=None, prefix="") == ()
+    assert fit(module, contents, file=FILE, names=Names()) == ()
     assert module.scale == 5
     del contents["_extra_state"]
-    assert "1 missing (the module has it, the file does not): _extra_state" in refusal(contents, Extra(2, 2)).what
+    assert (
+        "1 missing (the module has it, the file does not): _extra_state" in refusal(contents, module=Extra(2, 2)).what
+    )
 
 
 def test_a_lazy_module_takes_the_shapes_of_the_file() -> None:
     module = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
-    assert loaded(state(), module) == ()
-    error = refusal({**state(), "extra": torch.ones(1)}, nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()))
+    assert loaded(state(), module=module) == ()
+    error = refusal({**state(), "extra": torch.ones(1)}, module=nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()))
     assert error.what.endswith("1 unexpected (the file has it, the module does not): extra")
 
 
@@ -296,17 +286,17 @@ class Tied(nn.Module):
 
 def test_a_tied_name_that_the_file_leaves_out_is_noted() -> None:
     module, weight = Tied(), torch.randn(4, 3)
-    (note,) = fit(module, {"embed.weight": weight}, file=FILE, key=None, prefix="")
+    (note,) = fit(module, {"embed.weight": weight}, file=FILE, names=Names())
     assert note == "head.weight is not in the file: it is tied to embed.weight"
     assert torch.equal(module.head.weight, weight)
-    assert fit(Tied(), {"embed.weight": weight, "head.weight": weight.clone()}, file=FILE, key=None, prefix="") == ()
+    assert fit(Tied(), {"embed.weight": weight, "head.weight": weight.clone()}, file=FILE, names=Names()) == ()
 
 
 def test_tied_names_must_agree_in_the_file() -> None:
     weight = torch.randn(4, 3)
     other = weight.clone()
     other[0, 0] += 1
-    error = refusal({"embed.weight": weight, "head.weight": other}, Tied())
+    error = refusal({"embed.weight": weight, "head.weight": other}, module=Tied())
     assert error.what == "head.weight and embed.weight are one tensor in the module, but differ in the file"
 
 
@@ -316,18 +306,20 @@ def test_a_tied_name_does_not_excuse_another() -> None:
             super().__init__()
             self.bias = nn.Parameter(torch.zeros(4, 3))
 
-    error = refusal({"embed.weight": torch.ones(4, 3)}, More())
+    error = refusal({"embed.weight": torch.ones(4, 3)}, module=More())
     assert "1 missing (the module has it, the file does not): bias" in error.what
-    assert "2 missing" in refusal({"bias": torch.ones(4, 3)}, More()).what
+    assert "2 missing" in refusal({"bias": torch.ones(4, 3)}, module=More()).what
 
 
 def test_empty_tensors_share_nothing() -> None:
     module = nn.ParameterDict({"a": nn.Parameter(torch.zeros(0, 2)), "b": nn.Parameter(torch.zeros(0, 2))})
-    assert "1 missing (the module has it, the file does not): b" in refusal({"a": torch.zeros(0, 2)}, module).what
+    assert (
+        "1 missing (the module has it, the file does not): b" in refusal({"a": torch.zeros(0, 2)}, module=module).what
+    )
 
 
 def test_where_two_entries_fit_both_are_named() -> None:
     with pytest.raises(InputError) as caught:
-        fit(net(), {"ema": state(), "epoch": 3, "model": state()}, file=FILE, key=None, prefix="")
+        fit(net(), {"ema": state(), "epoch": 3, "model": state()}, file=FILE, names=Names())
     assert "--weights-key ema, or --weights-key model" in caught.value.fix
     assert "choose" in caught.value.fix

@@ -1,0 +1,67 @@
+"""Commands that make of a file what can be loaded here; each of them runs in tests.
+
+They are printed, not run: what they read may run code, and some need packages that are not needed here.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+_COLLECT = (  # every tensor, at the place where it lies; what holds but one entry is that entry
+    'f = lambda x: x if torch.is_tensor(x) else torch.from_numpy(x) if type(x).__name__ == "ndarray" '
+    'else f(x.state_dict()) if hasattr(x, "state_dict") '
+    'else ({str(k): v for k, w in x.items() if (v := f(w)) is not None} or None) if hasattr(x, "items") else None; '
+    "g = lambda x: g(*x.values()) if isinstance(x, dict) and len(x) == 1 and isinstance([*x.values()][0], dict) "
+    'else x; x = g(f(x)); torch.save(x, sys.argv[2]) if x else sys.exit("no tensor was found")'
+)
+_TRUST = "only if you trust where the file comes from, "
+_TO_PLAIN = "convert it to a plain state dict (this runs its code), then give that"
+
+_LOAD = {
+    "torch.save": 'x = torch.load(sys.argv[1], "cpu", weights_only=False)',
+    "pickle": 'import pickle; x = pickle.load(open(sys.argv[1], "rb"))',
+    "torchscript": 'x = torch.jit.load(sys.argv[1], "cpu")',
+    "program": "x = torch.export.load(sys.argv[1]).state_dict",
+}
+
+GGUF = (
+    "give the checkpoint that it was made of; or unpack its tensors, in float32, under llama.cpp's names (pip install "
+    "gguf):\n  python -c 'import sys, torch, gguf; torch.save({{t.name: "
+    "torch.tensor(gguf.dequantize(t.data, t.tensor_type)).reshape(*t.shape.tolist()[::-1]) "
+    "for t in gguf.GGUFReader(sys.argv[1]).tensors}}, sys.argv[2])' {path} {plain}"
+)
+KERAS = (
+    _TRUST + "export it to ONNX (pip install keras h5py), and fold that:\n"
+    "  KERAS_BACKEND=torch python -c 'import sys, keras; "
+    'keras.saving.load_model(sys.argv[1]).export(sys.argv[2], format="onnx")\' {path} {onnx}\n'
+    "  normdeploy fold {onnx} -o {folded}"
+)
+ONNX = "fold it as it is:\n  normdeploy fold {path} -o {folded}"
+OTHER = "export the model to ONNX with the tools of its own framework, then normdeploy fold MODEL.onnx -o FOLDED.onnx"
+DISTRIBUTED = (
+    _TRUST + "convert it to one file (this unpickles its .metadata), then give that:\n"
+    "  python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {plain}"
+)
+
+
+def filled(fix: str, path: Path) -> str:
+    """Return ``fix`` with the names of ``path`` and of what is made of it, quoted for a shell."""
+    made = {"plain": ".weights.pt", "onnx": ".onnx", "folded": ".folded.onnx"}
+    quoted = {name: shlex.quote(str(path.with_suffix(suffix))) for name, suffix in made.items()}
+    return fix.format(path=shlex.quote(str(path)), **quoted) if "{path}" in fix else fix
+
+
+def of_code(kind: str, path: Path, key: str | None) -> str:
+    """Return the advice for a file of a ``kind`` that runs code: a command that keeps its tensors, or ``--trust``."""
+    entry = (
+        f"import functools; x = functools.reduce(lambda x, k: x[k], {json.dumps(key)}.split('.'), x); " if key else ""
+    )
+    code = shlex.quote(f"import sys, torch; {_LOAD[kind]}; {entry}{_COLLECT}")
+    again = ", without --weights-key" if key else ""
+    return (
+        f"{_TRUST}{_TO_PLAIN}{again}:\n"
+        f"  python -c {code} {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.weights.pt')))}\n"
+        f"or add --trust {shlex.quote(str(path))}"
+    )
