@@ -38,7 +38,6 @@ class EagerOptions:
         rename: OLD=NEW, names in that file and in the module; one star in each stands for the same.
         ignore_unexpected: pattern of names in that file that the module need not have.
         allow_missing: pattern of names in the module that the file need not have.
-        trust: the exact path of a file that may run code when it is loaded.
         force_eval: go on where a norm was left in training mode.
         trust: a file, by its own path, that may run code when it is opened.
     """
@@ -52,7 +51,6 @@ class EagerOptions:
     rename: tuple[str, ...] = ()
     ignore_unexpected: tuple[str, ...] = ()
     allow_missing: tuple[str, ...] = ()
-    trust: tuple[Path, ...] = ()
     force_eval: bool = False
     trust: tuple[Path, ...] = ()
 
@@ -68,7 +66,6 @@ class EagerOptions:
             "rename": self.rename,
             "ignore_unexpected": self.ignore_unexpected,
             "allow_missing": self.allow_missing,
-            "trust": self.trust,
             "force_eval": self.force_eval,
             "trust": self.trust,
         }

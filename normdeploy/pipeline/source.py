@@ -33,7 +33,6 @@ class Source(TypedDict, total=False):
     rename: Sequence[str]
     ignore_unexpected: Sequence[str]
     allow_missing: Sequence[str]
-    trust: Sequence[str | Path]
     force_eval: bool
     trust: Sequence[str | Path]
 
@@ -51,7 +50,7 @@ def load(model: str, source: Source) -> Checkpoint:
         model_args=source.get("model_args", {}),
         weights=_path(source.get("weights")),
         names=_names(source),
-        trust=[Path(path) for path in source.get("trust", ())],
+        trust=trusted(source),
         force_eval=source.get("force_eval", False),
     )
 
