@@ -21,8 +21,9 @@ import normdeploy
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.bundle.manifest import sha256
 from normdeploy.errors import InputError, NormdeployError, VerdictError
-from normdeploy.fold import FoldResult, apply, fold, validate
-from normdeploy.fold.view import Refused
+from normdeploy.fold import FoldResult, apply, fold
+from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.proof import commute
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline import ParityError, Source, fold_file, ledger_of, report_of
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -370,7 +371,7 @@ def test_strict_refuses_a_fold_that_dropped_a_plan(
     def disproven(*_: Any, **__: Any) -> float:
         raise Refused("the proof fails")
 
-    monkeypatch.setattr(validate, "residual", disproven)
+    monkeypatch.setattr(commute, "residual", disproven)
     with pytest.raises(VerdictError, match="failed its proof"):
         fold_file(conv_bn, tmp_path / "out.onnx", strict=True)
     assert not (tmp_path / "out.onnx").exists()

@@ -8,13 +8,14 @@ import onnx_ir as ir
 
 from normdeploy.errors import NormdeployError
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.edits import Edit, fingerprint
+from normdeploy.fold.graph.edits import EACH, WHOLE, Channels, Edit, fingerprint
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.merge import Merger
-from normdeploy.fold.plan import Plan, Slot
+from normdeploy.fold.operators.maps import data_input, map_of, spelled
+from normdeploy.fold.operators.table import states
+from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.search import Territory
-from normdeploy.fold.sources import NORMS, data_input, map_of, spelled
-from normdeploy.fold.view import Refused
-from normdeploy.graph import MODULE_KEY, module_name, operator
+from normdeploy.graph import MODULE_KEY, module_name
 
 COPY_LIMIT = 64 * 2**20
 """Bytes above which a shared weight is not copied for one of its readers."""
@@ -23,7 +24,7 @@ SHELF = 256 * 2**20
 """Bytes of edited weights that are held until they are written."""
 
 
-def check(plan: Plan, *, proven: bool) -> list[str]:
+def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
     """Notes on what the plan's rounding does; a refusal where it would lose what cannot be lost.
 
     Where the plan is ``proven`` afterwards, what is rounded here is the exact tensor that the proof needs as well.
@@ -35,25 +36,22 @@ def check(plan: Plan, *, proven: bool) -> list[str]:
             raise Refused(f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
         if proven:
             edit.exact()
-        flushed = edit.check(_channel_axes(node, index))
+        flushed = edit.check(_channels(Step(view, node, plan), index))
         if flushed:
             notes.append(f"{flushed} subnormal elements of {old.name if old else 'a bias'} were flushed to zero")
     for node, residue in plan.residues.items():
-        for edit in () if residue is None else _constants(node, residue).values():
-            edit.check()
+        for name, edit in {} if residue is None else _constants(node, residue).items():
+            edit.check(EACH if name == "scale" else WHOLE)
     return notes
 
 
-def _channel_axes(node: ir.Node, index: int) -> tuple[int, ...]:
-    """The axes of a weight that tell output channels apart."""
-    if index != 1:
-        return ()
-    if operator(node) == "Conv":
-        return (0,)
-    if operator(node) == "ConvTranspose":
-        return (0, 1)
-    transposed = "transB" in node.attributes and node.attributes["transB"].as_int()
-    return (0,) if transposed else (1,)
+def _channels(step: Step, index: int) -> Channels:
+    """Which elements of a parameter go into one output channel, as the row of its operator states."""
+    parameters = states(step.node).parameters
+    told = parameters.get(index) or parameters.get(None)
+    if told is None:
+        raise step.refuse(f"which channels its input {index} has is not known")
+    return told(step)
 
 
 def _constants(node: ir.Node, residue: AffineMap) -> dict[str, Edit]:
@@ -71,7 +69,7 @@ def channels(node: ir.Node) -> int | None:
     shape = node.outputs[0].shape
     if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
         return shape[1]
-    parameters = node.inputs[1].shape if operator(node) == "BatchNormalization" and node.inputs[1] is not None else None
+    parameters = node.inputs[1].shape if states(node).norm and node.inputs[1] is not None else None
     return int(parameters.numpy()[0]) if parameters is not None and parameters.is_static() else None
 
 
@@ -126,7 +124,7 @@ class Writer:
 
     def _keep_maps_true(self, node: ir.Node, value: ir.Value, edit: Edit) -> None:
         """A map or norm whose own constant was edited is read anew, with what is not rounded yet."""
-        if node in self.land.maps or operator(node) in NORMS:
+        if node in self.land.maps or states(node).norm:
             self.land.view.unrounded[value] = edit.exact()
         if node in self.land.maps:
             m = map_of(self.land.view, node)

@@ -19,18 +19,18 @@ from threadpoolctl import threadpool_limits
 from normdeploy import onnxfile
 from normdeploy.errors import InputError
 from normdeploy.fold import merge
-from normdeploy.fold import validate as proof
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.apply import Shelf, Writer, all_names, check, remove
-from normdeploy.fold.edits import Edit
-from normdeploy.fold.layernorm.affine import AFFINE_NORMS
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm.reduce import NOT_LINEAR, Level, Reducer, blank
 from normdeploy.fold.layernorm.targets import Target
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
+from normdeploy.fold.operators.maps import map_of
+from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan, Slot
+from normdeploy.fold.proof import commute as proof
 from normdeploy.fold.search import Territory, plans
-from normdeploy.fold.sources import NORMS, map_of
-from normdeploy.fold.view import Refused, View
 from normdeploy.graph import is_of_onnx, label, note_functions, operator
 
 
@@ -287,7 +287,7 @@ class _Folder:
             self._enter_left(node, [refusal])
             return None
         if m is None:
-            if operator(node) in NORMS or operator(node) in AFFINE_NORMS:
+            if states(node).norm:
                 self._enter_left(node, [Refused(_WHY_NOT_LINEAR.get(operator(node), NOT_LINEAR))])
             return None
         if self.is_kept(node):
@@ -330,7 +330,7 @@ class _Folder:
         while moves:
             while sum(self._fold_one(land, writer, node) for node in _in_order(land)):
                 pass
-            sums = [node for node in land.nodes if operator(node) in merge.SUMS and node.graph is not None]
+            sums = [node for node in land.nodes if states(node).sums and node.graph is not None]
             merged = sum(self._merge_one(land, writer, node) for node in sums)
             # Where inference had failed, what went may have been all that hid the rank of what a map acts on.
             moves = merged + self._read_maps(land) > 0
@@ -389,7 +389,7 @@ class _Folder:
 
     def _proven(self, plan: Plan, land: Territory) -> float | None:
         """The residual of the plan's proof; a refusal where rounding or the proof fails."""
-        self.notes.extend(note for note in check(plan, proven=self.validate) if note not in self.notes)
+        self.notes.extend(note for note in check(plan, land.view, proven=self.validate) if note not in self.notes)
         if not self.validate:
             return None
         with self._proving(plan.source):

@@ -14,17 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold import execute
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.edits import Edit
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.operators.maps import data_input
+from normdeploy.fold.operators.table import run, states
 from normdeploy.fold.plan import Plan, Step
+from normdeploy.fold.proof.commute import TOLERANCE
 from normdeploy.fold.search import Territory
-from normdeploy.fold.sources import data_input
-from normdeploy.fold.validate import TOLERANCE
-from normdeploy.fold.view import Refused
 from normdeploy.graph import operator
-
-SUMS = frozenset({"Add", "Sum"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _branch(land: Territory, value: ir.Value | None, total: ir.Node) -> Branch:
     node = value.producer()
     if node is None or len(value.uses()) > 1 or value.is_graph_output():
         return Branch(None, value)
-    if operator(node) == "Conv" and node.inputs[0] is not None:
+    if states(node).merges and node.inputs[0] is not None:
         return Branch(node, node.inputs[0])
     if node in land.maps:
         return Branch(node, data_input(land.view, node), land.maps[node])
@@ -202,7 +200,9 @@ def residual(land: Territory, found: Merger) -> float:
     if any(part.shape != parts[0].shape for part in parts):
         raise Refused("validation: the branches have different sizes", found.total)
     bias = None if found.bias is None else found.bias.exact()
-    merged = execute.run("Conv", _attributes(land, found.into), [x, found.weight.exact(), bias], land.view.opset)[0]
+    merged = run(operator(found.into), _attributes(land, found.into), [x, found.weight.exact(), bias], land.view.opset)[
+        0
+    ]
     axes = (0, *range(2, merged.ndim))
     error = np.abs(merged - sum(parts)).max(axis=axes)
     size = np.sum([np.abs(part) for part in parts], axis=0).max(axis=axes)
@@ -220,7 +220,7 @@ def _run(land: Territory, branch: Branch, x: Array) -> Array:
     step = _step(land, branch.node)
     bias = step.edit(2)
     inputs = [x, _weight(step), None if bias is None else bias.exact()]
-    return execute.run("Conv", _attributes(land, branch.node), inputs, land.view.opset)[0]
+    return run(operator(branch.node), _attributes(land, branch.node), inputs, land.view.opset)[0]
 
 
 def _attributes(land: Territory, node: ir.Node) -> dict[str, object]:

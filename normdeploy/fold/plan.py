@@ -5,7 +5,7 @@ For every value that the journey touches the plan holds what became of it:
     up      new = map(old)    the map now acts earlier: the value already carries it
     down    old = map(new)    the map now acts later: the value does not carry it yet
 
-Every other value keeps its meaning. That is the certificate which :mod:`normdeploy.fold.validate` checks,
+Every other value keeps its meaning. That is the certificate which :mod:`normdeploy.fold.proof.commute` checks,
 operator by operator, without knowing the rules that made it.
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.edits import ONE, Edit
-from normdeploy.fold.view import Refused, View
-from normdeploy.graph import operator
+from normdeploy.fold.graph.edits import ONE, Edit
+from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.operators.basics import is_quantized
 
 Slot = tuple[ir.Node, int]
 """A parameter of an operator: the node and the index of its input."""
@@ -113,7 +113,7 @@ class Step:
 
     def _scale_quantized(self, weight: ir.Value, left: Array, right: Array) -> None:
         producer = weight.producer()
-        if producer is None or operator(producer) != "DequantizeLinear":
+        if producer is None or not is_quantized(producer):
             raise self.refuse("its weight is not constant")
         step = Step(self.view, producer, self.plan)
         scale = step.edit(1)

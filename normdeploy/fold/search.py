@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.edits import Edit
-from normdeploy.fold.operators.table import SHAPE_READERS, TABLE
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.operators.maps import data_input
+from normdeploy.fold.operators.table import row_of, states
 from normdeploy.fold.plan import Plan, Slot, Step
-from normdeploy.fold.sources import data_input
-from normdeploy.fold.view import Refused, View
-from normdeploy.graph import operator
 
 
 @dataclass
@@ -151,7 +150,7 @@ def _pass_up(land: Territory, plan: Plan, node: ir.Node, outs: list[AffineMap | 
         plan.residues[node] = None
         data = data_input(land.view, node)
         return {node.inputs.index(data): outs[0].after(own)}
-    row = TABLE.get(operator(node))
+    row = row_of(land.view, node)
     if row is None or row.up is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
     asked = row.up(Step(land.view, node, plan), outs)
@@ -193,7 +192,7 @@ def _agreed(plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value
         return None
     if value.is_graph_output():
         raise Refused(f"{value.name} is an output of the model", node)
-    if sum(operator(use.node) not in SHAPE_READERS for use in value.uses()) != len(asked):
+    if sum(not states(use.node).shape_only for use in value.uses()) != len(asked):
         raise Refused(f"{value.name} has other readers", node)
     if not all(m.equals(asked[0]) for m in asked):
         raise Refused(f"the readers of {value.name} need different maps", node)
@@ -252,7 +251,7 @@ def _pass_down(
     if own is not None:
         (arrived,) = [m for m in ins if m is not None]
         return [_meet(plan, node, own, arrived, stop_at_maps, past_adds)]
-    row = TABLE.get(operator(node))
+    row = row_of(land.view, node)
     if row is None or row.down is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
     carried = row.down(Step(land.view, node, plan), ins)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from normdeploy.checkpoint import Checkpoint
 from normdeploy.export import Exported
 from normdeploy.fold import FoldResult
-from normdeploy.fold.sources import NORMS
+from normdeploy.fold.operators.table import NORMS
 from normdeploy.graph import operator
 from normdeploy.parity.verdict import Verdict
 from normdeploy.report.schema import Report

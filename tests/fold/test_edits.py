@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from normdeploy.fold import edits
-from normdeploy.fold.edits import Edit, fingerprint
-from normdeploy.fold.view import Refused
+from normdeploy.fold.graph import edits
+from normdeploy.fold.graph.edits import Channels, Edit, fingerprint
+from normdeploy.fold.graph.reader import Refused
 
 RNG = np.random.default_rng(13)
 F16, BF16, F32, F64 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE
@@ -78,18 +78,18 @@ def test_the_largest_number_fits(dtype: ir.DataType, value: float) -> None:
 def test_a_channel_that_underflows_is_refused() -> None:
     edit = Edit(None, F16, shift=np.array([[1.0, 2.0], [3.1e-8, 2.2e-8]]))
     with pytest.raises(Refused, match="underflows"):
-        edit.check((0,))
+        edit.check(Channels((0,)))
 
 
 def test_a_small_element_in_a_large_channel_may_underflow() -> None:
-    assert Edit(None, F16, shift=np.array([[1.0, 3.1e-8], [2.2e-8, 2.0]])).check((0,)) == 2
+    assert Edit(None, F16, shift=np.array([[1.0, 3.1e-8], [2.2e-8, 2.0]])).check(Channels((0,))) == 2
 
 
 def test_one_tiny_channel_does_not_hide_behind_a_large_one() -> None:
     tiny = np.array([[1e4, 2e4], [3.1e-8, 2.2e-8]])
     assert Edit(None, F16, shift=tiny).check() == 2
     with pytest.raises(Refused, match="underflows"):
-        Edit(None, F16, shift=tiny).check((0,))
+        Edit(None, F16, shift=tiny).check(Channels((0,)))
 
 
 def test_subnormal_float32_results_become_zero() -> None:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from reference64 import Arrays
 
-from normdeploy.fold import execute, products
+from normdeploy.fold.float64 import products
+from normdeploy.fold.operators import table
 
 RNG = np.random.default_rng(17)
 EXACT = 1e-12
@@ -35,7 +36,7 @@ def torched(*arrays: np.ndarray | None) -> list[Any]:
 
 
 def run(op: str, attributes: dict[str, Any], *inputs: np.ndarray | None, outputs: int = 1, opset: int = 21) -> Any:
-    results = execute.run(op, attributes, list(inputs), opset, outputs)
+    results = table.run(op, attributes, list(inputs), opset, outputs)
     return results[0] if outputs == 1 else results
 
 
@@ -229,7 +230,7 @@ def test_pools_in_other_dimensions_are_pytorchs(spatial: int) -> None:
         ("MaxPool", (F.max_pool1d, F.max_pool3d)),
         ("AveragePool", (F.avg_pool1d, F.avg_pool3d)),
     ):
-        result = execute.run(name, attributes, [x], 21, 1)[0]
+        result = table.run(name, attributes, [x], 21, 1)[0]
         expected = pools[spatial // 2](torch.from_numpy(x), kernel, attributes["strides"])
         assert_close(result, expected.numpy())
 

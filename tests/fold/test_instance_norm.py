@@ -7,7 +7,7 @@ import torch
 from cases import Case, ids
 from harness import bn, check_fold, model, norm
 
-from normdeploy.fold import execute
+from normdeploy.fold.operators.table import run
 
 # fmt: off
 # A table: a case a row, as wide as the page.
@@ -50,5 +50,5 @@ def test_its_executor_is_pytorchs(spatial: int) -> None:
         torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, 4, 5, 6)[: 2 + spatial], (3,), (3,))
     )
     expected = torch.nn.functional.instance_norm(x, weight=scale, bias=bias, eps=float(torch.tensor(1e-2)))
-    (actual,) = execute.run("InstanceNormalization", {"epsilon": 1e-2}, [x.numpy(), scale.numpy(), bias.numpy()], 21)
+    (actual,) = run("InstanceNormalization", {"epsilon": 1e-2}, [x.numpy(), scale.numpy(), bias.numpy()], 21)
     assert abs(actual - expected.numpy()).max() < 1e-9

@@ -12,13 +12,14 @@ import onnx_ir as ir
 import pytest
 from harness import assert_same, bn, folded, model, norm
 
-from normdeploy.fold import execute, fold, validate
+from normdeploy.fold import fold
 from normdeploy.fold.affine import Array
-from normdeploy.fold.edits import ONE, Edit
-from normdeploy.fold.operators import linear
+from normdeploy.fold.graph.edits import ONE, Edit
+from normdeploy.fold.operators import linear, moved
 from normdeploy.fold.operators.rows import Maps, only_first, vector
 from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Step
+from normdeploy.fold.proof import commute
 
 Patch = pytest.MonkeyPatch
 
@@ -122,16 +123,16 @@ def test_a_mistake_in_any_row_of_a_table_is_seen(axis: int, indices: str, monkey
 
 
 def test_a_large_table_is_probed_from_end_to_end(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(validate, "_LARGEST_PROBE", 12)
+    monkeypatch.setattr(moved, "LARGEST_PROBE", 12)
     asked: list[list[int]] = []
-    run = execute.run
+    run = commute.run
 
     def watched(op_type: str, attributes: object, inputs: Sequence[np.ndarray | None], *rest: int) -> list[Array]:
         if op_type == "Gather" and inputs[1] is not None:
             asked.append(inputs[1].ravel().tolist())
         return run(op_type, attributes, inputs, *rest)  # type: ignore[arg-type]  # passed on as it came
 
-    monkeypatch.setattr(execute, "run", watched)
+    monkeypatch.setattr(commute, "run", watched)
     proto = model("int64[3] i", "float[10,4] w, float k", "t = Gather (w, i)\ny = Mul (t, k)")
     new, _ = folded(proto)
     assert [node.op_type for node in new.graph.node] == ["Gather"]

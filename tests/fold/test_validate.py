@@ -14,15 +14,15 @@ from harness import assert_same, bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
 from normdeploy.errors import InputError, NormdeployError
-from normdeploy.fold import apply, fold, merge, sources
+from normdeploy.fold import apply, fold, merge
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.edits import Edit
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import View
 from normdeploy.fold.operators import linear, movers
 from normdeploy.fold.operators.rows import Maps, Row, both_ways, only_first, unchanged, unchanged_down
 from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Step
-from normdeploy.fold.validate import _Square
-from normdeploy.fold.view import View
+from normdeploy.fold.proof.commute import _Square
 
 Patch = pytest.MonkeyPatch
 
@@ -43,6 +43,11 @@ def parameters(view: View, node: ir.Node) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(view.array(node.inputs[i]), np.float64) for i in (1, 2, 3, 4))
 
 
+def rule(op: str, **changes: object) -> Callable[[Patch], None]:
+    """Let the row of ``op`` have other rules."""
+    return lambda patch: patch.setitem(TABLE, op, replace(TABLE[op], **changes))  # type: ignore[arg-type]
+
+
 def reads(formula: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callable[[Patch], None]:
     """Let BatchNormalization be read by ``formula(gamma, beta, mean, var, eps) -> scale, shift``."""
 
@@ -52,7 +57,7 @@ def reads(formula: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callable[[Pa
         channels = (-1, *(1,) * (rank - 2))
         return AffineMap.of(scale.reshape(channels), shift.reshape(channels), rank)
 
-    return lambda patch: patch.setitem(sources._READERS, "BatchNormalization", read)
+    return rule("BatchNormalization", map=read)
 
 
 def folds_to(scale: np.ndarray, beta: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,11 +84,6 @@ WRONG_MAPS = [
 ]
 
 # -- wrong rules -----------------------------------------------------------------------------------
-
-
-def rule(op: str, **changes: object) -> Callable[[Patch], None]:
-    """Let the row of ``op`` have other rules."""
-    return lambda patch: patch.setitem(TABLE, op, replace(TABLE[op], **changes))  # type: ignore[arg-type]
 
 
 def row(op: str, wrong: Row) -> Callable[[Patch], None]:
@@ -194,10 +194,10 @@ WRONG_RULES = [
     table("shift through padded zeros", f"float[5,5,3,3] w, int64[8] q = {{0,0,1,1,0,0,1,1}}, {bn(5)}",
           "c = Conv (x, w)\n p = Pad (c, q)\n" + norm("p", "y"), rule("Pad", **UNCHANGED)),
     table("through Sigmoid", f"float[5,5,3,3] w, {bn(5)}", "c = Conv (x, w)\n p = Sigmoid (c)\n" + norm("p", "y"),
-          row("Sigmoid", TABLE["Identity"])),
+          row("Sigmoid", Row(("Sigmoid",), **UNCHANGED))),
     table("through Clip", f"float[5,5,3,3] w, float lo = {{0.0}}, float hi = {{6.0}}, {bn(5)}",
           "c = Conv (x, w)\n p = Clip (c, lo, hi)\n" + norm("p", "y"),
-          row("Clip", TABLE["Identity"])),
+          row("Clip", Row(("Clip",), **UNCHANGED))),
     table("rows for columns of a Gemm", f"float[5,5] w, float[5] b, {bn(5)}", "c = Gemm (x, w, b)\n" + norm("c", "y"),
           rule("Gemm", up=gemm_up_by_rows), inputs="float[7,5] x"),
     table("alpha forgotten", f"float[5,4] w, float[4] b, {bn(5)}", norm("x", "t") + "y = Gemm <alpha=0.5> (t, w, b)",
@@ -210,13 +210,13 @@ WRONG_RULES = [
           rule("Sub", up=sub_up_without_its_sign)),
     table("DCR taken for CRD", f"float[20,5,3,3] w, {bn(5)}",
           "c = Conv (x, w)\n d = DepthToSpace <blocksize=2> (c)\n" + norm("d", "y"),
-          row("DepthToSpace", both_ways(depth_to_space_in_the_other_order))),
+          rule("DepthToSpace", **both_ways(depth_to_space_in_the_other_order))),
     table("branches of a Concat swapped", f"float[5,5,3,3] w, float[5,5,3,3] v, {bn(10)}",
           "c = Conv (x, w)\n d = Conv (x, v)\n e = Concat <axis=1> (c, d)\n" + norm("e", "y"),
           rule("Concat", up=concat_up_in_reverse)),
     table("a Transpose undone the wrong way", "float[8,5,1,1] w, float[8,1] s",
           "c = Conv (x, w)\n t = Transpose <perm=[0,2,3,1]> (c)\n y = Mul (t, s)",
-          row("Transpose", both_ways(transpose_the_wrong_way)), inputs="float[8,5,8,8] x"),
+          rule("Transpose", **both_ways(transpose_the_wrong_way)), inputs="float[8,5,8,8] x"),
 ]  # fmt: skip
 
 PLANTS = [*WRONG_MAPS, *WRONG_RULES]

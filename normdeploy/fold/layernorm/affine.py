@@ -14,31 +14,15 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.apply import remove_unused
-from normdeploy.fold.edits import Edit
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.operators.norms import has_bias
 from normdeploy.fold.plan import Plan, Step
 from normdeploy.fold.search import Territory, travel_down
-from normdeploy.fold.view import Refused, View
 from normdeploy.graph import operator
 
 AFFINE_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 """Norms over trailing axes with a scale (input 1) and, for LayerNormalization, a bias (input 2)."""
-
-
-def tail_of(view: View, node: ir.Node) -> AffineMap | None:
-    """The affine tail of a norm; None where the norm has none.
-
-    Raises:
-        Refused: its scale or bias is not constant, or a further output is used.
-    """
-    rank = view.need_rank(node.outputs[0], node)
-    scale = view.exact(node.inputs[1])
-    bias = view.exact(node.inputs[2]) if _has_bias(node) else np.zeros(())
-    if scale is None or bias is None:
-        raise Refused("its scale and bias are not constant", node)
-    tail = AffineMap.of(scale, bias, rank)
-    if not tail.is_finite:
-        raise Refused("its scale or bias is not finite", node)
-    return None if tail.is_identity else tail
 
 
 def plans(land: Territory, node: ir.Node, tail: AffineMap) -> Iterator[Plan | Refused]:
@@ -63,7 +47,7 @@ def _need_scales_to_meet(land: Territory, plan: Plan) -> None:
 
 def drop_bias(land: Territory, node: ir.Node) -> None:
     """Let a norm whose bias has become zero be without one."""
-    bias = node.inputs[2] if _has_bias(node) else None
+    bias = node.inputs[2] if has_bias(node) else None
     if bias is not None and not np.any(land.view.array(bias)):
         node.replace_input_with(2, None)
         node.resize_inputs(2)
@@ -73,7 +57,7 @@ def drop_bias(land: Territory, node: ir.Node) -> None:
 def same_core(land: Territory, node: ir.Node) -> Hashable:
     """What two norms without a tail share when they are the same function of the same value; None with a tail."""
     view = land.view
-    if _has_bias(node) or not np.all(view.array(node.inputs[1]) == 1) or view.is_used(node, 1) or view.is_used(node, 2):
+    if has_bias(node) or not np.all(view.array(node.inputs[1]) == 1) or view.is_used(node, 1) or view.is_used(node, 2):
         return None
     rank = view.rank(node.outputs[0])
     if rank is None:
@@ -88,7 +72,3 @@ def _strip(step: Step) -> None:
         edit = step.edit(index)
         if edit is not None:
             step.put(index, Edit(None, edit.dtype, shift=np.full(edit.shape, value)))
-
-
-def _has_bias(node: ir.Node) -> bool:
-    return len(node.inputs) > 2 and node.inputs[2] is not None

@@ -15,11 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.layernorm.stream import Stream, stream_at
 from normdeploy.fold.layernorm.targets import Target, fast_spelling
 from normdeploy.fold.plan import Plan, Step
 from normdeploy.fold.search import Territory
-from normdeploy.fold.view import Refused
 
 HAS_BIAS = "its bias could not go, and an RMSNorm has none"
 

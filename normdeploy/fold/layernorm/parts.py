@@ -9,8 +9,8 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm.values import bare, count, first, made_by, same, scalar, second
-from normdeploy.fold.view import Refused, View
 from normdeploy.graph import operator
 
 _KEEPS_ORDER = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand"})

@@ -16,14 +16,14 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
 from normdeploy.fold.apply import Writer, remove
-from normdeploy.fold.edits import Edit
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import groups, region
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
 from normdeploy.fold.layernorm.targets import Target, spelling
 from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
 from normdeploy.fold.ledger import Entry
-from normdeploy.fold.view import Refused, View
 from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
 
 

@@ -9,15 +9,16 @@ from typing import Literal, Protocol, get_args
 import onnx_ir as ir
 
 from normdeploy.fold.apply import Writer, remove
+from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.layernorm import affine, centre
 from normdeploy.fold.layernorm.recognise import Recogniser
 from normdeploy.fold.layernorm.stream import Stream
 from normdeploy.fold.layernorm.targets import Target
 from normdeploy.fold.ledger import Entry
+from normdeploy.fold.operators.norms import tail_of
+from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan
 from normdeploy.fold.search import Territory
-from normdeploy.fold.sources import NORMS
-from normdeploy.fold.view import Refused
 from normdeploy.graph import label, operator
 
 Level = Literal["off", "recognise", "affine", "centre"]
@@ -108,7 +109,7 @@ class Reducer:
 
     def _take_tail_off(self, land: Territory, writer: Writer, node: ir.Node) -> None:
         try:
-            tail = affine.tail_of(land.view, node)
+            tail = tail_of(land.view, node)
         except Refused as refusal:
             self._enter(node, "left", refusal.reason, fix=refusal.fix)
             return
@@ -195,7 +196,7 @@ class Reducer:
 
 def blank(node: ir.Node) -> Entry:
     """An entry that says nothing of ``node`` yet."""
-    return Entry(label(node), str(node.name), operator(node), operator(node) in NORMS, "left")
+    return Entry(label(node), str(node.name), operator(node), states(node).norm, "left")
 
 
 def _group_norm_notes(entries: Iterable[Entry], target: Target) -> list[str]:

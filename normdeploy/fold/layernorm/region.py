@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold import execute
 from normdeploy.fold.affine import Array
-from normdeploy.fold.validate import TOLERANCE
-from normdeploy.fold.view import Dim, Refused, View
+from normdeploy.fold.graph.reader import Dim, Refused, View
+from normdeploy.fold.operators.table import run
+from normdeploy.fold.proof.commute import TOLERANCE
 from normdeploy.graph import is_of_onnx, operator
 
 _SEED = 20160721
@@ -59,7 +59,7 @@ class Norm:
         """What the operator makes of ``x``, in float64."""
         parameters = [self.scale] if self.bias is None else [self.scale, self.bias]
         perm = self.perm or tuple(range(x.ndim))
-        (y, *_) = execute.run(self.kind, self.attributes, [x.transpose(perm), *parameters], opset)
+        (y, *_) = run(self.kind, self.attributes, [x.transpose(perm), *parameters], opset)
         return y.transpose(np.argsort(perm))
 
 
@@ -164,7 +164,7 @@ class _Region:
             return self._shape(node.inputs[0])[slice(attributes.get("start", 0), attributes.get("end"))]
         inputs = [None if item is None else self.value(item) for item in node.inputs]
         try:
-            results = execute.run(operator(node), attributes, inputs, self.view.opset, len(node.outputs))
+            results = run(operator(node), attributes, inputs, self.view.opset, len(node.outputs))
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
             raise Refused(f"validation: it cannot be executed ({type(error).__name__}: {error})", node) from error
         return results[node.outputs.index(value)]

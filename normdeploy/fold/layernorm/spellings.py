@@ -18,9 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import parts
 from normdeploy.fold.layernorm.values import bare, first, made_by, same, second
-from normdeploy.fold.view import Refused, View
 from normdeploy.graph import operator
 
 Kind = Literal["LayerNormalization", "RMSNormalization"]

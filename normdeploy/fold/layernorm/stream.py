@@ -9,28 +9,21 @@ which must be centrable, and the *readers*, which must not see the difference: L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.layernorm import affine
-from normdeploy.fold.operators.table import SHAPE_READERS, TABLE
+from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.search import Territory
-from normdeploy.fold.view import Refused
 from normdeploy.graph import operator
 
 Ends = tuple[dict[int, int], dict[int, int]]
 """The inputs and the outputs of a node that belong to a stream, each with the axis of its features."""
-
-MOVERS = frozenset(
-    {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile", "Slice"}
-    | {"Gather", "AveragePool", "GlobalAveragePool", "ReduceMean", "Resize", "Upsample", "Pad"}
-)
-"""Operators that move elements or average them: their rows in the operator table say where the features go."""
 
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 _SCALINGS = frozenset({"Mul", "Div"})
@@ -130,7 +123,7 @@ class _Explorer:
             self._connect(node, ends)
         elif operator(node) == "LayerNormalization" and index == 0:
             self._read_by_norm(node, axis)
-        elif operator(node) not in SHAPE_READERS and not self._is_annihilated(node, index, axis):
+        elif not states(node).shape_only and not self._is_annihilated(node, index, axis):
             raise Refused("what reads it keeps the mean", node)
 
     def _connect(self, node: ir.Node, ends: Ends) -> None:
@@ -172,7 +165,7 @@ class _Explorer:
         if operator(node) == "Cast":
             floats = all(self.view.is_float(value) for value in (*node.inputs, *node.outputs) if value is not None)
             return ({0: axis}, {0: axis}) if floats else None
-        if operator(node) in MOVERS and index in (None, 0) and output in (None, 0):
+        if states(node).carries and index in (None, 0) and output in (None, 0):
             return self._through_mover(node, axis, upward=output is not None)
         return None
 
@@ -205,7 +198,7 @@ class _Explorer:
     def _through_mover(self, node: ir.Node, axis: int, *, upward: bool) -> Ends:
         """Ask the operator table where a map over the features would go: there go the features."""
         step = Step(self.view, node, Plan(node, self.land.committed))
-        row = TABLE[operator(node)]
+        row = states(node)
         given = node.outputs[0] if upward else step.data()
         probe = _probe(self.stream.size, axis, self.view.need_rank(given, node))
         if upward and row.up is not None:
@@ -219,16 +212,18 @@ class _Explorer:
 
     def _write(self, node: ir.Node, output: int, axis: int) -> None:
         """Note the weights of a writer that are to be centred."""
-        write = _WRITERS.get(operator(node)) if output == 0 else None
+        write = states(node).centre if output == 0 else None
         if write is None:
             raise Refused("what writes into it cannot be centred", node)
+        self.view.need_known_attributes(node)
         step = Step(self.view, node, Plan(node, self.land.committed))
-        for index, weight_axis in write(step, axis):
-            if step.edit(index) is None:
+        for feature in write(step, axis):
+            if feature.added:
+                self._source(node, feature.index, feature.axis)
+            elif step.edit(feature.index) is None:
                 raise step.refuse("a weight that writes into it is not constant")
-            self.stream.weights[node, index] = weight_axis
-        if operator(node) == "Gemm" and step.attr("beta", 1.0) != 0.0 and step.input(2) is not None:
-            self._source(node, 2, self.view.need_rank(step.data(2), node) - 1)
+            else:
+                self.stream.weights[node, feature.index] = feature.axis
 
     # -- readers -------------------------------------------------------------------------------
 
@@ -264,59 +259,3 @@ def _axis_of(step: Step, m: AffineMap, probe: AffineMap) -> int:
     if len(m.axes) != 1 or not np.array_equal(m.scale.reshape(-1), probe.scale.reshape(-1)):
         raise step.refuse("it takes the features apart")
     return m.axes[0]
-
-
-# -- centrable writers -----------------------------------------------------------------------------
-
-Written = Iterator[tuple[int, int]]
-"""Slots of a writer, each with the axis of its output features."""
-
-
-def _matmul(step: Step, axis: int) -> Written:
-    behind = axis - step.view.need_rank(step.node.outputs[0], step.node)
-    if behind not in (-1, -2):
-        raise step.refuse("it writes the features along an axis that its weight does not have")
-    index = 1 if behind == -1 else 0
-    if len(step.view.need_shape(step.data(index), step.node)) < 2:
-        raise step.refuse("its weight is a vector")
-    yield index, behind
-
-
-def _gemm(step: Step, axis: int) -> Written:
-    if axis != 1:
-        raise step.refuse("it writes the features along its rows")
-    yield 1, -2 if step.attr("transB", 0) else -1
-
-
-def _conv(step: Step, axis: int) -> Written:
-    if axis != 1 or step.attr("group", 1) != 1:
-        raise step.refuse("its output channels do not all read the same channels, so they have no common mean")
-    yield 1, 0
-    if step.input(2) is not None:
-        yield 2, 0
-
-
-def _conv_transpose(step: Step, axis: int) -> Written:
-    for index, _ in _conv(step, axis):
-        yield index, 1 if index == 1 else 0
-
-
-def _layer_norm(step: Step, axis: int) -> Written:
-    """Without its affine it is centred already; with it, the mean of what it writes depends on the input."""
-    try:
-        bare = affine.tail_of(step.view, step.node) is None
-    except Refused:
-        bare = False
-    last = step.rank() - 1
-    if not bare or axis != last or step.attr("axis", -1) % (last + 1) != last:
-        raise step.refuse("a norm with scale and bias writes into it (post-LN)")
-    yield from ()
-
-
-_WRITERS: dict[str, Callable[[Step, int], Written]] = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "LayerNormalization": _layer_norm,
-}

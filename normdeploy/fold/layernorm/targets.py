@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from normdeploy.fold.view import Refused
+from normdeploy.fold.graph.reader import Refused
 
 Target = Literal["onnx", "onnxruntime", "tensorrt"]
 """Who runs the model: ``onnx`` is any runtime that knows the standard's own operators."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold.view import Dim, View
+from normdeploy.fold.graph.reader import Dim, View
 from normdeploy.graph import operator
 
 _PURE = frozenset({"Sub", "Add", "Neg", "Mul", "Div", "ReduceMean", "ReduceSum", "Reshape", "Unsqueeze", "Squeeze"})

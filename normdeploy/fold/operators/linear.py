@@ -9,15 +9,30 @@ A shift that meets padded cells cannot be moved into a bias: those cells hold 0 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.edits import Edit
-from normdeploy.fold.operators.rows import Maps, only_first, vector
+from normdeploy.fold.float64 import execute, windows
+from normdeploy.fold.graph.edits import Channels, Edit
+from normdeploy.fold.graph.reader import Dim, View
+from normdeploy.fold.operators import sizes, windowed
+from normdeploy.fold.operators.basics import is_quantized
+from normdeploy.fold.operators.rows import (
+    Feature,
+    Maps,
+    Nature,
+    Row,
+    Shift,
+    Written,
+    all_but,
+    along,
+    only_first,
+    vector,
+)
 from normdeploy.fold.plan import Step
-from normdeploy.fold.view import Dim
 from normdeploy.graph import operator
 
 # -- Conv ------------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ def _weight_side(step: Step) -> bool:
     for index in (1, 0):
         value = step.data(index)
         producer = value.producer()
-        if step.edit(index) is not None or (producer is not None and operator(producer) == "DequantizeLinear"):
+        if step.edit(index) is not None or is_quantized(producer):
             return bool(index)
     raise step.refuse("neither operand is constant")
 
@@ -244,3 +259,99 @@ def bias_dtype(step: Step) -> ir.DataType:
     if dtype is None:
         raise step.refuse("the dtype of its new bias is not known")
     return dtype
+
+
+# -- how residual streams are centred --------------------------------------------------------------
+
+
+def _matmul_writes(step: Step, axis: int) -> Written:
+    behind = axis - step.view.need_rank(step.node.outputs[0], step.node)
+    if behind not in (-1, -2):
+        raise step.refuse("it writes the features along an axis that its weight does not have")
+    index = 1 if behind == -1 else 0
+    if len(step.view.need_shape(step.data(index), step.node)) < 2:
+        raise step.refuse("its weight is a vector")
+    yield Feature(index, behind)
+
+
+def _gemm_writes(step: Step, axis: int) -> Written:
+    if axis != 1:
+        raise step.refuse("it writes the features along its rows")
+    yield Feature(1, -2 if step.attr("transB", 0) else -1)
+    if step.attr("beta", 1.0) != 0.0 and step.input(2) is not None:
+        yield Feature(2, step.rank(2) - 1, added=True)
+
+
+def _conv_writes(step: Step, axis: int) -> Written:
+    if axis != 1 or step.attr("group", 1) != 1:
+        raise step.refuse("its output channels do not all read the same channels, so they have no common mean")
+    yield Feature(1, 0)
+    if step.input(2) is not None:
+        yield Feature(2, 0)
+
+
+def _conv_transpose_writes(step: Step, axis: int) -> Written:
+    for feature in _conv_writes(step, axis):
+        yield Feature(feature.index, 1 if feature.index == 1 else 0)
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+def _gemm_columns(step: Step) -> Channels:
+    return Channels((0 if step.attr("transB", 0) else 1,))
+
+
+def _conv_transpose_columns(step: Step) -> Channels:
+    return Channels((1,), groups=step.attr("group", 1))
+
+
+def _gemm_sizes(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tuple[dict[str, Any], Any]:
+    return {name: abs(value) if name in ("alpha", "beta") else value for name, value in attributes.items()}, inputs
+
+
+def _by_columns(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
+    """What is summed over, and the rows of a C that has several."""
+    del rank, maps, known
+    across = view.attr(node, "transA", 0)
+    weight = view.shape(node.inputs[1]) or (None, None)
+    pinned = {-2 if across else -1: int(weight[1 if view.attr(node, "transB", 0) else 0] or 1)}
+    c = view.shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if c is not None and len(c) == 2 and isinstance(c[0], int) and c[0] > 1:
+        pinned[-1 if across else -2] = c[0]
+    return pinned
+
+
+def _by_matrix(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
+    """The batch by what maps vary over, and what is summed over by the weight."""
+    del rank
+    batch = {axis: size for axis, size in sizes.by_maps(node, maps).items() if axis < -2}
+    right = node.inputs[1] is not None and known(node.inputs[1])
+    weight = view.shape(node.inputs[int(right)]) or ()
+    batch |= {axis: size for axis, size in sizes.trailing(weight).items() if axis < -2}
+    inner = weight[-2 if right and len(weight) > 1 else -1] if weight else 1
+    return batch | {-1 if right else -2: int(inner or 1)}
+
+
+ROWS = (
+    Row(
+        ("Conv",), conv_up, conv_down, nature=Nature.LINEAR, heavy=True, shift=Shift.TAKEN, merges=True,
+        parameters={1: along(0), 2: along()}, evaluate=windows.conv, any_dtype=(1,), probing=windowed.CONVOLUTION,
+        centre=_conv_writes,
+    ),
+    Row(
+        ("ConvTranspose",), conv_transpose_up, conv_transpose_down, nature=Nature.LINEAR, heavy=True, shift=Shift.TAKEN,
+        parameters={1: _conv_transpose_columns, 2: along()}, evaluate=windows.conv_transpose,
+        probing=windowed.TRANSPOSED, centre=_conv_transpose_writes,
+    ),
+    Row(
+        ("Gemm",), gemm_up, gemm_down, nature=Nature.LINEAR, heavy=True, shift=Shift.TAKEN,
+        parameters={1: _gemm_columns, 2: along()}, absolute=_gemm_sizes, centre=_gemm_writes,
+        probing=sizes.Probing(pins=_by_columns, size=sizes.matrix, rank=lambda view, node: 2),
+    ),
+    Row(
+        ("MatMul",), matmul_up, matmul_down, nature=Nature.LINEAR, heavy=True, shift=Shift.STOPPED,
+        parameters={0: all_but(-1), 1: all_but(-2)}, evaluate=execute.matmul, any_dtype=(1,), centre=_matmul_writes,
+        probing=sizes.Probing(pins=_by_matrix, size=sizes.matrix),
+    ),
+)  # fmt: skip

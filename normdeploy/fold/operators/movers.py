@@ -9,9 +9,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.operators.rows import Maps, concatenated, only_first
+from normdeploy.fold.float64 import execute
+from normdeploy.fold.graph.edits import VARIED, Channels
+from normdeploy.fold.graph.reader import Dim
+from normdeploy.fold.operators import moved, sizes
+from normdeploy.fold.operators.rows import (
+    Maps,
+    Nature,
+    Parameters,
+    Row,
+    both_ways,
+    concatenated,
+    only_first,
+    unchanged,
+    unchanged_down,
+)  # fmt: skip
 from normdeploy.fold.plan import Step
-from normdeploy.fold.view import Dim
 
 # -- Transpose, Squeeze, Unsqueeze -----------------------------------------------------------------
 
@@ -326,3 +339,44 @@ def _spread(m: AffineMap, axis: int, index: np.ndarray, size: int) -> AffineMap:
 
     both = m.broadcast([m.size(i) for i in range(m.rank)])
     return AffineMap(spread(both.scale, 1.0), spread(both.shift, 0.0)).moved(lambda a: a)
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+def _table(step: Step) -> Channels:
+    """A table is summed over along what is looked up: the channels of what comes out are its other axes."""
+    return Channels((step.attr("axis", 0),), others=True)
+
+
+_MOVED: Parameters = {None: lambda step: VARIED}
+
+ROWS = (
+    Row(
+        ("Identity",), unchanged, unchanged_down, evaluate=execute.identity, probing=sizes.ELEMENTWISE, carries=True,
+        parameters=_MOVED,
+    ),
+    # axes are renamed
+    Row(("Reshape",), **both_ways(reshape), probing=moved.RESHAPE, carries=True, parameters=_MOVED),
+    Row(("Flatten",), **both_ways(reshape), carries=True, parameters=_MOVED),
+    Row(
+        ("Squeeze",), **both_ways(squeeze), evaluate=execute.squeeze, probing=moved.SQUEEZE, carries=True,
+        parameters=_MOVED,
+    ),
+    Row(("Unsqueeze",), **both_ways(unsqueeze), evaluate=execute.unsqueeze, carries=True, parameters=_MOVED),
+    Row(("Transpose",), **both_ways(transpose), carries=True, parameters=_MOVED),
+    Row(("Expand",), **both_ways(expand), probing=moved.EXPAND, carries=True, parameters=_MOVED),
+    Row(("Tile",), **both_ways(tile), probing=moved.TILE, carries=True, parameters=_MOVED),
+    # elements are picked or laid side by side
+    Row(("Slice",), slice_up, slice_down, probing=moved.SLICE, carries=True, parameters=_MOVED),
+    Row(("Split",), split_up, split_down, probing=moved.SPLIT, parameters=_MOVED),
+    Row(("Concat",), concat_up, concat_down, nature=Nature.LINEAR, probing=moved.CONCAT, parameters=_MOVED),
+    Row(
+        ("Gather",), gather_up, gather_down, nature=Nature.LINEAR, probing=moved.GATHER, carries=True,
+        parameters={0: _table},
+    ),
+    Row(("DepthToSpace",), **both_ways(depth_to_space), probing=moved.DEPTH_TO_SPACE, parameters=_MOVED),
+    Row(("SpaceToDepth",), **both_ways(space_to_depth), probing=moved.SPACE_TO_DEPTH, parameters=_MOVED),
+    # what reads the shape alone sees no map
+    Row(("Shape", "Size"), down=lambda step, ins: [None], shape_only=True),
+)  # fmt: skip

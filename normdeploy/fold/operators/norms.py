@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.edits import Edit
-from normdeploy.fold.operators.rows import Maps, need_not_over, only_first, vector
+from normdeploy.fold.float64 import execute
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.operators import sizes
+from normdeploy.fold.operators.rows import (
+    Maps,
+    Nature,
+    Parameters,
+    Row,
+    Written,
+    all_but,
+    along,
+    need_not_over,
+    only_first,
+    vector,
+)  # fmt: skip
 from normdeploy.fold.plan import Step
 from normdeploy.graph import operator
 
@@ -53,3 +70,118 @@ def instance_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def _over(array: Array, rank: int) -> Array:
     """``array`` without the leading axes that the parameters of the norm do not have (all of size 1)."""
     return array.reshape(array.shape[array.ndim - rank :])
+
+
+def tail_of(view: View, node: ir.Node) -> AffineMap | None:
+    """Return the affine tail of a norm over trailing axes; None where the norm has none.
+
+    Raises:
+        Refused: its scale or bias is not constant, or a further output is used.
+    """
+    rank = view.need_rank(node.outputs[0], node)
+    scale = view.exact(node.inputs[1])
+    bias = view.exact(node.inputs[2]) if has_bias(node) else np.zeros(())
+    if scale is None or bias is None:
+        raise Refused("its scale and bias are not constant", node)
+    tail = AffineMap.of(scale, bias, rank)
+    if not tail.is_finite:
+        raise Refused("its scale or bias is not finite", node)
+    return None if tail.is_identity else tail
+
+
+def has_bias(node: ir.Node) -> bool:
+    """Return whether a norm over trailing axes has a bias."""
+    return len(node.inputs) > 2 and node.inputs[2] is not None
+
+
+def _layer_norm_writes(step: Step, axis: int) -> Written:
+    """Without its affine it is centred already; with it, the mean of what it writes depends on the input."""
+    try:
+        bare = tail_of(step.view, step.node) is None
+    except Refused:
+        bare = False
+    last = step.rank() - 1
+    if not bare or axis != last or step.attr("axis", -1) % (last + 1) != last:
+        raise step.refuse("a norm with scale and bias writes into it (post-LN)")
+    yield from ()
+
+
+# -- BatchNormalization ----------------------------------------------------------------------------
+
+
+def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
+    """Return the map ``gamma (x - mean) / sqrt(var + eps) + beta`` (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
+    _need_inference(view, node)
+    rank = view.need_rank(node.inputs[0], node) if node.inputs[0] is not None else 0
+    scale, bias, mean, var = (_channel_vector(view, node, index) for index in (1, 2, 3, 4))
+    eps = float(np.float32(view.attr(node, "epsilon", 1e-5)))
+    with np.errstate(all="ignore"):
+        if np.any(var + eps <= 0):
+            raise Refused("its running variance plus epsilon is not positive", node, "re-estimate its statistics")
+        factor = scale / np.sqrt(var + eps)
+        channels = (-1, *(1,) * (rank - 2))
+        return AffineMap.of(factor.reshape(channels), (bias - factor * mean).reshape(channels), rank)
+
+
+def _need_inference(view: View, node: ir.Node) -> None:
+    if view.attr(node, "training_mode", 0):
+        raise Refused("it is in training mode (training_mode=1)", node, "export the module after .eval()")
+    if any(view.is_used(node, output) for output in range(1, len(node.outputs))):
+        raise Refused("its statistics are outputs: it is in training mode", node, "export the module after .eval()")
+    if view.opset < 14 and sum(bool(out.name) for out in node.outputs) > 1:
+        raise Refused("it has more than one output, which means training mode", node, "export after .eval()")
+    if view.opset < 7 and not view.attr(node, "is_test", 0):
+        raise Refused("it is in training mode (is_test=0)", node)
+    if view.opset < 9 and not view.attr(node, "spatial", 1):
+        raise Refused("it normalizes every cell by statistics of its own (spatial=0)", node)
+
+
+def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
+    array = view.array(node.inputs[index]) if index < len(node.inputs) else None
+    if array is None:
+        name = ("input", "scale", "bias", "mean", "variance")[index]
+        raise Refused(f"its {name} is not constant", node)
+    if array.ndim != 1:
+        raise Refused("its parameters are not vectors over the channels", node)
+    return array.astype(np.float64)
+
+
+def _added_up(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tuple[dict[str, Any], Any]:
+    """What is taken off is added, by its size."""
+    mean = inputs[3]
+    return attributes, [*inputs[:3], None if mean is None else -mean, inputs[4]]
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+_STATISTICS = "it divides by statistics of its own input"
+_TRAILING = sizes.Probing(pins=sizes.by_scale)
+_PER_CHANNEL = sizes.Probing(pins=sizes.by_channels)
+_PARAMETERS: Parameters = {1: all_but(), 2: along()}
+
+ROWS = (
+    Row(
+        ("BatchNormalization",), norm=True, map=_batch_normalization, nature=Nature.LINEAR,
+        evaluate=execute.batch_normalization, absolute=_added_up,
+        probing=sizes.Probing(pins=sizes.by_channels, size=sizes.small_or_pinned, same_axes=True),
+    ),
+    # those over trailing axes absorb what scales their output
+    Row(
+        ("LayerNormalization",), up=layer_norm_up, why=_STATISTICS, norm=True, parameters=_PARAMETERS,
+        evaluate=execute.layer_normalization, probing=_TRAILING, centre=_layer_norm_writes,
+    ),
+    Row(
+        ("RMSNormalization", "SimplifiedLayerNormalization"), up=layer_norm_up, why=_STATISTICS, norm=True,
+        parameters=_PARAMETERS, evaluate=execute.rms_normalization, probing=_TRAILING,
+    ),
+    # those of channels as well
+    Row(
+        ("GroupNormalization",), up=group_norm_up, why=_STATISTICS, norm=True, parameters=_PARAMETERS,
+        evaluate=execute.group_normalization, probing=_PER_CHANNEL,
+    ),
+    Row(
+        ("InstanceNormalization",), up=instance_norm_up, why=_STATISTICS, norm=True, parameters=_PARAMETERS,
+        evaluate=execute.instance_normalization, probing=_PER_CHANNEL,
+    ),
+    Row(("SkipLayerNormalization",), why=_STATISTICS, norm=True),
+)  # fmt: skip

@@ -6,7 +6,20 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.operators.rows import TAKES_SHIFT, Maps, need_not_over, only_first
+from normdeploy.fold.float64 import execute, windows
+from normdeploy.fold.operators import moved, sizes, windowed
+from normdeploy.fold.operators.rows import (
+    Maps,
+    Nature,
+    Parameters,
+    Row,
+    Shift,
+    along,
+    both_ways,
+    need_not_over,
+    only_first,
+    states,
+)  # fmt: skip
 from normdeploy.fold.plan import Step
 from normdeploy.graph import operator
 
@@ -171,9 +184,10 @@ def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def _takes_shift(step: Step, value: ir.Value | None) -> bool:
     """Whether the branch ends in something with a bias before anything that a shift cannot pass."""
     while value is not None and (producer := value.producer()) is not None:
-        if operator(producer) in TAKES_SHIFT:
+        shift = states(producer).shift
+        if shift is Shift.TAKEN:
             return True
-        if operator(producer) in ("Relu", "LeakyRelu", "PRelu", "AveragePool", "MatMul") or not producer.inputs:
+        if shift is Shift.STOPPED or not producer.inputs:
             return False
         value = producer.inputs[0]
     return step.view.is_constant(value)
@@ -206,3 +220,41 @@ def _lifted(m: AffineMap | None, rank: int) -> AffineMap:
     if m is None:
         return AffineMap.identity(rank)
     return AffineMap.of(m.scale, m.shift, rank)
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+_PLANE = sizes.Probing(size=sizes.whole_plane, same_axes=True)
+SUMMED: Parameters = {None: along()}
+
+ROWS = (
+    Row(("Dropout",), **both_ways(dropout), evaluate=execute.identity, probing=sizes.ELEMENTWISE, carries=True),
+    Row(("Cast",), **both_ways(cast), evaluate=execute.identity, probing=sizes.ELEMENTWISE),
+    # averages, whose weights sum to 1
+    Row(
+        ("AveragePool",), **both_ways(average_pool), shift=Shift.STOPPED, evaluate=windows.average_pool,
+        probing=windowed.POOL, carries=True,
+    ),
+    Row(("GlobalAveragePool",), **both_ways(global_pool), probing=_PLANE, carries=True),
+    Row(("ReduceMean",), **both_ways(reduce_mean), carries=True),
+    Row(("Resize",), **both_ways(resize), evaluate=execute.resize, probing=moved.RESIZE, carries=True),
+    Row(("Upsample",), **both_ways(resize), evaluate=execute.resize, carries=True),
+    Row(("Pad",), **both_ways(pad), evaluate=execute.pad, carries=True, parameters={2: along()}),
+    # sums of branches
+    Row(("Sum",), sum_up, sum_down, nature=Nature.LINEAR, probing=sizes.ELEMENTWISE, parameters=SUMMED, sums=True),
+    # not linear, but some maps commute with them
+    Row(("MaxPool",), **both_ways(max_pool), nature=Nature.MONOTONE, evaluate=windows.max_pool, probing=windowed.POOL),
+    Row(
+        ("GlobalMaxPool",), **both_ways(max_pool), nature=Nature.MONOTONE, evaluate=execute.global_max_pool,
+        probing=_PLANE,
+    ),
+    Row(
+        ("Relu", "LeakyRelu"), **both_ways(positively_homogeneous), nature=Nature.HOMOGENEOUS, shift=Shift.STOPPED,
+        probing=sizes.ELEMENTWISE,
+    ),
+    Row(
+        ("PRelu",), **both_ways(prelu), nature=Nature.HOMOGENEOUS, shift=Shift.STOPPED,
+        evaluate=execute.prelu, probing=sizes.ELEMENTWISE,
+    ),
+)  # fmt: skip

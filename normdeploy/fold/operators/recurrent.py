@@ -15,11 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.edits import Edit
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import View
 from normdeploy.fold.operators.linear import bias_dtype, exact_weight
-from normdeploy.fold.operators.rows import Maps, Row, Shape, only_first, sizes
+from normdeploy.fold.operators.rows import Maps, Nature, Row, all_but, along, only_first
+from normdeploy.fold.operators.sizes import Probing, Shape, fixed
 from normdeploy.fold.plan import Step
-from normdeploy.fold.view import View
 
 _BIAS, _LENGTHS = 3, 4
 
@@ -76,8 +77,8 @@ def evaluate(
 
 def probe_shapes(view: View, node: ir.Node) -> list[Shape]:
     """Return a shape for each input: few steps of two samples, and what W and R say of features and hidden units."""
-    directions, gates, features = sizes(view, node.inputs[1])
-    hidden = sizes(view, node.inputs[2])[-1]
+    directions, gates, features = fixed(view, node.inputs[1])
+    hidden = fixed(view, node.inputs[2])[-1]
     x, state = (3, 2, features), (directions, 2, hidden)
     if view.attr(node, "layout", 0):
         x, state = (2, 3, features), (2, directions, hidden)
@@ -85,13 +86,19 @@ def probe_shapes(view: View, node: ir.Node) -> list[Shape]:
     return [*shapes, state, state, (directions, 3 * hidden)][: len(node.inputs)]
 
 
-ROW = Row(
-    down=recurrent_down,
-    why="its gates bend what comes out of it",
-    heavy=True,
-    evaluate=evaluate,
-    shapes=probe_shapes,
-    draws={_LENGTHS: lambda random, shapes: random.integers(1, 3, shapes[_LENGTHS])},
-    linear=True,
+ROWS = (
+    Row(
+        ("LSTM", "GRU", "RNN"),
+        down=recurrent_down,
+        why="its gates bend what comes out of it",
+        nature=Nature.LINEAR,
+        heavy=True,
+        parameters={1: all_but(-1), 2: all_but(-1), _BIAS: along()},
+        evaluate=evaluate,
+        any_dtype=(1,),
+        probing=Probing(
+            shapes=probe_shapes,
+            draws={_LENGTHS: lambda random, shapes: random.integers(1, 3, shapes[_LENGTHS])},
+        ),
+    ),
 )
-"""LSTM, GRU and RNN."""

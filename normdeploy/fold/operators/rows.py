@@ -1,16 +1,25 @@
-"""What a row of the operator table is, and what many rules share."""
+"""What a row of the operator table states, and what many rules share.
+
+A row is all that the fold knows of an operator; nothing of it stands anywhere else. Where a row says nothing, the
+operator is opaque: no map passes it, and no plan that touches it counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
+from normdeploy.fold.graph.edits import Channels
+from normdeploy.fold.graph.reader import Dim, View
+from normdeploy.fold.operators.sizes import Probing
 from normdeploy.fold.plan import Step
-from normdeploy.fold.view import Dim, View
+from normdeploy.graph import operator
 
 Maps = Sequence[AffineMap | None]
 """A map an input or output; None where the value keeps its meaning."""
@@ -21,41 +30,142 @@ Up = Callable[[Step, Maps], dict[int, AffineMap]]
 Down = Callable[[Step, Maps], list[AffineMap | None]]
 """Maps still due on the inputs → maps still due on the outputs (None: the operator absorbed it)."""
 
+Evaluate = Callable[..., Array | Sequence[np.ndarray]]
+"""(attributes by name, input 0, input 1, ...; None for one that is absent) → the output, or all of them, in float64."""
 
-Shape = tuple[int, ...]
+Absolute = Callable[[dict[str, Any], list[np.ndarray | None]], tuple[dict[str, Any], list[np.ndarray | None]]]
+"""Attributes and inputs, these by their sizes → with them the operator adds up and takes nothing from anything."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An input of an operator that writes features: which, along which axis, and whether it is only added to them."""
+
+    index: int
+    axis: int
+    added: bool = False
+
+
+Written = Iterator[Feature]
+"""All inputs that must be centred for the features that an operator writes to have no mean."""
+
+
+Parameters = Mapping[int | None, Callable[[Step], Channels]]
+"""Inputs that may be weights or biases, by index (None: any other), with what tells their output channels apart."""
+
+_PLAIN = Probing()
+
+
+class Nature(Enum):
+    """What the proof may conclude from a finite number of probes, and how it measures an error."""
+
+    LINEAR = "linear"
+    """Affine in its data: errors are measured against what was added up."""
+    HOMOGENEOUS = "positively homogeneous"
+    """``f(s x) = s f(x)`` for ``s > 0``, with a kink at 0: only such maps may be around it."""
+    MONOTONE = "monotone"
+    """It selects by order: no negative scale may be around it."""
+    OTHER = "other"
+    """It is probed at random values, at exact zeros and around the breakpoint of the map."""
+
+
+class Shift(Enum):
+    """What becomes of a shift that comes up to an operator, as a sum asks that looks for a branch to send it to."""
+
+    TAKEN = "taken"
+    """It has a bias."""
+    PASSED = "passed"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class Row:
-    """How maps pass one operator, and how that is proven.
+    """All that is known of an operator.
 
     Attributes:
-        up: the rule upward; None where nothing passes.
-        down: the rule downward; None where nothing passes.
+        names: full names of the operators that it holds for, see :func:`normdeploy.graph.operator`.
+        up, down: how maps pass it.
         why: the reason where a direction is missing.
-        heavy: whether its arithmetic dominates.
-        evaluate: its outputs in float64, from attributes and inputs; None where :mod:`normdeploy.fold.execute` has it.
-        shapes: a shape to probe each input with; None where :mod:`normdeploy.fold.shrink` finds them axis by axis.
-        draws: inputs that no standard normal numbers probe, by index: made from a generator and the shapes of all.
-        linear: whether it adds up products of its inputs, so that an error is measured by what was added up.
+        since, until: the first and the last opset of its domain at which the row holds; None: to this day.
+        nature: linear, positively homogeneous or monotone in its data.
+        heavy: its arithmetic dominates: no plan may add one.
+        norm: the ledger calls it a norm.
+        map: reads the affine map that a node is, on the one input that is not constant; None where it is none.
+        shift: whether a shift that comes up to it is taken, passed or stopped.
+        parameters: its weights and biases by input, each with the axes of it that tell output channels apart.
+        evaluate: runs it in float64, by formula; None: ``onnx.reference`` does.
+        absolute: how it runs on absolute values, to measure what it added up; by default on all of its inputs.
+        any_dtype: inputs that ``evaluate`` takes in any float dtype: a large weight is not converted as a whole.
+        probing: how large its probes are, which sizes are pinned, and what its integer inputs hold.
+        centre: where it writes features: the weights to centre, and over which axis.
+        carries: the features of a residual stream pass it as a map over them does.
+        shape_only: it reads the shape of its input alone, so all values of one shape are the same to it.
+        sums: it adds its inputs up, so that parallel convolutions may be merged in its place.
+        merges: it is a convolution, into which parallel ones may be merged.
     """
 
+    names: tuple[str, ...]
     up: Up | None = None
     down: Down | None = None
     why: str = "no affine map passes this operator"
+    since: int = 1
+    until: int | None = None
+    nature: Nature = Nature.OTHER
     heavy: bool = False
-    evaluate: Callable[..., Sequence[Array]] | None = None
-    shapes: Callable[[View, ir.Node], list[Shape]] | None = None
-    draws: Mapping[int, Callable[[np.random.Generator, Sequence[Shape]], np.ndarray]] = field(default_factory=dict)
-    linear: bool = False
+    norm: bool = False
+    map: Callable[..., AffineMap | None] | None = None
+    shift: Shift = Shift.PASSED
+    parameters: Parameters = field(default_factory=dict)
+    evaluate: Evaluate | None = None
+    absolute: Absolute | None = None
+    any_dtype: tuple[int, ...] = ()
+    probing: Probing = _PLAIN
+    centre: Callable[[Step, int], Written] | None = None
+    carries: bool = False
+    shape_only: bool = False
+    sums: bool = False
+    merges: bool = False
 
 
-TAKES_SHIFT = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""Operators with a bias."""
+def along(*axes: int) -> Callable[[Step], Channels]:
+    """Return what a row says of a parameter whose output channels stand along ``axes``; of none: it is one channel."""
+    channels = Channels(axes)
+    return lambda step: channels
+
+
+def all_but(*axes: int) -> Callable[[Step], Channels]:
+    """As :func:`along` for all other axes; of none: each element is a channel."""
+    channels = Channels(axes, others=True)
+    return lambda step: channels
+
+
+TABLE: dict[str, Row] = {}
+"""Every row by the full name of its operator; :mod:`.table` fills it."""
+
+
+def row_of(view: View, node: ir.Node) -> Row | None:
+    """Return the row of the operator that ``node`` calls, where it holds at the opset in force.
+
+    Raises:
+        Refused: an attribute is a parameter of the function that the node stands in, so it is not known.
+    """
+    row = TABLE.get(operator(node))
+    if row is None or view.opset < row.since or (row.until is not None and view.opset > row.until):
+        return None
+    view.need_known_attributes(node)
+    return row
+
+
+def states(node: ir.Node) -> Row:
+    """Return what the table states of ``node`` whatever its opset is; nothing of an operator that has no row."""
+    return TABLE.get(operator(node), _NOTHING)
+
+
+_NOTHING = Row(())
 
 
 def only_first(step: Step, maps: Maps) -> AffineMap:
-    """The map on the first value, when it is on no other."""
+    """Return the map on the first value, when it is on no other."""
     first, *others = maps
     if first is None or any(m is not None for m in others):
         raise step.refuse("the map is on another input or output than the data")
@@ -63,21 +173,21 @@ def only_first(step: Step, maps: Maps) -> AffineMap:
 
 
 def vector(step: Step, m: AffineMap, axis: int) -> tuple[Array, Array]:
-    """Scale and shift of ``m`` as vectors (of length 1 or the axis's size) when it varies over ``axis`` alone."""
+    """Return scale and shift of ``m`` as vectors (of size 1 or that of ``axis``); it must vary over no other axis."""
     if any(other != axis for other in m.axes):
         raise step.refuse("the map varies over other axes than the channels")
     return m.scale.reshape(-1), m.shift.reshape(-1)
 
 
 def need_not_over(step: Step, m: AffineMap, axes: Sequence[int]) -> AffineMap:
-    """``m`` when it varies over none of ``axes``."""
+    """Return ``m`` when it varies over none of ``axes``."""
     if set(m.axes) & set(axes):
         raise step.refuse("the map varies over an axis that is mixed here")
     return m
 
 
 def unchanged(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """The operator does the same to every element: the map passes as it is."""
+    """Pass the map as it is: the operator does the same to every element."""
     return {0: only_first(step, outs)}
 
 
@@ -86,19 +196,20 @@ def unchanged_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     return [only_first(step, ins), *[None] * (len(step.node.outputs) - 1)]
 
 
-def both_ways(rule: Callable[[Step, AffineMap, bool], AffineMap]) -> Row:
-    """A row from one rule for an operator with one data input and output: ``rule(step, map, upward)``."""
-    return Row(
-        up=lambda step, outs: {0: rule(step, only_first(step, outs), True)},
-        down=lambda step, ins: [
-            rule(step, only_first(step, ins), False),
-            *[None] * (len(step.node.outputs) - 1),
-        ],
-    )
+def both_ways(rule: Callable[[Step, AffineMap, bool], AffineMap]) -> dict[str, Any]:
+    """Return ``up`` and ``down`` of an operator with one data input and output, by one ``rule(step, map, upward)``."""
+
+    def up(step: Step, outs: Maps) -> dict[int, AffineMap]:
+        return {0: rule(step, only_first(step, outs), True)}
+
+    def down(step: Step, ins: Maps) -> list[AffineMap | None]:
+        return [rule(step, only_first(step, ins), False), *[None] * (len(step.node.outputs) - 1)]
+
+    return {"up": up, "down": down}
 
 
 def concatenated(step: Step, maps: Maps, sizes: Sequence[Dim], axis: int, rank: int) -> AffineMap:
-    """One map for tensors laid side by side along ``axis``, from one map each."""
+    """Return one map for tensors laid side by side along ``axis``, from one map each."""
     full = [AffineMap.identity(rank) if m is None else m for m in maps]
     if all(m.size(axis) == 1 and m.equals(full[0]) for m in full):
         return full[0]
@@ -109,8 +220,3 @@ def concatenated(step: Step, maps: Maps, sizes: Sequence[Dim], axis: int, rank: 
     parts = [m.broadcast([*extents[:axis], size, *extents[axis + 1 :]]) for m, size in zip(full, known, strict=True)]
     scale = np.concatenate([part.scale for part in parts], axis=axis)
     return AffineMap(scale, np.concatenate([part.shift for part in parts], axis=axis)).moved(lambda a: a)
-
-
-def sizes(view: View, value: ir.Value | None, otherwise: int = 2) -> Shape:
-    """Return the shape of ``value`` with ``otherwise`` for what is not fixed, to probe it with."""
-    return tuple(dim if isinstance(dim, int) else otherwise for dim in view.shape(value) or ())

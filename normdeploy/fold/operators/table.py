@@ -1,68 +1,36 @@
-"""The one table of operators: what passes through what. A new operator is one rule and one row here."""
+"""The one table of operators: every row, by the full name of its operator.
+
+A new operator is one row, in the file of its family, and its tests.
+"""
 
 from __future__ import annotations
 
-from normdeploy.fold.operators import linear, movers, norms, poolers, recurrent
-from normdeploy.fold.operators.rows import Row, both_ways, unchanged, unchanged_down
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-_STATISTICS = "it divides by statistics of its own input"
+import numpy as np
 
-TABLE: dict[str, Row] = {
-    # operators with weights absorb maps
-    "Conv": Row(linear.conv_up, linear.conv_down, heavy=True),
-    "ConvTranspose": Row(linear.conv_transpose_up, linear.conv_transpose_down, heavy=True),
-    "Gemm": Row(linear.gemm_up, linear.gemm_down, heavy=True),
-    "MatMul": Row(linear.matmul_up, linear.matmul_down, heavy=True),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.ROW),
-    # the same to every element
-    "Identity": Row(unchanged, unchanged_down),
-    "Dropout": both_ways(poolers.dropout),
-    "Cast": both_ways(poolers.cast),
-    # axes are renamed
-    "Reshape": both_ways(movers.reshape),
-    "Flatten": both_ways(movers.reshape),
-    "Squeeze": both_ways(movers.squeeze),
-    "Unsqueeze": both_ways(movers.unsqueeze),
-    "Transpose": both_ways(movers.transpose),
-    "Expand": both_ways(movers.expand),
-    "Tile": both_ways(movers.tile),
-    # elements are picked or laid side by side
-    "Slice": Row(movers.slice_up, movers.slice_down),
-    "Split": Row(movers.split_up, movers.split_down),
-    "Concat": Row(movers.concat_up, movers.concat_down),
-    "Gather": Row(movers.gather_up, movers.gather_down),
-    "DepthToSpace": both_ways(movers.depth_to_space),
-    "SpaceToDepth": both_ways(movers.space_to_depth),
-    # averages, whose weights sum to 1
-    "AveragePool": both_ways(poolers.average_pool),
-    "GlobalAveragePool": both_ways(poolers.global_pool),
-    "ReduceMean": both_ways(poolers.reduce_mean),
-    "Resize": both_ways(poolers.resize),
-    "Upsample": both_ways(poolers.resize),
-    "Pad": both_ways(poolers.pad),
-    # what reads the shape alone sees no map
-    "Shape": Row(down=lambda step, ins: [None]),
-    "Size": Row(down=lambda step, ins: [None]),
-    # sums of branches
-    "Add": Row(poolers.sum_up, poolers.sum_down),
-    "Sub": Row(poolers.sum_up, poolers.sum_down),
-    "Sum": Row(poolers.sum_up, poolers.sum_down),
-    # norms over trailing axes absorb what scales their output
-    "LayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
-    "RMSNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
-    "SimplifiedLayerNormalization": Row(up=norms.layer_norm_up, why=_STATISTICS),
-    "GroupNormalization": Row(up=norms.group_norm_up, why=_STATISTICS),
-    "InstanceNormalization": Row(up=norms.instance_norm_up, why=_STATISTICS),
-    # not linear, but some maps commute with them
-    "MaxPool": both_ways(poolers.max_pool),
-    "GlobalMaxPool": both_ways(poolers.max_pool),
-    "Relu": both_ways(poolers.positively_homogeneous),
-    "LeakyRelu": both_ways(poolers.positively_homogeneous),
-    "PRelu": both_ways(poolers.prelu),
-}
+from normdeploy.fold.affine import Array
+from normdeploy.fold.float64 import execute
+from normdeploy.fold.operators import linear, maps, movers, norms, poolers, quantized, recurrent
+from normdeploy.fold.operators.rows import TABLE, Row, row_of, states
 
-SHAPE_READERS = frozenset({"Shape", "Size"})
-"""Operators to which all values of one shape are the same."""
+__all__ = ["NORMS", "TABLE", "Row", "row_of", "run", "states"]
 
-HEAVY = frozenset(name for name, row in TABLE.items() if row.heavy)
-"""Operators whose arithmetic dominates: no plan may add one."""
+FAMILIES = (linear, maps, movers, norms, poolers, quantized, recurrent)
+
+TABLE.update({name: row for family in FAMILIES for row in family.ROWS for name in row.names})
+
+NORMS = frozenset(name for name, row in TABLE.items() if row.norm)
+"""Operators that the ledger calls norms."""
+
+
+def run(
+    name: str, attributes: Mapping[str, Any], inputs: Sequence[np.ndarray | None], opset: int, outputs: int = 1
+) -> list[Array]:
+    """Return the outputs of the operator called ``name`` on ``inputs``; float ones are in float64."""
+    row = TABLE.get(name)
+    if row is None or row.evaluate is None:
+        return execute.reference(name, attributes, inputs, opset, outputs)
+    results = row.evaluate(attributes, *inputs)
+    return list(results) if isinstance(results, tuple | list) else [np.asarray(results)]

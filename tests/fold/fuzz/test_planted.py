@@ -15,13 +15,14 @@ from properties import Violation, bare, check
 from runs import each_case
 from strategies import Case
 
-from normdeploy.fold import fold, merge, sources, validate
+from normdeploy.fold import fold, merge
 from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.graph.reader import View
 from normdeploy.fold.operators import linear, poolers
 from normdeploy.fold.operators.rows import Maps, both_ways, only_first
 from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Step
-from normdeploy.fold.view import View
+from normdeploy.fold.proof import commute
 
 pytestmark = pytest.mark.xdist_group("planted")  # one process draws the graphs
 
@@ -62,7 +63,7 @@ def any_channels_pass(op: str) -> Plant:
             raise step.refuse("it varies over cells, or the channels are not what they were")
         return m
 
-    return lambda patch: patch.setitem(TABLE, op, both_ways(unchanged))
+    return lambda patch: patch.setitem(TABLE, op, replace(TABLE[op], **both_ways(unchanged)))
 
 
 def nothing_is_checked(name: str) -> Plant:
@@ -71,7 +72,8 @@ def nothing_is_checked(name: str) -> Plant:
 
 def read_wrong(formula: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Plant:
     """Let BatchNormalization be ``formula(gamma, beta, mean, var, eps) -> scale, shift`` wherever it is a map."""
-    right = sources._READERS["BatchNormalization"]
+    right = TABLE["BatchNormalization"].map
+    assert right is not None
 
     def read(view: View, node: ir.Node) -> AffineMap | None:
         found = right(view, node)
@@ -82,7 +84,7 @@ def read_wrong(formula: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Plant:
         channels = (-1, *(1,) * (found.rank - 2))
         return AffineMap.of(scale.reshape(channels), shift.reshape(channels), found.rank)
 
-    return lambda patch: patch.setitem(sources._READERS, "BatchNormalization", read)
+    return rule("BatchNormalization", map=read)
 
 
 def folds_to(scale: np.ndarray, beta: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +150,7 @@ def test_a_wrong_rule_is_seen(plant: Plant, monkeypatch: Patch) -> None:
     graphs = drawn()
     plant(monkeypatch)
     for proof in ("residual", "square"):
-        monkeypatch.setattr(validate, proof, lambda *args: 0.0)
+        monkeypatch.setattr(commute, proof, lambda *args: 0.0)
     monkeypatch.setattr(merge, "TOLERANCE", math.inf)
     with pytest.raises(Violation, match="times what rounding the weights can do"):
         list(map(check, changed(graphs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -25,8 +26,10 @@ from norm_harness import (
 from stream_cases import CENTRED, REFUSED, Stream
 
 from normdeploy.fold import fold
-from normdeploy.fold.edits import Edit
+from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.layernorm import centre, stream
+from normdeploy.fold.operators.rows import Feature
+from normdeploy.fold.operators.table import TABLE
 
 
 def _centred(case: Stream, proto: onnx.ModelProto | None = None, **options: object) -> onnx.ModelProto:
@@ -244,18 +247,23 @@ def test_the_proof_refuses_what_the_search_should_have(case: Stream, monkeypatch
     assert sum("its mean is gone" in entry.reason for entry in result.ledger) <= case.layer - len(blamed)
 
 
+def _state(patch: pytest.MonkeyPatch, name: str, **told: object) -> None:
+    """Let the row of an operator state what is not so."""
+    patch.setitem(TABLE, name, replace(TABLE[name], **told))  # type: ignore[arg-type]
+
+
 def _overlook(patch: pytest.MonkeyPatch, what: str) -> None:
     """A search that has learnt one thing wrongly."""
     if what == "Relu reads shapes alone":
-        patch.setattr(stream, "SHAPE_READERS", stream.SHAPE_READERS | {"Relu"})
+        _state(patch, "Relu", shape_only=True)
     elif what == "Relu moves elements":
-        patch.setattr(stream, "MOVERS", stream.MOVERS | {"Relu"})
+        _state(patch, "Relu", carries=True)
     elif what == "every linear annihilates the mean":
         patch.setattr(stream._Explorer, "_is_annihilated", lambda self, node, index, axis: node.op_type == "MatMul")
     elif what == "every norm writes without a mean":
-        patch.setitem(stream._WRITERS, "LayerNormalization", lambda step, axis: iter(()))
+        _state(patch, "LayerNormalization", centre=lambda step, axis: iter(()))
     elif what == "every convolution has a common mean":
-        patch.setitem(stream._WRITERS, "Conv", lambda step, axis: iter([(1, 0), (2, 0)]))
+        _state(patch, "Conv", centre=lambda step, axis: iter([Feature(1, 0), Feature(2, 0)]))
     else:
         assert what == "every product scales by one number"
         ends = lambda self, node, index, axis: ({0: axis}, {0: axis}) if index in (None, 0) else None  # noqa: E731

@@ -40,10 +40,10 @@ from spelled_cases import (
 
 from normdeploy.errors import InputError
 from normdeploy.fold import Ledger, Target, fold
+from normdeploy.fold.graph.reader import View
 from normdeploy.fold.layernorm import recognise
 from normdeploy.fold.layernorm.spellings import Core, core_at
 from normdeploy.fold.ledger import METADATA_KEY
-from normdeploy.fold.view import View
 
 SPELLINGS = [*LAYER_NORMS, *CHANNELS_FIRST, *RMS_NORMS, *GROUP_NORMS]
 

@@ -11,18 +11,13 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normdeploy.fold.affine import Array
+from normdeploy.fold.operators import basics
 from normdeploy.graph import is_of_onnx, label, operator
 
 Dim = int | str | None
 """A known size, the name of a symbolic one, or None where nothing is known."""
 
 _FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
-_NOT_CONSTANT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-_NOT_CONSTANT |= {"DequantizeLinear"}  # a quantized weight stays quantized: it is edited through its scale
-_KEEPS_RANK = {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"}
-_KEEPS_RANK |= {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"}
-_KEEPS_RANK |= {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Neg", "Identity", "Dropout", "Cast"}
-_MOVED_LAZILY = {"Transpose", "Cast", "Identity", "Reshape"}
 
 
 class Refused(Exception):
@@ -81,17 +76,17 @@ class View:
         node = value.producer()
         if node is None or not is_of_onnx(node):
             return None
-        if operator(node) == "Constant":
+        if operator(node) == basics.CONSTANT:
             return _constant_tensor(node, value)
         return self._evaluated(node, value)
 
     def _evaluated(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
-        if operator(node) in _NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values()):
+        if operator(node) in basics.NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values()):
             return None
         given = [item for item in node.inputs if item is not None]
-        if operator(node) == "CastLike" and given[0] is not value and given[1].dtype is not None:
+        if operator(node) == basics.CAST_LIKE and given[0] is not value and given[1].dtype is not None:
             return self._cast_like(given[0], given[1].dtype)
-        if operator(node) == "Shape" and given[0].shape is not None and given[0].shape.is_static():
+        if operator(node) == basics.SHAPE and given[0].shape is not None and given[0].shape.is_static():
             shape = np.array(given[0].shape.numpy(), np.int64)
             return ir.tensor(shape[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
         if not given or not all(self.is_constant(item) for item in given):
@@ -106,7 +101,7 @@ class View:
                 results: list[Any] = list(ReferenceEvaluator(model).run([name], feeds))
             return ir.tensor(np.asarray(results[0]), name=name)
 
-        if operator(node) in _MOVED_LAZILY and value.dtype in _FLOATS and value.shape and value.shape.is_static():
+        if operator(node) in basics.MOVED_LAZILY and value.dtype in _FLOATS and value.shape and value.shape.is_static():
             # A large weight behind a Transpose or Cast is not held twice: it is made anew whenever it is read.
             return ir.LazyTensor(evaluate, dtype=value.dtype, shape=value.shape, name=name)
         try:
@@ -125,7 +120,7 @@ class View:
         if value is None:
             return None
         maker = value.producer()
-        if value.shape is None and maker is not None and operator(maker) == "DequantizeLinear":
+        if value.shape is None and maker is not None and basics.is_quantized(maker):
             return self.shape(maker.inputs[0])
         tensor = self.constant(value) if value.shape is None else None
         shape = tensor.shape if tensor is not None else value.shape
@@ -146,18 +141,18 @@ class View:
             node = value.producer()
             if node is None or not node.inputs or node.inputs[0] is None:
                 break
-            if operator(node) in ("Conv", "ConvTranspose"):
+            if operator(node) in basics.HAS_RANK_OF_WEIGHT:
                 weight = self.shape(node.inputs[1])
                 return None if weight is None else len(weight)
-            if operator(node) == "Gemm":
+            if operator(node) in basics.MATRICES:
                 return 2
-            if operator(node) not in _KEEPS_RANK:
+            if operator(node) not in basics.KEEPS_RANK:
                 break
             value = node.inputs[0]
             if (shape := self.shape(value)) is not None:
                 return len(shape)
         for use in value.uses():
-            if operator(use.node) in ("Conv", "ConvTranspose") and use.idx == 0:
+            if operator(use.node) in basics.HAS_RANK_OF_WEIGHT and use.idx == 0:
                 weight = self.shape(use.node.inputs[1])
                 return None if weight is None else len(weight)
         return None
@@ -191,6 +186,12 @@ class View:
         if attr.is_ref():
             raise Refused(f"attribute {name} is a parameter of the function", node)
         return list(attr.value) if isinstance(attr.value, (tuple, list)) else attr.value
+
+    def need_known_attributes(self, node: ir.Node) -> None:
+        """Refuse a node with an attribute that each call of the function around it gives anew."""
+        for name, attr in node.attributes.items():
+            if attr.is_ref():
+                raise Refused(f"attribute {name} is a parameter of the function", node)
 
     def parameter(self, node: ir.Node, name: str, index: int, default: Any = None) -> Any:
         """A parameter that is an attribute at older opsets and input ``index`` at newer ones, as Python numbers."""

@@ -12,7 +12,6 @@ The executors know nothing of the rules. After Alive2 (Lopes et al., PLDI 2021),
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,41 +20,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold import execute
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.edits import Edit
-from normdeploy.fold.operators.table import TABLE
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.operators.basics import is_quantized
+from normdeploy.fold.operators.rows import Nature
+from normdeploy.fold.operators.table import TABLE, run, states
 from normdeploy.fold.plan import Plan, Slot
-from normdeploy.fold.shrink import input_shapes, symbol_sizes
-from normdeploy.fold.view import Refused, View
+from normdeploy.fold.proof.probes import input_shapes, symbol_sizes
 from normdeploy.graph import operator
 
 TOLERANCE = 1e-12
 """Largest error of a channel, relative to the magnitudes that were added up in it."""
 
-_LARGEST_PROBE = 1 << 18
-"""Elements of a table that are looked up at once; no map differs from row to row, so a table of more is sampled."""
-
 _SEED = 20150211
-_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu"})
-_MONOTONE = frozenset({"MaxPool", "GlobalMaxPool"})
-_WHOLE = {"Reshape": 1, "Expand": 1, "Gather": 1, "Resize": 3}  # the first input that holds integers
-_LINEAR = frozenset(
-    {
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "BatchNormalization",
-        "Add",
-        "Sub",
-        "Sum",
-        "Mul",
-        "Div",
-        "Gather",
-        "Concat",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -91,11 +69,11 @@ class _Square:
 
     def __init__(self, plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> None:
         self.plan, self.view, self.committed, self.node = plan, view, committed, node
-        self.maps: dict[ir.Value, AffineMap] = {**plan.up, **plan.down}
+        self.maps: Mapping[ir.Value, AffineMap] = {**plan.up, **plan.down}
         self.random = np.random.default_rng(_SEED)
         self.parameters: dict[int, Pair] = {}
-        self.row = TABLE.get(node.op_type)
-        self.linear = node.op_type in _LINEAR or (self.row is not None and self.row.linear)
+        self.row = states(node)
+        self.is_linear = self.row.nature is Nature.LINEAR
 
     def error(self) -> float:
         """The largest relative error of an output channel, over zero and random inputs."""
@@ -111,9 +89,9 @@ class _Square:
             m = self.maps.get(value) if value is not None else None
             if m is None:
                 continue
-            if operator(self.node) in _HOMOGENEOUS and not (m.shifts_nothing and np.all(m.scale > 0)):
+            if self.row.nature is Nature.HOMOGENEOUS and not (m.shifts_nothing and np.all(m.scale > 0)):
                 raise self._broken("only a positive scale without a shift passes a kink")
-            if operator(self.node) in _MONOTONE and np.any(m.scale < 0):
+            if self.row.nature is Nature.MONOTONE and np.any(m.scale < 0):
                 raise self._broken("only a scale that is not negative passes a maximum")
 
     def _trial(self, *, zero: bool) -> float:
@@ -126,7 +104,7 @@ class _Square:
         worst = 0.0
         for index, (value, old, new) in enumerate(zip(self.node.outputs, olds, news, strict=False)):
             error = self._compare(value, old, new, 0.0)
-            if error > TOLERANCE and operator(self.node) in _LINEAR:
+            if error > TOLERANCE and self.is_linear:
                 # Sums that cancel are not wrong: measure against what was added up.
                 error = self._compare(value, old, new, self._summands(pairs)[index])
             if not error <= TOLERANCE:
@@ -154,10 +132,6 @@ class _Square:
     def _summands(self, pairs: list[Pair | None]) -> list[Array]:
         """The sizes of what a linear operator adds up: itself, on absolute values."""
         sizes = [None if p is None else self._sizes(index, p) for index, p in enumerate(pairs)]
-        if operator(self.node) == "BatchNormalization":
-            mean, var = pairs[3], pairs[4]
-            assert mean is not None
-            sizes[3:5] = [Pair(-np.abs(mean.old), -np.abs(mean.new)), var]
         olds, news = self._before(sizes, sizes=True), self._after(sizes, sizes=True)
         return [np.abs(old) + np.abs(new) for old, new in zip(olds, news, strict=True)]
 
@@ -173,7 +147,7 @@ class _Square:
 
     def _data(self, pairs: list[Pair | None]) -> Array:
         """The input of a map node that is not one of its constants, after the plan."""
-        (index,) = [i for i, value in enumerate(self.node.inputs) if value is not None and not self._known(value)]
+        (index,) = [i for i, value in enumerate(self.node.inputs) if value is not None and not self.is_known(value)]
         pair = pairs[index]
         assert pair is not None
         return pair.new
@@ -199,8 +173,9 @@ class _Square:
     # -- probes --------------------------------------------------------------------------------
 
     @cached_property
-    def _shapes(self) -> list[tuple[int, ...]]:
-        return input_shapes(self.view, self.node, self.maps, self._known)
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each input's probe."""
+        return input_shapes(self.view, self.node, self.maps, self.is_known)
 
     def _inputs(self, zero: bool) -> list[Pair | None]:
         pairs: list[Pair | None] = []
@@ -208,7 +183,7 @@ class _Square:
         for index, value in enumerate(self.node.inputs):
             if value is None:
                 pairs.append(self._new_parameter(index))
-            elif self._known(value):
+            elif self.is_known(value):
                 pairs.append(self._parameter(value, index))
             else:
                 if value not in drawn:
@@ -219,15 +194,15 @@ class _Square:
         return pairs
 
     def _drawn(self, value: ir.Value, index: int, zero: bool) -> Pair:
-        shape = self._shapes[index]
-        if self.row is not None and index in self.row.draws:
-            special = self.row.draws[index](self.random, self._shapes)
+        shape, draws = self.shapes[index], self.row.probing.draws
+        if index in draws:
+            special = draws[index](self.random, self.shapes)
             return Pair(special, special)
         if (parameter := self._parameter_of_shape(value, shape)) is not None:
             return Pair(parameter, parameter)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
         m = self.maps.get(value)
-        if not zero and operator(self.node) not in _LINEAR:
+        if not zero and not self.is_linear:
             x[self.random.random(shape) < 0.1] = 0.0  # ties and exact zeros
             if m is not None:
                 x = self._around_breakpoint(x, m)
@@ -235,10 +210,11 @@ class _Square:
             return Pair(x, x)
         return Pair(x, m(x)) if value in self.plan.up else Pair(m(x), x)
 
-    def _is_whole(self, value: ir.Value) -> bool:
-        """Whether ``value`` holds integers; where its type is not known, the operator tells."""
+    def is_whole(self, value: ir.Value) -> bool:
+        """Return whether ``value`` holds integers; where its type is not known, the operator tells."""
         if value.dtype is None and not self.view.is_constant(value):
-            return value in self.node.inputs[_WHOLE.get(operator(self.node), len(self.node.inputs)) :]
+            first = self.row.probing.integers
+            return first is not None and value in self.node.inputs[first:]
         return not self.view.is_float(value)
 
     def _around_breakpoint(self, x: Array, m: AffineMap) -> Array:
@@ -249,72 +225,25 @@ class _Square:
 
     def _parameter_of_shape(self, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
         """An input that is not constant and no data: a target shape, scales, or indices that any axis has."""
-        if operator(self.node) == "Resize" and value is not self.node.inputs[0]:
-            return self._target_of_resize(value)
-        if not self._is_whole(value) or value in self.maps:
+        whole = self.is_whole(value)
+        if value in self.maps or not (whole or value is not self.node.inputs[0]):
             return None
-        if operator(self.node) in ("Reshape", "Expand") and value is self.node.inputs[1]:
-            return self._target_of_reshape()
-        if operator(self.node) == "Slice" and value.const_value is not None:
-            return np.asarray(value.const_value.numpy())  # an input with a default
-        if operator(self.node) == "Slice" and value in self.node.inputs[1:3] and len(set(self.node.inputs[1:3])) == 2:
-            return np.full(shape, 0 if value is self.node.inputs[1] else 2, np.int64)  # the first two of each axis
-        if operator(self.node) == "Tile":
-            return np.full(shape, 2, np.int64)  # every axis twice
-        if operator(self.node) == "Split" and value is self.node.inputs[1]:
-            return self._parts_of_split()
-        if operator(self.node) == "Gather":
-            return self._rows_of_gather(shape)
-        raise self._broken(f"its input {value.name} is not constant")
+        given = self.row.probing.given
+        array = given(self, value, shape) if given is not None else None
+        if array is None and whole:
+            raise self._broken(f"its input {value.name} is not constant")
+        return array
 
-    def _rows_of_gather(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Every row of a table, or of a large one so many over its length; of data the first, which there always is."""
-        data = self.node.inputs[0]
-        if data is None or not self._known(data) or not shape:
-            return np.zeros(shape, np.int64)
-        table = self._parameter(data, 0).old
-        rows = table.shape[self.view.attr(self.node, "axis", 0)]
-        count = min(rows, max(2, _LARGEST_PROBE * rows // max(1, table.size)))
-        return np.linspace(0, rows - 1, count).astype(np.int64).reshape(*(1,) * (len(shape) - 1), count)
-
-    def _target_of_reshape(self) -> np.ndarray:
-        """The shape that a Reshape or Expand makes; sizes that nothing fixes are chosen so that the data fits."""
-        sizes = symbol_sizes(self.view, self.node, self.maps, self._known)
-        target = self.view.need_shape(self.node.outputs[0], self.node)
-        numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
-        data = self.node.inputs[0]
-        before = self._shapes[0]
-        if data is not None and self._known(data):
-            before = tuple(int(dim or 1) for dim in self.view.need_shape(data, self.node))
-        free = [axis for axis, number in enumerate(numbers) if number == -1]
-        if operator(self.node) == "Expand":
-            aligned = (1,) * (len(numbers) - len(before)) + before
-            numbers = [n if n > 0 else 3 if size == 1 else size for n, size in zip(numbers, aligned, strict=True)]
-            return np.array(numbers, np.int64)
-        for axis in free[:-1]:
-            rest = math.prod(before) // math.prod(n for n in numbers if n > 0)
-            numbers[axis] = next((n for n in range(2, rest + 1) if rest % n == 0), 1)
-        return np.array(numbers, np.int64)
-
-    def _parts_of_split(self) -> np.ndarray:
-        """Parts of one length, and what is left for the last."""
-        data, count = self._shapes[0], len(self.node.outputs)
-        size = data[self.view.attr(self.node, "axis", 0)]
-        return np.array([size // count] * (count - 1) + [size - size // count * (count - 1)], np.int64)
-
-    def _target_of_resize(self, value: ir.Value) -> np.ndarray:
-        """Scales (or sizes) of 2 along every axis that no map varies over."""
-        before = self._shapes[0]
-        varied = {axis for m in self.maps.values() if m.rank == len(before) for axis in m.axes}
-        scales = np.array([1.0 if axis in varied else 2.0 for axis in range(len(before))])
-        target: np.ndarray = (scales * before).astype(np.int64) if self._is_whole(value) else scales
-        return target[list(self.view.attr(self.node, "axes", range(len(before))))]
+    def symbols(self) -> dict[str, int]:
+        """Return what each named dimension of the data stands for."""
+        return symbol_sizes(self.view, self.node, self.maps, self.is_known)
 
     # -- constants -----------------------------------------------------------------------------
 
-    def _known(self, value: ir.Value) -> bool:
+    def is_known(self, value: ir.Value) -> bool:
+        """Return whether ``value`` is a constant, or made of constants that are integers."""
         producer = value.producer()
-        if producer is None or operator(producer) != "DequantizeLinear":
+        if producer is None or not is_quantized(producer):
             return self.view.is_constant(value)
         return all(item is None or self.view.is_constant(item) for item in producer.inputs)
 
@@ -322,6 +251,10 @@ class _Square:
         if index not in self.parameters:  # large, and the same in every trial
             self.parameters[index] = self._constant(value, index)
         return self.parameters[index]
+
+    def constant(self, value: ir.Value, index: int) -> np.ndarray:
+        """Return what the constant at input ``index`` held before the plan."""
+        return self._parameter(value, index).old
 
     def _constant(self, value: ir.Value, index: int) -> Pair:
         producer = value.producer()
@@ -336,7 +269,7 @@ class _Square:
         if slot in self.committed:
             old = self.committed[slot].exact()
         else:
-            old = array if operator(node) in execute.HEAVY and index == 1 else _float64(array)
+            old = array if index in states(node).any_dtype else _float64(array)
         return Pair(old, self.plan.edits[slot].exact() if slot in self.plan.edits else old)
 
     def _new_parameter(self, index: int) -> Pair | None:
@@ -351,8 +284,7 @@ class _Square:
         zero = self.view.array(node.inputs[2]) if len(node.inputs) > 2 else None
         attributes = {name: self.view.attr(node, name) for name in node.attributes}
         old, new = (
-            execute.run("DequantizeLinear", attributes, [codes, side, zero], self.view.opset)[0]
-            for side in (scale.old, scale.new)
+            run(operator(node), attributes, [codes, side, zero], self.view.opset)[0] for side in (scale.old, scale.new)
         )
         return Pair(old, new)
 
@@ -367,14 +299,11 @@ class _Square:
     def _run(
         self, op_type: str, inputs: list[Array | None], attributes: dict[str, Any], *, sizes: bool = False
     ) -> list[Array]:
-        if sizes:  # nothing is taken from anything
-            op_type = "Add" if op_type == "Sub" else op_type
-            attributes |= {name: abs(attributes[name]) for name in ("alpha", "beta") if name in attributes}
-        row = TABLE.get(op_type)
+        absolute = TABLE[op_type].absolute if sizes and op_type in TABLE else None
+        if absolute is not None:  # nothing is taken from anything
+            attributes, inputs = absolute(attributes, inputs)
         try:
-            if row is not None and row.evaluate is not None:
-                return list(row.evaluate(attributes, *inputs))
-            return execute.run(op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
+            return run(op_type, attributes, inputs, self.view.opset, len(self.node.outputs))
         except Refused:
             raise
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven

@@ -21,10 +21,49 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
-from normdeploy.fold.view import Refused
+from normdeploy.fold.graph.reader import Refused
 
 Part = slice | EllipsisType
 """Some rows of a tensor, or all of it."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Which elements of a tensor go into one output channel, so that what is lost of one can be told from the others.
+
+    Attributes:
+        axes: the axes that tell output channels apart; negative ones count from the back.
+        others: ``axes`` are all the other axes: those that are summed over.
+        groups: axis 0 is so many groups, each with channels of its own.
+        varied: whatever the factor of an edit varies over, too.
+    """
+
+    axes: tuple[int, ...] = ()
+    others: bool = False
+    groups: int = 1
+    varied: bool = False
+
+    def largest(self, sizes: Array, factor: Array) -> Array:
+        """Return for each element of ``sizes`` the largest of its channel, in an array that broadcasts against it."""
+        named = {axis % sizes.ndim for axis in self.axes} if sizes.ndim else set()
+        if self.varied:
+            named |= {axis for axis in range(-factor.ndim, 0) if factor.shape[axis] != 1 and -axis <= sizes.ndim}
+            named = {axis % sizes.ndim for axis in named}
+        summed = tuple(axis for axis in range(sizes.ndim) if (axis in named) is self.others)
+        if self.groups == 1:
+            return np.asarray(sizes.max(axis=summed, keepdims=True, initial=0.0))
+        grouped = sizes.reshape(self.groups, -1, *sizes.shape[1:])  # the groups are an axis of their own
+        inner = tuple(axis + 1 for axis in summed)
+        largest = grouped.max(axis=inner, keepdims=True, initial=0.0)
+        return np.broadcast_to(largest, grouped.shape).reshape(sizes.shape)
+
+
+WHOLE = Channels()
+"""A bias: what is lost of it is measured against all of it."""
+EACH = Channels(others=True)
+"""Each element is a channel of its own."""
+VARIED = Channels(varied=True)
+"""What moves elements only: channels are what the map tells apart."""
 
 ONE: Array = np.ones(())
 ZERO: Array = np.zeros(())
@@ -169,11 +208,11 @@ class Edit:
         """The largest change of an element, in units in the last place of the new value; inf for a new tensor."""
         return self._rounded.ulps
 
-    def check(self, channel_axes: tuple[int, ...] = ()) -> int:
+    def check(self, channels: Channels = WHOLE) -> int:
         """Refuse a tensor that does not fit its dtype; the number of elements that are flushed to zero.
 
         Args:
-            channel_axes: the axes that tell output channels apart; the rest is summed into one channel.
+            channels: which elements go into one output channel.
 
         Raises:
             Refused: an element overflows, or underflow loses more than one ulp of its channel.
@@ -182,17 +221,15 @@ class Edit:
             largest = float(np.abs(self.exact()).max())
             raise Refused(f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
         if self._rounded.small:
-            self._check_loss(channel_axes)
+            self._check_loss(channels)
         return self._rounded.small
 
-    def _check_loss(self, channel_axes: tuple[int, ...]) -> None:
+    def _check_loss(self, channels: Channels) -> None:
         exact, stored = self.exact(), self.rounded()
         limits = _finfo(stored.dtype)
         small = np.abs(stored) < limits.smallest_normal
         loss = np.where(small, np.abs(stored.astype(np.float64) - exact), 0.0)
-        others = tuple(axis for axis in range(exact.ndim) if axis not in channel_axes)
-        norm = np.abs(exact).max(axis=others, keepdims=True, initial=0.0)
-        worst = loss > float(limits.eps) * norm
+        worst = loss > float(limits.eps) * channels.largest(np.abs(exact), self.left)
         if np.any(worst):
             raise Refused(f"the folded weight underflows {self.dtype.name.lower()} in {int(worst.sum())} elements")
 

@@ -8,26 +8,15 @@ Mul, Add, Sub, Div, Neg with a constant are maps too, when the constant enlarges
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.view import Refused, View
-from normdeploy.graph import operator
-
-NORMS = frozenset(
-    {
-        "BatchNormalization",
-        "LayerNormalization",
-        "RMSNormalization",
-        "SimplifiedLayerNormalization",
-        "SkipLayerNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-    }
-)
-"""Operators that the ledger calls norms."""
+from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.operators import poolers, sizes
+from normdeploy.fold.operators.rows import Nature, Row, states
 
 
 def map_of(view: View, node: ir.Node) -> AffineMap | None:
@@ -36,8 +25,8 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
     Raises:
         Refused: it could be one, but here it is not: the reason.
     """
-    read = _READERS.get(operator(node))
-    found = read(view, node) if read else None
+    row = states(node)
+    found = row.map(view, node) if row.map else None
     if found is not None and not (found.scale.size and found.shift.size):
         raise Refused("it acts on nothing: an axis of its constants is empty", node)
     if found is not None and not found.is_finite:
@@ -52,45 +41,6 @@ def data_input(view: View, node: ir.Node) -> ir.Value:
     if value is None:
         raise Refused("its input is missing", node)
     return value
-
-
-# -- BatchNormalization ----------------------------------------------------------------------------
-
-
-def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
-    _need_inference(view, node)
-    rank = view.need_rank(node.inputs[0], node) if node.inputs[0] is not None else 0
-    scale, bias, mean, var = (_channel_vector(view, node, index) for index in (1, 2, 3, 4))
-    eps = float(np.float32(view.attr(node, "epsilon", 1e-5)))
-    with np.errstate(all="ignore"):
-        if np.any(var + eps <= 0):
-            raise Refused("its running variance plus epsilon is not positive", node, "re-estimate its statistics")
-        factor = scale / np.sqrt(var + eps)
-        channels = (-1, *(1,) * (rank - 2))
-        return AffineMap.of(factor.reshape(channels), (bias - factor * mean).reshape(channels), rank)
-
-
-def _need_inference(view: View, node: ir.Node) -> None:
-    if view.attr(node, "training_mode", 0):
-        raise Refused("it is in training mode (training_mode=1)", node, "export the module after .eval()")
-    if any(view.is_used(node, output) for output in range(1, len(node.outputs))):
-        raise Refused("its statistics are outputs: it is in training mode", node, "export the module after .eval()")
-    if view.opset < 14 and sum(bool(out.name) for out in node.outputs) > 1:
-        raise Refused("it has more than one output, which means training mode", node, "export after .eval()")
-    if view.opset < 7 and not view.attr(node, "is_test", 0):
-        raise Refused("it is in training mode (is_test=0)", node)
-    if view.opset < 9 and not view.attr(node, "spatial", 1):
-        raise Refused("it normalizes every cell by statistics of its own (spatial=0)", node)
-
-
-def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
-    array = view.array(node.inputs[index]) if index < len(node.inputs) else None
-    if array is None:
-        name = ("input", "scale", "bias", "mean", "variance")[index]
-        raise Refused(f"its {name} is not constant", node)
-    if array.ndim != 1:
-        raise Refused("its parameters are not vectors over the channels", node)
-    return array.astype(np.float64)
 
 
 # -- elementwise with a constant -------------------------------------------------------------------
@@ -146,16 +96,6 @@ def _negate(view: View, node: ir.Node) -> AffineMap | None:
     return AffineMap.of(-1.0, 0.0, view.need_rank(value, node))
 
 
-_READERS: dict[str, Callable[[View, ir.Node], AffineMap | None]] = {
-    "BatchNormalization": _batch_normalization,
-    "Mul": _elementwise(lambda c, first: (c, np.zeros(()))),
-    "Add": _elementwise(lambda c, first: (np.ones(()), c)),
-    "Sub": _elementwise(lambda c, first: (-np.ones(()), c) if first else (np.ones(()), -c)),
-    "Div": _elementwise(_divide),
-    "Neg": _negate,
-}
-
-
 # -- writing a map back ----------------------------------------------------------------------------
 
 
@@ -181,3 +121,40 @@ def _trimmed(array: Array) -> Array:
     while array.ndim and array.shape[0] == 1:
         array = array[0]
     return array
+
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+def _negative(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tuple[dict[str, Any], Any]:
+    """A difference of one size and another's negative adds them up."""
+    return attributes, [item if item is None or index == 0 else -item for index, item in enumerate(inputs)]
+
+
+def _scaled(constant: Array, first: bool) -> tuple[Array, Array] | None:
+    del first
+    return constant, np.zeros(())
+
+
+def _added(constant: Array, first: bool) -> tuple[Array, Array] | None:
+    del first
+    return np.ones(()), constant
+
+
+def _taken(constant: Array, first: bool) -> tuple[Array, Array] | None:
+    return (-np.ones(()), constant) if first else (np.ones(()), -constant)
+
+
+ROWS = (
+    Row(("Mul",), map=_elementwise(_scaled), nature=Nature.LINEAR, probing=sizes.ELEMENTWISE),
+    Row(("Div",), map=_elementwise(_divide), nature=Nature.LINEAR, probing=sizes.ELEMENTWISE),
+    Row(("Neg",), map=_negate, probing=sizes.ELEMENTWISE),
+    Row(
+        ("Add",), poolers.sum_up, poolers.sum_down, map=_elementwise(_added), sums=True, nature=Nature.LINEAR,
+        probing=sizes.ELEMENTWISE, parameters=poolers.SUMMED,
+    ),
+    Row(
+        ("Sub",), poolers.sum_up, poolers.sum_down, map=_elementwise(_taken), nature=Nature.LINEAR,
+        probing=sizes.ELEMENTWISE, parameters=poolers.SUMMED, absolute=_negative,
+    ),
+)  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from normdeploy.fold import products
 from normdeploy.fold.affine import Array
+from normdeploy.fold.float64 import products
 
 Attributes = Mapping[str, Any]
 Pads = list[tuple[int, int]]

@@ -1,0 +1,1 @@
+"""The graph as the fold reads it, and what is done to its stored tensors."""

@@ -1,0 +1,40 @@
+"""What reading a graph takes to know of operators: which are constant, which keep the rank, which only move a weight.
+
+This is known before any rule, and imports none.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from normdeploy.graph import operator
+
+CONSTANT = "Constant"
+CAST_LIKE = "CastLike"
+SHAPE = "Shape"
+DEQUANTIZE = "DequantizeLinear"
+
+NOT_CONSTANT = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+    | {DEQUANTIZE}  # a quantized weight stays quantized: it is edited through its scale
+)
+"""Operators whose result is no constant, though all their inputs are."""
+
+KEEPS_RANK = frozenset(
+    {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"}
+    | {"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"}
+    | {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Neg", "Identity", "Dropout", "Cast"}
+)
+"""Operators whose output has the rank of their first input."""
+
+HAS_RANK_OF_WEIGHT = frozenset({"Conv", "ConvTranspose"})
+MATRICES = frozenset({"Gemm"})
+"""Operators whose output is a matrix."""
+
+MOVED_LAZILY = frozenset({"Transpose", "Cast", "Identity", "Reshape"})
+"""Operators behind which a large weight is made anew whenever it is read."""
+
+
+def is_quantized(producer: ir.Node | None) -> bool:
+    """Return whether what ``producer`` makes is stored as integers."""
+    return producer is not None and operator(producer) == DEQUANTIZE
