@@ -4,6 +4,7 @@ One syntax, ``name:dims@dtype[low..high]``, e.g. ``ids:B=1..4..8xT=1..64..128@i6
 
 - dims are joined by ``x``; one is ``8``, ``1..4`` (opt = min), ``1..4..8`` (min..opt..max), ``B=1..4..8``, or ``B``,
   which is the dimension that ``B=...`` defines in this or another input. A dimension's name has no ``x`` in it.
+- ``H=64..128..256%4`` takes multiples of 4 only; all three sizes are.
 - ``name:[1,3,224,224]`` is accepted too, and is the only spelling of a scalar: ``t:[]@i64``.
 - the dtype is f32 where none is given; the value range, both ends included, is optional.
 """
@@ -50,23 +51,46 @@ _SPEC = re.compile(
     r"(?P<name>[^:]*):(?P<dims>\[[^\]]*\]|[^@\[\]]+)(?:@(?P<dtype>\w+)(?:\[(?P<low>[^\]]+?)\.\.(?P<high>[^\]]+)\])?)?"
 )
 _DIM = re.compile(
-    r"(?:(?P<name>[A-Za-wyz_][A-Za-wyz_0-9]*)(?:=(?=\d)|$))?(?P<range>\d{1,10}(?:\.\.\d{1,10}){0,2})?", re.A
+    r"(?:(?P<name>[A-Za-wyz_][A-Za-wyz_0-9]*)(?:=(?=\d)|$))?"
+    r"(?:(?P<range>\d{1,10}(?:\.\.\d{1,10}){0,2})(?:%(?P<multiple>\d{1,10}))?)?",
+    re.A,
 )
 
 
 @dataclass(frozen=True)
 class Dim:
-    """One dimension: sizes from ``min`` to ``max``, ``opt`` the usual one; ``name`` is None only where it is fixed."""
+    """One dimension: multiples of ``multiple`` from ``min`` to ``max``, ``opt`` the usual size.
+
+    ``name`` is None only where it is fixed.
+    """
 
     name: str | None
     min: int
     opt: int
     max: int
+    multiple: int = 1
 
     @property
     def fixed(self) -> bool:
         """Whether it has one size only."""
         return self.min == self.max and self.name is None
+
+    def takes(self, size: int) -> bool:
+        """Return True if ``size`` is one of its sizes."""
+        return self.min <= size <= self.max and size % self.multiple == 0
+
+    @property
+    def span(self) -> str:
+        """Its sizes without the usual one: ``8``, ``1..8``, ``64..256%4``."""
+        return str(self.min) if self.fixed else f"{self.min}..{self.max}{self._unit}"
+
+    def __str__(self) -> str:
+        """Return its sizes as they are spelled: ``8``, ``1..4..8``, ``64..128..256%4``."""
+        return str(self.min) if self.fixed else f"{self.min}..{self.opt}..{self.max}{self._unit}"
+
+    @property
+    def _unit(self) -> str:
+        return "" if self.multiple == 1 else f"%{self.multiple}"
 
 
 @dataclass(frozen=True)
@@ -90,9 +114,9 @@ class TensorSpec:
 
     def _dim(self, axis: int, dim: Dim) -> str:
         if dim.fixed:
-            return str(dim.min)
+            return str(dim)
         name = "" if dim.name == _default_name(self.name, axis) else f"{dim.name}="
-        return f"{name}{dim.min}..{dim.opt}..{dim.max}"
+        return f"{name}{dim}"
 
 
 def parse(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
@@ -109,7 +133,7 @@ def parse(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
         for dim in draft.dims:
             if isinstance(dim, Dim) and dim.name is not None and named.setdefault(dim.name, dim) != dim:
                 raise _error(
-                    f"dimension {dim.name!r} is {_range(dim)} here and {_range(named[dim.name])} elsewhere",
+                    f"dimension {dim.name!r} is {dim} here and {named[dim.name]} elsewhere",
                     draft.text,
                     f"give {dim.name} one range, or two names to two dimensions",
                 )
@@ -130,7 +154,8 @@ def tracing_sizes(specs: Sequence[TensorSpec]) -> dict[str, int]:
     """Name → the size to trace each dynamic dimension at: inside its range and at least 2, opt where that can be.
 
     A tracer takes a size of 1 for a constant and equal sizes for one dimension. So sizes are pairwise distinct, and
-    distinct from every fixed size, as far as the ranges allow: a maximum matching of dimensions with sizes.
+    distinct from every fixed size, as far as the ranges allow: a maximum matching of dimensions with sizes. Of a
+    dimension of multiples, the size in units of its multiple is at least 2 where that can be.
     """
     dims = dynamic_dims(specs)
     fixed = {dim.min for spec in specs for dim in spec.dims if dim.fixed}
@@ -146,8 +171,9 @@ def tracing_sizes(specs: Sequence[TensorSpec]) -> dict[str, int]:
 
 def _candidates(dim: Dim, count: int) -> list[int]:
     """Sizes of ``dim`` in the order they are preferred; ``count`` beside opt are enough to get past all others."""
-    low = max(dim.min, 2)
-    return list(dict.fromkeys([max(dim.opt, low), *range(low, min(dim.max, low + count) + 1)]))
+    unit = dim.multiple
+    low = max(dim.min, 2 * unit)
+    return list(dict.fromkeys([max(dim.opt, low), *range(low, min(dim.max, low + count * unit) + 1, unit)]))
 
 
 def _match(name: str, wanted: Mapping[str, list[int]], owner: dict[int, str], tried: set[int]) -> bool:
@@ -210,17 +236,20 @@ def _split(dims: str) -> list[str]:
 def _dim(part: str, axis: int, owner: str, text: str) -> Dim | str:
     match = _DIM.fullmatch(part.strip())
     if match is None or not match[0]:
-        fix = "write 8, 1..4..8, B=1..4..8 or B; a dimension's name cannot contain the letter x"
+        fix = "write 8, 1..4..8, B=1..4..8, H=64..128..256%4 or B; a dimension's name cannot contain the letter x"
         raise _error(f"{part.strip()!r} is not a dimension", text, fix)
     if match["range"] is None:
         return str(match["name"])
-    sizes = [int(size) for size in match["range"].split("..")]
+    sizes, multiple = [int(size) for size in match["range"].split("..")], int(match["multiple"] or 1)
     low, opt, high = sizes[0], sizes[len(sizes) // 2] if len(sizes) == 3 else sizes[0], sizes[-1]
     if low < 1:
         raise _error(f"{part.strip()!r} allows a size of 0", text, "the smallest size is 1")
     if not low <= opt <= high:
         raise _error(f"{part.strip()!r} is out of order", text, "write min..opt..max")
-    return Dim(match["name"] or (_default_name(owner, axis) if low < high else None), low, opt, high)
+    if multiple < 1 or any(size % multiple for size in (low, opt, high)):
+        fix = "write min..opt..max%multiple, where the multiple divides all three, e.g. H=64..128..256%4"
+        raise _error(f"{part.strip()!r} has sizes that are no multiples of {multiple}", text, fix)
+    return Dim(match["name"] or (_default_name(owner, axis) if low < high else None), low, opt, high, multiple)
 
 
 def _default_name(owner: str, axis: int) -> str:
@@ -244,10 +273,6 @@ def _values(low: str | None, high: str | None, dtype: str, text: str) -> tuple[f
     if not (all(math.isfinite(end) for end in ends) and least <= ends[0] <= ends[1] <= most):
         raise _error(f"[{low}..{high}] is no range of {dtype} values", text, f"write {least} <= low <= high <= {most}")
     return ends
-
-
-def _range(dim: Dim) -> str:
-    return f"{dim.min}..{dim.opt}..{dim.max}"
 
 
 def _error(what: str, text: str, fix: str) -> InputError:

@@ -35,6 +35,8 @@ def test_demo_spec() -> None:
         ("x:B=4x3@f32", "x:4x3@f32"),
         ("x:BxB=1..4@bool", "x:B=1..1..4xB=1..1..4@bool"),
         ("t:[]@i64[0..999]", "t:[]@i64[0..999]"),
+        ("x:1x3xH=64..128..256%4x64..256%32", "x:1x3xH=64..128..256%4x64..64..256%32@f32"),
+        ("x:H=64..64%4x8%4@f32", "x:64x8@f32"),
         ("x:8@f32[-1..0.5]", "x:8@f32[-1.0..0.5]"),
         ("x:8@f32[-1e-3..-0.0]", "x:8@f32[-0.001..-0.0]"),
         ("ids:8@i64[-9223372036854775808..9223372036854775807]",) * 2,
@@ -70,6 +72,14 @@ def test_a_shared_name_with_one_size_is_fixed_everywhere() -> None:
     assert dynamic_dims([a, b]) == {}
 
 
+def test_a_dimension_takes_its_multiples() -> None:
+    (spec,) = parse(["x:H=8..12..20%4"])
+    assert spec.dims[0] == Dim("H", 8, 12, 20, 4)
+    assert [size for size in range(30) if spec.dims[0].takes(size)] == [8, 12, 16, 20]
+    assert tracing_sizes([spec]) == {"H": 12}
+    assert tracing_sizes(parse(["x:H=4..4..8%4xW=4..4..12%4"])) == {"H": 8, "W": 12}
+
+
 @pytest.mark.parametrize(
     ("texts", "what"),
     [
@@ -78,6 +88,11 @@ def test_a_shared_name_with_one_size_is_fixed_everywhere() -> None:
         (["x:maxlen=1..4x3"], "'ma' has no range"),
         (["x:[maxlen=1..4,3]"], "not a dimension"),
         (["x:B=1..4", "y:B=1..8"], "B.*1..1..4 elsewhere"),
+        (["x:B=4..8%4", "y:B=4..8"], "B.*4..4..8%4 elsewhere"),
+        (["x:H=64..130..256%4"], "no multiples of 4"),
+        (["x:H=64..128..256%0"], "no multiples of 0"),
+        (["x:H=64..128..256%"], "not a dimension"),
+        (["x:H=64..128..256%4%2"], "not a dimension"),
         (["x:B=1..4xB=1..2..4"], "'B' is"),
         (["x:B=4", "y:B=5"], "'B' is"),
         (["a:1..4", "b:a_d0=1..9"], "'a_d0' is"),

@@ -1,16 +1,16 @@
 """nn.Module → ExportedProgram that holds for every size that was asked for, or a refusal.
 
-torch.export finds, while it traces, the conditions on sizes under which the trace holds. A dimension that must be a
-constant, a multiple, or inside a smaller range is refused. "Not 1" is a condition that torch also writes where
-nothing depends on it (on whether a tensor of one row is contiguous, say): there the trace is made without conditions
-and then run beside the module at size 1.
+torch.export finds, while it traces, the conditions on sizes under which the trace holds. What it cannot prove is tried
+at every size that was asked for (:mod:`normdeploy.export.conditions`). "Not 1" is a condition that torch also writes
+where nothing depends on it (on whether a tensor of one row is contiguous, say): there the trace is run beside the
+module at size 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,9 +19,9 @@ from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 from normdeploy.errors import InputError
-from normdeploy.export import constraints
+from normdeploy.export import conditions, constraints
 from normdeploy.export.values import example_inputs, flatten_outputs
-from normdeploy.specs import TensorSpec, dynamic_dims, tracing_sizes
+from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at, tracing_sizes
 
 
 class Adapter(nn.Module):
@@ -42,26 +42,44 @@ def symbols(specs: Sequence[TensorSpec]) -> dict[str, str]:
 
 
 def dynamic_shapes(specs: Sequence[TensorSpec]) -> tuple[tuple[dict[int, TorchDim], ...]]:
-    """What torch.export and torch.onnx.export take as ``dynamic_shapes`` of the adapter."""
+    """Return what torch.export and torch.onnx.export take as ``dynamic_shapes`` of the adapter."""
     names = symbols(specs)
-    dims = {name: TorchDim(names[name], min=dim.min, max=dim.max) for name, dim in dynamic_dims(specs).items()}
+    dims = {name: _torch_dim(names[name], dim) for name, dim in dynamic_dims(specs).items()}
     return (tuple({axis: dims[d.name] for axis, d in enumerate(spec.dims) if d.name is not None} for spec in specs),)
+
+
+def _torch_dim(symbol: str, dim: Dim) -> TorchDim:
+    """Return torch's dimension, which for multiples of 4 is spelled ``4 * symbol``."""
+    unit = dim.multiple
+    base = TorchDim(symbol, min=dim.min // unit, max=dim.max // unit)
+    return base if unit == 1 else unit * base
 
 
 def capture(module: nn.Module, specs: Sequence[TensorSpec]) -> ExportedProgram:
     """Trace ``module`` at sizes of at least 2. Raises InputError at a size, and torch's errors at all else."""
+    names, dims = {symbol: name for name, symbol in symbols(specs).items()}, dynamic_dims(specs)
+    text = ""
+    if all(dim.multiple == 1 for dim in dims.values()):
+        try:
+            return _export(module, specs, deferred=False)
+        except torch._dynamo.exc.UserError as error:
+            text = _violations(error)
+            if constraints.are_final(text, names):
+                raise constraints.refusal(text, specs, names) from error
     try:
-        return _export(module, specs, deferred=False)
+        program = _export(module, specs, deferred=True)
     except torch._dynamo.exc.UserError as error:
-        if "Constraints violated" not in str(error):
-            raise
-        names = {symbol: name for name, symbol in symbols(specs).items()}
-        not_one = constraints.dims_that_may_not_be_one(str(error), names)
-        if not not_one:
-            raise constraints.refusal(str(error), specs, names) from error
-    program = _export(module, specs, deferred=True)
-    _check_at_one(module, program, specs, not_one)
+        raise constraints.refusal(text or _violations(error), specs, names) from error
+    conditions.require_hold(program, specs)
+    _check_at_one(module, program, specs, tuple(name for name, dim in dims.items() if dim.min == dim.multiple))
     return program
+
+
+def _violations(error: torch._dynamo.exc.UserError) -> str:
+    """Return what torch says of sizes that the trace does not hold for; raises any other error again."""
+    if "Constraints violated" not in str(error):
+        raise error
+    return str(error)
 
 
 def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -> ExportedProgram:
@@ -76,9 +94,9 @@ def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -
         )
 
 
-def run_example(module: nn.Module, specs: Sequence[TensorSpec]) -> None:
-    """Run the module itself on what it is traced with; raises what forward raises."""
-    _adapter(module, specs)(*_example(specs))
+def run_example(module: nn.Module, specs: Sequence[TensorSpec], sizes: Mapping[str, int] | None = None) -> None:
+    """Run the module itself at ``sizes``, by default those it is traced at; raises what forward raises."""
+    _adapter(module, specs)(*example_inputs(specs, sizes or tracing_sizes(specs)).values())
 
 
 def _adapter(module: nn.Module, specs: Sequence[TensorSpec]) -> Adapter:
@@ -102,22 +120,49 @@ def recurrent_layers() -> Iterator[None]:
 
 
 def _check_at_one(
-    module: nn.Module, program: ExportedProgram, specs: Sequence[TensorSpec], dims: tuple[str, ...]
+    module: nn.Module, program: ExportedProgram, specs: Sequence[TensorSpec], names: tuple[str, ...]
 ) -> None:
-    """Run the trace beside the module, on random inputs, where some of ``dims`` are 1, each combination in turn."""
-    adapter, run = _adapter(module, specs), _unconditional(program)
-    for chosen in itertools.chain.from_iterable(itertools.combinations(dims, n) for n in range(1, len(dims) + 1)):
-        sizes = tracing_sizes(specs) | dict.fromkeys(chosen, 1)
-        inputs = [_random(like, spec) for like, spec in zip(example_inputs(specs, sizes).values(), specs, strict=True)]
-        try:
-            torch.testing.assert_close(run(*inputs), adapter(*inputs), equal_nan=True)
-        except Exception as error:
-            at = ", ".join(f"{name} = 1" for name in chosen)
-            raise InputError(
-                f"the module takes another path at {at} than at other sizes, which one graph cannot",
-                where=", ".join(f"--input {spec}" for spec in specs),
-                fix=f"ask for sizes of at least 2, or fix {chosen[0]} at 1",
-            ) from error
+    """Run the trace beside the module where some dimensions are 1, or one multiple, each combination in turn."""
+    adapter, run, larger = _adapter(module, specs), _unconditional(program), tracing_sizes(specs)
+    smallest = sizes_at(specs, "min")
+    for chosen in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(1, len(names) + 1)):
+        sizes = {name: smallest[name] for name in chosen}
+        for fill in _fills(specs):
+            try:
+                _require_same(adapter, run, specs, larger | sizes, fill)
+            except Exception as error:
+                if not _differs(adapter, run, specs, larger, fill):  # else it is not the size that makes the difference
+                    raise _other_path(sizes, specs) from error
+
+
+def _other_path(sizes: Mapping[str, int], specs: Sequence[TensorSpec]) -> InputError:
+    name, size = next(iter(sizes.items()))
+    at = ", ".join(f"{each} = {smallest}" for each, smallest in sizes.items())
+    return InputError(
+        f"the module takes another path at {at} than at other sizes, which one graph cannot",
+        where=", ".join(f"--input {spec}" for spec in specs),
+        fix=f"ask for sizes of at least {2 * size}, or fix {name} at {size}",
+    )
+
+
+def _differs(
+    adapter: Adapter, run: torch.fx.GraphModule, specs: Sequence[TensorSpec], sizes: Mapping[str, int], fill: int
+) -> bool:
+    try:
+        _require_same(adapter, run, specs, sizes, fill)
+    except Exception:
+        return True
+    return False
+
+
+def _require_same(
+    adapter: Adapter, run: torch.fx.GraphModule, specs: Sequence[TensorSpec], sizes: Mapping[str, int], fill: int
+) -> None:
+    examples = example_inputs(specs, sizes).values()
+    inputs = [_filled(like, spec, fill) for like, spec in zip(examples, specs, strict=True)]
+    # copies, for a forward may work in place
+    actual, expected = run(*map(torch.clone, inputs)), adapter(*map(torch.clone, inputs))
+    torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
 def _unconditional(program: ExportedProgram) -> torch.fx.GraphModule:
@@ -130,9 +175,20 @@ def _unconditional(program: ExportedProgram) -> torch.fx.GraphModule:
     return run
 
 
-def _random(like: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    """Normal, or uniform in the spec's range; integers without one stay at the value they are traced with."""
+def _fills(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
+    """Return what to fill masks with: a random mask of one element would be all true or all false by chance."""
+    return (1, 0) if any(map(_is_mask, specs)) else (1,)
+
+
+def _is_mask(spec: TensorSpec) -> bool:
+    return spec.dtype == "bool" or ("int" in spec.dtype and (spec.low, spec.high) == (0, 1))
+
+
+def _filled(like: torch.Tensor, spec: TensorSpec, fill: int) -> torch.Tensor:
+    """Random in the spec's range, normal where it has none; a mask is ``fill`` throughout."""
     random = torch.Generator().manual_seed(0)
+    if _is_mask(spec):
+        return torch.full_like(like, fill)
     if spec.low is None or spec.high is None:
         return torch.randn(like.shape, generator=random).to(like.dtype) if like.is_floating_point() else like
     if like.is_floating_point():

@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from normdeploy.errors import InputError
-from normdeploy.specs import TensorSpec, dynamic_dims
+from normdeploy.export import advice
+from normdeploy.specs import Dim, TensorSpec, dynamic_dims
 
 _BULLET = re.compile(r"^\s*- (.*)$", re.MULTILINE)
 _SIZE = r"L\[[^ ]*\]\.size\(\)\[\d+\]"
-_NOT_ONE = re.compile(rf"Not all values of (\w+) = .* satisfy the generated guard \(?(?:(\d+)\*)?{_SIZE}\)? != (\d+)\.")
 _EQUAL = re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal")
-_MULTIPLE = re.compile(r"^\s*(\w+) = (\d+)\*_\1$", re.MULTILINE)
+_ONE_SIZE = re.compile(r"^\s*(\w+) = (\d+)$", re.MULTILINE)
 _CONSTANT = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _RANGE = re.compile(r"^\s*(\w+) = Dim\('\1', (.*)\)$", re.MULTILINE)
 
 
-def dims_that_may_not_be_one(text: str, names: Mapping[str, str]) -> tuple[str, ...]:
-    """The dimensions of ``k * dim != k`` where all of the conditions are of that form; else none."""
-    matches = [_NOT_ONE.match(bullet) for bullet in _BULLET.findall(text)]
-    if not all(match and (match[2] or "1") == match[3] for match in matches):
-        return ()
-    return tuple(dict.fromkeys(names[match[1]] for match in matches if match))
+def are_final(text: str, names: Mapping[str, str]) -> bool:
+    """Return True if ``text`` says that a size is fixed, or two are equal: nothing that could hold after all."""
+    narrowed = [match[1] for pattern in (_CONSTANT, _RANGE, _ONE_SIZE) for match in pattern.finditer(text)]
+    return bool(_EQUAL.search(text)) or any(symbol in names for symbol in narrowed)
 
 
 def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str]) -> InputError:
-    """The error for torch's ``text``, in which ``names`` maps its dimensions to the specs' names."""
+    """Return the error for torch's ``text``, in which ``names`` maps its dimensions to the specs' names."""
     said = replace_words(text, names)
-    reasons = [
-        *(f"{m[2]!r} and {m[1]!r} must be equal (give both one name)" for m in _EQUAL.finditer(said)),
-        *(f"{names.get(m[1], m[1])!r} must be a multiple of {m[2]}" for m in _MULTIPLE.finditer(text)),
-        *(f"{m[1]!r} must be {m[2]}" for m in _CONSTANT.finditer(said)),
-        *(_range(names[m[1]], m[2], specs) for m in _RANGE.finditer(text) if m[1] in names),
-    ]
-    unread = [replace_words(re.sub(f" = {_SIZE}", "", bullet), names) for bullet in _BULLET.findall(text)]
+    found = list(_conditions(said, dynamic_dims(specs)))
+    equal = [f"{m[2]!r} and {m[1]!r} must be equal (give both one name)" for m in _EQUAL.finditer(said)]
+    unread = [re.sub(f" = {_SIZE}", "", bullet) for bullet in _BULLET.findall(said)]
+    reasons = [*equal, *(f"{name!r} must be {told}" for name, told, _ in found)] or unread
+    working = {name: dim for name, _, dim in found}
+    fix = f"ask for these: {advice.spelled(specs, working)}"
+    if equal or not working:
+        fix = "ask for the sizes that work (one size fixes a dimension)"
     return InputError(
-        "the module does not work for every size that was asked for: " + "; ".join(dict.fromkeys(reasons or unread)),
+        "the module does not work for every size that was asked for: " + "; ".join(dict.fromkeys(reasons)),
         where=", ".join(f"--input {spec}" for spec in specs),
-        fix="ask for the sizes that work (one size fixes a dimension), or change the code that depends on the size",
+        fix=f"{fix}, or change the code that depends on the size",
     )
 
 
-def _range(name: str, bounds: str, specs: Sequence[TensorSpec]) -> str:
-    """Torch's ``min=5, max=8``, in which either may be missing, as the spec's syntax has it."""
-    found, dim = dict(re.findall(r"(min|max)=(\d+)", bounds)), dynamic_dims(specs)[name]
-    return f"{name!r} must be {found.get('min', dim.min)}..{found.get('max', dim.max)}"
+def _conditions(said: str, dims: Mapping[str, Dim]) -> Iterator[tuple[str, str, Dim]]:
+    """Yield the name of each dimension that torch narrows, in words what it must be, and what is left of its range."""
+    for match in (*_CONSTANT.finditer(said), *_ONE_SIZE.finditer(said)):
+        if match[1] in dims:
+            size = int(match[2])
+            yield match[1], match[2], Dim(match[1], size, size, size)
+    for match in _RANGE.finditer(said):
+        if match[1] in dims:
+            narrowed = _ranged(dims[match[1]], match[2])
+            yield match[1], narrowed.span, narrowed
+
+
+def _ranged(dim: Dim, bounds: str) -> Dim:
+    """Return torch's ``min=5, max=8``, in which either may be missing, inside ``dim``."""
+    found = {end: int(size) for end, size in re.findall(r"(min|max)=(\d+)", bounds)}
+    low, high = max(found.get("min", 1), dim.min), min(found.get("max", dim.max), dim.max)
+    return replace(dim, min=low, opt=min(max(dim.opt, low), high), max=high)
 
 
 def replace_words(text: str, words: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,20 +12,25 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError, NormdeployError
+from normdeploy.export.advice import multiples_that_run, spelled
+from normdeploy.export.capture import symbols
 from normdeploy.export.constraints import replace_words
+from normdeploy.specs import TensorSpec
 
 _UNTRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 _TORCH = Path(torch.__file__).parent
 
 
-def translate(
-    error: Exception, module: nn.Module, dims: Mapping[str, str], eager: Callable[[], object]
-) -> NormdeployError:
-    """The error to raise for ``error`` of the exporter.
+Eager = Callable[[Mapping[str, int] | None], object]
+"""Runs forward at the given sizes, or at those that are traced."""
 
-    ``dims`` maps its symbols to the specs' dimension names; ``eager`` runs forward on what was traced, for an error
-    of forward itself is better said without symbols.
+
+def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], eager: Eager) -> NormdeployError:
+    """Return the error to raise for ``error`` of the exporter.
+
+    An error of forward itself is better said without torch's symbols, so forward is run.
     """
+    dims = {symbol: name for name, symbol in symbols(specs).items()}
     chain = list(_chain(error))
     where, operator, text = _where(chain, module), _operator(chain), replace_words(str(chain[-1]), dims)
     if known := next((cause for cause in chain if isinstance(cause, NormdeployError)), None):
@@ -37,12 +42,13 @@ def translate(
             fix="replace it in the module by operators that ONNX has, or try a newer --opset",
         )
     try:
-        eager()
+        eager(None)
     except Exception as failure:
         return InputError(
             f"forward raises {type(failure).__name__}: {_first_line(str(failure))}",
             where=_where([failure], module),
-            fix="check the input specs against forward; dimensions that must be equal need one name",
+            fix=_sizes_that_run(specs, eager)
+            or "check the input specs against forward; dimensions that must be equal need one name",
         )
     if "data-dependent" in text.lower() or "DataDependent" in type(chain[-1]).__name__:
         return InputError(
@@ -55,6 +61,20 @@ def translate(
         where=where,
         fix="--verbose shows what torch says",
     )
+
+
+def _sizes_that_run(specs: Sequence[TensorSpec], eager: Eager) -> str:
+    """Return how to ask for multiples, if forward runs on those; empty if it does not."""
+
+    def runs(sizes: Mapping[str, int]) -> bool:
+        try:
+            eager(sizes)
+        except Exception:
+            return False
+        return True
+
+    dims = multiples_that_run(specs, runs)
+    return f"forward runs on multiples: {spelled(specs, dims)}" if dims else ""
 
 
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")

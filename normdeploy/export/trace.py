@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,10 +15,11 @@ from torch.utils import _pytree as pytree
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import refusals
 from normdeploy.export.capture import capture, dynamic_shapes, recurrent_layers, run_example, symbols
+from normdeploy.export.conditions import size_symbols, unit_name
 from normdeploy.export.constraints import replace_words
 from normdeploy.export.quiet import quiet, unchanged
 from normdeploy.export.translations import TRANSLATIONS
-from normdeploy.specs import TensorSpec
+from normdeploy.specs import TensorSpec, dynamic_dims
 
 PREFIX = "module."
 """What the adapter puts before the name of every module, parameter and buffer."""
@@ -37,7 +39,6 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
 
     Raises InputError where the module cannot be traced, or not for every size in the specs' ranges.
     """
-    names = {symbol: name for name, symbol in symbols(specs).items()}
     with torch.no_grad(), unchanged(module), quiet(verbose):
         try:
             program = capture(module, specs)
@@ -55,10 +56,10 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
         except NormdeployError:
             raise
         except Exception as error:
-            raise refusals.translate(error, module, names, lambda: run_example(module, specs)) from error
+            raise refusals.translate(error, module, specs, lambda sizes: run_example(module, specs, sizes)) from error
     if translated is None or translated.exported_program is None:
         raise InputError("torch.onnx.export returned no graph", fix="--verbose shows what torch says")
-    _rename_dims(translated.model, names)
+    _rename_dims(translated.model, _size_names(program, specs))
     check_dims(translated.model, specs)
     _check_outputs(program, translated.exported_program)
     return Trace(translated.model, _output_names(program), _changed_buffers(translated.exported_program))
@@ -73,7 +74,15 @@ def _changed_buffers(program: ExportedProgram) -> tuple[str, ...]:
     return tuple(name.removeprefix(PREFIX) for name in program.graph_signature.buffers_to_mutate.values())
 
 
-def _rename_dims(model: ir.Model, names: dict[str, str]) -> None:
+def _size_names(program: ExportedProgram, specs: Sequence[TensorSpec]) -> dict[str, str]:
+    """Return torch's symbols → what they stand for: ``H``, or ``(H/4)`` where only multiples of 4 are taken."""
+    dims = dynamic_dims(specs)
+    named = {symbol: unit_name(dims[name]) for name, symbol in symbols(specs).items()}
+    # a multiple's own symbol keeps the name that torch made up
+    return named | {str(symbol): unit_name(dim) for symbol, dim in size_symbols(program, specs).items()}
+
+
+def _rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
     """Give each dimension its name in the specs, alone and in the expressions of intermediate ones."""
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
     for value in [*model.graph.inputs, *(output for node in nodes for output in node.outputs)]:
@@ -81,10 +90,14 @@ def _rename_dims(model: ir.Model, names: dict[str, str]) -> None:
             value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
 
 
-def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
     if isinstance(dim, int):
         return dim
-    return None if dim.value is None else replace_words(dim.value, names)
+    return None if dim.value is None else _WHOLE.sub(r"\2", replace_words(dim.value, names))
+
+
+_WHOLE = re.compile(r"(?<![\w*])(\d+)\*\((\w+)/\1\)(?!\*\*)")
+"""``4*(H/4)``, which is ``H``; not where it is part of a product of another number, or of a power."""
 
 
 def check_dims(model: ir.Model, specs: Sequence[TensorSpec]) -> None:

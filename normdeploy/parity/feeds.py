@@ -150,9 +150,8 @@ def _array_problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> It
         yield f"{spec.name} has shape {array.shape}, not {len(spec.dims)} dimensions"
         return
     for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
-        if not dim.min <= size <= dim.max:
-            span = str(dim.min) if dim.fixed else f"{dim.min}..{dim.max}"
-            yield f"axis {axis} of {spec.name} has size {size}, not {span}"
+        if not dim.takes(size):
+            yield f"axis {axis} of {spec.name} has size {size}, not {dim.span}"
         elif dim.name is not None and (other := sizes.setdefault(dim.name, size)) != size:
             yield f"axis {axis} of {spec.name} has size {size}, but dimension {dim.name} is {other} elsewhere"
 
