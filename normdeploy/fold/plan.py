@@ -29,7 +29,10 @@ Slot = tuple[ir.Node, int]
 
 @dataclass
 class Plan:
-    """What would change: values, stored tensors, attributes, operator types, and what stays in place of each map."""
+    """What would change: values, stored tensors, attributes, operator types, and what stays in place of each map.
+
+    ``choices`` are the inputs that may take the map of an operator of which one takes all of it: the first does.
+    """
 
     source: ir.Node
     committed: Mapping[Slot, Edit]
@@ -41,6 +44,7 @@ class Plan:
     residues: dict[ir.Node, AffineMap | None] = field(default_factory=dict)
     through: list[ir.Node] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)
+    choices: dict[ir.Node, list[int]] = field(default_factory=dict)
 
     def touched(self) -> list[ir.Node]:
         """Every node next to a value that the plan maps, each once."""
@@ -83,6 +87,12 @@ class Step:
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute, as this plan would leave it."""
         return self.plan.attributes.get((self.node, name), self.view.attr(self.node, name, default))
+
+    def choose(self, inputs: list[int]) -> int:
+        """Return which of ``inputs`` takes the map: the first, in another journey one of the others."""
+        if not inputs:
+            raise self.refuse("each factor is broadcast along the axis of the map, or summed over it")
+        return self.plan.choices.setdefault(self.node, inputs)[0]
 
     def edit(self, index: int) -> Edit | None:
         """The edit of parameter ``index`` so far (an empty one where untouched); None if it is not constant."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -69,9 +69,7 @@ def _attempts(m: AffineMap) -> list[Attempt]:
 
 
 def _up_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _new(land, node)
-    _travel_up(land, plan, node, m)
-    return plan
+    return _journey_up(land, node, m)
 
 
 def _down_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
@@ -88,15 +86,13 @@ def _down_past_adds(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
 
 
 def _scale_up_shift_down(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _new(land, node)
-    _travel_up(land, plan, node, m.without_shift())
+    plan = _journey_up(land, node, m.without_shift())
     travel_down(land, plan, node, m.only_shift())
     return plan
 
 
 def _scale_up_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _new(land, node)
-    _travel_up(land, plan, node, m.without_shift())
+    plan = _journey_up(land, node, m.without_shift())
     plan.residues[node] = m.only_shift()
     return plan
 
@@ -127,6 +123,37 @@ def _new(land: Territory, node: ir.Node) -> Plan:
 
 
 # -- upward ----------------------------------------------------------------------------------------
+
+_JOURNEYS = 16
+"""How many ways up are tried where products leave a choice between their factors."""
+
+
+def _journey_up(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    """The first plan that sends ``m`` up to weights; of a product each factor is tried."""
+    first: Refused | None = None
+    choices: dict[ir.Node, list[int]] | None = {}
+    for _ in range(_JOURNEYS):
+        if choices is None:
+            break
+        plan = replace(_new(land, node), choices=choices)
+        try:
+            _travel_up(land, plan, node, m)
+            return plan
+        except Refused as refusal:
+            first = first or refusal
+            choices = _other(choices)
+    assert first is not None, "the first journey was refused, or there would be a plan"
+    raise first
+
+
+def _other(choices: dict[ir.Node, list[int]]) -> dict[ir.Node, list[int]] | None:
+    """The next choice: the last one that was made and is not the last of its kind; None where there is none."""
+    made = list(choices.items())
+    while made:
+        node, (_, *rest) = made.pop()
+        if rest:
+            return dict([*made, (node, rest)])
+    return None
 
 
 def _travel_up(land: Territory, plan: Plan, start: ir.Node, m: AffineMap) -> None:

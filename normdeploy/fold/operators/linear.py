@@ -18,7 +18,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.float64 import execute, windows
 from normdeploy.fold.graph.edits import Channels, Edit
 from normdeploy.fold.graph.reader import Dim, View
-from normdeploy.fold.operators import sizes, windowed
+from normdeploy.fold.operators import bilinear, sizes, windowed
 from normdeploy.fold.operators.basics import is_quantized
 from normdeploy.fold.operators.rows import (
     Feature,
@@ -154,63 +154,82 @@ def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
 def matmul_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """The scale of the columns (weight on the right) or rows (weight on the left); a MatMul has no bias."""
     m = only_first(step, outs)
+    right = _weight_side(step)
+    if right is None:
+        return bilinear.matmul_up(step, m)
     if not m.shifts_nothing:
         raise step.refuse("a MatMul has no bias to take a shift")
-    right = _weight_side(step)
-    _need_constant_along(step, m, -2 if right else -1)
-    step.scale_weight(int(right), left=_over_weight(step, m.scale, right))
+    factor = _as_matrix(m.scale, *_are_vectors(step, m, right))
+    step.scale_weight(int(right), left=_over_weight(step, factor, right, mixed=-2 if right else -1))
     return {}
 
 
 def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """The scale goes into the weight; the shift, multiplied by the weight, goes on behind the MatMul."""
     right = _weight_side(step)
+    if right is None:
+        return bilinear.matmul_down(step, ins)
     m = ins[0 if right else 1]
     if m is None or ins[1 if right else 0] is not None:
         raise step.refuse("the map is on the weight")
-    _need_constant_along(step, m, -2 if right else -1)
     rank = step.view.need_rank(step.node.outputs[0], step.node)
+    vectors = _are_vectors(step, m, right)
+    scale, shift = (_as_matrix(a, vectors[0] and right, vectors[1] and not right) for a in (m.scale, m.shift))
+    factor = _over_weight(step, np.swapaxes(scale, -1, -2), right, mixed=-1 if right else -2)
     residue = None
     if not m.shifts_nothing:
-        weight = exact_weight(step, int(right))
-        if weight.ndim < 2:
-            raise step.refuse("its weight is a vector")
+        if shift.shape[-2 if right else -1] != 1:
+            raise step.refuse("the map varies over an axis that the weight does not have")
+        weight = _as_matrix(exact_weight(step, int(right)), vectors[0] and not right, vectors[1] and right)
         inner = weight.shape[-2 if right else -1]
-        shape = list(m.shift.shape)
-        shape[-1 if right else -2] = inner
-        shift = np.broadcast_to(m.shift, shape)
-        residue = AffineMap.of(1.0, shift @ weight if right else weight @ shift, rank)
-    step.scale_weight(int(right), right=_over_weight(step, np.swapaxes(m.scale, -1, -2), right))
+        shift = np.broadcast_to(shift, (*shift.shape[:-2], *((1, inner) if right else (inner, 1))))
+        product = shift @ weight if right else weight @ shift
+        gone = tuple(axis for axis, vector in zip((-2, -1), vectors, strict=True) if vector)
+        residue = AffineMap.of(1.0, np.squeeze(product, gone), rank)
+    step.scale_weight(int(right), right=factor)
     return [residue]
 
 
-def _weight_side(step: Step) -> bool:
-    """Whether the weight is the right operand (True) or the left (False)."""
+def _weight_side(step: Step) -> bool | None:
+    """Whether the weight is the right operand (True) or the left (False); None where neither is constant."""
     for index in (1, 0):
         value = step.data(index)
         producer = value.producer()
         if step.edit(index) is not None or is_quantized(producer):
             return bool(index)
-    raise step.refuse("neither operand is constant")
+    return None
 
 
-def _need_constant_along(step: Step, m: AffineMap, axis: int) -> None:
-    if m.rank < 2 or m.size(m.rank + axis) != 1:
-        raise step.refuse("the map varies over an axis that the weight does not have")
+def _are_vectors(step: Step, m: AffineMap, right: bool) -> tuple[bool, bool]:
+    """Whether the left operand is a vector, and the right; ``m`` is a map on the data or on the result."""
+    weight = step.rank(int(right))
+    known = step.view.rank(step.data(int(not right)))
+    data = m.rank if known is None and weight == 2 else step.rank(int(not right))
+    return (data == 1, weight == 1) if right else (weight == 1, data == 1)
 
 
-def _over_weight(step: Step, factor: Array, right: bool) -> Array:
-    """``factor`` cut to the rank of the weight; what it varies over in front must be an axis of the weight too."""
+def _as_matrix(array: Array, row: bool, column: bool) -> Array:
+    """``array`` with the axes that MatMul puts in for a vector on the left (``row``) and on the right."""
+    array = np.expand_dims(array, -1) if column else array
+    return np.expand_dims(array, -2) if row else array
+
+
+def _over_weight(step: Step, factor: Array, right: bool, *, mixed: int) -> Array:
+    """``factor``, as a matrix, cut to the rank of the weight; what it varies over must be an axis of the weight too.
+
+    Along the axis ``mixed`` of a matrix the weight has others numbers than the factor, which must be one number there.
+    """
     shape = step.view.need_shape(step.data(int(right)), step.node)
-    extra = factor.ndim - len(shape)
-    if len(shape) < 2 or any(size != 1 for size in factor.shape[: max(extra, 0)]):
+    matrix = shape if len(shape) > 1 else (*shape, 1) if right else (1, *shape)
+    extra = factor.ndim - len(matrix)
+    if factor.shape[mixed] != 1 or any(size != 1 for size in factor.shape[: max(extra, 0)]):
         raise step.refuse("the map varies over an axis that the weight does not have")
     factor = factor.reshape(factor.shape[max(extra, 0) :])
-    aligned = shape[len(shape) - factor.ndim :]
+    aligned = matrix[len(matrix) - factor.ndim :]
     pairs: list[tuple[int, Dim]] = list(zip(factor.shape, aligned, strict=True))
     if any(extent not in (1, dim) for extent, dim in pairs):
         raise step.refuse("the map would enlarge the weight")
-    return factor
+    return factor if len(shape) > 1 else np.squeeze(factor, -1 if right else -2)
 
 
 # -- biases ----------------------------------------------------------------------------------------
@@ -324,13 +343,12 @@ def _by_columns(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: s
 
 def _by_matrix(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
     """The batch by what maps vary over, and what is summed over by the weight."""
-    del rank
     batch = {axis: size for axis, size in sizes.by_maps(node, maps).items() if axis < -2}
     right = node.inputs[1] is not None and known(node.inputs[1])
     weight = view.shape(node.inputs[int(right)]) or ()
     batch |= {axis: size for axis, size in sizes.trailing(weight).items() if axis < -2}
     inner = weight[-2 if right and len(weight) > 1 else -1] if weight else 1
-    return batch | {-1 if right else -2: int(inner or 1)}
+    return batch | {-1 if right or rank == 1 else -2: int(inner or 1)}
 
 
 ROWS = (
@@ -352,6 +370,6 @@ ROWS = (
     Row(
         ("MatMul",), matmul_up, matmul_down, nature=Nature.LINEAR, heavy=True, shift=Shift.STOPPED,
         parameters={0: all_but(-1), 1: all_but(-2)}, evaluate=execute.matmul, any_dtype=(1,), centre=_matmul_writes,
-        probing=sizes.Probing(pins=_by_matrix, size=sizes.matrix),
+        probing=sizes.Probing(pins=_by_matrix, size=sizes.matrix, shapes=bilinear.matmul_shapes),
     ),
 )  # fmt: skip

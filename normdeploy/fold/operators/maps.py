@@ -8,6 +8,7 @@ Mul, Add, Sub, Div, Neg with a constant are maps too, when the constant enlarges
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Refused, View
-from normdeploy.fold.operators import poolers, sizes
+from normdeploy.fold.operators import bilinear, poolers, sizes
 from normdeploy.fold.operators.rows import Nature, Row, states
 
 
@@ -146,8 +147,14 @@ def _taken(constant: Array, first: bool) -> tuple[Array, Array] | None:
 
 
 ROWS = (
-    Row(("Mul",), map=_elementwise(_scaled), nature=Nature.LINEAR, probing=sizes.ELEMENTWISE),
-    Row(("Div",), map=_elementwise(_divide), nature=Nature.LINEAR, probing=sizes.ELEMENTWISE),
+    Row(
+        ("Mul",), bilinear.product_up, bilinear.product_down, map=_elementwise(_scaled), nature=Nature.LINEAR,
+        probing=sizes.ELEMENTWISE,
+    ),
+    Row(
+        ("Div",), bilinear.product_up, bilinear.product_down, map=_elementwise(_divide), nature=Nature.LINEAR,
+        probing=replace(sizes.ELEMENTWISE, draws={1: bilinear.divisor}),
+    ),
     Row(("Neg",), map=_negate, probing=sizes.ELEMENTWISE),
     Row(
         ("Add",), poolers.sum_up, poolers.sum_down, map=_elementwise(_added), sums=True, nature=Nature.LINEAR,

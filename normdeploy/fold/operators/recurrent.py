@@ -8,7 +8,7 @@ gates and ``linear_before_reset`` included. Nothing passes upward, or through a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import View
 from normdeploy.fold.operators.linear import bias_dtype, exact_weight
 from normdeploy.fold.operators.rows import Maps, Nature, Row, all_but, along, only_first
-from normdeploy.fold.operators.sizes import Probing, Shape, fixed
+from normdeploy.fold.operators.sizes import Known, Probing, Shape, fixed
 from normdeploy.fold.plan import Step
 
 _BIAS, _LENGTHS = 3, 4
@@ -75,8 +75,9 @@ def evaluate(
     return [everything] * 3
 
 
-def probe_shapes(view: View, node: ir.Node) -> list[Shape]:
+def probe_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: Known) -> list[Shape]:
     """Return a shape for each input: few steps of two samples, and what W and R say of features and hidden units."""
+    del maps, known
     directions, gates, features = fixed(view, node.inputs[1])
     hidden = fixed(view, node.inputs[2])[-1]
     x, state = (3, 2, features), (directions, 2, hidden)

@@ -58,8 +58,8 @@ Given = Callable[[Probe, ir.Value, tuple[int, ...]], np.ndarray | None]
 
 Shape = tuple[int, ...]
 
-Shapes = Callable[[View, ir.Node], list[Shape]]
-"""(view, node) → a shape to probe each input with."""
+Shapes = Callable[[View, ir.Node, Sequence[AffineMap], Known], list[Shape] | None]
+"""(view, node, maps around it, which values are constants) → a shape to probe each input with; None: axis by axis."""
 
 Draw = Callable[[np.random.Generator, Sequence[Shape]], np.ndarray]
 """(random numbers, the shapes of all inputs) → what an input holds that no standard normal numbers probe."""
@@ -101,7 +101,12 @@ class Probing:
 def by_maps(node: ir.Node, maps: Maps) -> dict[int, int]:
     """Return what the maps on all sides vary over."""
     around = [maps[value] for value in (*node.inputs, *node.outputs) if value is not None and value in maps]
-    return {axis - m.rank: m.size(axis) for m in around for axis in m.axes}
+    return spanned(around)
+
+
+def spanned(maps: Sequence[AffineMap]) -> dict[int, int]:
+    """Return what ``maps`` vary over, by axis counted from the back."""
+    return {axis - m.rank: m.size(axis) for m in maps for axis in m.axes}
 
 
 def by_constants(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:

@@ -194,10 +194,9 @@ class _Square:
         return pairs
 
     def _drawn(self, value: ir.Value, index: int, zero: bool) -> Pair:
-        shape, draws = self.shapes[index], self.row.probing.draws
-        if index in draws:
-            special = draws[index](self.random, self.shapes)
-            return Pair(special, special)
+        shape = self.shapes[index]
+        if (special := self._special(value)) is not None:
+            return self._related(value, special)
         if (parameter := self._parameter_of_shape(value, shape)) is not None:
             return Pair(parameter, parameter)
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
@@ -206,6 +205,17 @@ class _Square:
             x[self.random.random(shape) < 0.1] = 0.0  # ties and exact zeros
             if m is not None:
                 x = self._around_breakpoint(x, m)
+        return self._related(value, x)
+
+    def _special(self, value: ir.Value) -> np.ndarray | None:
+        """What the row draws for ``value``; None where standard normal numbers will do."""
+        draws = self.row.probing.draws
+        places = (index for index, other in enumerate(self.node.inputs) if other is value and index in draws)
+        return next((draws[index](self.random, self.shapes) for index in places), None)
+
+    def _related(self, value: ir.Value, x: np.ndarray) -> Pair:
+        """``x`` before and after the plan."""
+        m = self.maps.get(value)
         if m is None:
             return Pair(x, x)
         return Pair(x, m(x)) if value in self.plan.up else Pair(m(x), x)

@@ -20,9 +20,10 @@ from normdeploy.fold.operators.table import states
 
 def input_shapes(view: View, node: ir.Node, maps: Maps, known: Known) -> list[tuple[int, ...]]:
     """A shape to probe each input of ``node`` with; empty for absent and constant inputs."""
-    shapes = states(node).probing.shapes
-    if shapes is not None:
-        return shapes(view, node)
+    told = states(node).probing.shapes
+    around = [maps[value] for value in (*node.inputs, *node.outputs) if value is not None and value in maps]
+    if told is not None and (shapes := told(view, node, around, known)) is not None:
+        return shapes
     names: dict[str, int] = {}
     data = [value if value is not None and not known(value) else None for value in node.inputs]
     pinned = _pinned(view, node, maps, known)

@@ -54,6 +54,7 @@ MOVERS: Makers = (
     movers.total,
     *(movers.bent,) * 2,
     *(movers.kinked,) * 4,
+    *(movers.gate,) * 2,
 )
 
 

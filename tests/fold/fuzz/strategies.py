@@ -37,7 +37,6 @@ BLOCKS: Makers = (
 """Maps and weights together as networks have them."""
 
 OTHERS: Makers = (
-    movers.gate,
     movers.quantized,
     *(movers.statistics_of_data,) * 3,
     movers.spelled_layer_norm,

@@ -134,8 +134,8 @@ def matmul(g: Graph) -> Value:
     if d.odds(20):
         return product_of_two(g)
     left = d.odds(35)
-    axis = -2 if left else -1
-    v = g.pick(lambda v: v.rank >= 1 + left and v.fixed(axis))
+    v = g.pick(lambda v: v.rank >= 1 and v.fixed(-2 if left and v.rank > 1 else -1))
+    axis = -2 if left and v.rank > 1 else -1
     inner, other = v.shapes[0][axis], d.one([3, 2, 5, 4, 1])
     shape: Shape = (other, inner) if left else (inner, other)
     if v.rank > 2 and d.odds(20):
