@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from pydantic import StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from normdeploy.report.schema import Document
 
@@ -45,6 +45,7 @@ class Manifest(Document):
         packages: package name → version, of those that made it.
         factory: ``module:factory`` the module came from; ``model_args`` are its arguments as they were given.
         weights: the checkpoint's file name, None where the factory brought its own; ``weights_sha256`` is of that file.
+        trusted: file name → sha256 of each file that was allowed to run code when the module was loaded.
         inputs: canonical input specs.
         outputs: flattened output name → dtype, in the model's order.
         session_options: ONNX Runtime session configuration the model is to be run with.
@@ -64,6 +65,7 @@ class Manifest(Document):
     precision: str
     session_options: dict[str, str]
     files: dict[FileName, Sha256]
+    trusted: dict[str, Sha256] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod

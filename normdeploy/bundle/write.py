@@ -103,6 +103,7 @@ def _manifest(
         model_args=model_args,
         weights=report.weights,
         weights_sha256=report.weights_sha256,
+        trusted=report.trusted,
         inputs=report.inputs,
         outputs={name: golden.outputs[name].dtype.name for name in report.outputs},
         opset=report.opset,

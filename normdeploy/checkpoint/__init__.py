@@ -6,6 +6,7 @@ user names, found on the import path or in ``app_dir``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from normdeploy.checkpoint.factory import build, import_path
+from normdeploy.checkpoint.factory import build, import_path, usual_app_dir
 from normdeploy.checkpoint.files import Contents, read
 from normdeploy.checkpoint.fit import fit
 from normdeploy.checkpoint.names import Names, Rename
@@ -24,6 +25,8 @@ from normdeploy.doctor.training import require_eval
 from normdeploy.errors import InputError
 
 __all__ = ["Checkpoint", "Names", "Rename", "load"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Checkpoint:
         weights: the weights file, as given; None where the factory's own weights are deployed.
         weights_sha256: of the bytes of that file that were loaded, in hexadecimal; of a checkpoint in several files,
             of the lines that ``sha256sum`` prints for them, by name.
-        trusted: path → sha256 of each file whose code may have run.
+        trusted: file name → sha256 of each file whose code may have run.
         notes: everything that was done beyond plain loading, in words for the user.
     """
 
@@ -62,7 +65,8 @@ def load(
 
     Args:
         factory: ``package.module:attribute`` of a callable that returns an nn.Module.
-        app_dir: the only folder that is added to the import path; it stays there, for imports inside forward.
+        app_dir: the only folder that is added to the import path; it stays there, for imports inside forward. The
+            current folder is taken where the factory's module is found in it and nowhere else.
         model_args: arguments of the factory; a Python literal where the text is one, else the text itself.
         weights: a safetensors file or what torch.save wrote, on any device; an index of shards, or a folder.
         names: how the names in the file become the module's, as far as that is not clear by itself.
@@ -73,14 +77,20 @@ def load(
     """
     if weights is None and (option := names.flags().partition(" ")[0]):
         raise InputError(f"{option} says how to read a weights file, but none is given", fix="add --weights FILE")
+    said: tuple[str, ...] = ()
+    if app_dir is None and (app_dir := usual_app_dir(factory)):
+        said = (f"--app-dir . is taken: {factory.partition(':')[0]} is found in the current folder",)
     contents = None if weights is None else _contents(weights, names, trust, app_dir)
-    built, notes = build(factory, app_dir=app_dir, model_args=model_args)
+    built, notes = build(factory, app_dir=app_dir, model_args=model_args, weights=weights)
     module, unwrapping = unwrapped(built, factory)
-    module, notes = on_cpu(module, factory), (*notes, *unwrapping)
+    module = on_cpu(module, factory)
     if weights is None or contents is None:
         notes += ("no weights file: the weights are those that the factory made",)
     else:
-        notes += (*contents.notes, *fit(module, contents.data, file=weights, names=names))
+        said += (*contents.notes, *fit(module, contents.data, file=weights, names=names))
+    for note in said:
+        _log.info(note)
+    notes = (*said, *notes, *unwrapping)
     require_initialized(module, factory)
     # Only now: eval() may merge weights (LoRA, re-parametrized blocks), which must be the file's by then.
     notes += require_eval(module, force=force_eval)

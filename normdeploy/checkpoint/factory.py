@@ -1,7 +1,7 @@
 """``package.module:attribute`` → the nn.Module that calling it returns.
 
 The import path is the interpreter's own without the current directory, with ``app_dir`` in front: what a name means
-must not depend on where the command is started.
+must not depend on where the command is started, unless it means nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -22,24 +23,45 @@ from typing import Any
 
 from torch import nn
 
+from normdeploy.checkpoint.configured import configured
 from normdeploy.errors import InputError
 
 _SYNTAX = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-def build(factory: str, *, app_dir: Path | None, model_args: Mapping[str, str]) -> tuple[nn.Module, tuple[str, ...]]:
+def build(
+    factory: str, *, app_dir: Path | None, model_args: Mapping[str, str], weights: Path | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Import ``factory``, call it with ``model_args``, and return its module with notes. Raises InputError.
 
-    What the user's code prints goes to stderr: stdout belongs to the result.
+    A class of transformers is called with its configuration: ``config`` of ``model_args``, else what lies beside
+    ``weights``. What the user's code prints goes to stderr: stdout belongs to the result.
     """
+    module_name, attribute = _parts(factory)
+    with import_path(app_dir), redirect_stdout(sys.stderr):
+        notes = _shadowed(module_name, app_dir)
+        function = _attribute(_import(module_name, factory, app_dir), attribute, factory)
+        arguments = {name: _literal(text) for name, text in model_args.items()}
+        return _call(configured(function, weights), factory, arguments), notes
+
+
+def _parts(factory: str) -> tuple[str, str]:
     if not _SYNTAX.fullmatch(factory):
         fix = "write package.module:factory with dots, e.g. models.digits:resnet, and --app-dir for its folder"
         raise InputError(f"{factory!r} does not name a factory", where="--model", fix=fix)
     module_name, _, attribute = factory.partition(":")
-    with import_path(app_dir), redirect_stdout(sys.stderr):
-        notes = _shadowed(module_name, app_dir)
-        function = _attribute(_import(module_name, factory, app_dir), attribute, factory)
-        return _call(function, factory, {name: _literal(text) for name, text in model_args.items()}), notes
+    return module_name, attribute
+
+
+def usual_app_dir(factory: str) -> Path | None:
+    """Return the current folder where the module of ``factory`` is found in it and nowhere else, else None."""
+    module_name, _ = _parts(factory)
+    with import_path(None):
+        try:
+            elsewhere = importlib.util.find_spec(module_name.partition(".")[0]) is not None
+        except (ImportError, ValueError):
+            elsewhere = True
+    return None if elsewhere or _source(Path.cwd(), module_name) is None else Path()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Contents:
     Attributes:
         data: nested mappings with tensors on the CPU, as they were saved.
         sha256: of the file; of one in several files, of the lines ``sha256sum`` prints for them, by name.
-        trusted: path → sha256 of each file that ran code, because it was trusted.
+        trusted: file name → sha256 of each file that may have run code, because it was trusted.
         notes: how it was read, in words for the user.
     """
 
@@ -64,7 +64,7 @@ def read(path: Path, *, trust: Sequence[Path] = (), key: str | None = None) -> C
     if kind == "index":
         return _joined(_indexed(content), trust, (*notes, f"read in the parts that {path.name} names"), content)
     data, ran = _loaded(content, kind, trust, key)
-    trusted = {str(path): content.sha256} if ran else {}
+    trusted = {path.name: content.sha256} if ran else {}
     if is_trusted(path, trust) and not ran:
         notes = (*notes, f"{path} holds only data: --trust was not needed")
     return Contents(data, content.sha256, trusted, (*notes, *(_ran(name, trusted[name]) for name in trusted)))
@@ -89,8 +89,8 @@ def _loaded(content: Content, kind: str, trust: Sequence[Path], key: str | None)
         return load_trusted(content, kind), True
 
 
-def _ran(path: str, digest: str) -> str:
-    return f"{path} may have run code when it was loaded, because it was trusted: sha256 {digest}"
+def _ran(name: str, digest: str) -> str:
+    return f"{name} may have run code when it was loaded, because it was trusted: sha256 {digest}"
 
 
 def _in_folder(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -150,7 +150,7 @@ def _joined(
         content = read_once(path)
         part, ran = _loaded(content, kind_of(content), trust, None)
         sums[path.name] = content.sha256
-        trusted |= {str(path): content.sha256} if ran else {}
+        trusted |= {path.name: content.sha256} if ran else {}
         if not isinstance(part, Mapping) or (twice := part.keys() & data.keys()):
             what = (
                 f"two shards hold {sorted(map(str, twice))[0]!r}"

@@ -14,6 +14,7 @@ from typing import Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from normdeploy.cli import output
+from normdeploy.cli.config import NAME, ExportConfig
 from normdeploy.cli.options import EagerOptions, Level, Out, ParityOptions, Precision, Talk, Target, listed
 from normdeploy.errors import InputError, VerdictError
 
@@ -24,12 +25,18 @@ def _version() -> str:
     return version("normdeploy")
 
 
+def _shown(default: object) -> str | None:
+    """Return a default as the help shows it; nothing for an option that is off."""
+    return None if default is None or default is False or default in ((), "") else str(default)
+
+
 app = App(
     name="normdeploy",
     help="Makes trained PyTorch networks deployable: norms folded away, parity proven, bundle delivered.",
     help_format="plaintext",
     version=_version,
-    default_parameter=Parameter(negative=(), show_default=False),
+    default_parameter=Parameter(negative=(), show_default=_shown),
+    config=ExportConfig(),
     result_action="return_value",
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
@@ -71,7 +78,7 @@ def export(
     Args:
         model: package.module:factory, a function that returns the module.
         out: the folder to write.
-        opset: ONNX opset.
+        opset: ONNX opset; by default 20.
         keep: pattern of module names whose norms stay as they are.
         layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
         target: what will run the model; onnxruntime allows an operator of its own.
@@ -268,4 +275,39 @@ def report(bundle: Path | None = None, /, *, schema: bool = False, talk: Talk = 
     from normdeploy import pipeline
 
     output.report(pipeline.report_of(bundle), talk, bundle)
+    return 0
+
+
+@app.command
+def init(
+    *,
+    model: str,
+    out: Out = Path(NAME),
+    eager: EagerOptions = EagerOptions(),
+    force: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Write a normdeploy.toml for a module: its options, and inputs that its forward takes.
+
+    Args:
+        model: package.module:factory, a function that returns the module.
+        out: the file to write; normdeploy export reads it where it is called normdeploy.toml.
+        force: replace an older file.
+    """
+    from normdeploy import pipeline
+
+    with output.working(talk):
+        text = pipeline.init(model, out, force=force, **eager.source())
+    print(text, end="")
+    return 0
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
+    """Print the script that lets a shell complete normdeploy's commands and options.
+
+    Args:
+        shell: the shell, which should run the script when it starts.
+    """
+    print(app.generate_completion(prog_name="normdeploy", shell=shell))
     return 0

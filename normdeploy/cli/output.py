@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -107,10 +108,23 @@ def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
 @contextmanager
 def _apart(talk: Talk) -> Iterator[None]:
     """What libraries print goes to stderr; what they warn of too, if asked for."""
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-        if not talk.verbose:
-            warnings.simplefilter("ignore")
-        yield
+    log, handler = logging.getLogger("normdeploy"), _Notes()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            if not talk.verbose:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Notes(logging.Handler):
+    """Shows on stderr what normdeploy decided by itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(_printable(f"note: {record.getMessage()}"), file=sys.stderr)
 
 
 @contextmanager

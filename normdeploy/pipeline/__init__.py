@@ -4,6 +4,7 @@ from normdeploy.pipeline.compare import bench, verify
 from normdeploy.pipeline.deploy import export
 from normdeploy.pipeline.engines import build
 from normdeploy.pipeline.files import fold_file, ledger_of, report_of
+from normdeploy.pipeline.init import init
 from normdeploy.pipeline.judge import ParityError
 from normdeploy.pipeline.source import Progress, Source
 
@@ -15,6 +16,7 @@ __all__ = [
     "build",
     "export",
     "fold_file",
+    "init",
     "ledger_of",
     "report_of",
     "verify",

@@ -38,6 +38,7 @@ def account(
         factory=checkpoint.factory,
         weights=checkpoint.weights.name if checkpoint.weights else None,
         weights_sha256=checkpoint.weights_sha256,
+        trusted=dict(checkpoint.trusted),
         outputs=list(exported.outputs),
         opset=folded.model.opset_imports[""],
         precision=precision(folded.model),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -43,7 +43,8 @@ class Report(Document):
         packages: package name → version, of those that took part.
         factory: ``module:factory`` the module came from.
         weights: the checkpoint's file name; None where the factory brought its own weights.
-        weights_sha256: of that file.
+        weights_sha256: of that file; of several, of the lines that ``sha256sum`` prints for them, by name.
+        trusted: file name → sha256 of each file that was allowed to run code when it was loaded.
         inputs: canonical input specs.
         outputs: flattened output names.
         opset: of the ONNX model's default domain.
@@ -77,6 +78,7 @@ class Report(Document):
     seconds: dict[str, float]
     engine: Sidecar | None = None
     tuning: Tuning | None = None
+    trusted: dict[str, str] = Field(default_factory=dict)
 
 
 class _StrictJson(GenerateJsonSchema):

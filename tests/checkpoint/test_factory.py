@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from normdeploy.checkpoint.factory import build
+from normdeploy.checkpoint import load
+from normdeploy.checkpoint.factory import build, usual_app_dir
 from normdeploy.errors import InputError
 
 App = Callable[[str], str]
@@ -239,7 +240,8 @@ def test_a_helper_imported_from_elsewhere_is_noted(app: App, tmp_path: Path) -> 
 _COMMAND = """
 import sys
 from pathlib import Path
-from normdeploy.checkpoint.factory import build
+from normdeploy.checkpoint import load
+from normdeploy.checkpoint.factory import build, usual_app_dir
 from normdeploy.errors import InputError
 try:
     build("here:net", app_dir={app_dir}, model_args={{}})
@@ -267,3 +269,22 @@ def test_the_current_directory_is_importable_only_as_app_dir(tmp_path: Path, sta
         "add --app-dir .  (the current directory is not on the import path)\n"
     )
     assert run("Path('.')") == f"built {tmp_path}\n"
+
+
+def test_the_current_folder_is_taken_where_nothing_else_has_the_module(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = app("def net():\n    return nn.Identity()")
+    monkeypatch.chdir(tmp_path)
+    assert usual_app_dir(f"{name}:net") == Path()
+    assert f"--app-dir . is taken: {name} is found in the current folder" in load(f"{name}:net").notes
+
+
+@pytest.mark.parametrize("name", ["json", "numpy", "torch.nn", "nowhere_at_all"])
+def test_the_current_folder_replaces_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name != "nowhere_at_all":
+        folder = tmp_path.joinpath(*name.split(".")[:-1])
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name.rpartition('.')[2]}.py").write_text("raise SystemExit('ran')")
+    assert usual_app_dir(f"{name}:net") is None
