@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 
 import onnx_ir as ir
 
@@ -12,6 +13,8 @@ _ONNX = ("", "ai.onnx")
 """Both names of the domain of ONNX's own operators."""
 _FUNCTION = "function"
 _TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
+_LONGEST = 1 << 13
+"""Characters of what torch writes; Python's parser does not take kindly to more of anything."""
 
 
 def module_name(node: ir.Node) -> str:
@@ -21,11 +24,17 @@ def module_name(node: ir.Node) -> str:
     scopes = node.metadata_props.get(_TORCH_SCOPES)
     if scopes is None:
         return ""
+    return _enclosing(scopes)
+
+
+@lru_cache(maxsize=1 << 16)
+def _enclosing(scopes: str) -> str:
+    """The innermost module: torch writes repr(list[str]), every enclosing module from the root, then the fx node."""
     try:
-        # torch writes repr(list[str]): every enclosing module from the root, then the fx node.
-        return str(ast.literal_eval(scopes)[-2])
-    except (ValueError, SyntaxError, IndexError):
+        found = ast.literal_eval(scopes) if len(scopes) < _LONGEST else []
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the file may say anything there
         return ""
+    return found[-2] if isinstance(found, list) and len(found) > 1 and isinstance(found[-2], str) else ""
 
 
 def operator(node: ir.Node) -> str:

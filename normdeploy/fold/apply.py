@@ -259,14 +259,17 @@ def remove(node: ir.Node) -> None:
 
 def remove_unused(values: Iterable[ir.Value]) -> None:
     """Drop constants that nothing reads any more, with the subgraph that made them; inputs stay, whatever they hold."""
-    for value in values:
+    waiting = list(values)  # no recursion: what made a constant can be a long chain
+    while waiting:
+        value = waiting.pop()
         if value.uses() or value.is_graph_output() or value.is_graph_input():
             continue
         producer = value.producer()
-        if producer is not None:
+        if producer is not None and producer.graph is not None:
             if not any(out.uses() or out.is_graph_output() for out in producer.outputs):
-                remove(producer)
-        elif value.is_initializer() and value.graph is not None:
+                waiting += [item for item in producer.inputs if item is not None]
+                producer.graph.remove(producer, safe=True)
+        elif producer is None and value.is_initializer() and value.graph is not None:
             value.graph.initializers.pop(str(value.name))
 
 

@@ -87,7 +87,7 @@ def fold(
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
             folder.run()
-    except (ValueError, IndexError, RuntimeError) as error:
+    except Exception as error:
         _need_validity(model, error)
         raise
     ledger = folder.ledger(time.perf_counter() - begin)

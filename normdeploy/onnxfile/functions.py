@@ -59,7 +59,7 @@ def _callees_first(calls: dict[_Name, list[_Name]], where: str) -> Iterator[_Nam
 
 
 def _calls(nodes: Sequence[onnx.NodeProto], bodies: dict[_Name, Sequence[onnx.NodeProto]]) -> list[_Name]:
-    names = ((node.domain, node.op_type, node.overload) for node in _all(nodes))
+    names = ((node.domain, node.op_type, node.overload) for node in all_nodes(nodes))
     return [name for name in names if name in bodies]
 
 
@@ -67,17 +67,17 @@ def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """Yield the graph of ``model`` and every body in it, or in its functions."""
     yield model.graph
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in _all(nodes):
+        for node in all_nodes(nodes):
             for attribute in node.attribute:
                 yield from (graph for graph in (attribute.g, *attribute.graphs) if graph.node)
 
 
 def _count(nodes: Sequence[onnx.NodeProto]) -> int:
-    return sum(1 for _ in _all(nodes))
+    return sum(1 for _ in all_nodes(nodes))
 
 
-def _all(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those of the bodies in them."""
+def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes, and those of the bodies in them."""
     stack = [iter(nodes)]
     while stack:
         node = next(stack[-1], None)

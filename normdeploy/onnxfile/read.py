@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from normdeploy.errors import InputError
 from normdeploy.onnxfile.functions import graphs, need_bounded_calls
+from normdeploy.onnxfile.nodes import need_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
 from normdeploy.onnxfile.skeleton import skeleton
 from normdeploy.onnxfile.tensors import FileTensor, in_file, need_sound
@@ -159,6 +160,7 @@ def _reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
                 in_file(_external(tensor), source.named(_location(tensor)), str(path))
         proto = onnx.ModelProto.FromString(found.light)
         need_bounded_calls(proto, str(path))
+        need_sound_nodes(proto, str(path))
         yield proto, source
     except InputError:
         raise

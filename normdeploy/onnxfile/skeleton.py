@@ -176,6 +176,12 @@ def _packed(kind: Descriptor) -> frozenset[int]:
     )
 
 
+@cache
+def _texts(kind: Descriptor) -> frozenset[int]:
+    """The keys of the fields of ``kind`` that are text."""
+    return frozenset(each.number << 3 | BYTES for each in kind.fields if each.type == each.TYPE_STRING)
+
+
 def _measure(found: Skeleton, file: File) -> None:
     """Enter the tensors; refuse a model that is more than can be built."""
     data, stack = found.light, [(onnx.ModelProto.DESCRIPTOR, 0, len(found.light), 0)]
@@ -189,7 +195,7 @@ def _measure(found: Skeleton, file: File) -> None:
         counts["nodes"] += kind is onnx.NodeProto.DESCRIPTOR
         if kind is _TENSOR:
             found.tensors.append((start, end))
-        inner, packed = _messages(kind), _packed(kind)
+        inner, packed, texts = _messages(kind), _packed(kind), _texts(kind)
         for key, _, body, last in fields(data, start, end):
             counts["fields"] += 1
             if key in inner:
@@ -198,6 +204,8 @@ def _measure(found: Skeleton, file: File) -> None:
                     raise _too_large(file, f"more than {_MESSAGES:,} messages")
             elif key in packed:
                 counts["bytes of numbers"] += last - body
+            elif key in texts:
+                data[body:last].decode()  # protobuf would hand out bytes where it is no text
             if counts["fields"] > _FIELDS:
                 break
         for what, count in counts.items():

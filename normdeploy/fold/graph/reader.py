@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normdeploy.fold.affine import Array
+from normdeploy.fold.graph.growth import Allowance
 from normdeploy.fold.operators import basics
 from normdeploy.graph import is_of_onnx, label, operator
 
@@ -18,6 +20,8 @@ Dim = int | str | None
 """A known size, the name of a symbolic one, or None where nothing is known."""
 
 _FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
+_DEEPEST = 20
+"""How many weights that are made anew may wait for each other: they are evaluated one inside the other."""
 
 
 class Refused(Exception):
@@ -36,7 +40,9 @@ class View:
     opset: int
     ir_version: int
     unrounded: dict[ir.Value, Array] = field(default_factory=dict)
+    allowance: Allowance = field(default_factory=Allowance)
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
+    _depths: dict[ir.Value, int] = field(default_factory=dict)
 
     # -- constants -----------------------------------------------------------------------------
 
@@ -44,9 +50,31 @@ class View:
         """The tensor ``value`` always holds, or None: an initializer, a Constant, or a subgraph of them."""
         if value is None:
             return None
-        if value not in self._constants:
-            self._constants[value] = self._find_constant(value)
+        for each in self._unsettled(value):
+            self._constants[each] = self._find_constant(each)
         return self._constants[value]
+
+    def _unsettled(self, value: ir.Value) -> Iterator[ir.Value]:
+        """What has to be found before ``value``, and then itself, each behind what it is computed from; no recursion.
+
+        Where one thing that it is computed from is not constant, the others are not asked for.
+        """
+        stack = [(value, self._asked(value), 0)] if value not in self._constants else []
+        while stack:
+            top, asked, at = stack.pop()
+            while at < len(asked) and self._constants.get(asked[at]) is not None:
+                at += 1
+            if at < len(asked) and asked[at] not in self._constants:
+                stack += [(top, asked, at), (asked[at], self._asked(asked[at]), 0)]
+            else:
+                yield top
+
+    def _asked(self, value: ir.Value) -> list[ir.Value]:
+        """The values that ``value`` would be evaluated from, if it is evaluated at all."""
+        node = value.producer()
+        if value.is_graph_input() or value.const_value is not None or node is None or not is_evaluated(node):
+            return []
+        return [item for item in node.inputs if item is not None]
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether :meth:`constant` finds a tensor."""
@@ -81,7 +109,7 @@ class View:
         return self._evaluated(node, value)
 
     def _evaluated(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
-        if operator(node) in basics.NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values()):
+        if not is_evaluated(node):
             return None
         given = [item for item in node.inputs if item is not None]
         if operator(node) == basics.CAST_LIKE and given[0] is not value and given[1].dtype is not None:
@@ -95,17 +123,22 @@ class View:
         tensors = {str(item.name): tensor for item in given if (tensor := self.constant(item)) is not None}
         model, name = alone(node, self.opset), str(value.name)
 
-        def evaluate() -> ir.TensorProtocol:
+        def evaluate(*, anew: bool = True) -> ir.TensorProtocol:
             feeds: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+            if not anew and not self.allowance.allows(model, feeds, given):
+                raise ValueError("it would be too large")
             with np.errstate(all="ignore"):
                 results: list[Any] = list(ReferenceEvaluator(model).run([name], feeds))
             return ir.tensor(np.asarray(results[0]), name=name)
 
-        if operator(node) in basics.MOVED_LAZILY and value.dtype in _FLOATS and value.shape and value.shape.is_static():
+        depth = 1 + max(self._depths.get(item, 0) for item in given)
+        is_moved = operator(node) in basics.MOVED_LAZILY and value.dtype in _FLOATS and depth <= _DEEPEST
+        if is_moved and value.dtype is not None and value.shape and value.shape.is_static():
+            self._depths[value] = depth
             # A large weight behind a Transpose or Cast is not held twice: it is made anew whenever it is read.
             return ir.LazyTensor(evaluate, dtype=value.dtype, shape=value.shape, name=name)
         try:
-            return evaluate()
+            return evaluate(anew=False)
         except Exception:  # the reference has no kernel for it: then it is no constant to us
             return None
 
@@ -119,9 +152,10 @@ class View:
         """The shape of ``value``: sizes, names, None per unknown axis; None where not even the rank is known."""
         if value is None:
             return None
-        maker = value.producer()
-        if value.shape is None and maker is not None and basics.is_quantized(maker):
-            return self.shape(maker.inputs[0])
+        while value.shape is None and (maker := value.producer()) is not None:
+            if not basics.is_quantized(maker) or maker.inputs[0] is None:
+                break
+            value = maker.inputs[0]
         tensor = self.constant(value) if value.shape is None else None
         shape = tensor.shape if tensor is not None else value.shape
         if shape is None:
@@ -210,6 +244,12 @@ class View:
             return False
         value = node.outputs[output]
         return bool(value.uses()) or value.is_graph_output()
+
+
+def is_evaluated(node: ir.Node) -> bool:
+    """Whether ``node`` computes the same of the same inputs, and nothing but that."""
+    drawn = operator(node) in basics.NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values())
+    return is_of_onnx(node) and not drawn
 
 
 def alone(node: ir.Node, opset: int) -> onnx.ModelProto:

@@ -34,6 +34,17 @@ MATRICES = frozenset({"Gemm"})
 MOVED_LAZILY = frozenset({"Transpose", "Cast", "Identity", "Reshape"})
 """Operators behind which a large weight is made anew whenever it is read."""
 
+SIZED_BY_VALUE = frozenset(
+    {
+        "ConstantOfShape", "Expand", "Tile", "Pad", "Range", "OneHot", "Resize", "Upsample", "HannWindow",
+        "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "CenterCropPad", "Col2Im", "MaxUnpool", "AffineGrid",
+        "DFT", "STFT", "RoiAlign", "MaxRoiPool", "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "EyeLike",
+    }
+)  # fmt: skip
+"""Operators whose output's size is in a value or an attribute."""
+NO_LARGER = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK", "Loop", "StringSplit"})
+"""Operators that shape inference does not know the output's size of, and that have no more elements than went in."""
+
 
 def is_quantized(producer: ir.Node | None) -> bool:
     """Return whether what ``producer`` makes is stored as integers."""
