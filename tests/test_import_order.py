@@ -17,6 +17,7 @@ ORDER = [
     "child",
     "specs",
     "graph",
+    "onnxtext",
     "onnxfile",
     "doctor",
     "checkpoint",

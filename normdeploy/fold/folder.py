@@ -17,7 +17,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from threadpoolctl import threadpool_limits
 
 from normdeploy import onnxfile
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, NormdeployError
 from normdeploy.fold import merge
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.apply import Shelf, Writer, all_names, check, remove
@@ -87,6 +87,8 @@ def fold(
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
             folder.run()
+    except NormdeployError:
+        raise
     except Exception as error:
         _need_validity(model, error)
         raise

@@ -19,6 +19,9 @@ from normdeploy.fold.operators.maps import data_input
 from normdeploy.fold.operators.table import row_of, states
 from normdeploy.fold.plan import Plan, Slot, Step
 
+_STEPS, _STEPS_PER_NODE = 20_000, 20
+"""How many operators all journeys in a graph may visit: norms in a long row would each pass all the others."""
+
 
 @dataclass
 class Territory:
@@ -31,6 +34,13 @@ class Territory:
     maps: dict[ir.Node, AffineMap]
     committed: Mapping[Slot, Edit]
     successors: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    steps: int = 0
+
+    def step(self, node: ir.Node) -> None:
+        """Count an operator that a journey visits; Refused where all journeys together have been too long."""
+        self.steps += 1
+        if self.steps > _STEPS + _STEPS_PER_NODE * len(self.nodes):
+            raise Refused("the search was given up: the maps of this graph have too many operators to pass", node)
 
     def position(self, node: ir.Node) -> int:
         """The topological index of ``node``; a refusal when it lies in another graph."""
@@ -162,6 +172,7 @@ def _travel_up(land: Territory, plan: Plan, start: ir.Node, m: AffineMap) -> Non
     _want(land, plan, wanted, queue, start, data_input(land.view, start), m)
     while queue:
         node = land.nodes[-heapq.heappop(queue)]
+        land.step(node)
         outs = [_agreed(plan, wanted, value, node) for value in node.outputs]
         for index, part in _pass_up(land, plan, node, outs).items():
             value = node.inputs[index]
@@ -265,6 +276,8 @@ def travel_down(
     _carry(land, plan, queue, start.outputs[0], m, start)
     while queue:
         node = land.nodes[heapq.heappop(queue)]
+        if not stop_at_maps:  # such a journey is short
+            land.step(node)
         for value, part in zip(node.outputs, _pass_down(land, plan, node, stop_at_maps, past_adds), strict=False):
             if part is not None and not part.is_identity:
                 _carry(land, plan, queue, value, part, node)

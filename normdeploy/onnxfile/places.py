@@ -12,14 +12,13 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from normdeploy.disk.read import open_plain
 from normdeploy.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer is no wait
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_FOLDER = getattr(os, "O_DIRECTORY", 0)
 
 
 class File:
@@ -87,42 +86,19 @@ def open_given(path: Path) -> File:
 
 
 def open_inside(folder: Path, name: str) -> File:
-    """Open a file that a model or a bundle in ``folder`` names: below that folder, no link on the way, and regular.
+    """Open a file that a model in ``folder`` names, as :func:`normdeploy.disk.read.open_plain` does.
 
     Raises:
         InputError: the name leads out of the folder, or over a link, or to no regular file, or to none that may be
             read.
     """
-    parts = name.split("/")
-    if not name or "\0" in name or name.startswith("/") or ".." in parts:
-        what = f"the model names a file outside its own folder: {name!r}"
-        raise InputError(what, where=str(folder), fix="do not use this file, or export the model again")
-    parts = [part for part in parts if part not in ("", ".")]
-    path = folder.joinpath(*parts)
+    fix = "copy the model's external data into its folder, the files themselves, e.g. with cp -L"
     try:
-        return File(_descend(folder, parts), path)
+        with open_plain(folder, name) as file:
+            return File(os.dup(file.fileno()), folder / name)
+    except InputError as error:
+        what = f"the model names a file that is not read, {name!r}: {error.what}"
+        raise InputError(what, where=str(folder), fix=fix) from error
     except OSError as error:
-        kind = "is a link, which is not followed" if _is_link(folder, parts) else f"cannot be read: {error.strerror}"
-        raise InputError(
-            f"a file that the model names {kind}",
-            where=str(path),
-            fix="copy the model's external data into its folder, the files themselves, e.g. with cp -L",
-        ) from error
-
-
-def _descend(folder: Path, parts: list[str]) -> int:
-    """The descriptor of the last of ``parts``, each opened in the one before."""
-    here = os.open(folder, _READ | _FOLDER)
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        try:
-            below = os.open(part, _READ | _NO_LINK | (0 if last else _FOLDER), dir_fd=here)
-        finally:
-            os.close(here)
-        here = below
-    return here
-
-
-def _is_link(folder: Path, parts: list[str]) -> bool:
-    """Whether one of ``parts`` is a link, for the message only."""
-    return any(folder.joinpath(*parts[: index + 1]).is_symlink() for index in range(len(parts)))
+        what = f"a file that the model names cannot be read: {error.strerror}"
+        raise InputError(what, where=str(folder / name), fix=fix) from error

@@ -7,6 +7,7 @@ What a model names is inside its own folder and a plain file (``places``), what 
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from normdeploy.onnxfile.nodes import need_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
 from normdeploy.onnxfile.skeleton import skeleton
 from normdeploy.onnxfile.tensors import FileTensor, in_file, need_sound
-from normdeploy.onnxfile.text import FORMATS, converted
+from normdeploy.onnxtext import FORMATS, LARGEST, model_of
 
 _SOURCE = "normdeploy.source"
 """Where a model notes its files, among what is not written."""
@@ -152,7 +153,7 @@ def _reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
     """The model in a file, looked through, and its files; one error for whatever is wrong with it."""
     try:
         file = open_given(path)
-        source = Source(converted(file) if path.suffix in FORMATS else file, path.parent)
+        source = Source(_as_protobuf(file) if path.suffix in FORMATS else file, path.parent)
         found = skeleton(source.own, source.token)
         for tensor in found.protos():
             need_sound(tensor, str(path))
@@ -174,6 +175,15 @@ def _reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
             where=str(path),
             fix="check that it is complete and an ONNX model at all",
         ) from error
+
+
+def _as_protobuf(text: File) -> File:
+    """The file that a model in ``text`` would be, without a name."""
+    model = model_of(text.read(0, min(text.size, LARGEST + 1)), str(text.path))
+    with tempfile.TemporaryFile() as file:
+        file.write(model)
+        file.flush()
+        return File(os.dup(file.fileno()), text.path)
 
 
 def _external(tensor: onnx.TensorProto) -> ir.ExternalTensor:

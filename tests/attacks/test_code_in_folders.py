@@ -69,7 +69,7 @@ def test_as_a_module_it_does_not_either(traps: Path, digits_bundle: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
-MODULES = ["normdeploy.engine.worker"]
+MODULES = ["normdeploy.engine.worker", "normdeploy.onnxtext"]
 """Every module that is started as a child process."""
 
 

@@ -17,7 +17,7 @@ FREE = 1 << 28
 _TIMES = 4
 """Bytes that may be evaluated of each byte that is stored."""
 _SMALL = 1 << 20
-"""Elements that no operator but those whose output is sized by a value exceeds where the product of its inputs' sizes does not."""
+"""Elements that are no matter; an operator whose size is in no value makes at most the product of its inputs' sizes."""
 _NUMBERS = 1 << 12
 """Elements of an input that can say how large the output is: a shape, not data."""
 

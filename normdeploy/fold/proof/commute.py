@@ -12,6 +12,7 @@ The executors know nothing of the rules. After Alive2 (Lopes et al., PLDI 2021),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,8 @@ TOLERANCE = 1e-12
 """Largest error of a channel, relative to the magnitudes that were added up in it."""
 
 _SEED = 20150211
+_LARGEST_DRAWN = 1 << 26
+"""Elements of an input that is drawn: half a GiB."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,8 @@ class _Square:
             return self._related(value, special)
         if (parameter := self._parameter_of_shape(value, shape)) is not None:
             return Pair(parameter, parameter)
+        if math.prod(shape) > _LARGEST_DRAWN:
+            raise self._broken(f"a probe of {math.prod(shape):,} numbers is too large")
         x = np.zeros(shape) if zero else self.random.standard_normal(shape)
         m = self.maps.get(value)
         if not zero and not self.is_linear:
