@@ -36,8 +36,8 @@ from torch import nn
 
 from normdeploy.bench.timers import interleave
 from normdeploy.checkpoint import load
+from normdeploy.disk import write_file
 from normdeploy.engine import BACKENDS, build
-from normdeploy.engine.files import write_atomic
 from normdeploy.engine.gpu import find
 from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
 from normdeploy.export import bind_inputs, flatten_outputs, to_graph
@@ -225,7 +225,7 @@ def main() -> int:
     Console().print(table(rows, str(gpu)))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(arguments.json, json.dumps(document(rows, str(gpu)), indent=1).encode())
+        write_file(arguments.json, json.dumps(document(rows, str(gpu)), indent=1).encode(), replace=True)
     return 1 if any(row.passed is False for row in rows) else 0
 
 

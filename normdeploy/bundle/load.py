@@ -1,29 +1,38 @@
-"""A bundle is read as what it is, someone else's files: every name, hash, spec and golden output is checked first."""
+"""A bundle is read as what it is, someone else's files: every name, hash, spec and golden output is checked first.
+
+It is copied first, file by file, and everything is read from that copy: what was hashed is what is used, whoever writes
+to the folder meanwhile or puts another in its place.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
 from normdeploy.bundle import golden as golden_feed
+from normdeploy.bundle import inputs as given
 from normdeploy.bundle.golden import Golden
-from normdeploy.bundle.inputs import check
 from normdeploy.bundle.manifest import (
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
     MANIFEST,
     MODEL,
+    MOST,
     PLAN,
     REPORT,
     Manifest,
-    files_in,
-    is_plain_file,
-    sha256,
 )
+from normdeploy.disk import files_in, open_plain, opened_folder, read_plain, uninterrupted
 from normdeploy.engine import read_plan
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
@@ -31,6 +40,10 @@ from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec, parse
 
+_TRIES = 8
+"""How often it may be replaced while it is read."""
+_PART = 1 << 20
+_GIVE_BUNDLE = "give the folder that normdeploy export wrote"
 _EXPORT_AGAIN = "copy the whole folder again, or export it again"
 
 
@@ -43,6 +56,7 @@ class Bundle:
         specs: what each input must be.
         golden: the feed and the outputs that it was checked with.
         runner: the model in ONNX Runtime, without the checks of the inputs.
+        copy: the checked copy that it was loaded from, which lives as long as this object.
     """
 
     folder: Path
@@ -51,22 +65,23 @@ class Bundle:
     specs: tuple[TensorSpec, ...]
     golden: Golden = field(repr=False)
     runner: Runner = field(repr=False)
+    copy: Path = field(repr=False)
 
     @property
     def model_path(self) -> Path:
-        """The ONNX model."""
-        return self.folder / MODEL
+        """The ONNX model, as it was checked."""
+        return self.copy / MODEL
 
     @property
     def plan_path(self) -> Path | None:
-        """The TensorRT engine, for ``TensorRTRunner``; None where the bundle has none."""
-        return None if self.report.engine is None else self.folder / PLAN
+        """The TensorRT engine, as it was checked, for ``TensorRTRunner``; None where the bundle has none."""
+        return None if self.report.engine is None else self.copy / PLAN
 
     def __call__(
         self, inputs: Mapping[str, npt.ArrayLike] | None = None, /, **named: npt.ArrayLike
     ) -> dict[str, npt.NDArray[Any]]:
         """Output name → array. InputError where an input's name, dtype, shape or values do not fit the specs."""
-        return self.runner(check(self.specs, {**(inputs or {}), **named}))
+        return self.runner(given.check(self.specs, {**(inputs or {}), **named}))
 
 
 def load_bundle(path: str | Path, *, threads: int = 0) -> Bundle:
@@ -75,60 +90,104 @@ def load_bundle(path: str | Path, *, threads: int = 0) -> Bundle:
     ``threads`` are those of ONNX Runtime, 0 for its own choice. Raises InputError for anything that is not a whole,
     unaltered bundle, VerdictError when the golden outputs do not come out, UnavailableError without onnxruntime.
     """
-    folder = Path(path)
+    folder, tries = Path(path), 0
+    while True:
+        try:
+            with opened_folder(folder) as opened:
+                try:
+                    return _load(folder, opened, threads)
+                except (OSError, InputError):
+                    tries += 1
+                    if tries == _TRIES or os.path.samestat(os.fstat(opened), folder.stat()):
+                        raise  # else another took its place while it was read: that one is whole
+        except (NotADirectoryError, ValueError) as error:  # ValueError: a name that no file can have
+            raise InputError("not a bundle: it is no folder", where=str(folder), fix=_GIVE_BUNDLE) from error
+        except OSError as error:
+            raise InputError(f"the bundle cannot be read: {error}", where=str(folder), fix=_EXPORT_AGAIN) from error
+
+
+def check(folder: Path) -> None:
+    """Load the bundle ``folder``, which nobody else knows of yet, with every check of :func:`load_bundle`."""
+    with opened_folder(folder) as opened:
+        manifest = _manifest(folder, opened)
+        _copy(folder, opened, manifest, None)
+    _opened(folder, folder, manifest, 0)
+
+
+def _load(folder: Path, opened: int, threads: int) -> Bundle:
+    manifest = _manifest(folder, opened)
+    with uninterrupted():
+        copy = Path(tempfile.mkdtemp(prefix="normdeploy-"))
     try:
-        return _load(folder, threads)
-    except OSError as error:
-        raise InputError(f"the bundle cannot be read: {error}", where=str(folder), fix=_EXPORT_AGAIN) from error
+        (copy / GOLDEN_INPUTS).parent.mkdir()
+        _copy(folder, opened, manifest, copy)
+        bundle = _opened(folder, copy, manifest, threads)
+        weakref.finalize(bundle, shutil.rmtree, copy, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    return bundle
 
 
-def _load(folder: Path, threads: int) -> Bundle:
-    manifest = _manifest(folder)
-    _check_files(folder, manifest)
-    report = read(Report, (folder / REPORT).read_bytes(), where=str(folder / REPORT))
-    _check_engine(folder, manifest, report)
-    specs, golden = _golden(folder, manifest)
-    runner = OnnxRuntimeRunner(folder / MODEL, threads=threads, options=manifest.session_options)
+def _opened(folder: Path, copy: Path, manifest: Manifest, threads: int) -> Bundle:
+    """The bundle of ``folder``, all of it read from ``copy``."""
+    report = read(Report, (copy / REPORT).read_bytes(), where=str(folder / REPORT))
+    _check_engine(folder, copy, manifest, report)
+    specs, golden = _golden(folder, copy, manifest)
+    options, where = manifest.session_options, str(folder / MODEL)
+    runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where)
     _check_names(folder, manifest, specs, runner)
     golden_feed.judge(runner(golden.inputs), golden.outputs, report, where=folder)
-    return Bundle(folder, manifest, report, specs, golden, runner)
+    return Bundle(folder, manifest, report, specs, golden, runner, copy)
 
 
-def _manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
+def _manifest(folder: Path, opened: int) -> Manifest:
+    try:
+        content = read_plain(opened, MANIFEST, MOST)
+    except FileNotFoundError as error:
         raise InputError(
             "not a bundle: it has no manifest.json",
             where=str(folder),
-            fix="give the folder that normdeploy export wrote",
-        )
-    return read(Manifest, path.read_bytes(), where=str(path))
+            fix=_GIVE_BUNDLE,
+        ) from error
+    except InputError as error:
+        raise InputError(error.what, where=str(folder / MANIFEST), fix=_EXPORT_AGAIN) from error
+    return read(Manifest, content, where=str(folder / MANIFEST))
 
 
-def _golden(folder: Path, manifest: Manifest) -> tuple[tuple[TensorSpec, ...], Golden]:
+def _golden(folder: Path, copy: Path, manifest: Manifest) -> tuple[tuple[TensorSpec, ...], Golden]:
     """The specs, and the golden arrays that must fit them."""
     try:
         specs = parse(manifest.inputs)
-        inputs = golden_feed.load(folder / GOLDEN_INPUTS, {spec.name: spec.dtype for spec in specs})
-        return specs, Golden(check(specs, inputs), golden_feed.load(folder / GOLDEN_OUTPUTS, manifest.outputs))
+        inputs = golden_feed.load(copy / GOLDEN_INPUTS, {spec.name: spec.dtype for spec in specs})
+        return specs, Golden(given.check(specs, inputs), golden_feed.load(copy / GOLDEN_OUTPUTS, manifest.outputs))
     except InputError as error:
         raise InputError(
             f"the manifest and the golden arrays do not fit: {error.what}", where=str(folder), fix=_EXPORT_AGAIN
         ) from error
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    """InputError that names every file that is missing, extra, altered or no plain file."""
-    present = files_in(folder) - {MANIFEST}
-    both = sorted(present & manifest.files.keys())
-    odd = [name for name in both if not is_plain_file(folder / name)]
-    altered = [name for name in both if name not in odd and sha256(folder / name) != manifest.files[name]]
-    found = {
+def _copy(folder: Path, opened: int, manifest: Manifest, copy: Path | None) -> None:
+    """Copy every file that the manifest lists to ``copy``, if there is one.
+
+    InputError names every file that is missing, extra, altered or no plain file.
+    """
+    present = files_in(opened) - {MANIFEST}
+    found: dict[str, list[str]] = {
         "missing": sorted(manifest.files.keys() - present),
         "extra": sorted(present - manifest.files.keys()),
-        "altered": altered,
-        "not a plain file": odd,
+        "altered": [],
+        "not a plain file": [],
     }
+    for name in sorted(present & manifest.files.keys()):
+        try:
+            source = open_plain(opened, name)
+        except InputError:
+            found["not a plain file"].append(name)
+            continue
+        with source:
+            if _copied(source, copy and copy / name) != manifest.files[name]:
+                found["altered"].append(name)
     problems = [f"{what}: {ascii(names)[1:-1]}" for what, names in found.items() if names]
     if problems:
         raise InputError(
@@ -136,9 +195,25 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _check_engine(folder: Path, manifest: Manifest, report: Report) -> None:
+def _copied(source: BinaryIO, target: Path | None) -> str:
+    """The sha256 of the bytes in ``source``, which are copied to the file ``target``."""
+    digest = hashlib.sha256()
+    try:
+        with (target or Path(os.devnull)).open("wb") as file:
+            while part := source.read(_PART):
+                digest.update(part)
+                file.write(part)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fix = "free some space, or name another folder in TMPDIR"
+        raise InputError("there is no space for a copy of the bundle", where=str(target), fix=fix) from error
+    return digest.hexdigest()
+
+
+def _check_engine(folder: Path, copy: Path, manifest: Manifest, report: Report) -> None:
     """InputError unless the engine in the folder is the one that the report tells of."""
-    present = read_plan(folder / PLAN)[1] if PLAN in manifest.files else None
+    present = read_plan(copy / PLAN)[1] if PLAN in manifest.files else None
     if present != report.engine:
         raise InputError(
             "the bundle's engine is not the one that its report tells of",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import stat
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
 
+from normdeploy.engine.sidecar import SUFFIX
 from normdeploy.report.schema import Document
 
 MODEL, EXTERNAL_DATA = "model.onnx", "model.onnx.data"
@@ -20,10 +17,10 @@ REPORT, PAGE = "report.json", "report.html"
 PLAN = "model.plan"
 GOLDEN_INPUTS, GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 _REQUIRED = (MODEL, REPORT, PAGE, GOLDEN_INPUTS, GOLDEN_OUTPUTS)
-
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-FileName = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART})*$")]
-"""A file inside the folder: no part is hidden, ``..``, absolute, or means something else on another system."""
+NAMES = frozenset({*_REQUIRED, EXTERNAL_DATA, PLAN, f"{PLAN}{SUFFIX}"})
+"""All that a bundle may hold beside its manifest: nothing else is read, replaced or removed."""
+MOST = 1 << 24
+"""Bytes that a manifest may have."""
 
 _OPTIMIZER = "[A-Za-z][A-Za-z0-9_]{0,63}"
 SESSION_OPTIONS = {
@@ -49,7 +46,7 @@ class Manifest(Document):
         inputs: canonical input specs.
         outputs: flattened output name → dtype, in the model's order.
         session_options: ONNX Runtime session configuration the model is to be run with.
-        files: file name → sha256, of every file but this one.
+        files: file name, one of :data:`NAMES`, → sha256, of every file but this one.
     """
 
     created: datetime
@@ -64,7 +61,7 @@ class Manifest(Document):
     opset: int
     precision: str
     session_options: dict[str, str]
-    files: dict[FileName, Sha256]
+    files: dict[str, Sha256]
     trusted: dict[str, Sha256] = Field(default_factory=dict)
 
     @field_validator("files")
@@ -72,8 +69,8 @@ class Manifest(Document):
     def _is_complete(cls, files: dict[str, str]) -> dict[str, str]:
         if missing := [name for name in _REQUIRED if name not in files]:
             raise ValueError(f"lacks {', '.join(missing)}")
-        if MANIFEST in files:
-            raise ValueError(f"lists {MANIFEST} itself")
+        if others := sorted(files.keys() - NAMES):
+            raise ValueError(f"lists {ascii(others)[1:-1]}, which is no part of a bundle")
         return files
 
     @field_validator("session_options")
@@ -85,27 +82,3 @@ class Manifest(Document):
             if not re.fullmatch(SESSION_OPTIONS[name], value):
                 raise ValueError(f"{value!r} is no value of {name}")
         return options
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_in(folder: Path) -> set[str]:
-    """The relative names of everything below ``folder`` that is not a folder, links to folders included; OSError."""
-    found: set[str] = set()
-    for root, folders, files in os.walk(folder, onerror=_raise):
-        links = [name for name in folders if (Path(root) / name).is_symlink()]
-        found.update((Path(root) / name).relative_to(folder).as_posix() for name in (*files, *links))
-    return found
-
-
-def is_plain_file(path: Path) -> bool:
-    """Whether ``path`` is a regular file and no link; a pipe would block its reader, a link may lead anywhere."""
-    return stat.S_ISREG(path.lstat().st_mode)
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import onnx_ir as ir
 
 from normdeploy import onnxfile
 from normdeploy.bundle import golden as golden_feed
-from normdeploy.bundle.disk import beside, disk_errors, sync, temporary_folder
 from normdeploy.bundle.golden import Golden
-from normdeploy.bundle.load import load_bundle
+from normdeploy.bundle.load import check
 from normdeploy.bundle.manifest import (
     EXTERNAL_DATA,
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
     MANIFEST,
     MODEL,
+    MOST,
+    NAMES,
     PAGE,
     PLAN,
     REPORT,
     Manifest,
-    files_in,
-    sha256,
 )
+from normdeploy.disk import Room, disk_errors, files_in, locked, read_plain, room, sha256_of
 from normdeploy.engine import EngineBuild
 from normdeploy.errors import InputError
 from normdeploy.report.html import render
@@ -37,18 +38,19 @@ EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they get a file of their own: protobuf ends at 2 GB, and the graph needs some of it."""
 
 _SHOWN_NAMES = 5
+_WHAT = "the bundle"
 
 
 def check_target(folder: Path, *, force: bool = False) -> Path:
     """The real path of ``folder`` where a bundle may be written to it, InputError where not; nothing is changed.
 
-    What exists is replaced with ``force`` only, and only if it is empty or an older bundle, which holds no file but
-    those that its manifest lists.
+    What exists is replaced with ``force`` only, and only if it is empty or an older bundle, in which every file is what
+    its manifest says, by name and content.
     """
     target = Path(os.path.realpath(folder))
-    with disk_errors(target):
+    with disk_errors(target, _WHAT):
         if os.path.lexists(target):
-            _check_replaceable(target, force)
+            _replaceable(target, force)
         else:
             _check_parent(target)
     return target
@@ -72,24 +74,34 @@ def write(
     ``report`` tells of. Above ``external_above`` bytes the weights get a file of their own. The finished folder is
     loaded, with all checks of ``load_bundle``, before it takes its place. Raises InputError where the folder may not be
     replaced or the disk does not take it, and what ``load_bundle`` raises; whatever goes wrong, what was there stays as
-    it was and nothing is left beside it.
+    it was and nothing is left beside it. A file that somebody puts into an older bundle while it is replaced is kept.
     """
     target = check_target(folder, force=force)
-    with disk_errors(target), temporary_folder(target) as temporary:
-        _save_model(model, temporary / MODEL, external_above)
-        (temporary / REPORT).write_text(report.to_json(), encoding="utf-8")
-        (temporary / PAGE).write_text(render(report), encoding="utf-8")
+    with disk_errors(target, _WHAT), room(target) as place:
+        new = place.new
+        new.mkdir()
+        _save_model(model, new / MODEL, external_above)
+        (new / REPORT).write_text(report.to_json(), encoding="utf-8")
+        (new / PAGE).write_text(render(report), encoding="utf-8")
         if engine is not None:
-            engine.write(temporary / PLAN)
-        (temporary / GOLDEN_INPUTS).parent.mkdir()
-        golden_feed.save(temporary / GOLDEN_INPUTS, golden.inputs)
-        golden_feed.save(temporary / GOLDEN_OUTPUTS, golden.outputs)
-        manifest = _manifest(temporary, report, golden, dict(model_args or {}), dict(session_options or {}))
-        (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        load_bundle(temporary)
-        _flush(temporary)
-        _install(temporary, target)
+            engine.write(new / PLAN)
+        (new / GOLDEN_INPUTS).parent.mkdir()
+        golden_feed.save(new / GOLDEN_INPUTS, golden.inputs)
+        golden_feed.save(new / GOLDEN_OUTPUTS, golden.outputs)
+        manifest = _manifest(new, report, golden, dict(model_args or {}), dict(session_options or {}))
+        (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        check(new)
+        with locked(target.parent):
+            _install(place, target, {**manifest.files, MANIFEST: sha256_of(new, MANIFEST)}, force)
     return target
+
+
+def _install(place: Room, target: Path, files: Mapping[str, str], force: bool) -> None:
+    if not os.path.lexists(target):
+        with suppress(FileExistsError):
+            place.settle(target)
+            return
+    place.replace(target, {*_replaceable(target, force), *files.items()})
 
 
 def _manifest(
@@ -109,7 +121,7 @@ def _manifest(
         opset=report.opset,
         precision=report.precision,
         session_options=session_options,
-        files={name: sha256(folder / name) for name in sorted(files_in(folder))},
+        files={name: sha256_of(folder, name) for name in sorted(files_in(folder))},
     )
 
 
@@ -122,20 +134,23 @@ def _save_model(model: ir.Model, path: Path, external_above: int) -> None:
     onnxfile.save(model, path, external_data=EXTERNAL_DATA if external or large else None)
 
 
-def _check_replaceable(target: Path, force: bool) -> None:
+def _replaceable(target: Path, force: bool) -> set[tuple[str, str]]:
+    """Name and sha256 of each file in the folder ``target``; InputError unless normdeploy wrote them all so."""
     if not target.is_dir():
         raise InputError("there is a file where the bundle should go", where=str(target), fix="choose another --out")
     if not force:
         raise InputError("the output exists already", where=str(target), fix="choose another --out, or give --force")
-    if not any(target.iterdir()):
-        return
-    foreign = "files" if (listed := _listed(target)) is None else _shown(files_in(target) - listed)
-    if foreign:
-        raise InputError(
-            f"the folder is not replaced, it holds {foreign} that no bundle's manifest lists",
-            where=str(target),
-            fix="choose another --out, or move them away",
-        )
+    present, listed = files_in(target), _listed(target)
+    if not present:
+        return set()
+    foreign = "files" if listed is None else _shown(present - listed.keys())
+    if listed is None or foreign:
+        what = f"the folder is not replaced, it holds {foreign} that no bundle's manifest lists"
+        raise InputError(what, where=str(target), fix="choose another --out, or move them away")
+    if changed := {name for name in present if sha256_of(target, name) != listed[name]}:
+        what = f"the folder is not replaced: {_shown(changed)} in it is no longer what was written there"
+        raise InputError(what, where=str(target), fix="choose another --out, or move the folder away")
+    return {(name, listed[name]) for name in present}
 
 
 def _shown(names: set[str]) -> str:
@@ -143,14 +158,17 @@ def _shown(names: set[str]) -> str:
     return ", ".join(map(ascii, sorted(names)[:_SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
-def _listed(folder: Path) -> set[str] | None:
-    """The files that the folder's manifest lists, of whatever schema version, itself included; None without one."""
+def _listed(folder: Path) -> dict[str, str] | None:
+    """What the folder's manifest, of whatever schema version, lists of a bundle, itself included; None without one."""
     try:
-        raw = json.loads((folder / MANIFEST).read_bytes())
-        ours = isinstance(raw["normdeploy_version"], str)
-        return {*map(str, raw["files"]), MANIFEST} if ours else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        content = read_plain(folder, MANIFEST, MOST)
+        raw = json.loads(content)
+        if not isinstance(raw["normdeploy_version"], str):
+            return None
+        files = {name: str(raw["files"][name]) for name in NAMES & raw["files"].keys()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError):
         return None
+    return files | {MANIFEST: hashlib.sha256(content).hexdigest()}
 
 
 def _check_parent(target: Path) -> None:
@@ -159,35 +177,3 @@ def _check_parent(target: Path) -> None:
         raise InputError("a file is in the way of the output", where=str(parent), fix="choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError("the output cannot be written here", where=str(parent), fix="choose another --out")
-
-
-def _flush(folder: Path) -> None:
-    """Bring everything in ``folder`` onto the disk, so that a crash after the rename finds it whole."""
-    for name in sorted(files_in(folder)):
-        sync(folder / name)
-    for path in (folder / GOLDEN_INPUTS).parent, folder:
-        sync(path)
-
-
-def _install(temporary: Path, target: Path) -> None:
-    """Rename ``temporary`` to ``target``; an old one is moved aside first, comes back on failure, goes on success."""
-    if not target.exists():
-        temporary.rename(target)
-        sync(target.parent)
-        return
-    old = beside(target)
-    target.rename(old)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    sync(target.parent)
-    try:
-        shutil.rmtree(old)
-    except OSError as error:
-        raise InputError(
-            f"the new bundle is in its place, but the old one cannot be removed: {error.strerror}",
-            where=str(old),
-            fix="remove it by hand",
-        ) from error

@@ -1,1 +1,15 @@
-"""Everything that goes to the disk or comes from it under a name that someone else could have given."""
+"""Everything that is written, or read under a name that someone else may have given.
+
+One rule for what is read: it lies in its own folder, is a plain file, and is opened without following links. One
+mechanism for what is written: in a room of its own beside the target, then renamed, whole or not at all.
+"""
+
+from normdeploy.disk.read import files_in, is_plain, open_plain, opened_folder, read_plain, sha256_of
+from normdeploy.disk.rooms import Room, locked, room, write_file
+from normdeploy.disk.signals import uninterrupted
+from normdeploy.disk.words import disk_errors
+
+__all__ = [
+    "Room", "disk_errors", "files_in", "is_plain", "locked", "open_plain", "opened_folder", "read_plain", "room",
+    "sha256_of", "uninterrupted", "write_file",
+]  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from io import BufferedReader
 
 from normdeploy.errors import InputError
 
@@ -29,7 +30,7 @@ def opened_folder(path: str | os.PathLike[str]) -> Iterator[int]:
         os.close(descriptor)
 
 
-def open_plain(folder: str | os.PathLike[str] | int, name: str) -> BinaryIO:
+def open_plain(folder: str | os.PathLike[str] | int, name: str) -> BufferedReader:
     """Open the file ``name`` in ``folder`` (a path, or a descriptor) for reading.
 
     ``name`` has ``/`` between its parts. Raises InputError where it leads out of the folder, through a link, or to a
@@ -63,6 +64,41 @@ def read_plain(folder: str | os.PathLike[str] | int, name: str, most: int) -> by
     if len(content) > most:
         raise InputError(f"the file has more than {most:,} bytes", where=name, fix="give the file that was meant")
     return content
+
+
+def is_plain(path: str | os.PathLike[str]) -> bool:
+    """Return True for a regular file, and for no link to one."""
+    return stat.S_ISREG(os.lstat(path).st_mode)
+
+
+def sha256_of(folder: str | os.PathLike[str] | int, name: str) -> str:
+    """Return the sha256 of a file, opened as by :func:`open_plain`, in hexadecimal."""
+    with open_plain(folder, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_in(folder: str | os.PathLike[str] | int) -> set[str]:
+    """Return the names, ``/`` between their parts, of everything below ``folder`` that is not a folder; or OSError.
+
+    A link is not followed: it is no folder.
+    """
+    found: set[str] = set()
+    folders = ["."]
+    top = os.dup(folder) if isinstance(folder, int) else os.open(folder, _DIRECTORY)
+    try:
+        while folders:
+            inner = folders.pop()
+            descriptor = os.open(inner, _DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+            try:
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        name = entry.name if inner == "." else f"{inner}/{entry.name}"
+                        folders.append(name) if entry.is_dir(follow_symlinks=False) else found.add(name)
+            finally:
+                os.close(descriptor)
+    finally:
+        os.close(top)
+    return found
 
 
 def _parts(name: str, where: str) -> list[str]:

@@ -16,13 +16,12 @@ from normdeploy import onnxfile
 from normdeploy.engine import gpu
 from normdeploy.engine.audit import require_precision
 from normdeploy.engine.backends import Backend, choose
-from normdeploy.engine.files import sha256
 from normdeploy.engine.job import PLAN, Job, Result
 from normdeploy.engine.layers import EngineLayer, Owner, from_inspector, from_log
 from normdeploy.engine.lint import Problem, lint, refuse, unsupported
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
-from normdeploy.engine.sidecar import Sidecar, write_plan
+from normdeploy.engine.sidecar import Sidecar, sha256, write_plan
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.graph import label, module_name, operator
 from normdeploy.precision import HEAVY, Precision, norm_chains, to_precision, wrong_precision

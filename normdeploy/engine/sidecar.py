@@ -6,14 +6,18 @@ the GPU, which the backend would refuse with a message about serialization.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from normdeploy.disk import disk_errors, is_plain, locked, read_plain, room, uninterrupted
 from normdeploy.engine.backends import BACKENDS
-from normdeploy.engine.files import sha256, write_atomic
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.profiles import Range
 from normdeploy.errors import InputError, UnavailableError
@@ -21,6 +25,12 @@ from normdeploy.precision import Precision
 
 SUFFIX = ".json"
 """A plan's sidecar is the file with this appended to its name."""
+_DIGITS = 16
+"""Of a plan's sha256, in the name under which its sidecar waits."""
+_MOST = 1 << 26
+"""Bytes that a sidecar may have; it lists every layer."""
+_TRIES = 3
+"""How often a plan may be replaced while it is read."""
 
 
 class Sidecar(BaseModel):
@@ -67,42 +77,109 @@ class Sidecar(BaseModel):
         return bool(self.options.get("version_compatible"))
 
 
+def sha256(data: bytes) -> str:
+    """The hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sidecar_path(plan: Path) -> Path:
     """Where the sidecar of ``plan`` lies."""
     return plan.with_name(plan.name + SUFFIX)
 
 
 def write_plan(path: Path, plan: bytes, sidecar: Sidecar, *, force: bool = False) -> Path:
-    """Write the plan and its sidecar, each atomically; an existing plan is replaced only with ``force``.
+    """Write the plan and its sidecar and return the plan's path; older ones are replaced only with ``force``.
 
-    The sidecar goes first: a plan that it does not fit is refused when read, so no crash leaves a wrong pair.
+    At every moment the old plan or the new one is there, with a sidecar that fits: the new one waits under a name of
+    its own, which :func:`read_plan` knows, until the plan is in its place. Raises InputError; what was there stays.
     """
-    if path.exists() and not force:
-        raise InputError("the plan exists already", where=str(path), fix="choose another -o, or replace it by --force")
-    write_atomic(sidecar_path(path), sidecar.model_dump_json(indent=1).encode())
-    write_atomic(path, plan)
+    waiting = _waiting(path, sidecar.sha256)
+    with disk_errors(path, "the plan"), room(path) as place, locked(path.parent):
+        _require_replaceable(path, waiting, force)
+        place.new.mkdir()
+        (place.new / "plan").write_bytes(plan)
+        (place.new / "sidecar").write_text(sidecar.model_dump_json(indent=1), encoding="utf-8")
+        with uninterrupted():
+            place.settle(waiting, part="sidecar", replace=True)
+            try:
+                place.settle(path, part="plan", replace=force)
+                waiting.replace(sidecar_path(path))
+            except FileExistsError as error:
+                waiting.unlink()
+                raise _exists(path) from error
+            except OSError:
+                _tidy(path)
+                raise
+            _tidy(path)
     return path
+
+
+def _waiting(path: Path, digest: str) -> Path:
+    """Where the sidecar of a plan of this sha256 waits."""
+    return path.with_name(f"{path.name}.{digest[:_DIGITS]}{SUFFIX}")
+
+
+def _tidy(path: Path) -> None:
+    """Remove the sidecars that wait for no plan any more: of older builds, or of ones that were killed."""
+    pattern = re.compile(rf"{re.escape(path.name)}\.([0-9a-f]{{{_DIGITS}}}){re.escape(SUFFIX)}")
+    for other in [other for other in path.parent.iterdir() if pattern.fullmatch(other.name)]:
+        with suppress(InputError, OSError):
+            waiting = _read_sidecar(other)
+            if _waiting(path, waiting.sha256) == other and sha256(path.read_bytes()) != waiting.sha256:
+                other.unlink()
+
+
+def _require_replaceable(path: Path, waiting: Path, force: bool) -> None:
+    for each in (path, sidecar_path(path)):
+        if os.path.lexists(each) and not force:
+            raise _exists(each)
+    if os.path.lexists(path) and not is_plain(path):
+        raise InputError("there is no plain file where the plan should go", where=str(path), fix="choose another -o")
+    for each in (sidecar_path(path), waiting):
+        if os.path.lexists(each):
+            try:
+                _read_sidecar(each)
+            except InputError as error:
+                what = "where the plan's sidecar should go there is a file that is none"
+                raise InputError(what, where=str(each), fix="move it away, or choose another -o") from error
+
+
+def _exists(path: Path) -> InputError:
+    return InputError("the plan exists already", where=str(path), fix="choose another -o, or replace it by --force")
 
 
 def read_plan(path: Path) -> tuple[bytes, Sidecar]:
     """The plan and its sidecar; the plan is compared with its SHA-256. Raises InputError, deserialises nothing."""
+    for _ in range(_TRIES):
+        plan = _read(path)
+        digest = sha256(plan)
+        for beside in (sidecar_path(path), _waiting(path, digest)):
+            with suppress(InputError):
+                sidecar = _read_sidecar(beside)
+                if sidecar.sha256 == digest:
+                    return plan, sidecar
     sidecar = _read_sidecar(sidecar_path(path))
+    raise InputError(
+        "the plan is not the one that was built: its SHA-256 differs from its sidecar's",
+        where=f"{path} ({len(plan)} bytes, {sidecar.size} were written)",
+        fix="copy it again, or build it again with normdeploy build",
+    )
+
+
+def _read(path: Path) -> bytes:
     try:
-        plan = path.read_bytes()
+        if not path.is_file() and path.exists():
+            raise InputError("the plan is no file", where=str(path), fix="give the file that normdeploy build wrote")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the plan: {error.strerror}", where=str(path)) from error
-    if sha256(plan) != sidecar.sha256:
-        raise InputError(
-            "the plan is not the one that was built: its SHA-256 differs from its sidecar's",
-            where=f"{path} ({len(plan)} bytes, {sidecar.size} were written)",
-            fix="copy it again, or build it again with normdeploy build",
-        )
-    return plan, sidecar
 
 
 def _read_sidecar(path: Path) -> Sidecar:
     try:
-        return Sidecar.model_validate_json(path.read_bytes())
+        return Sidecar.model_validate_json(read_plain(path.parent, path.name, _MOST))
+    except InputError as error:
+        raise InputError(f"the plan's sidecar cannot be used: {error.what}", where=str(path), fix=error.fix) from error
     except OSError as error:
         raise InputError(
             f"cannot read the plan's sidecar: {error.strerror}",

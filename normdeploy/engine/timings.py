@@ -5,6 +5,7 @@ It is locked for the whole build. Two builds that time kernels on one GPU at onc
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from normdeploy.engine.files import write_atomic
+from normdeploy.disk import disk_errors, is_plain, read_plain, write_file
 from normdeploy.errors import InputError
+
+_MOST = 1 << 30
+"""Bytes of a cache."""
 
 
 def cache_key(backend: str, version: str, gpu: str) -> str:
@@ -29,12 +33,16 @@ class TimingCache:
 
     def load(self) -> bytes:
         """What was kept; empty where nothing was."""
-        return self.path.read_bytes() if self.path.exists() else b""
+        try:
+            return read_plain(self.path.parent, self.path.name, _MOST)
+        except FileNotFoundError:
+            return b""
 
     def store(self, data: bytes) -> None:
         """Replace what is kept, atomically; nothing is written where there is nothing new."""
         if data and data != self.load():
-            write_atomic(self.path, data)
+            with disk_errors(self.path, "the timing cache"):
+                write_file(self.path, data, replace=True)
 
 
 @contextmanager
@@ -42,7 +50,10 @@ def locked(folder: Path, key: str) -> Iterator[TimingCache]:
     """The cache called ``key`` in ``folder``, which is made where missing; waits for a build that holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{key}.lock")
+        path = folder / f"{key}.lock"
+        if os.path.lexists(path) and not is_plain(path):
+            raise InputError("the timing cache's lock is no plain file", where=str(path), fix="remove it")
+        lock = FileLock(path)
         lock.acquire()
     except OSError as error:
         raise InputError(

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from normdeploy import engine, onnxfile
 from normdeploy.bundle import load_bundle
-from normdeploy.bundle.disk import disk_errors
 from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose
@@ -80,8 +79,6 @@ def build(
     if feeds:
         notes = (*built.sidecar.notes, *overflow_notes(to_precision(graph, precision), feeds))
         built = replace(built, sidecar=built.sidecar.model_copy(update={"notes": notes}))
-    with disk_errors(out, "the plan"):
-        out.parent.mkdir(parents=True, exist_ok=True)
     built.write(out, force=force)
     return built
 

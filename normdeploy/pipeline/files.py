@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
+import mmap
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import onnx_ir as ir
 
 from normdeploy import onnxfile
-from normdeploy.bundle.disk import disk_errors, sync, temporary_folder
 from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
+from normdeploy.disk import Room, disk_errors, locked, read_plain, room, sha256_of, uninterrupted
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fold import Entry, Ledger, Level, Target, fold
 from normdeploy.fold.ledger import METADATA_KEY
 from normdeploy.report.schema import Report, read
+
+_DIGITS = 16
+"""Of the sha256 of weights, in the name of their file."""
+_MOST = 1 << 28
+"""Bytes that a report may have."""
 
 
 def fold_file(
@@ -35,11 +43,13 @@ def fold_file(
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
     ``keep``, ``layernorm`` and ``target`` are those of :func:`normdeploy.fold`.
-    Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``.
+    Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``, to
+    a file whose name tells their content, so that a graph is never read with the weights of another.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
     it; ``out`` then stays as it was. ``source`` is never written to.
     """
-    source, out = Path(source), Path(os.path.realpath(out))
+    source, out = Path(source), Path(out)
+    out = Path(os.path.realpath(out.parent), out.name)
     with disk_errors(out, "the model"):
         check_paths(source, out, force)
         result = fold(source, keep=keep, layernorm=layernorm, target=target, dump=dump)
@@ -49,7 +59,7 @@ def fold_file(
                 where="; ".join(result.ledger.dropped),
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
-        _replace(result.model, out, source, external_above)
+        _install(result.model, out, source, external_above, force)
     return result.ledger
 
 
@@ -59,52 +69,110 @@ def check_paths(source: Path, out: Path, force: bool) -> None:
         raise InputError("there is no such file", where=str(source), fix="give an ONNX file")
     if out.exists() and out.samefile(source):
         raise InputError("the output is the input", where=str(out), fix="choose another --out")
+    if out.is_symlink():
+        what = "the output is a link, and what it leads to is not replaced"
+        raise InputError(what, where=str(out), fix=f"choose another --out; the file itself is {os.path.realpath(out)}")
     if out.is_dir():
         raise InputError("there is a folder where the file should go", where=str(out), fix="give --out a file name")
     if out.exists() and not out.is_file():
         raise InputError(
             "there is no regular file where the file should go", where=str(out), fix="choose another --out"
         )
-    if out.exists() and any(out.samefile(data) for data in _data_files(source, any_name=True) if data.exists()):
+    if out.exists() and any(out.samefile(data) for data in _data_files(source) if data.exists()):
         raise InputError("the output holds weights of the input", where=str(out), fix="choose another --out")
     if out.exists() and not force:
-        raise InputError("the output exists already", where=str(out), fix="choose another --out, or give --force")
+        raise _exists(out)
 
 
-def _replace(model: ir.Model, out: Path, source: Path, external_above: int) -> None:
-    """Write beside ``out``, then rename: weights first, under a name nobody uses, so ``out`` is whole at all times."""
-    stale = _data_files(out) - _data_files(source)
-    data = next(name for name in _data_names(out) if not name.exists())
-    with temporary_folder(out) as folder:
-        written, weights = folder / out.name, folder / data.name
-        onnxfile.save(model, written, external_data=data.name if _needs_data(model, source, external_above) else None)
-        for path in folder.iterdir():
-            sync(path)
-        with _gone_on_failure(data):
-            if weights.exists():
-                weights.rename(data)
-            written.replace(out)
-    sync(out.parent)
-    for path in stale:
-        path.unlink(missing_ok=True)
+def _install(model: ir.Model, out: Path, source: Path, external_above: int, force: bool) -> None:
+    """Write beside ``out``, then rename, the weights first: their name tells their content, and fits no other graph."""
+    with room(out) as place:
+        place.new.mkdir()
+        graph = place.new / out.name
+        data = _written(model, graph, _needs_data(model, source, external_above))
+        with locked(out.parent):
+            check_paths(source, out, force)
+            with uninterrupted():
+                placed = data is not None and _place(place, data, out.parent)
+                try:
+                    place.settle(out, part=out.name, replace=force)
+                except OSError as error:
+                    if placed and data is not None:
+                        (out.parent / data).unlink()
+                    if isinstance(error, FileExistsError):
+                        raise _exists(out) from error
+                    raise
+            _tidy(out, source)
 
 
-def _data_names(out: Path) -> Iterator[Path]:
-    yield out.with_name(f"{out.name}.data")
-    number = 1
-    while True:
-        yield out.with_name(f"{out.name}.{number}.data")
-        number += 1
+def _written(model: ir.Model, graph: Path, beside: bool) -> str | None:
+    """Write ``model`` to ``graph``, its weights ``beside`` it; returns their file's name, which has its sha256."""
+    if not beside:
+        onnxfile.save(model, graph)
+        return None
+    anyhow = _data_name(graph.name, uuid.uuid4().hex)
+    onnxfile.save(model, graph, external_data=anyhow)
+    if not (graph.parent / anyhow).exists():
+        return None
+    name = _data_name(graph.name, sha256_of(graph.parent, anyhow))
+    (graph.parent / anyhow).rename(graph.parent / name)
+    graph.write_bytes(graph.read_bytes().replace(anyhow.encode(), name.encode()))  # as long, so lengths stay right
+    return name
 
 
-def _data_files(model: Path, *, any_name: bool = False) -> set[Path]:
-    """The files of weights that ``model`` reads and that bear its name (or any); none where it is no model."""
+def _data_name(graph: str, digits: str) -> str:
+    return f"{graph}.{digits[:_DIGITS]}.data"
+
+
+def _place(place: Room, name: str, folder: Path) -> bool:
+    """Bring the weights into ``folder``; False where the very same are there."""
+    try:
+        place.settle(folder / name, part=name)
+    except FileExistsError as error:
+        if sha256_of(folder, name) != sha256_of(place.new, name):
+            what = "the weights cannot be written: another file has their name"
+            raise InputError(what, where=str(folder / name), fix="move it away, or choose another --out") from error
+        return False
+    return True
+
+
+def _tidy(out: Path, source: Path) -> None:
+    """Remove weights that an older ``out`` had, or a fold that was killed: by their content, and if nothing names them.
+
+    Their name has their sha256, so no other file is taken for them.
+    """
+    pattern = re.compile(rf"{re.escape(out.name)}\.[0-9a-f]{{{_DIGITS}}}\.data")
+    for path in [path for path in out.parent.iterdir() if pattern.fullmatch(path.name)]:
+        with suppress(InputError, OSError):
+            models = {out, source, *out.parent.glob("*.onnx")}
+            if _data_name(out.name, sha256_of(out.parent, path.name)) == path.name and not _named(path, models):
+                path.unlink()
+
+
+def _named(data: Path, models: Iterable[Path]) -> bool:
+    """True where one of ``models`` that lies beside ``data`` names it; a copy of an older output may."""
+    return any(_holds(path, data.name.encode()) for path in models if path.parent.samefile(data.parent))
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(text) >= 0
+
+
+def _exists(out: Path) -> InputError:
+    return InputError("the output exists already", where=str(out), fix="choose another --out, or give --force")
+
+
+def _data_files(model: Path) -> set[Path]:
+    """The files of weights that ``model`` reads; none where it is no model."""
     try:
         paths = onnxfile.data_files(model)
     except InputError:  # it is no model
         return set()
-    pattern = "*" if any_name else f"{model.name}*.data"
-    return {path for path in paths if fnmatch.fnmatchcase(str(path.relative_to(model.parent)), pattern)}
+    return set(paths)
 
 
 def _needs_data(model: ir.Model, source: Path, external_above: int) -> bool:
@@ -113,22 +181,13 @@ def _needs_data(model: ir.Model, source: Path, external_above: int) -> bool:
     return bool(_data_files(source)) or sum(tensor.nbytes for tensor in present) > external_above
 
 
-@contextmanager
-def _gone_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
 def ledger_of(path: str | Path, name: str | None = None) -> tuple[Entry, ...]:
     """What became of each norm of ``path``, a bundle or a folded ONNX file; of those that match ``name`` only.
 
     ``name`` is a module's name or a pattern (fnmatch). Raises InputError where there is no ledger, or no such norm.
     """
     path = Path(path)
-    entries = _ledger(path / MODEL if path.is_dir() else path).entries
+    entries = _ledger(path / MODEL if path.is_dir() else Path(os.path.realpath(path))).entries
     if name is None:
         return entries
     chosen = tuple(entry for entry in entries if fnmatch.fnmatchcase(entry.module or entry.node, name))
@@ -151,9 +210,9 @@ def _ledger(path: Path) -> Ledger:
 def report_of(path: str | Path) -> Report:
     """The report in a bundle, or in a ``report.json``; InputError for anything else."""
     path = Path(path)
-    file = path / REPORT if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else Path(os.path.realpath(path))  # a link that the user names is followed
+    fix = "give the folder that normdeploy export wrote"
     try:
-        return read(Report, file.read_bytes(), where=str(file))
+        return read(Report, read_plain(file.parent, file.name, _MOST), where=str(file))
     except OSError as error:
-        fix = "give the folder that normdeploy export wrote"
         raise InputError(f"the report cannot be read: {error.strerror}", where=str(file), fix=fix) from error

@@ -40,6 +40,7 @@ class OnnxRuntimeRunner:
         options: ``graph_optimization_level`` (disable, basic, extended, all), ``disabled_optimizers`` (names of graph
             optimizers, with commas between them), any other attribute of ``onnxruntime.SessionOptions``, or a
             configuration entry such as ``session.set_denormal_as_zero``.
+        where: how messages call the model; its file's name if nothing is given.
 
     Raises:
         UnavailableError: ONNX Runtime, a provider, or a kernel for one of the operators is missing.
@@ -55,8 +56,9 @@ class OnnxRuntimeRunner:
         threads: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         options: Mapping[str, str | int | bool] | None = None,
+        where: str = "",
     ) -> None:
-        self._where = str(model) if isinstance(model, Path) else "the given model"
+        self._where = where or (str(model) if isinstance(model, Path) else "the given model")
         onnxruntime = _import()
         _check_providers(providers, onnxruntime.get_available_providers(), "this onnxruntime package")
         session_options = _session_options(onnxruntime, threads, options or {})

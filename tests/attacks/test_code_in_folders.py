@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import EAGER, ROOT, SPEC
 
-from normdeploy import child
+from normdeploy import child, onnxfile
 
 TRAPS = [
     "json", "numpy", "onnx", "onnx_ir", "torch", "typing", "__future__", "pathlib", "re", "signal", "subprocess",
@@ -71,16 +71,18 @@ def test_as_a_module_it_does_not_either(traps: Path, digits_bundle: Path) -> Non
 
 MODULES = ["normdeploy.engine.worker", "normdeploy.onnxtext"]
 """Every module that is started as a child process."""
+OTHERS = ["onnxfile/text.py"]
+"""Files that start a child process without a module of ours: it is tested by itself."""
 
 
 def test_the_list_of_child_processes_is_whole() -> None:
-    """``child.start`` is the only way to start one, and each of its calls names one of the modules tested here."""
+    """``child.start`` is the way to start one, and each of its calls names one of the modules tested here."""
     started = set()
     for path in (ROOT / "normdeploy").rglob("*.py"):
         tree = ast.parse(path.read_text())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in imports for alias in node.names} | {getattr(n, "module", "") for n in imports}
-        if path.name != "child.py":
+        if path.relative_to(ROOT / "normdeploy").as_posix() not in ("child.py", *OTHERS):
             assert not names & {"subprocess", "multiprocessing", "concurrent.futures", "pty"}, path
             calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
             started |= {ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "child.start"}
@@ -105,6 +107,17 @@ def test_no_child_process_runs_what_lies_around_it(
     assert process.returncode
     assert "no job" in said
     assert SPRUNG not in said
+
+
+def test_the_reader_of_text_formats_runs_nothing_around_it(traps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '<ir_version: 8, opset_import: ["": 18]> g (float[2] x) => (float[2] y) { y = Relu (x) }'
+    (traps / "m.onnxtxt").write_text(text)
+    note = set_traps(traps)
+    monkeypatch.chdir(traps)
+    monkeypatch.setenv("PYTHONPATH", str(traps))
+    monkeypatch.setenv("PYTHONSTARTUP", str(traps / "startup.py"))
+    assert [node.op_type for node in onnxfile.load(traps / "m.onnxtxt").graph] == ["Relu"]
+    assert not note.exists(), note.read_text()
 
 
 _PARENT = """

@@ -33,7 +33,8 @@ def test_a_bundle_computes_what_the_model_means(folder: Path) -> None:
 def test_it_knows_what_was_written(folder: Path) -> None:
     bundle = load_bundle(folder)
     assert bundle.report == samples.report()
-    assert bundle.model_path == folder / "model.onnx"
+    assert bundle.folder == folder
+    assert bundle.model_path.read_bytes() == (folder / "model.onnx").read_bytes()
     assert [str(spec) for spec in bundle.specs] == [*samples.SPECS[:1], "ids:N=1..2..4@i64[0..6]"]
     np.testing.assert_array_equal(bundle.golden.inputs["x"], X)
     assert set(bundle.manifest.files) == samples.FILES - {"manifest.json"}

@@ -216,7 +216,7 @@ def patch(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[..., An
     monkeypatch.setattr(owner, last, function)
 
 
-STEPS = ["onnxfile.save", "render", "golden_feed.save", "load_bundle", "_flush", "_install"]
+STEPS = ["onnxfile.save", "render", "golden_feed.save", "check", "_install"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -256,44 +256,10 @@ def test_an_interrupt_leaves_everything_as_it_was(
     def interrupt(*_: Any) -> None:
         raise error
 
-    patch(monkeypatch, "_flush", interrupt)
+    patch(monkeypatch, "_install", interrupt)
     with pytest.raises(error):
         export(folder, force=True)
     assert tree(folder.parent) == before
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_the_old_bundle_comes_back_when_the_new_one_cannot_be_renamed(
-    folder: Path, failing: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = tree(folder.parent)
-    calls = []
-
-    def rename(self: Path, target: Path, _rename: Any = Path.rename) -> Any:
-        calls.append(target)
-        if len(calls) == failing:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        return _rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(InputError, match="busy"):
-        export(folder, force=True)
-    assert len(calls) == (1 if failing == 1 else 3)
-    assert tree(folder.parent) == before
-
-
-def test_an_old_bundle_that_cannot_be_removed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, ignore_errors: bool = False, _remove: Any = shutil.rmtree) -> None:
-        if not ignore_errors:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _remove(path, ignore_errors=True)
-
-    before = tree(folder)
-    monkeypatch.setattr(shutil, "rmtree", refuse)
-    with pytest.raises(InputError, match="the new bundle is in its place, but the old one cannot be removed") as caught:
-        export(folder, model_args={"width": "8"}, force=True)
-    assert load_bundle(folder).manifest.model_args == {"width": "8"}
-    assert tree(Path(caught.value.where)) == before
 
 
 def test_a_bundle_whose_golden_outputs_are_not_the_models_own_is_not_written(folder: Path) -> None:

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from normdeploy.engine import build, read_plan
 from normdeploy.engine.backends import Backend
-from normdeploy.engine.files import sha256
 from normdeploy.engine.job import LOG, PLAN, Job
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.progress import bars
+from normdeploy.engine.sidecar import sha256
 from normdeploy.errors import InputError, UnavailableError, VerdictError
 from normdeploy.specs import parse
 

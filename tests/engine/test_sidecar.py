@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from normdeploy.engine.files import sha256
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.profiles import Range
-from normdeploy.engine.sidecar import Sidecar, read_plan, require_backend, require_gpu, sidecar_path, write_plan
+from normdeploy.engine.sidecar import Sidecar, read_plan, require_backend, require_gpu, sha256, sidecar_path, write_plan
 from normdeploy.errors import InputError, UnavailableError
 
 PLAN = b"vtrt" + bytes(range(200))
@@ -87,22 +85,19 @@ def test_a_missing_plan_and_an_unwritable_folder_are_one_message(tmp_path: Path)
     write_plan(tmp_path / "a.plan", PLAN, sidecar()).unlink()
     with pytest.raises(InputError, match="cannot read the plan"):
         read_plan(tmp_path / "a.plan")
-    with pytest.raises(InputError, match="cannot write"):
-        write_plan(tmp_path / "no" / "a.plan", PLAN, sidecar())
+    with pytest.raises(InputError, match="the plan cannot be written"):
+        write_plan(tmp_path / "a.plan.json" / "a.plan", PLAN, sidecar())
 
 
-def test_a_write_that_fails_leaves_what_was_there(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path.name: path.read_bytes() for path in written.parent.iterdir()}
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for name in ("os.fsync", "os.replace"):
-        with monkeypatch.context() as patched:
-            patched.setattr(f"normdeploy.engine.files.{name}", full)
-            with pytest.raises(InputError, match="cannot write the file: No space left"):
-                write_plan(written, b"new", sidecar(sha256=sha256(b"new")), force=True)
-        assert {path.name: path.read_bytes() for path in written.parent.iterdir()} == before
+@pytest.mark.parametrize("name", ["a.plan.json", f"a.plan.{sha256(PLAN)[:16]}.json"])
+def test_a_file_that_is_no_sidecar_is_not_taken_for_one(tmp_path: Path, name: str) -> None:
+    """Only the plan was named; what lies where its sidecar goes may be anything."""
+    (tmp_path / name).write_text('{"my": "notes"}')
+    with pytest.raises(InputError, match=r"exists already|file that is none"):
+        write_plan(tmp_path / "a.plan", PLAN, sidecar())
+    with pytest.raises(InputError, match="a file that is none"):
+        write_plan(tmp_path / "a.plan", PLAN, sidecar(), force=True)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, '{"my": "notes"}')]
 
 
 def test_a_plan_of_another_version_is_refused_with_what_to_run() -> None:

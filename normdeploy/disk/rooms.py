@@ -1,0 +1,270 @@
+"""A room of its own for everything that is being written: a hidden folder beside the target, gone when it is done.
+
+While its process lives it holds a lock on the room. So whoever writes here next knows the rooms that a killed process
+left, and tidies them up. What stood at the target before comes into the room when it is replaced; it is removed only
+file by file, each by its content, as the room's journal has it: a file that somebody added stays, and is told.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from normdeploy.disk import rename
+from normdeploy.disk.read import read_plain, sha256_of
+from normdeploy.disk.signals import uninterrupted
+from normdeploy.errors import InputError
+
+_NAME = re.compile(r"\.normdeploy-[0-9a-f]{12}\.tmp")
+_NEW, _OLD, _JOURNAL = "new", "old", "journal.json"
+_PATIENCE = 60.0  # seconds to wait for another writer
+_MOST = 1 << 20  # bytes of a journal
+
+
+class Room:
+    """A room that is in use.
+
+    Attributes:
+        new: where to write what is to stand at the target; nothing is there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.new = path, path / _NEW
+
+    def settle(self, target: Path, *, part: str = "", replace: bool = False) -> None:
+        """Bring ``new``, or the file ``part`` of it, to ``target``, in place of a file that is there if ``replace``.
+
+        FileExistsError where something is there that is not to be replaced.
+        """
+        source = self.new / part
+        sync_tree(source)
+        with uninterrupted():
+            if replace:
+                os.replace(source, target)
+            else:
+                rename.move(source, target)
+            _sync_names(target.parent)
+
+    def replace(self, target: Path, known: Collection[tuple[str, str]]) -> None:
+        """Bring the folder ``new`` to ``target``, a folder, and remove what stood there, as far as it is ``known``.
+
+        ``known`` has name and sha256 of the files of the old folder, and of the new one. At every moment the one or the
+        other is at ``target``, whole; where the system cannot exchange two names at once, whoever writes there next
+        brings the old one back. InputError where the new one is in its place, but not all of the old one was known,
+        which is kept then, and where no more than the old one's place in the room is left.
+        """
+        sync_tree(self.new)
+        self._note(target, known)
+        with uninterrupted():
+            if not rename.exchange(self.new, target):
+                self._step_aside(target)
+            _sync_names(target.parent)
+            kept = _clear(self.path, target.parent)
+        if kept:
+            raise InputError(
+                "the new one is in its place, but in the old one there is more than was written there: it was kept",
+                where=", ".join(kept),
+                fix="move your files from there, and remove the rest",
+            )
+
+    def _note(self, target: Path, known: Collection[tuple[str, str]]) -> None:
+        part = self.path / "part"
+        part.write_text(json.dumps({"target": target.name, "known": sorted(known)}), encoding="utf-8")
+        sync(part)
+        part.rename(self.path / _JOURNAL)
+        sync(self.path)
+
+    def _step_aside(self, target: Path) -> None:
+        old = self.path / _OLD
+        rename.move(target, old)
+        try:
+            rename.move(self.new, target)
+        except OSError as error:
+            with suppress(OSError):
+                rename.move(old, target)
+            if not os.path.lexists(old):
+                raise
+            raise InputError(
+                f"the new one cannot be renamed ({error.strerror}), and nor can the old one, back to its place",
+                where=str(old),
+                fix=f"move it to {target}, or run the command again: it does that first",
+            ) from error
+
+
+@contextmanager
+def room(target: Path) -> Iterator[Room]:
+    """Make a room beside ``target``, its parents too; it is gone afterwards, and so are these if nothing was written.
+
+    Rooms that killed processes left in that folder are tidied up first. Raises OSError.
+    """
+    made = [parent for parent in target.parents if not parent.exists()]
+    path, lock = target, None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tidy(target.parent)
+        with uninterrupted():
+            path, lock = _new_room(target.parent)
+        yield Room(path)
+    finally:
+        with uninterrupted():
+            if lock is not None:
+                _clear(path, target.parent)
+                os.close(lock)
+            for parent in made:
+                with suppress(OSError):  # it holds what was written
+                    parent.rmdir()
+
+
+def tidy(folder: Path) -> None:
+    """Clear the rooms in ``folder`` whose processes are gone."""
+    with suppress(OSError, RecursionError):  # folders in folders without end are none of ours
+        for entry in list(os.scandir(folder)):
+            if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                _clear_dead(Path(entry.path))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` while several names in it change that belong together; wait for another writer that does.
+
+    A file system without locks is not waited for: names are chosen so that what does not belong together never fits.
+    InputError where another program does not let go of the folder.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # it may be written to, but not read
+        yield
+        return
+    try:
+        _wait_for(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, folder: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    while _is_held(descriptor):
+        if time.monotonic() > end:
+            raise InputError(
+                "another program holds the folder", where=str(folder), fix="end it, or choose another --out"
+            )
+        time.sleep(0.02)
+
+
+def _is_held(descriptor: int) -> bool:
+    """True where another process has the lock; where it is free this one has it now, if there are locks here at all."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def write_file(path: Path, data: bytes, *, replace: bool) -> None:
+    """Write ``data`` to the file ``path``, whole or not at all; one that is there is replaced only if told.
+
+    Raises OSError, FileExistsError among it.
+    """
+    with room(path) as place:
+        place.new.write_bytes(data)
+        place.settle(path, replace=replace)
+
+
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # what was renamed is in its place: there is no way back, and no error
+        sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Bring a file, or everything in a folder, onto the disk, so that a crash after a rename finds it whole."""
+    for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+        sync(inner)
+    sync(path)
+
+
+def _new_room(folder: Path) -> tuple[Path, int]:
+    while True:
+        path = folder / f".normdeploy-{uuid.uuid4().hex[:12]}.tmp"
+        path.mkdir(mode=0o700)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not _is_held(descriptor) and path.exists():  # one that tidies up may have come in between
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _clear_dead(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return  # another user's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _clear(path, path.parent)
+    except OSError:  # it is in use, or there are no locks here
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path, folder: Path) -> list[str]:
+    """Remove the room ``path`` from ``folder``, and return what had to stay, if anything."""
+    journal = _journal(path)
+    if journal is None:  # nothing of the target came in here
+        shutil.rmtree(path, ignore_errors=True)
+        return []
+    name, known = journal
+    if (path / _OLD).is_dir() and not os.path.lexists(folder / name):
+        with suppress(OSError):
+            rename.move(path / _OLD, folder / name)
+    parts = [path / _NEW, path / _OLD] if os.path.lexists(folder / name) else [path / _NEW]
+    kept = [part for part in parts if not _removed(part, known)]
+    if not (os.path.lexists(path / _NEW) or os.path.lexists(path / _OLD)):
+        shutil.rmtree(path, ignore_errors=True)
+    return [str(part) for part in kept]
+
+
+def _journal(path: Path) -> tuple[str, set[tuple[str, str]]] | None:
+    try:
+        raw = json.loads(read_plain(path, _JOURNAL, _MOST))
+        return os.path.basename(raw["target"]), {(str(name), str(digest)) for name, digest in raw["known"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, InputError):
+        return "", set()  # nothing is known, and so nothing is removed
+
+
+def _removed(folder: Path, known: Collection[tuple[str, str]]) -> bool:
+    """Remove the files in ``folder`` that are ``known``, by their content, then it; False where something else is."""
+    if folder.is_symlink() or not folder.is_dir():  # a link would lead to what lies elsewhere
+        return not os.path.lexists(folder)
+    with suppress(OSError):
+        for root, _, names in os.walk(folder, topdown=False):
+            for name in names:
+                path = Path(root) / name
+                with suppress(OSError, InputError):
+                    inner = path.relative_to(folder).as_posix()
+                    if (inner, sha256_of(folder, inner)) in known:
+                        path.unlink()
+            with suppress(OSError):  # something is in it
+                os.rmdir(root)
+    return not os.path.lexists(folder)

@@ -1,0 +1,40 @@
+"""One error for any disk."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from normdeploy.errors import InputError, NormdeployError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors(target: Path, what: str) -> Iterator[None]:
+    """Turn an OSError into an InputError that says why ``what`` cannot be written to ``target``.
+
+    A library may have wrapped it, or an error of ours; that one comes out as itself, and so do all others.
+    """
+    try:
+        yield
+    except NormdeployError:
+        raise
+    except Exception as error:
+        found = next((cause for cause in _causes(error) if isinstance(cause, OSError | NormdeployError)), error)
+        if not isinstance(found, OSError):
+            raise found from None
+        full = found.errno in _FULL
+        raise InputError(
+            "the disk is full" if full else f"{what} cannot be written: {found.strerror or found}",
+            where=str(target),
+            fix="free some space, or choose another --out" if full else "choose another --out",
+        ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
