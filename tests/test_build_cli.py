@@ -198,7 +198,7 @@ def test_files_that_are_no_model_and_places_that_are_none(digits_bundle: Path, t
     onnx_file = digits_bundle / "model.onnx"
     before = tree(digits_bundle)
     for arguments, said in (
-        ([tmp_path / "text", "-o", tmp_path / "m.plan"], "the model cannot be read"),
+        ([tmp_path / "text", "-o", tmp_path / "m.plan"], "the file cannot be read as an ONNX model"),
         ([tmp_path / "none", "-o", tmp_path / "m.plan"], "no such file"),
         ([tmp_path, "-o", tmp_path / "m.plan"], "not a bundle"),
         ([digits_bundle, "-o", tmp_path / "m.plan", "--input", SPEC], "a bundle has its own input specs"),

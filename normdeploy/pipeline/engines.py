@@ -65,8 +65,7 @@ def build(
     require_backend(options.get("backend"), options.get("sm", ()))
     _check_workspace(options.get("workspace_mib"))
     check_plan_path(model, out, force=force)
-    path, specs, feeds = _resolved(model, inputs)
-    graph = read_graph(path)
+    graph, specs, feeds = _resolved(model, inputs)
     precision = precision or computes_in(graph)
     built = engine.build(
         graph,
@@ -112,14 +111,14 @@ def check_plan_path(model: Path, out: Path, *, force: bool) -> None:
         )
 
 
-def _resolved(model: Path, inputs: Sequence[str]) -> tuple[Path, tuple[TensorSpec, ...], tuple[Feed, ...]]:
-    """The ONNX file, its specs and known feeds; a bundle, which has one, is checked first, as wherever one is used."""
+def _resolved(model: Path, inputs: Sequence[str]) -> tuple[ir.Model, tuple[TensorSpec, ...], tuple[Feed, ...]]:
+    """The graph, its specs and known feeds; a bundle is checked first, as wherever one is used."""
     if not model.is_dir():
-        return model, parse(inputs) if inputs else (), ()
+        return read_graph(model), parse(inputs) if inputs else (), ()
     if inputs:
         raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
     bundle = load_bundle(model)
-    return bundle.model_path, bundle.specs, (Feed("golden", dict(bundle.golden.inputs)),)
+    return read_graph(bundle.model_path), bundle.specs, (Feed("golden", dict(bundle.golden.inputs)),)
 
 
 def _check_workspace(mebibytes: int | None) -> None:
