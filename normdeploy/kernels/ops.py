@@ -1,0 +1,151 @@
+"""The kernel as PyTorch operators, for eager code, torch.compile and exporters: ``torch.ops.normdeploy.*``.
+
+On a GPU the kernel runs; elsewhere the same in float64, rounded once. Both take float32, float16 and bfloat16, and on
+a CPU float64 too. They have no gradients. Under autocast 16-bit inputs stay so: statistics are float32 all the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normdeploy.errors import InputError
+from normdeploy.kernels.launch import launch
+from normdeploy.kernels.variants import DType, Norm, OutputType, WeightType
+
+_DTYPES: dict[torch.dtype, DType] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+_QUANTIZED: dict[torch.dtype, OutputType] = {torch.int8: "int8", torch.float8_e4m3fn: "float8_e4m3fn"}
+
+
+@torch.library.custom_op("normdeploy::layer_norm", mutates_args=())
+def layer_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    """Return LayerNorm over the last axis of ``x``, in its dtype; ``gamma`` and ``beta`` are ``(features,)``."""
+    return _normed(x, None, gamma, beta, None, eps, centre=True)[0]
+
+
+@torch.library.custom_op("normdeploy::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    """Return RMSNorm over the last axis of ``x``, in its dtype; ``gamma`` is ``(features,)``."""
+    return _normed(x, None, gamma, None, None, eps, centre=False)[0]
+
+
+@torch.library.custom_op("normdeploy::add_layer_norm", mutates_args=())
+def add_layer_norm(
+    x: Tensor, residual: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return LayerNorm of ``x + residual``, rounded to their dtype first, and that sum."""
+    y, total = _normed(x, residual, gamma, beta, None, eps, centre=True)
+    assert total is not None, "a residual was given"
+    return y, total
+
+
+@torch.library.custom_op("normdeploy::layer_norm_quantize", mutates_args=())
+def layer_norm_quantize(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """Return LayerNorm of ``x``, rounded to its dtype and quantized to ``dtype`` (int8 or float8_e4m3fn).
+
+    ONNX QuantizeLinear with zero point 0: ``saturate(round_to_even(y / scale))``; ``scale`` has one float32.
+    """
+    return _normed(x, None, gamma, beta, scale, eps, centre=True, quantized=dtype)[0]
+
+
+def _normed(
+    x: Tensor,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    *,
+    centre: bool,
+    quantized: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    if quantized is not None and quantized not in _QUANTIZED:
+        raise InputError(f"a norm is quantized to int8 or float8_e4m3fn, not to {quantized}", where="dtype")
+    if not x.is_cuda:
+        return _on_cpu(x, residual, gamma, beta, scale, eps, centre=centre, quantized=quantized)
+    if x.dtype not in _DTYPES:
+        raise InputError(f"the kernel takes float32, float16 and bfloat16, not {x.dtype}", where="x")
+    kind = x.dtype if (gamma is not None and gamma.dtype == x.dtype) else torch.float32
+    weight: WeightType = "storage" if kind == x.dtype else "float32"
+    norm = Norm(
+        features=x.shape[-1],
+        eps=eps,
+        dtype=_DTYPES[x.dtype],
+        centre=centre,
+        residual=residual is not None,
+        keep_sum=residual is not None,
+        gamma="none" if gamma is None else weight,
+        beta="none" if beta is None else weight,
+        output="storage" if quantized is None else _QUANTIZED[quantized],
+    )
+    tensors = {"x": x, "residual": residual, "scale": scale}
+    tensors |= {name: None if w is None else w.to(kind) for name, w in (("gamma", gamma), ("beta", beta))}
+    given = {name: _aligned(tensor) for name, tensor in tensors.items() if tensor is not None}
+    y = torch.empty_like(given["x"], dtype=quantized or x.dtype)
+    total = torch.empty_like(given["x"]) if residual is not None else None
+    launch(norm, given | {"y": y} | ({} if total is None else {"sum": total}))
+    return y, total
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def _on_cpu(
+    x: Tensor,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    scale: Tensor | None,
+    eps: float,
+    *,
+    centre: bool,
+    quantized: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
+    total = None if residual is None else x + residual
+    wide = (x if total is None else total).double()
+    if centre:
+        wide = wide - wide.mean(-1, keepdim=True)
+    y = wide / torch.sqrt(wide.square().mean(-1, keepdim=True) + eps)
+    y = y if gamma is None else y * gamma.double()
+    y = (y if beta is None else y + beta.double()).to(x.dtype)
+    if quantized is None:
+        return y, total
+    assert scale is not None, "what is quantized has a scale"
+    quotient = y.to(scale.dtype) / scale
+    if quantized == torch.int8:
+        return quotient.round().clamp(-128, 127).to(torch.int8), total
+    return quotient.clamp(-448, 448).to(quantized), total
+
+
+@layer_norm.register_fake
+def _(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@rms_norm.register_fake
+def _(x: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@add_layer_norm.register_fake
+def _(x: Tensor, residual: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@layer_norm_quantize.register_fake
+def _(x: Tensor, gamma: Tensor | None, beta: Tensor | None, scale: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+# The operator that quantizes has none: its scale must stay float32.
+for _operator in (layer_norm, rms_norm, add_layer_norm):
+    for _device, _type in (("cuda", torch.float16), ("cpu", torch.bfloat16)):
+        _operator.register_autocast(_device, _type)
