@@ -97,6 +97,11 @@ class AffineMap:
         with np.errstate(all="ignore"):
             return AffineMap(np.ones((1,) * self.rank), self.shift / self.scale)
 
+    def divides(self, other: AffineMap) -> AffineMap:
+        """The scale to go before the scale of this map, without a 0, for both together to be that of ``other``."""
+        with np.errstate(all="ignore"):
+            return AffineMap(other.scale / self.scale, np.zeros((1,) * self.rank)).moved(lambda a: a)
+
     def equals(self, other: AffineMap) -> bool:
         """Whether both are the same function, exactly."""
         return _equal(self.scale, other.scale) and _equal(self.shift, other.shift)

@@ -55,7 +55,7 @@ def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
     if m.is_identity:
         yield _new(land, node)
         return
-    for attempt in _attempts(m):
+    for attempt in _attempts(land, node, m):
         try:
             yield attempt(land, node, m)
         except Refused as refusal:
@@ -65,21 +65,25 @@ def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
 Attempt = Callable[[Territory, ir.Node, AffineMap], Plan]
 
 
-def _attempts(m: AffineMap) -> list[Attempt]:
+def _attempts(land: Territory, node: ir.Node, m: AffineMap) -> list[Attempt]:
     """What leaves nothing of the map comes first, then what leaves nothing of this node, then what leaves an Add."""
-    both = not m.scales_nothing and not m.shifts_nothing
+    both, twins = not m.scales_nothing and not m.shifts_nothing, bool(_twins(land, node, m))
     return [
         _up_whole,
+        *([_up_with_twins] if twins else []),
         _down_whole,
         *([_down_past_adds] if m.shifts_nothing else []),
         *([_scale_up_shift_down] if both else []),
+        *([_down_with_partners] if not m.scales_nothing and _partners(land, node) else []),
         _down_until_maps,
-        *([_scale_up_shift_stays, _scale_down_shift_stays] if both else []),
+        *([_scale_up_shift_stays] if both else []),
+        *([_scale_up_shift_stays_with_twins] if both and twins else []),
+        *([_scale_down_shift_stays] if both else []),
     ]
 
 
 def _up_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    return _journey_up(land, node, m)
+    return _journey_up(land, [node], m)
 
 
 def _down_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
@@ -96,13 +100,13 @@ def _down_past_adds(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
 
 
 def _scale_up_shift_down(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _journey_up(land, node, m.without_shift())
+    plan = _journey_up(land, [node], m.without_shift())
     travel_down(land, plan, node, m.only_shift())
     return plan
 
 
 def _scale_up_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _journey_up(land, node, m.without_shift())
+    plan = _journey_up(land, [node], m.without_shift())
     plan.residues[node] = m.only_shift()
     return plan
 
@@ -132,22 +136,70 @@ def _new(land: Territory, node: ir.Node) -> Plan:
     return Plan(source=node, committed=land.committed, residues={node: None})
 
 
+# -- several maps together -------------------------------------------------------------------------
+
+
+def _up_with_twins(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    """The same map behind every part of a Split goes up as one."""
+    return _journey_up(land, [node, *_twins(land, node, m)], m)
+
+
+def _scale_up_shift_stays_with_twins(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    nodes = [node, *_twins(land, node, m)]
+    plan = _journey_up(land, nodes, m.without_shift())
+    return replace(plan, residues=plan.residues | dict.fromkeys(nodes, m.only_shift()))
+
+
+def _twins(land: Territory, node: ir.Node, m: AffineMap) -> list[ir.Node]:
+    """The other nodes that do the same to what the producer of the data of ``node`` makes."""
+    producer = data_input(land.view, node).producer()
+    readers = [use.node for value in (producer.outputs if producer is not None else ()) for use in value.uses()]
+    others = dict.fromkeys(reader for reader in readers if reader is not node and reader in land.maps)
+    return [other for other in others if land.maps[other].equals(m)]
+
+
+def _down_with_partners(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    """Where other maps come in, as in a sum: ``s x + t + u y + v = s (x + (u / s) y) + t + v``, and ``u / s`` stays.
+
+    Each partner is left with ``u / s``, and what it makes lacks ``s`` and ``v`` from now on.
+    """
+    if not m.scale.all():
+        raise Refused("a scale of 0 cannot be taken out of a sum", node)
+    plan, due = _new(land, node), {}
+    for partner in _partners(land, node):
+        own = land.maps[partner]
+        if own.rank != m.rank:
+            raise Refused("the maps that meet act on tensors of different rank", partner)
+        rest = m.divides(own)
+        plan.residues[partner] = None if rest.is_identity else rest
+        due[partner] = AffineMap(m.scale, own.shift)
+    travel_down(land, plan, node, m, together=due)
+    return plan
+
+
+def _partners(land: Territory, node: ir.Node) -> list[ir.Node]:
+    """The other maps whose results are read together with that of ``node``."""
+    inputs = [value for use in node.outputs[0].uses() for value in use.node.inputs if value is not None]
+    makers = dict.fromkeys(value.producer() for value in inputs)
+    return [maker for maker in makers if maker is not None and maker is not node and maker in land.maps]
+
+
 # -- upward ----------------------------------------------------------------------------------------
 
 _JOURNEYS = 16
 """How many ways up are tried where products leave a choice between their factors."""
 
 
-def _journey_up(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    """The first plan that sends ``m`` up to weights; of a product each factor is tried."""
+def _journey_up(land: Territory, nodes: list[ir.Node], m: AffineMap) -> Plan:
+    """The first plan that sends ``m``, the map of all ``nodes``, up to weights; of a product each factor is tried."""
     first: Refused | None = None
     choices: dict[ir.Node, list[int]] | None = {}
     for _ in range(_JOURNEYS):
         if choices is None:
             break
-        plan = replace(_new(land, node), choices=choices)
+        plan = replace(_new(land, nodes[0]), choices=choices, residues=dict.fromkeys(nodes))
         try:
-            _travel_up(land, plan, node, m)
+            _travel_up(land, plan, nodes, m)
             return plan
         except Refused as refusal:
             first = first or refusal
@@ -166,10 +218,11 @@ def _other(choices: dict[ir.Node, list[int]]) -> dict[ir.Node, list[int]] | None
     return None
 
 
-def _travel_up(land: Territory, plan: Plan, start: ir.Node, m: AffineMap) -> None:
+def _travel_up(land: Territory, plan: Plan, starts: list[ir.Node], m: AffineMap) -> None:
     wanted: dict[ir.Value, list[AffineMap]] = {}
     queue: list[int] = []
-    _want(land, plan, wanted, queue, start, data_input(land.view, start), m)
+    for start in starts:
+        _want(land, plan, wanted, queue, start, data_input(land.view, start), m)
     while queue:
         node = land.nodes[-heapq.heappop(queue)]
         land.step(node)
@@ -261,6 +314,7 @@ def travel_down(
     *,
     stop_at_maps: bool = False,
     past_adds: bool = False,
+    together: Mapping[ir.Node, AffineMap] | None = None,
 ) -> None:
     """Send ``m`` from the first output of ``start`` to every reader; Refused where one cannot take it.
 
@@ -271,9 +325,11 @@ def travel_down(
         m: the map.
         stop_at_maps: the next maps on the way take ``m`` and stay; else it takes them along.
         past_adds: a constant Add stays where a scale alone meets it, and its constant changes.
+        together: further nodes, with the maps that their first outputs lack.
     """
     queue: list[int] = []
-    _carry(land, plan, queue, start.outputs[0], m, start)
+    for node, due in {start: m, **(together or {})}.items():
+        _carry(land, plan, queue, node.outputs[0], due, node)
     while queue:
         node = land.nodes[heapq.heappop(queue)]
         if not stop_at_maps:  # such a journey is short

@@ -141,6 +141,11 @@ DOWNWARD_THROUGH = [
     before_conv("AveragePool with ceil_mode", "u = AveragePool <kernel_shape=[2,3], strides=[2,2], ceil_mode=1> (t)",
                 "AveragePool Conv"),
     before_conv("GlobalAveragePool", "u = GlobalAveragePool (t)", "GlobalAveragePool Conv"),
+    *[Case(f"{op} under a scale for each sample", "float[4,3,8,11] x",
+           "float[4,1,1,1] pos, int64[2] s = {4,-1}, float[5,4] w",
+           f"t = Mul (x, pos)\n u = {op} {window} (t)\n v = Reshape (u, s)\n y = MatMul (w, v)", f"{op} Reshape MatMul")
+      for op, window in [("GlobalAveragePool", ""), ("GlobalMaxPool", ""), ("AveragePool", "<kernel_shape=[3,3]>"),
+                         ("MaxPool", "<kernel_shape=[3,3]>")]],
     before_conv("ReduceMean without keepdims, then Gemm", "u = ReduceMean <keepdims=0> (t, a)", "ReduceMean Gemm",
                 weights="int64[2] a = {2,3}, float[4,3] v, float[4] c", into="y = Gemm <transB=1> (u, v, c)"),
     before_conv("Resize", 'u = Resize <mode="linear"> (t, , s)', "Resize Conv", weights="float[4] s = {1,1,2,3}"),

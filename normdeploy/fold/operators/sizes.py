@@ -154,8 +154,8 @@ def small_or_pinned(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, p
 
 def whole_plane(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
     """Return small sizes for all but the channels: the operator sees every cell of a channel at once."""
-    del view, node, rank, dim, pinned
-    return None if axis == 1 else axis + 2
+    del view, node, dim
+    return None if axis == 1 else pinned.get(axis - rank, axis + 2)
 
 
 def matrix(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:

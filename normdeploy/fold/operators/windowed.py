@@ -26,10 +26,10 @@ def _rank_of_weight(view: View, node: ir.Node) -> int | None:
 
 
 def _window(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
-    del dim, pinned
+    del dim
     if axis == 1:
         return None
-    return 1 if axis == 0 else _sizes(view, node, rank - 2, transposed=False)[axis - 2]
+    return pinned.get(-rank, 1) if axis == 0 else _sizes(view, node, rank - 2, transposed=False)[axis - 2]
 
 
 def _transposed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:

@@ -103,6 +103,35 @@ def diamond(g: Graph) -> Value:
         return fitting(g, MAPS)
 
 
+def twins(g: Graph) -> Value:
+    """Weights whose result is split, and the same map behind every part, or behind all but one."""
+    d = g.d
+    with g.following(fitting(g, ABSORBERS)):
+        before = len(g.values)
+        movers.split(g)
+        parts = g.values[before:]
+    rank, axis = parts[0].rank, d.int(0, 1) if parts[0].rank > 1 else 0
+    need(len({part.fixed(axis) for part in parts}) == 1 and parts[0].fixed(axis))
+    constant = g.weight((parts[0].shapes[0][axis], *[1] * (rank - axis - 1)), parts[0].dtype)
+    op = d.one(["Mul", "Add", "Div"])
+    for part in parts[int(d.odds(15)) :]:
+        last = g.emit(op, [part, constant], broadcast(part, constant))
+    return last
+
+
+def partners(g: Graph) -> Value:
+    """Maps on two values that come together before weights."""
+    start = g.pick()
+    bent = g.emit("Relu", [start], start.shapes)
+    branches = []
+    for value in (start, bent):
+        with g.following(value):
+            branches.append(fitting(g, MAPS))
+    with g.following(_joined(g, branches)):
+        _steps(g, g.d.int(0, 1))
+        return fitting(g, ABSORBERS)
+
+
 def fitting(g: Graph, makers: Makers) -> Value:
     """What the first of a few drawn ``makers`` that fits makes."""
     for _ in range(5):

@@ -18,7 +18,7 @@ import onnx
 import weighted
 from graphs import Draw, Graph, Shape, Unfit, Value, numpy_dtype
 from hypothesis import strategies as st
-from journeys import ABSORBERS, MAPS, MOVERS, Makers, diamond, fitting, fork, join, journey
+from journeys import ABSORBERS, MAPS, MOVERS, Makers, diamond, fitting, fork, join, journey, partners, twins
 from onnx import TensorProto, helper
 from reals import Arrays
 
@@ -53,6 +53,8 @@ GROUPS: tuple[tuple[int, Makers], ...] = (
     (6, (fork,)),
     (7, (join,)),
     (4, (diamond,)),
+    (3, (twins,)),
+    (4, (partners,)),
 )
 """How often one of each is drawn. All numbers stay small: hypothesis draws the ends of a long range too often."""
 

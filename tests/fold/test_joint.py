@@ -1,0 +1,102 @@
+"""Maps that go together: the same one behind all parts of a Split, and two that meet in a sum."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from cases import IMAGE, Case, ids
+from harness import bn, check_fold, check_refusal, folded, model, norm, op_types
+
+# fmt: off
+# A table: a case a row, as wide as the page.
+
+TWO = "float[] y, float[] y2"
+CONV = "float[5,3,3,3] w, float[5] b"
+BOTH = IMAGE + ", float[N,3,H,W] z"
+ADDED = "s = Add (t, u)\n y = Conv (s, w, b)"
+
+BEHIND_A_SPLIT = [
+    Case("rows, the same norm on both parts", "float[2,3,8,11] x", f"{CONV}, {bn(5)}, int64[2] s = {{2,4}}",
+         "c = Conv (x, w, b)\n t, u = Split <axis=2> (c, s)\n" + norm("t", "y") + norm("u", "y2"), "Conv Split",
+         outputs=TWO),
+    Case("rows of unknown number, three parts", "float[N,3,H,W] x", f"{CONV}, {bn(5)}",
+         "c = Conv (x, w, b)\n t, u, v = Split <axis=2, num_outputs=3> (c)\n" + norm("t", "y") + norm("u", "y2")
+         + norm("v", "y3"), "Conv Split", outputs=TWO + ", float[] y3"),
+    Case("tokens, the same scale on both parts", "float[2,6,3] x", "float[3,5] w, float[5] k",
+         "c = MatMul (x, w)\n t, u = Split <axis=1, num_outputs=2> (c)\n y = Mul (t, k)\n y2 = Mul (u, k)",
+         "MatMul Split", outputs=TWO),
+    Case("the scale goes up, both shifts stay", "float[2,6,3] x", "float[3,5] w, float[5] k, float[5] a",
+         "c = MatMul (x, w)\n t, u = Split <axis=1, num_outputs=2> (c)\n m = Mul (t, k)\n n = Mul (u, k)\n"
+         "o = Add (m, a)\n p = Add (n, a)\n y = Relu (o)\n y2 = Sigmoid (p)", "MatMul Split Add Add Relu Sigmoid",
+         outputs=TWO),
+    Case("norms with the same numbers under other names", "float[2,3,8,11] x",
+         "float[5,3,3,3] w, float[5,1,1] k = {1,2,3,4,5}, float[5,1,1] k2 = {1,2,3,4,5}",
+         "c = Conv (x, w)\n t, u = Split <axis=3, num_outputs=2> (c)\n y = Mul (t, k)\n y2 = Mul (k2, u)", "Conv Split",
+         outputs=TWO),
+    Case("two norms of one value", "float[2,3,8,11] x", f"{CONV}, {bn(5)}",
+         "c = Conv (x, w, b)\n" + norm("c", "p") + norm("c", "q") + "y = Relu (p)\n y2 = Sigmoid (q)",
+         "Conv Relu Sigmoid", outputs=TWO),
+]
+
+IN_A_SUM = [
+    Case("norms of two values, added before a conv: one scale stays", BOTH, f"{CONV}, {bn(3)}, {bn(3, '2')}",
+         norm("x", "t") + norm("z", "u", "2") + ADDED, "Mul Add Conv"),
+    Case("the same scale, and other shifts: nothing stays", BOTH,
+         f"{CONV}, float[3] gamma, float[3] beta, float[3] beta2, float[3] mean, float[3] var",
+         norm("x", "t") + "u = BatchNormalization (z, gamma, beta2, mean, var)\n" + ADDED, "Add Conv"),
+    Case("a scale and a shift", BOTH, f"{CONV}, float[3,1,1] k, float[3,1,1] a",
+         "t = Mul (x, k)\n u = Add (z, a)\n" + ADDED, "Mul Add Conv"),
+    Case("two scales before a padded conv", BOTH, f"{CONV}, float[3,1,1] k, float[3,1,1] h",
+         "t = Mul (x, k)\n u = Mul (z, h)\n s = Add (t, u)\n y = Conv <pads=[1,1,1,1]> (s, w, b)", "Mul Add Conv"),
+    Case("a difference", BOTH, f"{CONV}, {bn(3)}, {bn(3, '2')}",
+         norm("x", "t") + norm("z", "u", "2") + "s = Sub (t, u)\n y = Conv (s, w, b)", "Mul Sub Conv"),
+    Case("a sum of three", BOTH + ", float[N,3,H,W] q", f"{CONV}, {bn(3)}, {bn(3, '2')}, {bn(3, '3')}",
+         norm("x", "t") + norm("z", "u", "2") + norm("q", "v", "3") + "s = Sum (t, u, v)\n y = Conv (s, w, b)",
+         "Mul Mul Sum Conv"),
+    Case("the same norm before both parts of a Concat", BOTH, f"{CONV}, {bn(3)}",
+         norm("x", "t") + norm("z", "u") + "s = Concat <axis=2> (t, u)\n y = Conv (s, w, b)", "Concat Conv"),
+]
+
+REFUSED = [
+    Case("different norms on the parts", "float[2,3,8,11] x", f"{CONV}, {bn(5)}, {bn(5, '2')}, int64[2] s = {{2,4}}",
+         "c = Conv (x, w, b)\n t, u = Split <axis=2> (c, s)\n" + norm("t", "y") + norm("u", "y2", "2"),
+         reason="varies over other axes than the channels (Conv", outputs=TWO),
+    Case("a part without a norm", "float[2,3,8,11] x", f"{CONV}, {bn(5)}, int64[3] s = {{2,2,2}}",
+         "c = Conv (x, w, b)\n t, u, v = Split <axis=2> (c, s)\n" + norm("t", "y") + norm("u", "y2") + "y3 = Relu (v)",
+         reason="varies over other axes than the channels (Conv", outputs=TWO + ", float[] y3"),
+    Case("a part that is read by others too", "float[2,3,8,11] x", f"{CONV}, {bn(5)}, int64[2] s = {{2,4}}",
+         "c = Conv (x, w, b)\n t, u = Split <axis=2> (c, s)\n" + norm("t", "y") + norm("u", "y2") + "y3 = Relu (u)",
+         reason="u has other readers", outputs=TWO + ", float[] y3"),
+    Case("a scale of 0 in a sum", BOTH, f"{CONV}, float[3,1,1] k = {{1,0,2}}, float[3,1,1] h = {{0,2,3}}",
+         "t = Mul (x, k)\n u = Mul (z, h)\n" + ADDED, reason="a scale of 0 cannot be taken out of a sum"),
+    Case("maps of different rank", IMAGE + ", float[3,8,11] z", f"{CONV}, float[3,1,1] k, float[3,1,1] h",
+         "t = Mul (x, k)\n u = Mul (z, h)\n" + ADDED, reason="the maps that meet act on tensors of different rank"),
+    Case("a sum that nothing behind can scale", BOTH, "float[3,1,1] k, float[3,1,1] h",
+         "t = Mul (x, k)\n u = Mul (z, h)\n s = Add (t, u)\n y = Sigmoid (s)",
+         reason="no affine map passes this operator (Sigmoid"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("case", BEHIND_A_SPLIT, ids=ids(BEHIND_A_SPLIT))
+def test_the_same_map_behind_all_parts(case: Case) -> None:
+    check_fold(case.model(), case.becomes, onnxruntime=case.onnxruntime)
+
+
+@pytest.mark.parametrize("case", IN_A_SUM, ids=ids(IN_A_SUM))
+def test_maps_that_meet(case: Case) -> None:
+    check_fold(case.model(), case.becomes, onnxruntime=case.onnxruntime)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=ids(REFUSED))
+def test_refused(case: Case) -> None:
+    check_refusal(case.model(), case.reason)
+
+
+def test_a_kept_twin_keeps_the_other() -> None:
+    body = "c = Conv (x, w, b)\n t, u = Split <axis=2> (c, s)\n" + norm("t", "y") + norm("u", "y2")
+    proto = model("float[2,3,8,11] x", f"{CONV}, {bn(5)}, int64[2] s = {{2,4}}", body, outputs=TWO)
+    proto.graph.node[3].name = "kept"
+    new, _ = folded(proto, keep=("kept",))
+    assert op_types(new) == {"Conv": 1, "Split": 1, "BatchNormalization": 2}
+    onnx.checker.check_model(new)
