@@ -103,8 +103,8 @@ class AffineMap:
             return AffineMap(other.scale / self.scale, np.zeros((1,) * self.rank)).moved(lambda a: a)
 
     def equals(self, other: AffineMap) -> bool:
-        """Whether both are the same function, exactly."""
-        return _equal(self.scale, other.scale) and _equal(self.shift, other.shift)
+        """Whether both are the same function of tensors of one shape, exactly."""
+        return self.rank == other.rank and _equal(self.scale, other.scale) and _equal(self.shift, other.shift)
 
     def moved(self, move: Callable[[Array], Array]) -> AffineMap:
         """The map after ``move`` (a transpose, a reshape, ...) was done to the tensor it acts on.
@@ -120,7 +120,8 @@ class AffineMap:
 
 
 def _equal(left: Array, right: Array) -> bool:
-    return bool(np.all(left == right))
+    fits = all(n == m or 1 in (n, m) for n, m in zip(left.shape, right.shape, strict=True))
+    return fits and bool(np.all(left == right))
 
 
 def _of_rank(values: npt.ArrayLike, rank: int) -> Array:

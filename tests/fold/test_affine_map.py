@@ -104,3 +104,10 @@ def test_broadcast_writes_the_sizes_out() -> None:
     full = channel_map().broadcast([1, 5, 1, 7])
     assert full.scale.shape == full.shift.shape == (1, 5, 1, 7)
     np.testing.assert_array_equal(full(X), channel_map()(X))
+
+
+def test_maps_of_other_sizes_or_ranks_are_not_equal() -> None:
+    two, three = (AffineMap.of(np.ones((size, 1)) * 2.0, 0.0, 3) for size in (2, 3))
+    assert not two.equals(three)
+    assert not two.equals(AffineMap.of(2.0, 0.0, 2))
+    assert two.equals(AffineMap.of(2.0, 0.0, 3))
