@@ -33,9 +33,11 @@ GGUF = (
     "for t in gguf.GGUFReader(sys.argv[1]).tensors}}, sys.argv[2])' {path} {plain}"
 )
 KERAS = (
-    _TRUST + "export it to ONNX (pip install keras h5py), and fold that:\n"
-    "  KERAS_BACKEND=torch python -c 'import sys, keras; "
-    'keras.saving.load_model(sys.argv[1]).export(sys.argv[2], format="onnx")\' {path} {onnx}\n'
+    _TRUST
+    + "export the model to ONNX (pip install keras h5py; weights alone need the code of their model), and fold that:\n"
+    "  KERAS_BACKEND=torch python -c 'import sys, keras; m = keras.saving.load_model(sys.argv[1]); "
+    "m([keras.ops.zeros([d or 1 for d in i.shape], i.dtype) for i in m.inputs]); "
+    'm.export(sys.argv[2], format="onnx")\' {path} {onnx}\n'
     "  normdeploy fold {onnx} -o {folded}"
 )
 ONNX = "fold it as it is:\n  normdeploy fold {path} -o {folded}"

@@ -128,7 +128,7 @@ def _indexed(index: Content) -> list[Path]:
     """Return the shards that an index names, which lie beside it."""
     try:
         names = set(json.loads(index.data)["weight_map"].values())
-        bad = [name for name in names if Path(name).name != name or name.startswith(".")]
+        bad = [name for name in names if not name or Path(name).name != name or name.startswith(".")]
     except Exception as error:  # JSON of any form
         raise InputError("the index of shards cannot be read", where=str(index.path), fix="get it again") from error
     if bad or not names:

@@ -18,16 +18,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from converting import converted
 from safetensors.torch import save_file
 from torch import nn
 
 from normdeploy.checkpoint.files import read
+from normdeploy.checkpoint.fit import fit
+from normdeploy.checkpoint.names import Names
 from normdeploy.errors import InputError
 
 
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {"w": torch.randn(3, 5), "half": torch.randn(4).half(), "n": torch.tensor(7), "none": torch.zeros(0, 2)}
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -260,11 +268,6 @@ def test_the_attack_would_have_worked(tmp_path: Path) -> None:
     assert target.exists()
 
 
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
-
-
 def _program(path: Path) -> None:
     torch.export.save(torch.export.export(net(), (torch.ones(2, 3),)), path)
 
@@ -278,6 +281,17 @@ CODE: dict[str, tuple[Callable[[Path], None], str]] = {
         "argparse.Namespace",
     ),
     "numpy scalars": (lambda path: torch.save({**net().state_dict(), "acc": np.float64(1)}, path), "scalar"),
+    "raw pickle of arrays": (
+        lambda path: (
+            path.write_bytes(
+                pickle.dumps(
+                    {"model": {name: value.numpy() for name, value in net().state_dict().items()}, "author": "me"}
+                )
+            )
+            and None
+        ),
+        "numpy",
+    ),
     "torchscript": (lambda path: torch.jit.save(torch.jit.script(net()), path), "a TorchScript program"),
     "program": (_program, "a program of torch.export"),
 }
@@ -286,25 +300,74 @@ CODE: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("kind", CODE)
 def test_code_is_refused_with_a_conversion_that_works(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "it's here.pt"  # a name that a shell would trip over
-    write, what = CODE[kind]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, its files are still about
-        write(path)
-    error = refusal(path)
-    assert what in error.what
+    error = refusal(coded(kind, path))
+    assert CODE[kind][1] in error.what
     assert "only if you trust" in error.fix
-    command = shlex.split(error.fix.splitlines()[1])
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    assert f"or add --trust {shlex.quote(str(path))}" in error.fix
+    converted(error.fix)
     assert equal(read(tmp_path / "it's here.weights.pt").data, dict(net().state_dict()))
 
 
-def test_the_conversion_uses_the_given_key(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    torch.save({"ema": net(), "state_dict": {}}, path)
-    command = shlex.split(refusal(path, "ema").fix.splitlines()[1])
-    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+@pytest.mark.parametrize("kind", CODE)
+def test_trust_by_the_exact_path_opens_it_and_its_hash_is_kept(tmp_path: Path, kind: str) -> None:
+    path = coded(kind, tmp_path / "w.pt")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    contents = read(path, trust=[path])
+    assert contents.trusted == {"w.pt": digest}
+    assert digest in contents.notes[-1]
+    module = net(seed=1)
+    fit(module, contents.data, file=path, names=Names())
+    assert equal(module.state_dict(), dict(net().state_dict()))
+    for other in (tmp_path, path.with_name("v.pt")):
+        with pytest.raises(InputError, match=r"runs? code"):
+            read(path, trust=[other])
+
+
+def test_trust_that_is_not_needed_is_said(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "w.pt")
+    contents = read(tmp_path / "w.pt", trust=[tmp_path / "w.pt"])
+    assert contents.trusted == {}
+    assert "--trust was not needed" in contents.notes[0]
+
+
+def coded(kind: str, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, its files are still about
+        CODE[kind][0](path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("contents", "key"),
+    [
+        ({"ema": net(), "state_dict": {}}, "ema"),
+        ({"ema": {"module": net().state_dict(), "updates": np.int64(7)}}, "ema.module"),
+    ],
+)
+def test_the_conversion_uses_the_given_key(tmp_path: Path, contents: Any, key: str) -> None:
+    torch.save(contents, tmp_path / "w.pt")
+    error = refusal(tmp_path / "w.pt", key)
+    assert "without --weights-key" in error.fix
+    converted(error.fix)
     assert equal(read(tmp_path / "w.weights.pt").data, dict(net().state_dict()))
+
+
+def test_the_conversion_keeps_what_lies_beside_the_weights(tmp_path: Path) -> None:
+    optimizer = torch.optim.AdamW(net().parameters())
+    torch.save({"model": net(), "ema": net().state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "w.pt")
+    converted(refusal(tmp_path / "w.pt").fix)
+    contents = read(tmp_path / "w.weights.pt").data
+    assert equal(contents["model"], dict(net().state_dict()))
+    assert equal(contents["ema"], dict(net().state_dict()))
+
+
+def test_a_conversion_that_finds_nothing_fails(tmp_path: Path) -> None:
+    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
+    command = next(line for line in refusal(tmp_path / "w.pt").fix.splitlines() if line.startswith("  "))
+    done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no tensor was found" in done.stderr
+    assert not (tmp_path / "w.weights.pt").exists()
 
 
 def test_an_allowed_pickle_keeps_its_structure(tmp_path: Path) -> None:

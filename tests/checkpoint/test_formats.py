@@ -1,0 +1,170 @@
+"""Formats are told by their bytes, under any name, and the advice for each is right."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from converting import converted
+from layouts import net, same, state
+from safetensors.torch import save_file
+
+from normdeploy.checkpoint.files import read
+from normdeploy.errors import InputError
+
+
+def refusal(path: Path, **options: Any) -> InputError:
+    with pytest.raises(InputError) as caught:
+        read(path, **options)
+    return caught.value
+
+
+BYTES = {
+    b"GGUF\x03\x00\x00\x00" + bytes(60): "a GGUF file",
+    b"\x89HDF\r\n\x1a\n" + bytes(60): "an HDF5 file",
+    b"\x1c\x00\x00\x00TFL3" + bytes(60): "a TensorFlow Lite model",
+    b"\x08\x01\x12\x05" + bytes(60): "a SavedModel of TensorFlow",
+    b"\x93NUMPY\x01\x00" + bytes(60): "an array of NumPy",
+    b"<!DOCTYPE html><html>Not found</html>": "a web page",
+    b"<?xml version='1.0'?><Error/>": "a web page",
+    b"\x1f\x8b\x08\x00" + bytes(60): "a compressed file",
+    b"\x81\xa6params\x80": "a msgpack file",
+    b"\xde\x00\x11\xa6params\x80": "a msgpack file",
+    bytes(257) + b"ustar" + bytes(300): "a tar archive",
+    json.dumps({"architectures": ["Bert"]}).encode(): "JSON text",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 10\n": "a pointer of git-lfs",
+}
+
+
+@pytest.mark.parametrize("content", BYTES, ids=[*BYTES.values()])
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w"])
+def test_foreign_formats_are_named(content: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    error = refusal(tmp_path / name)
+    assert error.what.startswith(BYTES[content])
+    assert error.fix
+
+
+def test_an_onnx_model_is_folded_as_advised(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    onnx.save(
+        onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) {y = Neg(x)}'),
+        path,
+    )
+    error = refusal(path)
+    assert error.what == "an ONNX model, not a file of weights"
+    converted(error.fix)
+    onnx.checker.check_model(onnx.load(tmp_path / "model.folded.onnx"))
+
+
+# Shards
+
+
+def shards(folder: Path, write: Callable[[dict[str, Any], Path], None], suffix: str) -> Path:
+    """Two shards of ``state()`` and their index, which is returned."""
+    parts = [dict(list(state().items())[:3]), dict(list(state().items())[3:])]
+    names = [f"model-0000{number}-of-00002{suffix}" for number in (1, 2)]
+    for part, name in zip(parts, names, strict=True):
+        write(part, folder / name)
+    places = {name: file for part, file in zip(parts, names, strict=True) for name in part}
+    index = folder / f"model{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(save_file, ".safetensors"), (torch.save, ".bin")])
+def test_shards_by_their_index_or_folder(write: Any, suffix: str, tmp_path: Path) -> None:
+    index = shards(tmp_path, write, suffix)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training_args.bin").write_bytes(b"x")
+    one, other = read(index), read(tmp_path)
+    assert same(one.data, state())
+    assert same(other.data, state())
+    assert one.sha256 == other.sha256
+    index.unlink()
+    (tmp_path / "training_args.bin").unlink()
+    assert same(read(tmp_path).data, state())
+
+
+def test_the_sha256_of_shards_is_of_the_lines_of_sha256sum(tmp_path: Path) -> None:
+    import hashlib
+    import subprocess
+
+    index = shards(tmp_path, save_file, ".safetensors")
+    lines = subprocess.run("sha256sum model*", shell=True, cwd=tmp_path, capture_output=True, check=True).stdout
+    assert read(index).sha256 == hashlib.sha256(lines).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: (d / "model-00002-of-00002.safetensors").unlink(), "no such file"),
+        (lambda d: save_file({"x": torch.ones(1)}, d / "model-00002-of-00002.safetensors"), "are in no shard"),
+        (lambda d: save_file(state(), d / "model-00002-of-00002.safetensors"), "two shards hold"),
+        (lambda d: torch.save([1], d / "model-00002-of-00002.safetensors"), "no shard of a checkpoint"),
+    ],
+)
+def test_shards_that_do_not_go_together(change: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    shards(tmp_path, save_file, ".safetensors")
+    change(tmp_path)
+    assert words in refusal(tmp_path).what
+
+
+def test_shards_without_an_index_are_all_there(tmp_path: Path) -> None:
+    shards(tmp_path, save_file, ".safetensors").unlink()
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    assert refusal(tmp_path).what == "shards are missing: [1]"
+
+
+@pytest.mark.parametrize("name", ["../w.safetensors", "/etc/passwd", "a/b", ".hidden", "", ".", ".."])
+def test_an_index_names_files_beside_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "i.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    assert refusal(tmp_path / "i.json").what.startswith("the index names what is no file beside it")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"weight_map"', '{"weight_map": {}}']
+)
+def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "i.json").write_text(text)
+    assert "index" in refusal(tmp_path / "i.json").what
+
+
+def test_a_folder_with_two_checkpoints_names_both(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        torch.save(state(), tmp_path / name)
+    error = refusal(tmp_path)
+    assert error.what == "the folder holds 2 checkpoints"
+    assert str(tmp_path / "a.pt") in error.fix
+    torch.save(state(), tmp_path / "pytorch_model.bin")
+    assert read(tmp_path).notes == ("of the folder, pytorch_model.bin was read",)
+
+
+def test_a_distributed_checkpoint_is_converted_as_advised(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process saves alone
+        dcp.save({"model": state()}, checkpoint_id=str(tmp_path / "dcp"), no_dist=True)
+    for path in (tmp_path / "dcp", tmp_path / "dcp" / "__0_0.distcp", tmp_path / "dcp" / ".metadata"):
+        error = refusal(path)
+        assert "distributed checkpoint" in error.what
+        assert str(tmp_path / "dcp.weights.pt") in error.fix
+    converted(error.fix)
+    assert same(read(tmp_path / "dcp.weights.pt").data["model"], state())
+
+
+def test_what_numpy_wrote(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.pt", a=np.ones(3))
+    (tmp_path / "w.pt.npz").rename(tmp_path / "w.pt")
+    assert refusal(tmp_path / "w.pt").what == "an archive of NumPy arrays (.npz)"
+
+
+def test_a_net_is_what_its_state_says() -> None:
+    assert same(net(seed=1).state_dict(), state())
