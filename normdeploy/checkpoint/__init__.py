@@ -19,7 +19,7 @@ from normdeploy.checkpoint.factory import build, import_path, usual_app_dir
 from normdeploy.checkpoint.files import Contents, read
 from normdeploy.checkpoint.fit import fit
 from normdeploy.checkpoint.names import Names, Rename
-from normdeploy.checkpoint.prepare import on_cpu, require_initialized, tensors, unwrapped
+from normdeploy.checkpoint.prepare import on_cpu, settle, tensors, unwrapped
 from normdeploy.doctor.statistics import require_valid_statistics
 from normdeploy.doctor.training import require_eval
 from normdeploy.errors import InputError
@@ -91,7 +91,7 @@ def load(
     for note in said:
         _log.info(note)
     notes = (*said, *notes, *unwrapping)
-    require_initialized(module, factory)
+    settle(module, factory)
     # Only now: eval() may merge weights (LoRA, re-parametrized blocks), which must be the file's by then.
     notes += require_eval(module, force=force_eval)
     require_valid_statistics(module)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import types
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
 
 from normdeploy.errors import InputError
@@ -26,8 +31,11 @@ def unwrapped(module: nn.Module, factory: str) -> tuple[nn.Module, tuple[str, ..
             if (inner := _compiled(child)) is not None:
                 setattr(parent, name, inner)
                 notes.append(f"{name} was compiled by torch.compile: the module that it was made of is deployed")
-    for part in module.modules():
+    for name, part in module.named_modules():
         part._compiled_call_impl = None  # of nn.Module.compile
+        if (written := getattr(part.forward, "_torchdynamo_orig_callable", None)) is not None:
+            part.forward = written if inspect.ismethod(written) else types.MethodType(written, part)
+            notes.append(f"forward of {name or 'the module'} was compiled by torch.compile: it is deployed as written")
     return module, tuple(notes)
 
 
@@ -64,8 +72,11 @@ def on_cpu(module: nn.Module, factory: str) -> nn.Module:
     return module.to("cpu")
 
 
-def require_initialized(module: nn.Module, factory: str) -> None:
-    """Raise InputError where a parameter of a lazy layer has no shape; end the laziness of the others."""
+def settle(module: nn.Module, factory: str) -> None:
+    """End what waits for a first call: lazy layers, whose weights are there, and weights that are computed in it.
+
+    Raises InputError where a parameter of a lazy layer has no shape.
+    """
     lazy = [name for name, tensor in tensors(module) if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(
@@ -73,8 +84,32 @@ def require_initialized(module: nn.Module, factory: str) -> None:
             where=f"{factory}: {', '.join(lazy[:_SHOWN])}",
             fix="give --weights, or run the module once on an example in the factory",
         )
+    for part in list(module.modules()):
+        if isinstance(part, LazyModuleMixin) and part.cls_to_become is not None:
+            _end_laziness(part)
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:  # weight_norm's weight: no copy could be made
+                setattr(part, name, value.detach())
 
 
-def tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+def _end_laziness(part: Any) -> None:
+    """Make of a lazy layer of torch.nn, whose weights were loaded, what its first call would."""
+    for name in ("in_features", "in_channels", "num_features"):
+        if getattr(part, name, None) == 0:
+            setattr(part, name, _inputs(part))
+    for hook in ("_initialize_hook", "_load_hook"):
+        part.__dict__.pop(hook).remove()
+    part.__class__ = part.cls_to_become
+
+
+def _inputs(part: Any) -> int:
+    """Return the number of inputs that the weights of a layer were made for."""
+    weight = part.running_mean if part.weight is None else part.weight
+    if weight.ndim == 1 or getattr(part, "transposed", False):
+        return int(weight.shape[0])
+    return int(weight.shape[1]) * getattr(part, "groups", 1)
+
+
+def tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return all parameters and buffers, by name."""
     return [*module.named_parameters(), *module.named_buffers()]
