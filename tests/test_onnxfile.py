@@ -290,6 +290,21 @@ def test_the_weights_of_the_given_model_are_not_overwritten(tmp_path: Path) -> N
     np.testing.assert_array_equal(found.numpy(), large().numpy())
 
 
+def test_weights_take_no_other_files_place(tmp_path: Path) -> None:
+    """An older model would be read with the weights of a newer one, until that is in its place; a notebook is lost."""
+    onnxfile.save(model(large()), tmp_path / "a.onnx", external_data="a.data")
+    (tmp_path / "mine").write_text("notes")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = ir.tensor(large().numpy() + 1, name="large")
+    for name in ("a.data", "mine"):
+        for target in ("a.onnx", "b.onnx"):
+            with pytest.raises(InputError, match="another file has their name"):
+                onnxfile.save(model(other), tmp_path / target, external_data=name)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    onnxfile.save(model(large()), tmp_path / "a.onnx", external_data="a.data")  # the very same may stay
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_large_texts_cannot_go_beside_the_file(tmp_path: Path) -> None:
     words = ir.StringTensor(np.array([b"word"] * 500, object), shape=ir.Shape([500]), name="words")
     with pytest.raises(InputError, match="text tensor"):

@@ -53,6 +53,34 @@ class Room:
                 rename.move(source, target)
             _sync_names(target.parent)
 
+    def settle_pair(self, target: Path, beside: str | None, *, replace: bool) -> None:
+        """Bring the file of ``target``'s name in ``new`` there, and before it the one that it reads, ``beside`` it.
+
+        Nothing is replaced for the latter: InputError where something else has its name. FileExistsError as above.
+        """
+        with uninterrupted():
+            placed = beside is not None and self._settle_beside(target, beside)
+            try:
+                self.settle(target, part=target.name, replace=replace)
+            except OSError:
+                if placed:
+                    target.with_name(str(beside)).unlink()
+                raise
+
+    def _settle_beside(self, target: Path, beside: str) -> bool:
+        """False where the very same is there already."""
+        try:
+            self.settle(target.parent / beside, part=beside)
+        except FileExistsError as error:
+            if _content(target.parent, beside) == _content(self.new, beside):
+                return False
+            raise InputError(
+                "the weights cannot be written beside the model: another file has their name",
+                where=str(target.parent / beside),
+                fix="name another, or move it away: a model that reads it would find the weights of this one",
+            ) from error
+        return True
+
     def replace(self, target: Path, known: Collection[tuple[str, str]]) -> None:
         """Bring the folder ``new`` to ``target``, a folder, and remove what stood there, as far as it is ``known``.
 
@@ -200,6 +228,12 @@ def sync_tree(path: Path) -> None:
     for inner in sorted(path.rglob("*")) if path.is_dir() else ():
         sync(inner)
     sync(path)
+
+
+def _content(folder: Path, name: str) -> str | None:
+    with suppress(OSError, InputError):
+        return sha256_of(folder, name)
+    return None
 
 
 def _new_room(folder: Path) -> tuple[Path, int]:

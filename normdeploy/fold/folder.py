@@ -17,6 +17,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from threadpoolctl import threadpool_limits
 
 from normdeploy import onnxfile
+from normdeploy.disk import disk_errors
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.fold import merge
 from normdeploy.fold.affine import AffineMap
@@ -477,7 +478,8 @@ class _Folder:
         name = f"{self.steps:03d}-{safe}.onnx"
         weights = (value.const_value for value in self.model.graph.initializers.values())
         size = sum(weight.nbytes for weight in weights if weight is not None)
-        onnxfile.save(self.model, self.dump / name, external_data=f"{name}.data" if size > _LARGE else None)
+        with disk_errors(self.dump / name, "the graph of a step"):
+            onnxfile.save(self.model, self.dump / name, external_data=f"{name}.data" if size > _LARGE else None)
         self.steps += 1
 
 

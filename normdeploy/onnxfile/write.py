@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normdeploy.disk import room
 from normdeploy.errors import InputError
 from normdeploy.onnxfile.read import need_unchanged, source_of
 from normdeploy.onnxfile.tensors import FileTensor
@@ -30,7 +30,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
     """Write ``model``, which is not changed, to ``path``; with ``external_data`` its weights to that file beside it.
 
     Wherever the weights lie now, they are written: what is written reads no other file. It takes the place of an older
-    one at once and whole.
+    one at once and whole; the file of weights takes no other's place, whose model would be read with these.
 
     Raises:
         OSError: a file cannot be written.
@@ -39,27 +39,28 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
     """
     path = Path(path)
     need_unchanged(model)
-    data = None if external_data is None else (path.parent / external_data).resolve()
-    if data is not None:
-        _need_place(model, path, data)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.onnx")  # the model may have its weights in the old file
-    try:
+    if external_data is not None:
+        _need_place(model, path, external_data)
+    with room(path) as place:
+        place.new.mkdir()
+        new = place.new / path.name
         if external_data is None:
-            _write(model, temporary, path)
+            _write(model, new)
         else:
-            ir.save(model, temporary, external_data=external_data, size_threshold_bytes=_BESIDE)
+            ir.save(model, new, external_data=external_data, size_threshold_bytes=_BESIDE)
         need_unchanged(model)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        beside = external_data if external_data and (place.new / external_data).exists() else None
+        place.settle_pair(path, beside, replace=True)
 
 
-def _need_place(model: ir.Model, path: Path, data: Path) -> None:
-    """Refuse a file for the weights that is not free for them."""
-    source = source_of(model)
-    if data == path.resolve():
+def _need_place(model: ir.Model, path: Path, external_data: str) -> None:
+    """Refuse a file for the weights that cannot be one."""
+    if Path(external_data).name != external_data:
+        raise InputError("the weights go into the model's own folder", where=external_data, fix="give a name alone")
+    data, source = path.with_name(external_data), source_of(model)
+    if data == path:
         raise InputError("the weights cannot go into the model's own file", where=str(path), fix="name another")
-    if source is not None and source.is_beside(data) and not source.own.is_same(path):
+    if source is not None and source.is_beside(data) and source.own.path.resolve() != path.resolve():
         what = "the weights cannot go into the file that the given model has its own in"
         raise InputError(what, where=str(data), fix="name another")
     weights = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
@@ -67,7 +68,7 @@ def _need_place(model: ir.Model, path: Path, data: Path) -> None:
         raise InputError("a large text tensor cannot be stored beside a model", where=str(data), fix="store it within")
 
 
-def _write(model: ir.Model, temporary: Path, path: Path) -> None:
+def _write(model: ir.Model, path: Path) -> None:
     proto = _without_weights(model)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
@@ -76,7 +77,7 @@ def _write(model: ir.Model, temporary: Path, path: Path) -> None:
     if size > _LARGEST - proto.ByteSize():
         fix = "name a file for the weights: external_data"
         raise InputError(f"one ONNX file cannot hold {size:,} bytes", where=str(path), fix=fix)
-    with temporary.open("xb") as file:
+    with path.open("xb") as file:
         file.write(proto.SerializeToString() + head(_GRAPH, size) + graph)
         for part in parts:
             part.write(file)

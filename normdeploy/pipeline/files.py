@@ -16,7 +16,7 @@ import onnx_ir as ir
 from normdeploy import onnxfile
 from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
-from normdeploy.disk import Room, disk_errors, locked, read_plain, room, sha256_of, uninterrupted
+from normdeploy.disk import disk_errors, locked, read_plain, room, sha256_of
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fold import Entry, Ledger, Level, Target, fold
 from normdeploy.fold.ledger import METADATA_KEY
@@ -92,16 +92,10 @@ def _install(model: ir.Model, out: Path, source: Path, external_above: int, forc
         data = _written(model, graph, _needs_data(model, source, external_above))
         with locked(out.parent):
             check_paths(source, out, force)
-            with uninterrupted():
-                placed = data is not None and _place(place, data, out.parent)
-                try:
-                    place.settle(out, part=out.name, replace=force)
-                except OSError as error:
-                    if placed and data is not None:
-                        (out.parent / data).unlink()
-                    if isinstance(error, FileExistsError):
-                        raise _exists(out) from error
-                    raise
+            try:
+                place.settle_pair(out, data, replace=force)
+            except FileExistsError as error:
+                raise _exists(out) from error
             _tidy(out, source)
 
 
@@ -122,18 +116,6 @@ def _written(model: ir.Model, graph: Path, beside: bool) -> str | None:
 
 def _data_name(graph: str, digits: str) -> str:
     return f"{graph}.{digits[:_DIGITS]}.data"
-
-
-def _place(place: Room, name: str, folder: Path) -> bool:
-    """Bring the weights into ``folder``; False where the very same are there."""
-    try:
-        place.settle(folder / name, part=name)
-    except FileExistsError as error:
-        if sha256_of(folder, name) != sha256_of(place.new, name):
-            what = "the weights cannot be written: another file has their name"
-            raise InputError(what, where=str(folder / name), fix="move it away, or choose another --out") from error
-        return False
-    return True
 
 
 def _tidy(out: Path, source: Path) -> None:

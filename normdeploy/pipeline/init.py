@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+from normdeploy.disk import disk_errors, write_file
 from normdeploy.errors import InputError
 from normdeploy.export.guess import guess_inputs, signature
 from normdeploy.pipeline.source import Source, load
@@ -21,15 +22,20 @@ def init(model: str, out: str | Path, *, force: bool = False, **source: Unpack[S
     """
     out = Path(out)
     if out.exists() and not force:
-        raise InputError("the file exists already", where=str(out), fix="choose another --out, or give --force")
+        raise _exists(out)
     module = load(model, source).module
     inputs = [str(spec) for spec in guess_inputs(module)]
     text = "\n".join(_lines(model, source, inputs, signature(module))) + "\n"
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(out), fix="choose another --out") from error
+    with disk_errors(out, "the file"):
+        try:
+            write_file(out, text.encode(), replace=force)
+        except FileExistsError as error:
+            raise _exists(out) from error
     return text
+
+
+def _exists(out: Path) -> InputError:
+    return InputError("the file exists already", where=str(out), fix="choose another --out, or give --force")
 
 
 def _lines(model: str, source: Source, inputs: list[str], parameters: str) -> Iterator[str]:
