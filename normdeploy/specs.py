@@ -7,15 +7,18 @@ One syntax, ``name:dims@dtype[low..high]``, e.g. ``ids:B=1..4..8xT=1..64..128@i6
 - ``H=64..128..256%4`` takes multiples of 4 only; all three sizes are.
 - ``name:[1,3,224,224]`` is accepted too, and is the only spelling of a scalar: ``t:[]@i64``.
 - the dtype is f32 where none is given; the value range, both ends included, is optional.
+- ``batch.image:1x3x8x8`` is an entry of a dictionary or a field of a dataclass, ``views.0:1x3x8x8`` of a list.
+- ``training=False`` fixes an argument that is no tensor: a Python literal, or a string.
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from normdeploy.errors import InputError
 
@@ -50,6 +53,7 @@ _SYNTAX = "write name:dims@dtype[low..high], e.g. x:N=1..1..64x3x224x224@f32 or 
 _SPEC = re.compile(
     r"(?P<name>[^:]*):(?P<dims>\[[^\]]*\]|[^@\[\]]+)(?:@(?P<dtype>\w+)(?:\[(?P<low>[^\]]+?)\.\.(?P<high>[^\]]+)\])?)?"
 )
+_VALUE = re.compile(r"(?P<name>[\w.]+)=(?P<value>.*)", re.DOTALL)
 _DIM = re.compile(
     r"(?:(?P<name>[A-Za-wyz_][A-Za-wyz_0-9]*)(?:=(?=\d)|$))?"
     r"(?:(?P<range>\d{1,10}(?:\.\.\d{1,10}){0,2})(?:%(?P<multiple>\d{1,10}))?)?",
@@ -119,17 +123,59 @@ class TensorSpec:
         return f"{name}{dim}"
 
 
-def parse(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
-    """The specs that ``texts`` spell, in order; a dimension's name means the same dimension in all of them.
+class Signature(tuple[TensorSpec, ...]):
+    """The specs of all inputs, and what else is settled of a call.
+
+    Attributes:
+        values: what is fixed: the name of an argument, or of a place inside one → its value.
+        outputs: names of the outputs, in order; empty where they have those of what the module returns.
+    """
+
+    values: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+    def __new__(
+        cls, specs: Iterable[TensorSpec], values: Mapping[str, Any] | None = None, outputs: Sequence[str] = ()
+    ) -> Signature:
+        """Settle a call."""
+        made = super().__new__(cls, specs)
+        made.values, made.outputs = dict(values or {}), tuple(outputs)
+        return made
+
+    def with_outputs(self, names: Sequence[str]) -> Signature:
+        """Return this with names of the outputs. Raises InputError where one is empty, or taken."""
+        for name in names:
+            if not name.strip() or names.count(name) > 1 or name in (spec.name for spec in self):
+                fix = "write --output-names logits,boxes: each once, none that of an input"
+                raise InputError(f"{name!r} cannot be the name of an output", where="--output-names", fix=fix)
+        return Signature(self, self.values, names)
+
+    def texts(self) -> list[str]:
+        """Return what :func:`parse` reads as this, without the names of the outputs."""
+        return [*map(str, self), *(f"{name}={value!r}" for name, value in self.values.items())]
+
+
+def fixed_values(specs: Sequence[TensorSpec]) -> Mapping[str, Any]:
+    """Return what is fixed beside ``specs``."""
+    return specs.values if isinstance(specs, Signature) else {}
+
+
+def output_names(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Return the names that are given to the outputs of what ``specs`` go into."""
+    return specs.outputs if isinstance(specs, Signature) else ()
+
+
+def parse(texts: Sequence[str]) -> Signature:
+    """Return the specs and values that ``texts`` spell, in order; a dimension's name means the same one in all.
 
     Every ranged dimension gets a name: without one of its own, axis 0 of input ``ids`` is ``ids_d0``.
     A dimension with one size is fixed and has none, however it was spelled. Raises InputError.
     """
-    drafts = [_Draft.of(text) for text in texts]
+    values = [match for text in texts if (match := _VALUE.fullmatch(text.strip()))]
+    drafts = [_Draft.of(text) for text in texts if not _VALUE.fullmatch(text.strip())]
+    _check_places([*((draft.name, draft.text) for draft in drafts), *((match["name"], match[0]) for match in values)])
     named: dict[str, Dim] = {}
     for draft in drafts:
-        if sum(other.name == draft.name for other in drafts) > 1:
-            raise _error(f"input {draft.name!r} is given more than once", draft.text, "give each input one --input")
         for dim in draft.dims:
             if isinstance(dim, Dim) and dim.name is not None and named.setdefault(dim.name, dim) != dim:
                 raise _error(
@@ -137,7 +183,49 @@ def parse(texts: Sequence[str]) -> tuple[TensorSpec, ...]:
                     draft.text,
                     f"give {dim.name} one range, or two names to two dimensions",
                 )
-    return tuple(draft.resolve(named) for draft in drafts)
+    specs = (draft.resolve(named) for draft in drafts)
+    return Signature(specs, {match["name"]: _literal(match["value"]) for match in values})
+
+
+def _check_places(named: Sequence[tuple[str, str]]) -> None:
+    """Raise InputError where two inputs or values have one name, or one place, or a list has a gap."""
+    names = [name for name, _ in named]
+    for name, text in named:
+        head, *places = name.split(".")
+        if not head.isidentifier() or not all(place.isidentifier() or place.isdecimal() for place in places):
+            fix = "use the name of a parameter of forward, or of a place in it: x, x.image, x.0"
+            raise _error(f"{name!r} cannot be the name of an input", text, fix)
+        if names.count(name) > 1:
+            raise _error(f"input {name!r} is given more than once", text, "give each input one --input")
+        if any(other.startswith(f"{name}.") for other in names):
+            fix = "give a tensor, or what is inside a container"
+            raise _error(f"input {name!r} is a tensor and holds tensors", text, fix)
+        if _flat(name) in (_flat(other) for other in names if other != name):
+            fix = "let the factory wrap the module in one with other names"
+            raise _error(f"input {name!r} and another have the same dimensions' names", text, fix)
+    _check_lists(names)
+
+
+def _check_lists(names: Sequence[str]) -> None:
+    """Raise InputError where a list has a gap, or other places than numbers."""
+    places: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            places.setdefault(".".join(parts[:depth]), set()).add(parts[depth])
+    for owner, found in places.items():
+        wanted = {str(index) for index in range(len(found))}
+        if any(place.isdecimal() for place in found) and found != wanted:
+            told = ", ".join(sorted(found))
+            fix = f"name the items of a list {owner}.0, {owner}.1 …, without a gap"
+            raise _error(f"the places {told} are no list", owner, fix)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def dynamic_dims(specs: Iterable[TensorSpec]) -> dict[str, Dim]:
@@ -205,8 +293,6 @@ class _Draft:
         if match is None:
             raise _error("an input spec that cannot be read", text, _SYNTAX)
         name = match["name"].strip()
-        if not name.isidentifier():
-            raise _error(f"{name!r} cannot be the name of an input", text, "use the name of a parameter of forward")
         dtype = DTYPES.get(match["dtype"] or "f32", match["dtype"])
         if dtype not in _LIMITS:
             raise _error(f"unknown dtype {dtype!r}", text, f"use one of {', '.join(DTYPES)}")
@@ -253,7 +339,11 @@ def _dim(part: str, axis: int, owner: str, text: str) -> Dim | str:
 
 
 def _default_name(owner: str, axis: int) -> str:
-    return f"{owner}_d{axis}"
+    return f"{_flat(owner)}_d{axis}"
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _without_idle_name(dim: Dim) -> Dim:

@@ -40,7 +40,7 @@ from normdeploy.disk import write_file
 from normdeploy.engine import BACKENDS, build
 from normdeploy.engine.gpu import find
 from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
-from normdeploy.export import bind_inputs, flatten_outputs, to_graph
+from normdeploy.export import arguments, bind_inputs, flatten_outputs, to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import random_feeds
@@ -91,7 +91,7 @@ class EagerCuda:
         bind_inputs(subject.module, subject.specs)
         module = copy.deepcopy(subject.module).to("cuda", dtype)
         self._module = torch.compile(module, dynamic=True) if compiled else module
-        self._dtype = dtype
+        self._original, self._specs, self._dtype = module, subject.specs, dtype
         self.name = "torch.compile" if compiled else "eager CUDA"
         self.inputs = tuple(spec.name for spec in subject.specs)
         self.outputs: tuple[str, ...] = ()
@@ -100,8 +100,9 @@ class EagerCuda:
         """Run once, copies to the GPU and back included; floating outputs are widened to float32."""
         with torch.inference_mode():
             tensors = {name: self._cast(torch.from_numpy(np.array(array)).to("cuda")) for name, array in feeds.items()}
-            result = self._module(**tensors)
-        outputs = flatten_outputs(result, inputs=self.inputs)
+            args, kwargs = arguments(self._original, self._specs, tensors)
+            result = self._module(*args, **kwargs)
+        outputs = flatten_outputs(result, specs=self._specs)
         self.outputs = tuple(outputs)
         wide = {name: t.float() if t.is_floating_point() else t for name, t in outputs.items()}
         return {name: tensor.cpu().numpy() for name, tensor in wide.items()}

@@ -158,7 +158,7 @@ def _manifest(folder: Path, opened: int) -> Manifest:
 def _golden(folder: Path, copy: Path, manifest: Manifest) -> tuple[tuple[TensorSpec, ...], Golden]:
     """The specs, and the golden arrays that must fit them."""
     try:
-        specs = parse(manifest.inputs)
+        specs = parse(manifest.inputs).with_outputs([*manifest.outputs])
         inputs = golden_feed.load(copy / GOLDEN_INPUTS, {spec.name: spec.dtype for spec in specs})
         return specs, Golden(given.check(specs, inputs), golden_feed.load(copy / GOLDEN_OUTPUTS, manifest.outputs))
     except InputError as error:

@@ -94,10 +94,10 @@ def export(
     try:
         with output.working(talk) as progress:
             report = pipeline.export(
-                model, parity.input, out, data=parity.data, opset=opset, keep=keep, layernorm=layernorm,
-                target=target, tune=tune, precision=precision, engine=engine, sm=listed(sm), force=force,
-                bench=not no_bench, seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose,
-                progress=progress, **eager.source(),
+                model, parity.inputs(), out, output_names=listed(parity.output_names), data=parity.data,
+                opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
+                engine=engine, sm=listed(sm), force=force, bench=not no_bench, seed=parity.seed,
+                criteria=parity.criteria(), verbose=talk.verbose, progress=progress, **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)
@@ -162,8 +162,8 @@ def verify(
 
     with output.working(talk) as progress:
         verdict = pipeline.verify(
-            artefact, model, parity.input, data=parity.data, seed=parity.seed, criteria=parity.criteria(),
-            progress=progress, **eager.source(),
+            artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
+            seed=parity.seed, criteria=parity.criteria(), progress=progress, **eager.source(),
         )  # fmt: skip
     output.verdict(verdict, talk)
     return 0 if verdict.passed else VerdictError.exit_code

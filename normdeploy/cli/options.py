@@ -58,7 +58,7 @@ class EagerOptions:
         """What the pipeline's verbs take."""
         return {
             "app_dir": self.app_dir,
-            "model_args": _named(self.model_arg),
+            "model_args": named(self.model_arg, "--model-arg"),
             "weights": self.weights,
             "weights_key": self.weights_key,
             "strip_prefix": self.strip_prefix,
@@ -77,7 +77,10 @@ class ParityOptions:
     """What parity is judged on and by.
 
     Attributes:
-        input: name:dims@dtype[low..high], once for each input, e.g. "x:N=1..1..64x3x224x224@f32".
+        input: name:dims@dtype[low..high], once for each input, e.g. "x:N=1..1..64x3x224x224@f32"; x.key:… in a
+            dictionary, x.0:… in a list. Without a dtype it is f32; floats without a range are standard normal.
+        input_value: NAME=VALUE, an argument of forward that is no tensor; a Python literal or a string.
+        output_names: of what forward returns, in order, with commas between; by default its keys, fields, indices.
         data: an .npz file with one array an input, judged beside the random inputs.
         seed: of the random inputs.
         k: an error of k times eager's own passes (4).
@@ -85,10 +88,16 @@ class ParityOptions:
     """
 
     input: tuple[str, ...] = ()
+    input_value: tuple[str, ...] = ()
+    output_names: str = ""
     data: Path | None = None
     seed: int = 0
     k: float | None = None
     floor_eps: float | None = None
+
+    def inputs(self) -> tuple[str, ...]:
+        """The specs and the values, as the pipeline's verbs take them."""
+        return (*self.input, *(f"{name}={value}" for name, value in named(self.input_value, "--input-value").items()))
 
     def criteria(self) -> Criteria:
         """The criteria, their own defaults where nothing is given."""
@@ -119,13 +128,13 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _named(arguments: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE texts as a mapping; InputError for other texts and for a name given twice."""
-    named: dict[str, str] = {}
+def named(arguments: Sequence[str], option: str) -> dict[str, str]:
+    """The NAME=VALUE texts of ``option`` as a mapping; InputError for other texts and for a name given twice."""
+    found: dict[str, str] = {}
     for text in arguments:
         name, equals, value = text.partition("=")
-        if not (equals and name.isidentifier()) or name in named:
-            what = f"{name!r} is given twice" if name in named else "an argument of the factory that has no name"
-            raise InputError(what, where=f"--model-arg {text}", fix="write --model-arg NAME=VALUE, each name once")
-        named[name] = value
-    return named
+        if not (equals and name.replace(".", "_").isidentifier()) or name in found:
+            what = f"{name!r} is given twice" if name in found else "an argument that has no name"
+            raise InputError(what, where=f"{option} {text}", fix=f"write {option} NAME=VALUE, each name once")
+        found[name] = value
+    return found

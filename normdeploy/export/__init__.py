@@ -15,13 +15,14 @@ from torch import nn
 
 from normdeploy.errors import InputError
 from normdeploy.export import labels
+from normdeploy.export.call import arguments, bind_inputs
 from normdeploy.export.clean import clean
 from normdeploy.export.quiet import quiet
 from normdeploy.export.trace import trace
-from normdeploy.export.values import bind_inputs, example_inputs, flatten_outputs
-from normdeploy.specs import TensorSpec
+from normdeploy.export.values import example_inputs, flatten_outputs
+from normdeploy.specs import TensorSpec, output_names
 
-__all__ = ["OPSETS", "Exported", "bind_inputs", "example_inputs", "flatten_outputs", "to_graph"]
+__all__ = ["OPSETS", "Exported", "arguments", "bind_inputs", "example_inputs", "flatten_outputs", "to_graph"]
 
 OPSETS = range(18, 24)
 """The ONNX opsets that torch.onnx.export(dynamo=True) writes."""
@@ -70,6 +71,7 @@ def to_graph(
         )
     bind_inputs(module, specs)
     traced = trace(module, specs, opset=opset, verbose=verbose)
+    _check_names(traced.outputs, output_names(specs))
     model, inputs = traced.model, tuple(spec.name for spec in specs)
     with quiet(verbose):
         labels.label_nodes(model, dict(module.named_modules(remove_duplicate=False)))
@@ -80,6 +82,15 @@ def to_graph(
         labels.name_values(model.graph, inputs, traced.outputs)
         _check(model, opset)
     return Exported(model, inputs, traced.outputs, _notes(model, traced.changed_buffers))
+
+
+def _check_names(outputs: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    if wanted and outputs != wanted:
+        raise InputError(
+            f"the module returns {len(outputs)} tensors, and {len(wanted)} names are given",
+            where=f"--output-names {','.join(wanted)}",
+            fix=f"name all of {', '.join(outputs)}, in this order",
+        )
 
 
 def _check(model: ir.Model, opset: int) -> None:

@@ -20,6 +20,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from normdeploy.errors import InputError
 from normdeploy.export import conditions, constraints
+from normdeploy.export.call import arguments
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at, tracing_sizes
 
@@ -27,13 +28,15 @@ from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at, tracing_si
 class Adapter(nn.Module):
     """The module with positional inputs, in the order of the specs, and a flat dictionary of named outputs."""
 
-    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, specs: Sequence[TensorSpec]) -> None:
         super().__init__()
-        self.module, self.inputs, self.training = module, inputs, module.training
+        self.module, self.specs, self.training = module, specs, module.training
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Call the module by its parameters' names."""
-        return flatten_outputs(self.module(**dict(zip(self.inputs, tensors, strict=True))), inputs=self.inputs)
+        """Call the module as the specs say."""
+        named = {spec.name: tensor for spec, tensor in zip(self.specs, tensors, strict=True)}
+        args, kwargs = arguments(self.module, self.specs, named)
+        return flatten_outputs(self.module(*args, **kwargs), specs=self.specs)
 
 
 def symbols(specs: Sequence[TensorSpec]) -> dict[str, str]:
@@ -86,7 +89,7 @@ def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -
     # The setting lets a size of 1 be as any other size: torch would assume that a dynamic dimension never is 1.
     with symbolic_shapes.patch(backed_size_oblivious=True), recurrent_layers():  # type: ignore[attr-defined]
         return torch.export.export(
-            _adapter(module, specs),
+            Adapter(module, specs),
             _example(specs),
             dynamic_shapes=dynamic_shapes(specs),
             strict=False,
@@ -96,11 +99,7 @@ def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -
 
 def run_example(module: nn.Module, specs: Sequence[TensorSpec], sizes: Mapping[str, int] | None = None) -> None:
     """Run the module itself at ``sizes``, by default those it is traced at; raises what forward raises."""
-    _adapter(module, specs)(*example_inputs(specs, sizes or tracing_sizes(specs)).values())
-
-
-def _adapter(module: nn.Module, specs: Sequence[TensorSpec]) -> Adapter:
-    return Adapter(module, tuple(spec.name for spec in specs))
+    Adapter(module, specs)(*example_inputs(specs, sizes or tracing_sizes(specs)).values())
 
 
 def _example(specs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:
@@ -123,7 +122,7 @@ def _check_at_one(
     module: nn.Module, program: ExportedProgram, specs: Sequence[TensorSpec], names: tuple[str, ...]
 ) -> None:
     """Run the trace beside the module where some dimensions are 1, or one multiple, each combination in turn."""
-    adapter, run, larger = _adapter(module, specs), _unconditional(program), tracing_sizes(specs)
+    adapter, run, larger = Adapter(module, specs), _unconditional(program), tracing_sizes(specs)
     smallest = sizes_at(specs, "min")
     for chosen in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(1, len(names) + 1)):
         sizes = {name: smallest[name] for name in chosen}

@@ -63,8 +63,17 @@ class Artefact:
         return Feed("golden", dict(self.bundle.golden.inputs)) if self.bundle else feeds_for(self.specs, None, 0)[0]
 
 
-def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0, trust: Sequence[Path] = ()) -> Artefact:
+def open_artefact(
+    path: Path,
+    inputs: Sequence[str],
+    output_names: Sequence[str] = (),
+    *,
+    threads: int = 0,
+    trust: Sequence[Path] = (),
+) -> Artefact:
     """The artefact at ``path``; ``inputs`` are the specs of one that is not, and does not lie in, a bundle.
+
+    ``output_names`` are what its outputs are called, where that is not by the keys of what forward returns.
 
     ``trust`` names the files that may run code, as a plan that carries its own runtime does.
 
@@ -73,15 +82,16 @@ def open_artefact(path: Path, inputs: Sequence[str], *, threads: int = 0, trust:
     """
     is_plan = path.suffix == ".plan" or sidecar_path(path).is_file()
     bundle = _bundle(path, threads) if path.is_dir() or is_plan else None
-    if bundle is not None and inputs:
-        raise InputError("a bundle has its own input specs", where="--input", fix="leave --input out")
+    if bundle is not None and (inputs or output_names):
+        given = "--input" if inputs else "--output-names"
+        raise InputError("a bundle has its own specs and names", where=given, fix=f"leave {given} out")
     if is_plan:
         _, sidecar = read_plan(path)
-        specs = bundle.specs if bundle else specs_of(inputs)
+        specs = bundle.specs if bundle else specs_of(inputs, output_names)
         _require_covered(sidecar, specs)
         return Artefact(specs, TensorRTRunner(path, trust=trust), sidecar.precision, None, bundle)
     runner = bundle.runner if bundle else OnnxRuntimeRunner(path, threads=threads)
-    specs = bundle.specs if bundle else specs_of(inputs)
+    specs = bundle.specs if bundle else specs_of(inputs, output_names)
     graph = read_graph(bundle.model_path if bundle else path)
     return Artefact(specs, runner, computes_in(graph), graph, bundle)
 

@@ -31,6 +31,7 @@ def verify(
     model: str,
     inputs: Sequence[str] = (),
     *,
+    output_names: Sequence[str] = (),
     data: str | Path | None = None,
     seed: int = 0,
     criteria: Criteria | None = None,
@@ -46,7 +47,7 @@ def verify(
     """
     stages = Stages(progress)
     with stages("load"):
-        opened = open_artefact(Path(artefact), inputs, trust=trusted(source))
+        opened = open_artefact(Path(artefact), inputs, output_names, trust=trusted(source))
         feeds = feeds_for(opened.specs, data, seed)
         checkpoint = load(model, source)
     with stages("parity"):

@@ -39,6 +39,7 @@ def export(
     inputs: Sequence[str],
     out: str | Path,
     *,
+    output_names: Sequence[str] = (),
     data: str | Path | None = None,
     opset: int | None = None,
     keep: Sequence[str] = (),
@@ -60,7 +61,8 @@ def export(
 
     Args:
         model: ``package.module:factory``; ``source`` says where its weights are.
-        inputs: one spec an input, e.g. ``"x:N=1..1..64x1x8x8@f32"``.
+        inputs: one spec an input, e.g. ``"x:N=1..1..64x1x8x8@f32"``, and ``"training=False"`` for what is no tensor.
+        output_names: of all that forward returns, in order; by default those of its keys, fields and indices.
         out: the folder to write.
         data: an .npz file with one array an input, to judge parity on as well.
         opset: ONNX opset; None takes the default.
@@ -87,7 +89,7 @@ def export(
     """
     bundle.check_target(Path(out), force=force)
     _check_options(engine, sm, layernorm, target, tune)
-    specs = specs_of(inputs)
+    specs = specs_of(inputs, output_names)
     feeds = feeds_for(specs, data, seed)
     stages = Stages(progress)
     with stages("load"):
@@ -117,7 +119,7 @@ def export(
         golden = Golden(feeds[0].arrays, deployed(feeds[0].arrays))
     report = account(
         checkpoint, exported, kept.folded, kept.verdict, overflow_notes(kept.folded.model, feeds),
-        inputs=[*map(str, specs)], latency=latency, seconds=stages.seconds,
+        inputs=specs.texts(), latency=latency, seconds=stages.seconds,
         engine=built.sidecar if built else None, tuning=kept.tuning,
     )  # fmt: skip
     if not kept.verdict.passed:

@@ -15,7 +15,7 @@ from normdeploy import checkpoint
 from normdeploy.checkpoint import Checkpoint, Names, Rename
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed, data_feed, random_feeds
-from normdeploy.specs import TensorSpec, parse
+from normdeploy.specs import Signature, TensorSpec, parse
 
 Progress = Callable[[str, float | None], None]
 """Called with a stage's name and None when it begins, and with its name and seconds when it has ended."""
@@ -100,11 +100,12 @@ class Stages:
             self.progress(stage, seconds)
 
 
-def specs_of(inputs: Sequence[str]) -> tuple[TensorSpec, ...]:
-    """The input specs, of which there must be one at least."""
-    if not inputs:
+def specs_of(inputs: Sequence[str], output_names: Sequence[str] = ()) -> Signature:
+    """The input specs, of which there must be one at least, and the names of the outputs."""
+    specs = parse(inputs)
+    if not specs:
         raise InputError("no input is described", where="--input", fix='give e.g. --input "x:N=1..1..64x3x224x224@f32"')
-    return parse(inputs)
+    return specs.with_outputs(output_names)
 
 
 def feeds_for(specs: Sequence[TensorSpec], data: str | Path | None, seed: int) -> tuple[Feed, ...]:

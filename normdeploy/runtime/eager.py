@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from normdeploy.errors import InputError, NormdeployError
-from normdeploy.export.values import bind_inputs, example_inputs, flatten_outputs
+from normdeploy.export.call import HOW, arguments, bind_inputs
+from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.runtime.runner import check_names, first_line
 from normdeploy.specs import TensorSpec, sizes_at
 
@@ -55,8 +56,10 @@ class EagerRunner:
         if self._threads and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         try:
+            cast = {name: self._cast(tensor) for name, tensor in feeds.items()}
+            args, kwargs = arguments(self._module, self._specs, cast)
             with torch.inference_mode():
-                result = self._module(**{name: self._cast(tensor) for name, tensor in feeds.items()})
+                result = self._module(*args, **kwargs)
         except NormdeployError:
             raise
         except Exception as error:
@@ -64,9 +67,9 @@ class EagerRunner:
             raise InputError(
                 f"forward raises {type(error).__name__}: {first_line(error)}",
                 where=f"{self.name} {type(self._module).__name__}, inputs {shapes}",
-                fix="check the input specs against forward",
+                fix=f"check the input specs against forward; {HOW}",
             ) from error
-        outputs = flatten_outputs(result, inputs=self.inputs)
+        outputs = flatten_outputs(result, specs=self._specs)
         self._outputs = tuple(outputs)
         return outputs
 

@@ -70,7 +70,7 @@ Pair = namedtuple("Pair", "left right")
     ids=str,
 )
 def test_outputs_are_named_by_where_they_are(result: Any, names: list[str]) -> None:
-    outputs = flatten_outputs(result, inputs=("x",))
+    outputs = flatten_outputs(result, specs=input_specs.parse(["x:2"]))
     assert list(outputs) == names
     leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     if not any(dataclasses.is_dataclass(part) for part in (result, *pytree.tree_leaves(result))):
@@ -136,20 +136,14 @@ class Strict(nn.Module):
         return ids * mask if bias is None else ids * mask + bias
 
 
-class Positional(nn.Module):
-    def forward(self, x: torch.Tensor, /) -> torch.Tensor:
-        return x
-
-
 @pytest.mark.parametrize(
     ("module", "texts", "said"),
     [
         (Strict(), ["ids:2x3", "msk:2x3"], ["no input 'msk'", "requires the input 'mask'", "forward(ids, mask, bias"]),
         (Strict(), ["ids:2x3"], ["requires the input 'mask'"]),
         (Strict(), [], ["no input is given", "'ids'", "'mask'"]),
-        (Positional(), ["x:2x3"], ["requires the input 'x'"]),
     ],
-    ids=["unknown and missing", "missing", "nothing", "positional only"],
+    ids=["unknown and missing", "missing", "nothing"],
 )
 def test_a_name_that_does_not_fit_is_refused_with_forwards_parameters(
     module: nn.Module, texts: list[str], said: list[str]
