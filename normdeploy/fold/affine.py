@@ -97,14 +97,19 @@ class AffineMap:
         with np.errstate(all="ignore"):
             return AffineMap(np.ones((1,) * self.rank), self.shift / self.scale)
 
-    def divides(self, other: AffineMap) -> AffineMap:
-        """The scale to go before the scale of this map, without a 0, for both together to be that of ``other``."""
+    def divides(self, other: AffineMap) -> AffineMap | None:
+        """The scale to go before the scale of this map, without a 0, for both together to be that of ``other``.
+
+        None where the two act on tensors of different shape.
+        """
+        if not _fits(self.scale, other.scale):
+            return None
         with np.errstate(all="ignore"):
             return AffineMap(other.scale / self.scale, np.zeros((1,) * self.rank)).moved(lambda a: a)
 
     def equals(self, other: AffineMap) -> bool:
         """Whether both are the same function of tensors of one shape, exactly."""
-        return self.rank == other.rank and _equal(self.scale, other.scale) and _equal(self.shift, other.shift)
+        return _equal(self.scale, other.scale) and _equal(self.shift, other.shift)
 
     def moved(self, move: Callable[[Array], Array]) -> AffineMap:
         """The map after ``move`` (a transpose, a reshape, ...) was done to the tensor it acts on.
@@ -120,8 +125,12 @@ class AffineMap:
 
 
 def _equal(left: Array, right: Array) -> bool:
-    fits = all(n == m or 1 in (n, m) for n, m in zip(left.shape, right.shape, strict=True))
-    return fits and bool(np.all(left == right))
+    return _fits(left, right) and bool(np.all(left == right))
+
+
+def _fits(left: Array, right: Array) -> bool:
+    """Whether both may act on tensors of one shape."""
+    return left.ndim == right.ndim and all(n == m or 1 in (n, m) for n, m in zip(left.shape, right.shape, strict=True))
 
 
 def _of_rank(values: npt.ArrayLike, rank: int) -> Array:

@@ -67,14 +67,16 @@ Attempt = Callable[[Territory, ir.Node, AffineMap], Plan]
 
 def _attempts(land: Territory, node: ir.Node, m: AffineMap) -> list[Attempt]:
     """What leaves nothing of the map comes first, then what leaves nothing of this node, then what leaves an Add."""
-    both, twins = not m.scales_nothing and not m.shifts_nothing, bool(_twins(land, node, m))
+    both = not m.scales_nothing and not m.shifts_nothing
+    twins, partners = _twins(land, node, m), _partners(land, node)
     return [
         _up_whole,
         *([_up_with_twins] if twins else []),
         _down_whole,
         *([_down_past_adds] if m.shifts_nothing else []),
         *([_scale_up_shift_down] if both else []),
-        *([_down_with_partners] if not m.scales_nothing and _partners(land, node) else []),
+        *([_down_together] if partners else []),
+        *([_down_with_partners] if partners and not m.scales_nothing else []),
         _down_until_maps,
         *([_scale_up_shift_stays] if both else []),
         *([_scale_up_shift_stays_with_twins] if both and twins else []),
@@ -158,6 +160,14 @@ def _twins(land: Territory, node: ir.Node, m: AffineMap) -> list[ir.Node]:
     return [other for other in others if land.maps[other].equals(m)]
 
 
+def _down_together(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+    """Maps whose results are read together, as queries and keys are, go down as they are."""
+    partners = _partners(land, node)
+    plan = replace(_new(land, node), residues=dict.fromkeys([node, *partners]))
+    travel_down(land, plan, node, m, together={partner: land.maps[partner] for partner in partners})
+    return plan
+
+
 def _down_with_partners(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
     """Where other maps come in, as in a sum: ``s x + t + u y + v = s (x + (u / s) y) + t + v``, and ``u / s`` stays.
 
@@ -168,9 +178,9 @@ def _down_with_partners(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
     plan, due = _new(land, node), {}
     for partner in _partners(land, node):
         own = land.maps[partner]
-        if own.rank != m.rank:
-            raise Refused("the maps that meet act on tensors of different rank", partner)
         rest = m.divides(own)
+        if rest is None:
+            raise Refused("the maps that meet act on tensors of different shape", partner)
         plan.residues[partner] = None if rest.is_identity else rest
         due[partner] = AffineMap(m.scale, own.shift)
     travel_down(land, plan, node, m, together=due)

@@ -70,7 +70,11 @@ REFUSED = [
     Case("a scale of 0 in a sum", BOTH, f"{CONV}, float[3,1,1] k = {{1,0,2}}, float[3,1,1] h = {{0,2,3}}",
          "t = Mul (x, k)\n u = Mul (z, h)\n" + ADDED, reason="a scale of 0 cannot be taken out of a sum"),
     Case("maps of different rank", IMAGE + ", float[3,8,11] z", f"{CONV}, float[3,1,1] k, float[3,1,1] h",
-         "t = Mul (x, k)\n u = Mul (z, h)\n" + ADDED, reason="the maps that meet act on tensors of different rank"),
+         "t = Mul (x, k)\n u = Mul (z, h)\n" + ADDED, reason="the maps that meet act on tensors of different shape"),
+    Case("maps of other numbers of channels, laid side by side", IMAGE + ", float[N,4,H,W] z",
+         "float[3,1,1] k, float[4,1,1] h", "t = Mul (x, k)\n u = Mul (z, h)\n s = Concat <axis=1> (t, u)\n"
+         "y = Sigmoid (s)",
+         reason="the maps that meet act on tensors of different shape"),
     Case("a sum that nothing behind can scale", BOTH, "float[3,1,1] k, float[3,1,1] h",
          "t = Mul (x, k)\n u = Mul (z, h)\n s = Add (t, u)\n y = Sigmoid (s)",
          reason="no affine map passes this operator (Sigmoid"),
