@@ -1,16 +1,26 @@
-"""``python -m normdeploy``: the command line, without the current folder that Python puts on the import path."""
+"""The process of the command line: ``normdeploy``, or ``python -m normdeploy``."""
 
+import signal
 import sys
 
 
 def main() -> int:
-    """Run the command line on the process's own arguments, and return its exit code."""
-    if not sys.flags.safe_path:
-        del sys.path[0]  # it can be someone else's: only --app-dir puts a folder there
-    from normdeploy.cli import main as command
+    """Run the command line on the process's own arguments, and return its exit code.
 
-    return command()
+    A Ctrl-C while it is still being imported is no traceback, and one after it has ended comes too late.
+    """
+    try:
+        from normdeploy.cli import main as command
+
+        return command()
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the current folder, which can be someone else's: only --app-dir puts a folder there
     sys.exit(main())

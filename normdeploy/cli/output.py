@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from normdeploy.cli.options import Talk
+from normdeploy.disk import WRITTEN
 from normdeploy.errors import InputError, NormdeployError
 
 if TYPE_CHECKING:
@@ -32,26 +35,51 @@ INTERRUPTED = 130
 
 
 class Guard:
-    """Turns whatever leaves a command into one message on stderr and an exit ``code``."""
+    """Turns whatever leaves a command into one message on stderr and an exit ``code``.
+
+    After a Ctrl-C the command is interrupted, whatever error a library makes of that, and even if it takes no notice.
+    """
 
     def __init__(self, *, debug: bool) -> None:
-        self.code, self._debug = 0, debug
+        self.code, self._debug, self._interrupted = 0, debug, False
+        self._before, self._usual = len(WRITTEN), signal.getsignal(signal.SIGINT)
+        self._listens = callable(self._usual) and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Guard:
+        self._on_interrupt(self._interrupt)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # an arrow may not fail where only ASCII can be printed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
-        error = _flushed() or error
-        if error is None or isinstance(error, SystemExit):
-            return False
-        if self._debug:
-            traceback.print_exception(error)
-        self.code, message = _told(error)
-        print(_printable(message), file=sys.stderr)
+        self._on_interrupt(signal.SIG_IGN)  # it is over: what is left is to say so
+        try:
+            error = _flushed() or error
+            if self._interrupted or isinstance(error, KeyboardInterrupt):
+                self.code, message = INTERRUPTED, f"interrupted; {self._written()}"
+            elif error is None or isinstance(error, SystemExit):
+                return False
+            else:
+                self.code, message = _told(error)
+            if self._debug and error is not None:
+                traceback.print_exception(error)
+            print(_printable(message), file=sys.stderr)
+        finally:
+            self._on_interrupt(self._usual)
         return True
+
+    def _on_interrupt(self, action: Any) -> None:
+        if self._listens:
+            signal.signal(signal.SIGINT, action)
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _written(self) -> str:
+        names = ", ".join(map(str, WRITTEN[self._before :]))
+        return f"before that {names} was written, whole" if names else "nothing was written"
 
 
 def _flushed() -> OSError | None:
@@ -66,8 +94,6 @@ def _flushed() -> OSError | None:
 
 def _told(error: BaseException) -> tuple[int, str]:
     """The exit code and the message that ``error`` deserves."""
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; nothing was written"
     if isinstance(error, BrokenPipeError):
         return InputError.exit_code, "error: the reader of the output has gone"
     if isinstance(error, OSError):

@@ -28,6 +28,9 @@ _NEW, _OLD, _JOURNAL = "new", "old", "journal.json"
 _PATIENCE = 60.0  # seconds to wait for another writer
 _MOST = 1 << 20  # bytes of a journal
 
+WRITTEN: list[Path] = []
+"""What this process has brought to its place, so that an interrupt can tell."""
+
 
 class Room:
     """A room that is in use.
@@ -51,7 +54,7 @@ class Room:
                 os.replace(source, target)
             else:
                 rename.move(source, target)
-            _sync_names(target.parent)
+            _placed(target)
 
     def settle_pair(self, target: Path, beside: str | None, *, replace: bool) -> None:
         """Bring the file of ``target``'s name in ``new`` there, and before it the one that it reads, ``beside`` it.
@@ -94,7 +97,7 @@ class Room:
         with uninterrupted():
             if not rename.exchange(self.new, target):
                 self._step_aside(target)
-            _sync_names(target.parent)
+            _placed(target)
             kept = _clear(self.path, target.parent)
         if kept:
             raise InputError(
@@ -209,9 +212,11 @@ def write_file(path: Path, data: bytes, *, replace: bool) -> None:
         place.settle(path, replace=replace)
 
 
-def _sync_names(folder: Path) -> None:
-    with suppress(OSError):  # what was renamed is in its place: there is no way back, and no error
-        sync(folder)
+def _placed(target: Path) -> None:
+    if not any(_NAME.fullmatch(parent.name) for parent in target.parents):  # else it is part of something larger
+        WRITTEN.append(target)
+    with suppress(OSError):  # it is in its place: there is no way back, and no error
+        sync(target.parent)
 
 
 def sync(path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Ctrl-C at any moment: exit code 130, one message, and nothing half-written or left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from normdeploy.__main__ import main as process
+from normdeploy.cli import main, output
+from normdeploy.disk import WRITTEN
+
+MOMENTS = 40
+
+
+def conv_bn(path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(draw.standard_normal((64, 64, 3, 3)).astype(np.float32), "w")]
+    weights += [numpy_helper.from_array(draw.uniform(0.5, 1.5, 64).astype(np.float32), name) for name in "sbmv"]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("BatchNormalization", ["c", *"sbmv"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64, 8 - 2 * i, 8 - 2 * i])
+              for i, name in enumerate("xy")]  # fmt: skip
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def interrupted(seconds: float, *arguments: str) -> tuple[int, str]:
+    """Exit code and what was said of a command in a process of its own, which gets SIGINT after ``seconds``."""
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            code = 99
+            try:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                sys.argv[1:] = arguments
+                code = process()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return code, said.read().decode()
+
+
+def test_an_interrupt_is_told_as_one_at_every_moment(tmp_path: Path) -> None:
+    model, out = conv_bn(tmp_path / "m.onnx"), tmp_path / "out.onnx"
+    main(["fold", str(model), "-o", str(tmp_path / "whole.onnx")])  # everything is imported before the forks
+    whole = onnx.load(tmp_path / "whole.onnx")
+    (tmp_path / "whole.onnx").unlink()
+    codes = []
+    for moment in range(1, MOMENTS + 1):
+        code, said = interrupted(moment * 0.004, "fold", str(model), "-o", str(out))
+        codes.append(code)
+        if code == 130:
+            (line,) = [line for line in said.splitlines() if "interrupted" in line]
+            assert ("nothing was written" in line) != out.exists(), said
+            assert "Traceback" not in said
+            assert "error" not in said
+        else:
+            assert code == 0, said
+            assert out.exists()
+        if out.exists():
+            assert [node.op_type for node in onnx.load(out).graph.node] == [node.op_type for node in whole.graph.node]
+            out.unlink()
+        assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert 130 in codes
+
+
+@pytest.mark.parametrize("becomes", [RuntimeError("pybind"), ImportError("torch"), SystemError("NULL"), None])
+def test_an_interrupt_that_a_library_turns_into_something_else_is_still_one(
+    becomes: Exception | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with output.Guard(debug=False) as guard:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if becomes is not None:
+                raise becomes from None
+    assert guard.code == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
+def test_an_interrupt_after_the_last_rename_says_what_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.Guard(debug=False) as guard:
+        WRITTEN.append(Path("out/model.plan"))
+        signal.raise_signal(signal.SIGINT)
+    assert guard.code == 130
+    assert capsys.readouterr().err == "interrupted; before that out/model.plan was written, whole\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
