@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
+from normdeploy.checkpoint.configured import renamed
 from normdeploy.checkpoint.factory import build, import_path, usual_app_dir
 from normdeploy.checkpoint.files import Contents, read
 from normdeploy.checkpoint.fit import fit
@@ -87,7 +89,7 @@ def load(
     if weights is None or contents is None:
         notes += ("no weights file: the weights are those that the factory made",)
     else:
-        said += (*contents.notes, *fit(module, contents.data, file=weights, names=names))
+        said += (*contents.notes, *_fitted(module, contents.data, weights, names))
     for note in said:
         _log.info(note)
     notes = (*said, *notes, *unwrapping)
@@ -98,6 +100,17 @@ def load(
     notes += _not_finite(module)
     digest, trusted = (contents.sha256, contents.trusted) if contents else (None, {})
     return Checkpoint(module.requires_grad_(False), factory, weights, digest, trusted, notes)
+
+
+def _fitted(module: nn.Module, data: Any, file: Path, names: Names) -> tuple[str, ...]:
+    try:
+        return fit(module, data, file=file, names=names)
+    except InputError:
+        state = None if replace(names, ignore=(), allow=()).flags() else renamed(module, data)
+        if state is None:
+            raise
+    notes = fit(module, state, file=file, names=names)
+    return ("the names in the file were read as transformers reads them, for its newer version of the network", *notes)
 
 
 def _contents(weights: Path, names: Names, trust: Sequence[Path], app_dir: Path | None) -> Contents:

@@ -1,13 +1,16 @@
-"""Classes of transformers, which are made from a configuration: a folder's ``config.json``, and what changes it.
+"""Networks of transformers: made from a configuration, their files' names from the versions that wrote them.
 
-The weights are loaded as any others are; of the folder nothing is run, so a network whose code lies in it is refused.
+Of a folder nothing is run, so a network whose code lies in it is refused.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from normdeploy.errors import InputError
 
@@ -20,7 +23,7 @@ def configured(function: Callable[..., Any], weights: Path | None) -> Callable[.
     It takes ``config``, a folder or a config.json, by default the one that lies with ``weights``; its other arguments
     replace what the configuration says.
     """
-    if not (isinstance(function, type) and function.__module__.partition(".")[0] == "transformers"):
+    if not (isinstance(function, type) and _is_of_transformers(function)):
         return function
     make = getattr(function, "from_config", None) or getattr(function, "_from_config", None)
     return function if make is None else _factory(make, _folder(weights))
@@ -46,3 +49,38 @@ def _folder(weights: Path | None) -> Path | None:
         return None
     folder = weights if weights.is_dir() else weights.parent
     return folder if (folder / _CONFIG).is_file() else None
+
+
+def renamed(module: nn.Module, contents: Any) -> dict[str, Any] | None:
+    """Return a state dict under the names of ``module``, as transformers reads ``contents``, written by any version.
+
+    What it does not find is left out, what it does not know stays. None where the module is none of its, or it refuses.
+    """
+    tensors = {name: value for name, value in contents.items() if isinstance(value, Tensor)} if contents else {}
+    if not (_is_of_transformers(type(module)) and hasattr(module, "config") and tensors):
+        return None
+    from transformers.utils import logging as told  # only here: a module of it is at hand
+
+    before, bars = logging.root.manager.disable, told.is_progress_bar_enabled()
+    logging.disable(logging.CRITICAL)
+    told.disable_progress_bar()
+    try:
+        network, found = type(module).from_pretrained(  # type: ignore[attr-defined] # of its own class
+            None,
+            config=module.config,
+            state_dict=dict(tensors),
+            output_loading_info=True,
+            dtype=next(iter(tensors.values())).dtype,
+        )
+    except Exception:  # another library's loading may raise anything: then its names are of no help
+        return None
+    finally:
+        logging.disable(before)
+        if bars:
+            told.enable_progress_bar()
+    state = {name: value for name, value in network.state_dict().items() if name not in found["missing_keys"]}
+    return state | {name: tensors[name] for name in found["unexpected_keys"] if name in tensors}
+
+
+def _is_of_transformers(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "transformers"
