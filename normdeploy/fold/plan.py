@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.edits import ONE, Edit
+from normdeploy.fold.graph.granules import Granules, fits
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.operators.basics import is_quantized
 
@@ -113,7 +114,10 @@ class Step:
         if edit is not None:
             self.put(index, edit.scaled(left=left, right=right))
         else:
-            self._scale_quantized(self.data(index), left, right)
+            maker = self.data(index).producer()
+            if maker is None or not is_quantized(maker):
+                raise self.refuse("its weight is not constant")
+            Quantized.behind(self, maker).scaled(left, right)
         self.absorbed()
 
     def absorbed(self) -> None:
@@ -121,40 +125,69 @@ class Step:
         if self.node not in self.plan.into:
             self.plan.into.append(self.node)
 
-    def _scale_quantized(self, weight: ir.Value, left: Array, right: Array) -> None:
-        producer = weight.producer()
-        if producer is None or not is_quantized(producer):
-            raise self.refuse("its weight is not constant")
-        step = Step(self.view, producer, self.plan)
-        scale = step.edit(1)
-        if scale is None or not self.view.is_constant(producer.inputs[0]) or step.attr("block_size", 0):
-            raise self.refuse("its quantized weight has no constant scale per channel")
-        if (
-            len(producer.inputs) > 2
-            and producer.inputs[2] is not None
-            and not self.view.is_constant(producer.inputs[2])
-        ):
-            raise self.refuse("its quantized weight has no constant zero point")
+    def weight(self, index: int) -> Array | None:
+        """Return the weight at input ``index`` in float64, as this plan would leave it; None if it is not constant."""
+        edit = self.edit(index)
+        if edit is not None:
+            return edit.exact()
+        maker = self.data(index).producer()
+        return Quantized.behind(self, maker).exact() if maker is not None and is_quantized(maker) else None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight that is stored as integers: what dequantizes it, as a step of its own, with its three parameters."""
+
+    step: Step
+    codes: Edit
+    scale: Edit
+    zero: np.ndarray
+    granules: Granules
+
+    @classmethod
+    def behind(cls, reader: Step, maker: ir.Node) -> Quantized:
+        """Return the weight that ``maker`` dequantizes; a refusal where one of its parameters is not known."""
+        step = Step(reader.view, maker, reader.plan)
+        codes, scale = step.edit(0), step.edit(1)
+        if codes is None or scale is None:
+            raise reader.refuse("its quantized weight has no constant integers and scale")
+        zero = np.zeros(()) if step.input(2) is None else reader.view.array(step.input(2))
+        if zero is None:
+            raise reader.refuse("its quantized weight has no constant zero point")
+        axis = step.attr("axis", 1) % max(len(codes.shape), 1)
+        granules = Granules(codes.shape, scale.shape, axis, step.attr("block_size", 0))
+        return cls(step, codes, scale, granules.over(zero.astype(np.float64)), granules)
+
+    def exact(self) -> Array:
+        """Return the weight in float64."""
+        weight: Array = (self.codes.exact() - self.zero) * self.granules.over(self.scale.exact())
+        return weight
+
+    def scaled(self, left: Array, right: Array) -> None:
+        """Multiply the weight: its scale by sizes, its integers by signs; a factor of 0 leaves the zero point."""
+        step, weight = self.step, self.step.node.outputs[0]
         if len(weight.uses()) > 1:
-            raise self.refuse("its quantized weight has other readers")
-        if np.any(right != 1.0):
-            raise self.refuse("its weight is quantized, and a scale per input channel does not fit its scale")
-        if np.any(left <= 0):
-            raise self.refuse("its weight is quantized, and a quantization scale cannot be zero or negative")
-        rank = step.rank()
-        left = left.reshape((1,) * (rank - left.ndim) + left.shape)  # over the last axes, as it broadcasts
-        step.put(1, scale.scaled(left=_as_quantization_scale(step, left)))
-        before = self.plan.up.get(weight, AffineMap.identity(rank))
-        self.plan.up[weight] = AffineMap(left, np.zeros((1,) * rank)).after(before)
+            raise step.refuse("its quantized weight has other readers")
+        factor = np.asarray(left * right)
+        self._turn(np.sign(factor))
+        sizes = self.granules.shared(np.where(factor == 0, 1.0, np.abs(factor)))
+        if sizes is None and np.any(right != 1.0):
+            raise step.refuse("its weight is quantized, and a scale per input channel does not fit its scale")
+        if sizes is None:
+            what = "its weight is quantized per tensor or over another axis"
+            raise step.refuse(what, "quantize it per output channel")
+        step.put(1, self.scale.scaled(left=sizes))
+        rank = len(self.granules.weight)
+        m = AffineMap.of(factor, 0.0, rank)
+        step.plan.up[weight] = m.after(step.plan.up.get(weight, AffineMap.identity(rank)))
 
-
-def _as_quantization_scale(step: Step, left: Array) -> Array:
-    """``left``, one factor an output channel, in the shape of the scale of a DequantizeLinear."""
-    scale_shape = step.view.need_shape(step.data(1), step.node)
-    varying = [axis for axis, size in enumerate(left.shape) if size != 1]
-    if not varying:
-        return left.reshape(())
-    axis = step.attr("axis", 1) % left.ndim
-    if varying != [axis] or scale_shape != (left.shape[axis],):
-        raise step.refuse("its weight is quantized per tensor or over another axis", "quantize it per output channel")
-    return left.reshape(-1)
+    def _turn(self, signs: Array) -> None:
+        """Mirror integers at the zero point where the sign is negative, and put it in place of those of sign 0."""
+        if np.all(signs == 1):
+            return
+        if not self.codes.dtype.is_integer():
+            raise self.step.refuse("its weight is quantized to floats, and not scaled by a number that is not positive")
+        turned = self.codes.scaled(left=signs).shifted(self.zero * (1.0 - signs))
+        if not fits(turned.exact(), self.codes.dtype.numpy()):
+            raise self.step.refuse("its weight is quantized, and an integer of it has no negative in its type")
+        self.step.put(0, turned)

@@ -89,7 +89,8 @@ NOT_LINEAR = [
             "a negative scale turns the largest into the smallest (GlobalMaxPool",
             weights="float[5,1,1] s = {1,2,-1,3,4}"),
     between("Q and DQ in between", "q = QuantizeLinear (c, k, z)\n t = DequantizeLinear (q, k, z)",
-            "no affine map passes this operator (DequantizeLinear", weights="float k = {0.5}, int8 z = {3}"),
+            "what it reads was rounded to integers, by the scale that it has (DequantizeLinear",
+            weights="float k = {0.5}, int8 z = {3}"),
     refused("Concat with a raw branch", "r = Sigmoid (c)\n t = Concat <axis=1> (c, r)\n" + norm("t", "n")
             + "y = Relu (n)",
             "no affine map passes this operator (Sigmoid", channels=10),

@@ -149,11 +149,13 @@ def unsqueeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) 
 
 
 def dequantize_linear(attributes: Attributes, codes: np.ndarray, scale: Array, zero: np.ndarray | None = None) -> Array:
-    """ONNX specification, DequantizeLinear-23 without blocks; the reference knows it from opset 19 on."""
-    axis = attributes.get("axis", 1)
+    """ONNX specification, DequantizeLinear-23; the reference knows it from opset 19 on."""
+    axis, block = attributes.get("axis", 1) % max(codes.ndim, 1), attributes.get("block_size", 0)
 
-    def along(a: np.ndarray) -> np.ndarray:  # one number a slice of the axis
-        return a.reshape([-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)]) if a.ndim else a
+    def along(a: np.ndarray) -> np.ndarray:  # one number a slice of the axis, or a block of slices
+        if block:
+            return np.asarray(np.take(a, np.arange(codes.shape[axis]) // block, axis=axis))
+        return a.reshape([-1 if i == axis else 1 for i in range(codes.ndim)]) if a.ndim else a
 
     shifted: Array = codes.astype(np.float64) - (0.0 if zero is None else along(zero).astype(np.float64))
     y: Array = shifted * along(scale)

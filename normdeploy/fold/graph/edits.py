@@ -163,6 +163,9 @@ class Edit:
 
     @cached_property
     def _rounded(self) -> _Rounded:
+        if self.dtype.is_integer():
+            integers = self._exact.astype(self.dtype.numpy())
+            return _Rounded(integers, bool(np.all(integers.astype(np.float64) == self._exact)), 0, 0.0)
         array, original, whole = np.empty(self.shape, self.dtype.numpy()), self._read(), self.__dict__.get("_exact")
         smallest = _finfo(array.dtype).smallest_normal
         fits, small, ulps = True, 0, 0.0 if original is not None else math.inf

@@ -106,7 +106,19 @@ class View:
             return None
         if operator(node) == basics.CONSTANT:
             return _constant_tensor(node, value)
-        return self._evaluated(node, value)
+        return self._bias(node) if basics.is_quantized(node) else self._evaluated(node, value)
+
+    def _bias(self, node: ir.Node) -> ir.TensorProtocol | None:
+        """What a bias of 32-bit integers stands for: they have no zero point, and are as large as floats."""
+        codes, scale = (self.constant(value) for value in node.inputs[:2])
+        if codes is None or scale is None or codes.dtype != ir.DataType.INT32:
+            return None
+        if len(node.inputs) > 2 and node.inputs[2] is not None and np.any(self.array(node.inputs[2]) != 0):
+            return None
+        factor, axis = scale.numpy().astype(np.float64), self.attr(node, "axis", 1)
+        if factor.size > 1 and codes.shape.rank() > 1:
+            factor = np.moveaxis(factor.reshape((-1,) + (1,) * (codes.shape.rank() - 1)), 0, axis)
+        return ir.tensor((codes.numpy() * factor).astype(scale.dtype.numpy()), dtype=scale.dtype)
 
     def _evaluated(self, node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
         if not is_evaluated(node):

@@ -265,10 +265,10 @@ def _weight_shape(step: Step) -> tuple[int, ...]:
 
 def exact_weight(step: Step, index: int = 1) -> Array:
     """Return the weight at input ``index`` in float64, as the plan would leave it."""
-    edit = step.edit(index)
-    if edit is None:
+    weight = step.weight(index)
+    if weight is None:
         raise step.refuse("its weight is not constant, so a shift cannot be multiplied through")
-    return edit.exact()
+    return weight
 
 
 def bias_dtype(step: Step) -> ir.DataType:

@@ -295,11 +295,12 @@ class _Square:
         return Pair(np.zeros_like(new), new)
 
     def _dequantized(self, node: ir.Node) -> Pair:
-        scale, codes = self._stored(node, 1), self.view.array(node.inputs[0])
+        codes, scale = self._stored(node, 0), self._stored(node, 1)
         zero = self.view.array(node.inputs[2]) if len(node.inputs) > 2 else None
         attributes = {name: self.view.attr(node, name) for name in node.attributes}
         old, new = (
-            run(operator(node), attributes, [codes, side, zero], self.view.opset)[0] for side in (scale.old, scale.new)
+            run(operator(node), attributes, [integers, side, zero], self.view.opset)[0]
+            for integers, side in ((codes.old, scale.old), (codes.new, scale.new))
         )
         return Pair(old, new)
 

@@ -238,16 +238,29 @@ class Graph:
         return value
 
     def quantized(self, shape: Shape) -> Value:
-        """A float32 weight behind DequantizeLinear, its scale per tensor or along one axis."""
+        """A float32 weight behind DequantizeLinear, its scale per tensor, along one axis, or for blocks of two."""
         codes = self.store(self.rng().integers(-9, 10, shape).astype(np.int8), "q")
         axis = self.d.int(0, len(shape) - 1) if self.opset >= 13 and len(shape) and self.d.odds(70) else None
+        blocks = axis is not None and self.opset >= 21 and self.d.odds(25)
         size = () if axis is None else (shape[axis],)
+        if blocks:
+            size = tuple(-(-n // 2) if i == axis else n for i, n in enumerate(shape))
         scale = self.store(np.asarray(self.rng().uniform(0.01, 0.1, size), np.float32), "scale")
         zero = self.store(self.rng().integers(-3, 4, size).astype(np.int8), "zero") if self.d.odds(40) else None
         value = Value(self.name("w"), (shape, shape), TensorProto.FLOAT, True)
         inputs = [item.name for item in (codes, scale, zero) if item is not None]
-        extra = {} if axis is None else {"axis": axis}
+        extra = {} if axis is None else {"axis": axis, **({"block_size": 2} if blocks else {})}
         self.nodes.append(helper.make_node("DequantizeLinear", inputs, [value.name], **extra))
+        return value
+
+    def quantized_bias(self, size: int) -> Value:
+        """A float32 vector behind DequantizeLinear of 32-bit integers, with one scale or a scale each."""
+        codes = self.store(self.rng().integers(-999, 1000, size).astype(np.int32), "r")
+        each = self.d.odds(50)
+        scale = self.store(np.asarray(self.rng().uniform(0.001, 0.01, size if each else ()), np.float32), "scale")
+        value = Value(self.name("b"), ((size,), (size,)), TensorProto.FLOAT, True)
+        extra = {"axis": 0} if each else {}
+        self.nodes.append(helper.make_node("DequantizeLinear", [codes.name, scale.name], [value.name], **extra))
         return value
 
     def parameter(

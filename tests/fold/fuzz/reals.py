@@ -319,11 +319,19 @@ class Squeeze(OpRun):  # type: ignore[misc]
 
 
 class DequantizeLinear(OpRun):  # type: ignore[misc]
-    """(q - zero) * scale, per tensor or along one axis."""
+    """(q - zero) * scale, per tensor, along one axis, or for blocks of an axis."""
 
     op_domain = ""
 
-    def _run(self, q: Any, scale: Any, zero: Any = None, axis: Any = 1, **_: Any) -> tuple[np.ndarray]:
+    def _run(
+        self, q: Any, scale: Any, zero: Any = None, axis: Any = 1, block_size: Any = 0, **_: Any
+    ) -> tuple[np.ndarray]:
+        if block_size:
+            scale, zero = (
+                None if a is None else np.repeat(a, block_size, axis).take(range(q.shape[axis]), axis)
+                for a in (scale, zero)
+            )
+            return ((q.astype(np.float64) - (0 if zero is None else zero.astype(np.float64))) * scale,)
         shape = [-1 if i == (axis or 0) % q.ndim else 1 for i in range(q.ndim)] if scale.ndim else []
         shifted = q.astype(np.float64) - (0 if zero is None else zero.astype(np.float64).reshape(shape))
         return (shifted * scale.reshape(shape),)

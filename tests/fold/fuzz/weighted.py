@@ -57,7 +57,9 @@ def matrix(g: Graph, shape: Shape, dtype: int) -> Value:
 
 
 def bias(g: Graph, size: int, dtype: int, odds: int = 50) -> Value | None:
-    """A vector, or none."""
+    """A vector, now and then of integers, or none."""
+    if dtype == TensorProto.FLOAT and g.opset >= 13 and g.d.odds(8):
+        return g.quantized_bias(size)
     return g.weight((size,), dtype) if g.d.odds(odds) else None
 
 
