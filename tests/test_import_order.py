@@ -21,6 +21,7 @@ ORDER = [
     "onnxfile",
     "doctor",
     "checkpoint",
+    "clean",
     "export",
     "precision",
     "fold",

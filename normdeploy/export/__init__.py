@@ -13,11 +13,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from torch import nn
 
+from normdeploy.clean import clean
 from normdeploy.errors import InputError
 from normdeploy.export import labels
 from normdeploy.export.call import arguments, bind_inputs
-from normdeploy.export.clean import clean
 from normdeploy.export.quiet import quiet
+from normdeploy.export.shapes import infer_shapes
 from normdeploy.export.trace import trace
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.specs import TensorSpec, output_names
@@ -77,7 +78,7 @@ def to_graph(
         labels.label_nodes(model, dict(module.named_modules(remove_duplicate=False)))
         common.InlinePass()(model)
         labels.merge_tied(model)
-        clean(model)
+        _clean(model)
         labels.own_outputs(model.graph)
         labels.name_values(model.graph, inputs, traced.outputs)
         _check(model, opset)
@@ -91,6 +92,21 @@ def _check_names(outputs: tuple[str, ...], wanted: tuple[str, ...]) -> None:
             where=f"--output-names {','.join(wanted)}",
             fix=f"name all of {', '.join(outputs)}, in this order",
         )
+
+
+def _clean(model: ir.Model) -> None:
+    """Evaluate what is constant: twice, the second time with the shapes that the first made static."""
+    common.TopologicalSortPass()(model)
+    for _ in range(2):
+        infer_shapes(model)
+        if not clean(model, declared_shapes=True):
+            break
+    infer_shapes(model)
+    tidy = (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveUnusedOpsetsPass(),
+    )
+    ir.passes.Sequential(*tidy, common.NameFixPass())(model)
 
 
 def _check(model: ir.Model, opset: int) -> None:

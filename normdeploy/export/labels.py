@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 import torch
 
+from normdeploy.clean.scope import bodies
 from normdeploy.export.trace import PREFIX
 from normdeploy.graph import MODULE_KEY
 
@@ -52,31 +53,6 @@ def _module(scopes: str, modules: Collection[str]) -> str | None:
     names = [_REPEATED_CALL.sub("", scope) for scope in (ast.literal_eval(scopes) if scopes else ())]
     found = [name.removeprefix(PREFIX) for name in names[:-1] if name.removeprefix(PREFIX) in modules]
     return found[-1] if found else None
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs inside an If, Loop or Scan."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def label_new_nodes(model: ir.Model, known: dict[str, str]) -> None:
-    """Label the nodes that cleaning made: as who made their value before (``known``), else as who consumes it."""
-    for node in reversed(list(ir.traversal.RecursiveGraphIterator(model.graph))):
-        if MODULE_KEY not in node.metadata_props:
-            names = [known[str(out.name)] for out in node.outputs if out.name in known]
-            uses = [use.node.metadata_props.get(MODULE_KEY, "") for out in node.outputs for use in out.uses()]
-            node.metadata_props.clear()
-            node.metadata_props[MODULE_KEY] = [*names, *uses, ""][0]
-
-
-def makers(model: ir.Model) -> dict[str, str]:
-    """Value name → module of the node that makes it."""
-    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    return {str(out.name): node.metadata_props.get(MODULE_KEY, "") for node in nodes for out in node.outputs}
 
 
 def merge_tied(model: ir.Model) -> None:

@@ -17,11 +17,12 @@ from onnx_ir.passes.common import ShapeInferencePass
 from threadpoolctl import threadpool_limits
 
 from normdeploy import onnxfile
+from normdeploy.clean import clean, store_as_read
 from normdeploy.disk import disk_errors
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.fold import merge
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.apply import Shelf, Writer, all_names, check, remove
+from normdeploy.fold.apply import Shelf, Writer, all_names, check
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm.reduce import NOT_LINEAR, Level, Reducer, blank
@@ -210,7 +211,7 @@ class _Folder:
         for graph, _ in _graphs(self.model):
             _need_makers(graph)
             graph.sort()  # shape inference gives up on nodes in another order
-            _remove_dead_ends(graph)
+        self.notes.extend(clean(self.model, keep=self.is_kept))
         self._infer_shapes()
         self.show("before")
         names, shelf = all_names(self.model), Shelf(self.need_unchanged)
@@ -222,6 +223,7 @@ class _Folder:
             writer = Writer(land, edits, names, self.model.graph, shelf)
             self._fold_all(land, writer)
             reducer.reduce(land, writer)
+        store_as_read(self.model)
         if self.model.ir_version < 4:  # every initializer is an input there, and yet a constant
             _drop_unread(self.model.graph, unread)
 
@@ -509,13 +511,6 @@ def _need_makers(graph: ir.Graph | ir.Function) -> None:
             raise InputError(
                 f"the model is not valid ONNX: nothing makes {value.name!r}", where=reader, fix="export it again"
             )
-
-
-def _remove_dead_ends(graph: ir.Graph | ir.Function) -> None:
-    """Take out what nothing reads: there is no norm where nothing is computed."""
-    for node in reversed(list(graph)):
-        if node.graph is not None and not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            remove(node)
 
 
 def _drop_unread(graph: ir.Graph, but: Container[ir.Value]) -> None:

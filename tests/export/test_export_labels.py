@@ -7,7 +7,6 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import pytest
 
-from normdeploy.export.clean import clean
 from normdeploy.export.labels import label_nodes, merge_tied, name_values, own_outputs
 from normdeploy.export.shapes import infer_shapes
 from normdeploy.graph import MODULE_KEY
@@ -109,18 +108,6 @@ def test_a_size_that_onnx_only_numbers_has_no_name() -> None:
     assert [str(dim) for dim in model.graph.outputs[0].shape] == ["N", "M"]
 
 
-def test_a_node_that_cleaning_makes_is_named_after_the_one_it_replaces() -> None:
-    model = model_of(
-        """agraph (float[2,6] x, float16[1] like) => (float16[2,6] y, float[2,2] s)
-        { y = CastLike(x, like)  q = SplitToSequence <axis: int = 1> (x, size)  i = Constant <value_int: int = 1> ()
-          s = SequenceAt(q, i)  size = Constant <value_int: int = 2> () }"""
-    )
-    for node in model.graph:
-        node.metadata_props[MODULE_KEY] = "cast" if node.op_type == "CastLike" else "split"
-    clean(model)
-    assert {n.op_type: n.metadata_props[MODULE_KEY] for n in model.graph} == {"Cast": "cast", "Split": "split"}
-
-
 def test_equal_weights_that_are_two_tensors_are_not_merged() -> None:
     model = model_of(
         """agraph (float[2] x) => (float[2] y) <float[2] v = {1, 2}, float[2] w = {1, 2}>
@@ -128,43 +115,3 @@ def test_equal_weights_that_are_two_tensors_are_not_merged() -> None:
     )
     merge_tied(model)
     assert set(model.graph.initializers) == {"v", "w"}
-
-
-NORMS = {
-    "BatchNormalization": "BatchNormalization <epsilon: float = 1e-12> (c, s, s, s, s)",
-    "LayerNormalization": "LayerNormalization <epsilon: float = 1e-12> (c, s)",
-    "InstanceNormalization": "InstanceNormalization <epsilon: float = 1e-12> (c, s, s)",
-    "LpNormalization": "LpNormalization (c)",
-    "MeanVarianceNormalization": "MeanVarianceNormalization <axes: ints = [0]> (c)",
-    "Dropout": "Dropout (c, ratio, training)",
-    "RandomNormalLike": "RandomNormalLike (c)",
-    "QuantizeLinear": "QuantizeLinear (c, ratio)",
-}
-
-
-@pytest.mark.parametrize("kind", NORMS)
-def test_cleaning_evaluates_constants_but_never_these(kind: str) -> None:
-    shape = "[3,3,2]" if kind == "InstanceNormalization" else "[3,3]"
-    values = ", ".join(str(i) for i in range(18 if kind == "InstanceNormalization" else 9))
-    model = model_of(
-        f"""agraph (float{shape} x) => ({"uint8" if kind == "QuantizeLinear" else "float"}{shape} n, float{shape} y)
-        <float{shape} k = {{{values}}}, float[3] s = {{1, 2, 3}}, float ratio = {{0.5}}, bool training = {{1}}>
-        {{ c = Neg(k)  n = {NORMS[kind]}  d = Exp(c)  y = Add(x, d) }}"""
-    )
-    for node in model.graph:
-        node.metadata_props[MODULE_KEY] = "m"
-    clean(model)
-    assert [node.op_type for node in model.graph] == [kind, "Add"]
-    assert all(node.metadata_props[MODULE_KEY] == "m" for node in model.graph)
-    constant = next(v for v in model.graph.initializers.values() if v.uses()[0].node.op_type == "Add")
-    expected = np.exp(-np.arange(18 if kind == "InstanceNormalization" else 9, dtype=np.float32))
-    np.testing.assert_allclose(constant.const_value.numpy().ravel(), expected, rtol=1e-6)  # one float32 operation
-
-
-def test_cleaning_does_not_make_the_file_much_larger() -> None:
-    model = model_of(
-        """agraph (float[2000,2000] x) => (float[2000,2000] y)
-        <float one = {1}, int64[2] size = {2000, 2000}> { c = Expand(one, size)  y = Add(x, c) }"""
-    )
-    clean(model)
-    assert [node.op_type for node in model.graph] == ["Expand", "Add"]

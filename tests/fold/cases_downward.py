@@ -50,7 +50,7 @@ DOWNWARD_INTO = [
          PRE + "y = ConvTranspose <group=3, pads=[2,1,2,1]> (t, w, b)", "ConvTranspose"),
     *[
         Case(f"gemm {name}", inputs, f"{weights}, {bn(3)}", "t0 = Identity (x)\n" + norm("t0", "t")
-             + f"y = Gemm {attributes} ({args})", "Identity Gemm")
+             + f"y = Gemm {attributes} ({args})", "Gemm")
         for name, inputs, weights, attributes, args in [
             ("plain", "float[N,3] x", "float[3,5] w", "", "t, w"),
             ("transB", "float[N,3] x", "float[5,3] w, float[5] b", "<transB=1>", "t, w, b"),
@@ -96,8 +96,8 @@ def before_conv(name: str, body: str, becomes: str, *, weights: str = "", channe
 
 
 DOWNWARD_THROUGH = [
-    before_conv("Identity", "u = Identity (t)", "Identity Conv"),
-    before_conv("Dropout", "u = Dropout (t)", "Dropout Conv"),
+    before_conv("Identity", "u = Identity (t)", "Conv"),
+    before_conv("Dropout", "u = Dropout (t)", "Conv"),
     before_conv("Reshape", "u = Reshape (t, s)", "Reshape Conv", weights="int64[4] s = {2,3,11,8}"),
     before_conv("Flatten, then Gemm", "p = GlobalAveragePool (t)\n u = Flatten (p)", "GlobalAveragePool Flatten Gemm",
                 weights="float[3,4] v", into="y = Gemm (u, v)"),
@@ -105,7 +105,7 @@ DOWNWARD_THROUGH = [
                 "u = Flatten (p)", "AveragePool Flatten Gemm", weights="float[12,4] v, float[4] c",
                 into="y = Gemm (u, v, c)"),
     before_conv("Squeeze and Unsqueeze", "p = Unsqueeze (t, a)\n q = Squeeze (p, a)\n u = Identity (q)",
-                "Unsqueeze Squeeze Identity Conv", weights="int64[1] a = {2}"),
+                "Unsqueeze Squeeze Conv", weights="int64[1] a = {2}"),
     before_conv("Transpose, then MatMul", "u = Transpose <perm=[0,2,3,1]> (t)", "Transpose MatMul Add Relu",
                 weights="float[3,4] v, float[4] c", into="m = MatMul (u, v)\n n = Add (m, c)\n y = Relu (n)"),
     before_conv("Tile of cells", "u = Tile (t, r)", "Tile Conv", weights="int64[4] r = {1,1,2,3}"),

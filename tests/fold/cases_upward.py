@@ -126,7 +126,7 @@ UPWARD_INTO = [
     Case("matmul, then Div by a scalar", "float[N,T,3] x", "float[3,5] w, float pos",
          "c = MatMul (x, w)\n y = Div (c, pos)", "MatMul"),
     Case("tied embedding", "int64[N,T] i, float[N,T,5] x", "float[11,5] w, float s = {2.25}",
-         "c = Gather (w, i)\n y = Mul (c, s)\n v = Transpose (w)\n y2 = MatMul (x, v)", "Gather Transpose MatMul",
+         "c = Gather (w, i)\n y = Mul (c, s)\n v = Transpose (w)\n y2 = MatMul (x, v)", "Gather MatMul",
          outputs="float[] y, float[] y2"),
     Case("weight that is an output too", IMAGE, f"float[3,3,1,1] w, {bn(3)}", "c = Conv (x, w)\n" + norm("c", "y"),
          "Conv", outputs="float[] y, float[3,3,1,1] w"),
@@ -155,9 +155,9 @@ UPWARD_INTO = [
 BN5 = norm("t", "y")
 
 UPWARD_THROUGH = [
-    after_conv("Identity", "t = Identity (c)\n" + BN5, "Conv Identity"),
-    after_conv("Dropout", "t = Dropout (c)\n" + BN5, "Conv Dropout"),
-    after_conv("Cast to the same dtype", "t = Cast <to=1> (c)\n" + BN5, "Conv Cast"),
+    after_conv("Identity", "t = Identity (c)\n" + BN5, "Conv"),
+    after_conv("Dropout", "t = Dropout (c)\n" + BN5, "Conv"),
+    after_conv("Cast to the same dtype", "t = Cast <to=1> (c)\n" + BN5, "Conv"),
     after_conv("Reshape keeping channels", "t = Reshape (c, s)\n" + BN5, "Conv Reshape",
          weights="int64[3] s = {2,5,54}"),
     after_conv("Reshape with 0 and -1", "t = Reshape (c, s)\n" + BN5, "Conv Reshape", weights="int64[3] s = {0,0,-1}"),

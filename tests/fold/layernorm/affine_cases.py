@@ -53,8 +53,8 @@ INTO = [
 BEHIND = "p = MatMul (m, w)\n y = Add (p, b)"
 LINEAR = "float[6,5] w, float[5] b"
 THROUGH = [
-    Case("dropout", LINEAR, "m = Dropout (n)\n" + BEHIND, "Dropout MatMul Add"),
-    Case("identity", LINEAR, "m = Identity (n)\n" + BEHIND, "Identity MatMul Add"),
+    Case("dropout", LINEAR, "m = Dropout (n)\n" + BEHIND, "MatMul Add"),
+    Case("identity", LINEAR, "m = Identity (n)\n" + BEHIND, "MatMul Add"),
     Case("reshape", f"{LINEAR}, int64[2] to = {{-1, 6}}", "m = Reshape (n, to)\n" + BEHIND, "Reshape MatMul Add"),
     Case("flatten of all features", "float[42,5] w, float[5] b", "m = Flatten (n)\n y = Gemm (m, w, b)",
          "Flatten Gemm"),

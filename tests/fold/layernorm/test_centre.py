@@ -120,7 +120,7 @@ def test_untied_where_the_head_reads_the_table_itself() -> None:
     case = next(case for case in CENTRED if case.name == "tied head")
     proto = with_values(case.model(), **ones)
     new, ledger = reduced(proto, layernorm="centre")
-    assert initializers(new)["table"].tobytes() == initializers(proto)["table"].tobytes()
+    np.testing.assert_array_equal(initializers(new)["table"].T, initializers(proto)["table"])  # as the head reads it
     assert _rms(new) == 2
     assert_exact(proto, new)
     assert any("a copy of" in entry.reason for entry in norm_entries(ledger))

@@ -1,0 +1,107 @@
+"""Cleaning of a graph: any exporter's file as if it had no operator that only computes constants.
+
+Only what is exact is done, and nothing that could touch a norm. ``export`` and ``fold`` begin with it: an exporter that
+does not optimize spells a missing bias ``Expand(CastLike(0, x), Shape(w))``, a bound of a Clip ``CastLike(6, x)`` and a
+split as a sequence, and no runtime fuses across those.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from normdeploy.clean.constants import Budget, evaluate_constants, keep_parameter_names
+from normdeploy.clean.functions import inline_functions
+from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
+from normdeploy.clean.scope import Scope, scopes
+from normdeploy.clean.sequences import open_sequences
+from normdeploy.clean.shapes import Shapes
+from normdeploy.clean.sizes import Sizes
+from normdeploy.clean.weights import remove_zero_biases, transpose_weights
+
+__all__ = ["clean", "store_as_read"]
+
+
+def clean(
+    model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda node: False, declared_shapes: bool = False
+) -> tuple[str, ...]:
+    """Clean ``model`` in place; inputs and outputs stay as they are declared, norms as they are written.
+
+    Args:
+        model: its graphs are sorted.
+        keep: True for a node that must be found again by its name, so is not inlined.
+        declared_shapes: True where every declared shape is right; else only those of the inputs are trusted.
+
+    Returns:
+        A sentence for each kind of what was done.
+    """
+    done: dict[str, Counter[str]] = {kind: Counter() for kind in _WORDS}
+    inlined = inline_functions(model, keep)
+    known, shapes, budget = list(scopes(model)), Shapes(model, declared=declared_shapes), Budget()
+    given = {value for scope in known for value in _constants(scope)}
+    unread = {value for value in given if not value.uses()}
+    for scope in known:
+        done["unread"] += remove_dead_ends(scope)
+    for scope in known:
+        _clean(scope, shapes, budget, done)
+        if any(_tells_nothing(scope, node, shapes) for node in scope.graph):
+            shapes.renew()
+            _clean(scope, shapes, budget, done)
+        done["bias"] += remove_zero_biases(scope, given)
+    for scope in known:
+        remove_dead_ends(scope)  # what only the evaluated read
+        _drop_unread(scope, unread)
+    keep_parameter_names(model.graph, budget)
+    notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found]
+    return (*([f"inlined, as a norm meets their border: {', '.join(inlined)}"] if inlined else []), *notes)
+
+
+def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter[str]]) -> None:
+    sizes = Sizes(scope, shapes)
+    done["constant"] += transpose_weights(scope)
+    done["constant"] += evaluate_constants(scope, shapes, sizes, budget)
+    done["sequence"] += open_sequences(scope, shapes)
+    done["identity"] += remove_identities(scope, Known(shapes, sizes))
+    done["cast"] += write_casts(scope)
+
+
+def _tells_nothing(scope: Scope, node: ir.Node, shapes: Shapes) -> bool:
+    """Return True for a Shape of what inference knew nothing of before there were more constants."""
+    return scope.is_main and scope.operator(node) == "Shape" and shapes.of(scope, node.inputs[0]) is None
+
+
+def store_as_read(model: ir.Model) -> None:
+    """Store each weight that is only ever transposed in that form, as :func:`clean` does."""
+    for scope in scopes(model):
+        transpose_weights(scope)
+
+
+_WORDS = {
+    "unread": "taken out, as nothing reads their results: {}",
+    "constant": "evaluated, as they only compute constants: {}",
+    "sequence": "opened, as their elements are read one by one: {}",
+    "identity": "taken out, as they change nothing: {}",
+    "cast": "written as Cast, as the type is known: {}",
+    "bias": "taken out, the zero biases that were computed for: {}",
+}
+
+
+def _counted(found: Counter[str]) -> str:
+    return ", ".join(f"{count} {operator}" for operator, count in sorted(found.items()))
+
+
+def _constants(scope: Scope) -> list[ir.Value]:
+    """Return what the graph itself holds: initializers and outputs of Constants."""
+    made = [node.outputs[0] for node in scope.graph if scope.operator(node) == "Constant"]
+    return [*(scope.graph.initializers.values() if isinstance(scope.graph, ir.Graph) else ()), *made]
+
+
+def _drop_unread(scope: Scope, unread: set[ir.Value]) -> None:
+    """Drop the initializers that nothing reads any more; those that nothing read before stay."""
+    if not isinstance(scope.graph, ir.Graph):
+        return
+    for name, value in list(scope.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input() and value not in unread:
+            scope.graph.initializers.pop(name)

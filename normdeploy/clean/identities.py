@@ -1,0 +1,142 @@
+"""Operators that hand on what they are given, and what nothing reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from normdeploy.clean.scope import Scope, bodies
+from normdeploy.clean.shapes import Shapes
+from normdeploy.clean.sizes import Sizes
+from normdeploy.graph import operator
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the shapes of values, and of the elements of vectors of sizes."""
+
+    shapes: Shapes
+    sizes: Sizes
+
+
+def remove_identities(scope: Scope, known: Known) -> Counter[str]:
+    """Take out every node of ``scope`` that changes nothing; return how many, by operator."""
+    done: Counter[str] = Counter()
+    for node in list(scope.graph):
+        name = scope.operator(node)
+        changes_nothing = _RULES.get(name)
+        if changes_nothing is None or any(attribute.is_ref() for attribute in node.attributes.values()):
+            continue
+        if changes_nothing(scope, node, known) and node.inputs[0] is not None and scope.hand_on(node, node.inputs[0]):
+            done[name] += 1
+    return done
+
+
+def _is_identity(scope: Scope, node: ir.Node, known: Known) -> bool:
+    return True
+
+
+def _keeps_dtype(scope: Scope, node: ir.Node, known: Known) -> bool:
+    given = node.inputs[0]
+    if given is None or given.dtype is None:
+        return False
+    if scope.operator(node) == "Cast":
+        return given.dtype == ir.DataType(node.attributes["to"].as_int())
+    like = node.inputs[1]
+    return like is not None and given.dtype == like.dtype
+
+
+def _drops_nothing(scope: Scope, node: ir.Node, known: Known) -> bool:
+    """From opset 7 on Dropout is for inference; from 12 on unless it is told to train."""
+    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
+        return False
+    training = node.inputs[2] if scope.opset >= 12 and len(node.inputs) > 2 else None
+    return training is None or ((told := scope.array(training)) is not None and not told.any())
+
+
+def _has_one_input(scope: Scope, node: ir.Node, known: Known) -> bool:
+    return len(node.inputs) == 1
+
+
+def _keeps_order(scope: Scope, node: ir.Node, known: Known) -> bool:
+    perm = node.attributes.get("perm")
+    return perm is not None and list(perm.as_ints()) == sorted(perm.as_ints())
+
+
+def _keeps_shape(scope: Scope, node: ir.Node, known: Known) -> bool:
+    """A Reshape to the sizes that are there already. The number of elements stays, so one unknown size is forced."""
+    return _asks_for_its_own(scope, node, known, unsure=1)
+
+
+def _widens_nothing(scope: Scope, node: ir.Node, known: Known) -> bool:
+    """An Expand to the sizes that are there already. A size that is only known by name may be 1 at one time."""
+    return _asks_for_its_own(scope, node, known, unsure=0)
+
+
+def _asks_for_its_own(scope: Scope, node: ir.Node, known: Known, unsure: int) -> bool:
+    has, asked = known.shapes.of(scope, node.inputs[0]), known.sizes.of(node.inputs[1])
+    if has is None or has != asked or None in has or 0 in has:
+        return False
+    return known.shapes.declared or sum(not isinstance(size, int) for size in has) <= unsure
+
+
+_RULES = {
+    "Identity": _is_identity,
+    "Cast": _keeps_dtype,
+    "CastLike": _keeps_dtype,
+    "Dropout": _drops_nothing,
+    "Concat": _has_one_input,
+    "Transpose": _keeps_order,
+    "Reshape": _keeps_shape,
+    "Expand": _widens_nothing,
+}
+
+
+def write_casts(scope: Scope) -> Counter[str]:
+    """Write each CastLike to a known plain dtype as a Cast; return how many."""
+    done: Counter[str] = Counter()
+    for node in list(scope.graph):
+        like = node.inputs[1] if scope.operator(node) == "CastLike" and len(node.inputs) == 2 else None
+        if like is None or like.dtype not in _PLAIN or node.inputs[0] is None:
+            continue
+        attributes, metadata = [ir.AttrInt64("to", like.dtype.value)], dict(node.metadata_props)
+        made = ir.Node("", "Cast", [node.inputs[0]], attributes, name=node.name, metadata_props=metadata)
+        old, new = node.outputs[0], made.outputs[0]
+        scope.graph.insert_before(node, made)
+        new.shape, new.type, name = old.shape, old.type, old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        scope.graph.remove(node, safe=True)
+        new.name = name
+        done["CastLike"] += 1
+    return done
+
+
+_PLAIN = frozenset(
+    {
+        ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16, ir.DataType.BOOL,
+        ir.DataType.INT32, ir.DataType.INT64,
+    }
+)  # fmt: skip
+"""What a Cast has no further settings for."""
+
+
+def remove_dead_ends(scope: Scope) -> Counter[str]:
+    """Take out what nothing reads; return how many nodes, by operator."""
+    done: Counter[str] = Counter()
+    for node in reversed(list(scope.graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            done[operator(node)] += 1
+            _discard(node)
+    return done
+
+
+def _discard(node: ir.Node) -> None:
+    """Remove ``node``, and what its bodies read of the graphs around them."""
+    for body in bodies(node):
+        body.outputs.clear()
+        for inner in reversed(list(body)):
+            _discard(inner)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
