@@ -76,7 +76,7 @@ PASSED = [
     Case("scales of Q and K that cancel, joined", QKV + ", float[N,T,8] r, float[N,T,4] p, float[N,T,6] w",
          "float[8] s = {1,2,1,2,4,8,4,8}, float[4] t = {1,0.5,0.25,0.125}",
          "a = Mul (r, s)\n b = Mul (p, t)\n" + attend("a, b, w", heads=FOUR_HEADS)
-         + "y = Identity (y0)\n y2 = Relu (x)", "Attention Identity Relu",
+         + "y = Identity (y0)\n y2 = Relu (x)", "Attention Relu",
          outputs="float[] y, float[] y2", opset=23, onnxruntime=False),
 ]
 

@@ -62,7 +62,7 @@ INTO = [
     Case("LSTM with coupled gates and other activations", X, weights(4, bias=False),
          PRE + 'y = LSTM <hidden_size=5, input_forget=1, activations=["Sigmoid","Relu","Softsign"]> (t, w, r)', "LSTM"),
     Case("LSTM of which only the last state is read", X, weights(4, bias=False),
-         PRE + ", h = LSTM <hidden_size=5> (t, w, r)\n y = Identity (h)", "LSTM Identity"),
+         PRE + ", h = LSTM <hidden_size=5> (t, w, r)\n y = Identity (h)", "LSTM"),
     Case("LSTM of unknown length and batch", "float[T,N,3] x", weights(4, bias=False),
          PRE + "y = LSTM <hidden_size=5> (t, w, r)", "LSTM"),
     Case("LSTM at opset 7", X, weights(4), PRE + "y = LSTM <hidden_size=5> (t, w, r, b)", "LSTM", opset=7,
