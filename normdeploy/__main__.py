@@ -1,7 +1,6 @@
 """The process of the command line: ``normdeploy``, or ``python -m normdeploy``."""
 
-import signal
-import sys
+import sys  # and nothing that Python has not loaded by itself: the current folder may still be on the path
 
 
 def main() -> int:
@@ -10,14 +9,16 @@ def main() -> int:
     A Ctrl-C while it is still being imported is no traceback, and one after it has ended comes too late.
     """
     try:
+        import signal
+
         from normdeploy.cli import main as command
 
-        return command()
+        code = command()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return code
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
