@@ -9,13 +9,9 @@ def main() -> int:
     A Ctrl-C while it is still being imported is no traceback, and one after it has ended comes too late.
     """
     try:
-        import signal
-
         from normdeploy.cli import main as command
 
-        code = command()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return code
+        return command(ends=True)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -43,10 +43,13 @@ app = App(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that ``arguments`` (the process's own by default) spell, and return its exit code."""
+def main(arguments: Sequence[str] | None = None, *, ends: bool = False) -> int:
+    """Run the command that ``arguments`` (the process's own by default) spell, and return its exit code.
+
+    Where the process ``ends`` with it, a Ctrl-C after the command is ignored.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with output.Guard(debug="--debug" in given) as guard:
+    with output.Guard(debug="--debug" in given, ends=ends) as guard:
         try:
             guard.code = app(given) or 0
         except CycloptsError:  # it has printed itself

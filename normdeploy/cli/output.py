@@ -40,8 +40,8 @@ class Guard:
     After a Ctrl-C the command is interrupted, whatever error a library makes of that, and even if it takes no notice.
     """
 
-    def __init__(self, *, debug: bool) -> None:
-        self.code, self._debug, self._interrupted = 0, debug, False
+    def __init__(self, *, debug: bool, ends: bool = False) -> None:
+        self.code, self._debug, self._ends, self._interrupted = 0, debug, ends, False
         self._before, self._usual = len(WRITTEN), signal.getsignal(signal.SIGINT)
         self._listens = callable(self._usual) and threading.current_thread() is threading.main_thread()
 
@@ -66,7 +66,8 @@ class Guard:
                 traceback.print_exception(error)
             print(_printable(message), file=sys.stderr)
         finally:
-            self._on_interrupt(self._usual)
+            if not self._ends:
+                self._on_interrupt(self._usual)
         return True
 
     def _on_interrupt(self, action: Any) -> None:
