@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -10,23 +12,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support import ROOT
+from torch import Tensor, nn
+
+import models.digits
 
 pytestmark = pytest.mark.xdist_group("readme")  # the sandbox takes half a minute: one process makes it
 
 STAGES = ("load", "export", "fold", "parity", "engine", "latency", "bundle")
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+_HEADING = "## From your checkpoint\n"
+CHECKPOINTS = _HEADING + README.partition(_HEADING)[2].partition("\n## ")[0]
+"""Its commands need files of their own."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README.replace(CHECKPOINTS, "")) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def commands(program: str) -> list[str]:
+def commands(program: str, *text: str) -> list[str]:
     """The README's shell lines that start with ``program``, each with its continuation lines."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks("sh", *text)).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.split()[0] == program]
 
 
@@ -104,6 +115,61 @@ def test_the_bundle_holds_what_is_listed(sandbox: Path) -> None:
     listed = next(block for block in blocks("text") if "golden/" in block)
     names = {line.split()[0].rstrip("/") for line in listed.splitlines()}
     assert names == {path.name for path in (sandbox / "out" / "digits").iterdir()}
+
+
+def test_every_layout_of_a_checkpoint_is_one_command(tmp_path: Path) -> None:
+    expected = models.digits.conv1d()
+    expected.load_state_dict(load_file(ROOT / "models" / "digits_conv1d.safetensors"))
+    write_checkpoints(tmp_path / "runs", expected)
+    (toml,) = blocks("toml", CHECKPOINTS)
+    (tmp_path / "normdeploy.toml").write_text(toml)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    lines = [command.partition(" ")[2] for command in commands("normdeploy", CHECKPOINTS)]
+    assert len(lines) == 7
+    # one process for all: most of a short command is its imports
+    code = (
+        "import shlex, sys; from normdeploy.cli import main; sys.exit(max(main(shlex.split(x)) for x in sys.argv[1:]))"
+    )
+    run(sys.executable, "-c", code, *lines, folder=tmp_path)
+    for line in lines:
+        golden = [np.load(tmp_path / line.split()[-1] / "golden" / f"{name}.npz") for name in ("inputs", "outputs")]
+        with torch.no_grad():
+            logits = expected.eval()(torch.from_numpy(golden[0]["x"]))
+        np.testing.assert_allclose(golden[1]["output"], logits.numpy(), rtol=1e-4, atol=1e-5)
+    manifest = json.loads((tmp_path / "out" / "whole" / "manifest.json").read_text())
+    assert manifest["trusted"] == {
+        "whole.pt": hashlib.sha256((tmp_path / "runs" / "whole.pt").read_bytes()).hexdigest()
+    }
+
+
+def write_checkpoints(folder: Path, module: nn.Module) -> None:
+    """The files that the README tells of, with the weights of ``module``, beside others where there are two sets."""
+    state = module.state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    optimizer = torch.optim.AdamW(module.parameters()).state_dict()
+
+    def named(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {prefix + name: value for name, value in weights.items()}
+
+    files = {
+        "lightning.ckpt": {
+            "state_dict": {**named("model.", state), "criterion.weight": torch.ones(10)},
+            "optimizer_states": [optimizer],
+        },
+        "ddp.pt": {"model": named("module._orig_mod.", state), "optimizer": optimizer, "epoch": 3},
+        "ema.pt": {"model": other, "ema": {"module": state, "updates": 7}},
+        "distilled.pth": {**named("teacher.", state), **named("student.", other)},
+        "renamed.pt": {**{n.replace("conv1.", "stem."): v for n, v in state.items()}, "aux.weight": torch.ones(3)},
+        "whole.pt": module,
+    }
+    (folder / "sharded").mkdir(parents=True)
+    for name, contents in files.items():
+        torch.save(contents, folder / name)
+    shards = {"model-00001-of-00002.safetensors": list(state)[:9], "model-00002-of-00002.safetensors": list(state)[9:]}
+    for name, held in shards.items():
+        save_file({each: state[each] for each in held}, folder / "sharded" / name)
+    places = {each: name for name, held in shards.items() for each in held}
+    (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
 def test_links_lead_somewhere() -> None:
