@@ -200,6 +200,12 @@ DECOMPOSED = {
     "layer norm by E[x^2]": """m = ReduceMean(a, axes) q = Mul(a, a) v = ReduceMean(q, axes) mm = Mul(m, m)
                                k = Sub(v, mm) e = Add(k, eps) r = Sqrt(e) d = Sub(a, m) n = Div(d, r)""",
     "rms norm": "q = Mul(a, a) v = ReduceMean(q, axes) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) n = Mul(a, i)",
+    "unbiased": """m = ReduceMean(a, axes) d = Sub(a, m) q = Mul(d, d) v = ReduceMean(q, axes) u = Mul(v, bessel)
+                   e = Sqrt(u) r = Add(e, eps) k = Sub(a, m) n = Div(k, r)""",
+    "two centrings": """m = ReduceMean(a, axes) d = Sub(a, m) k = Sub(a, m) q = Mul(d, k) s2 = ReduceSum(q, axes)
+                        v = Mul(s2, share) e = Add(v, eps) r = Sqrt(e) i = Reciprocal(r) n = Mul(d, i)""",
+    "weighted": """m = ReduceMean(a, axes) d = Sub(a, m) p = Pow(d, two) q = Mul(p, weights) v = ReduceSum(q, axes)
+                   e = Max(v, eps) r = Sqrt(e) n = Div(d, r)""",
     "l2 norm": "r = ReduceL2(a, axes) e = Max(r, eps) n = Div(a, e)",
 }
 
@@ -210,6 +216,9 @@ def decomposed(name: str) -> ir.Model:
         axes=np.array([-1]),
         two=np.array(2, np.float32),
         minus_half=np.array(-0.5, np.float32),
+        bessel=np.array(C / (C - 1), np.float32),
+        share=np.array(1 / C, np.float32),
+        weights=np.full(C, 1 / C, np.float32),
         eps=np.array(1e-12, np.float32),
         s=normal(C),
         w=normal(C, 5),
@@ -222,7 +231,7 @@ def test_a_norm_spelled_out_is_a_float32_island(name: str, precision: Precision)
     model = decomposed(name)
     assert len(norm_chains(model)) == 1
     narrow = to_precision(model, precision)
-    for kind in ("ReduceMean", "ReduceL2", "Pow", "Sqrt", "Sub", "Div", "Reciprocal"):
+    for kind in ("ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Sub", "Div", "Reciprocal"):
         assert all(types == {"FLOAT"} for types in types_of(narrow, kind)), kind
     assert types_of(narrow, "MatMul") == [{DTYPES[precision].name}]
     x = normal(3, 4, C, scale=300, shift=300)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from normdeploy.errors import InputError
 from normdeploy.graph import label, operator
-from normdeploy.precision import norm_chains
+from normdeploy.precision import averaging, norm_chains
 from normdeploy.specs import DTYPES, TensorSpec
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -105,7 +105,7 @@ def _norm_types(model: ir.Model) -> Iterator[Problem]:
 
 def _narrow_chains(model: ir.Model) -> Iterator[Problem]:
     for chain in norm_chains(model):
-        node = next((node for node in chain if node.outputs[0].dtype in _NARROW), None)
+        node = next((node for node in averaging(chain) if node.outputs[0].dtype in _NARROW), None)
         if node is not None:
             yield _at(
                 node,

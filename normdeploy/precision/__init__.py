@@ -27,9 +27,9 @@ from normdeploy.errors import InputError
 from normdeploy.graph import label, operator
 from normdeploy.precision.convert import Conversion
 from normdeploy.precision.decide import HEAVY
-from normdeploy.precision.norms import NORMS, norm_chains
+from normdeploy.precision.norms import NORMS, averaging, norm_chains
 
-__all__ = ["DTYPES", "HEAVY", "NORMS", "Precision", "norm_chains", "to_precision", "wrong_precision"]
+__all__ = ["DTYPES", "HEAVY", "NORMS", "Precision", "averaging", "norm_chains", "to_precision", "wrong_precision"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
