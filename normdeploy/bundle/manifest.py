@@ -15,9 +15,10 @@ MODEL, EXTERNAL_DATA = "model.onnx", "model.onnx.data"
 MANIFEST = "manifest.json"
 REPORT, PAGE = "report.json", "report.html"
 PLAN = "model.plan"
+PLUGIN_MODEL, PLUGIN_DATA = "model.plugin.onnx", "model.plugin.onnx.data"
 GOLDEN_INPUTS, GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 _REQUIRED = (MODEL, REPORT, PAGE, GOLDEN_INPUTS, GOLDEN_OUTPUTS)
-NAMES = frozenset({*_REQUIRED, EXTERNAL_DATA, PLAN, f"{PLAN}{SUFFIX}"})
+NAMES = frozenset({*_REQUIRED, EXTERNAL_DATA, PLAN, f"{PLAN}{SUFFIX}", PLUGIN_MODEL, PLUGIN_DATA})
 """All that a bundle may hold beside its manifest: nothing else is read, replaced or removed."""
 MOST = 1 << 24
 """Bytes that a manifest may have."""

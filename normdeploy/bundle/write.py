@@ -25,6 +25,8 @@ from normdeploy.bundle.manifest import (
     NAMES,
     PAGE,
     PLAN,
+    PLUGIN_DATA,
+    PLUGIN_MODEL,
     REPORT,
     Manifest,
 )
@@ -63,6 +65,7 @@ def write(
     report: Report,
     golden: Golden,
     engine: EngineBuild | None = None,
+    plugin_model: ir.Model | None = None,
     model_args: Mapping[str, str] | None = None,
     session_options: Mapping[str, str] | None = None,
     force: bool = False,
@@ -71,16 +74,19 @@ def write(
     """Write the bundle and return its real path.
 
     ``golden.outputs`` are what ``model`` itself gives for ``golden.inputs`` on this machine; ``engine`` is the one that
-    ``report`` tells of. Above ``external_above`` bytes the weights get a file of their own. The finished folder is
-    loaded, with all checks of ``load_bundle``, before it takes its place. Raises InputError where the folder may not be
-    replaced or the disk does not take it, and what ``load_bundle`` raises; whatever goes wrong, what was there stays as
-    it was and nothing is left beside it. A file that somebody puts into an older bundle while it is replaced is kept.
+    ``report`` tells of, and ``plugin_model`` the graph with plugins that it is built from, or can be. Above
+    ``external_above`` bytes the weights get a file of their own. The finished folder is loaded, with all checks of
+    ``load_bundle``, before it takes its place. Raises InputError where the folder may not be replaced or the disk does
+    not take it, and what ``load_bundle`` raises; whatever goes wrong, what was there stays as it was and nothing is
+    left beside it. A file that somebody puts into an older bundle while it is replaced is kept.
     """
     target = check_target(folder, force=force)
     with disk_errors(target, _WHAT), room(target) as place:
         new = place.new
         new.mkdir()
-        _save_model(model, new / MODEL, external_above)
+        _save_model(model, new / MODEL, EXTERNAL_DATA, external_above)
+        if plugin_model is not None:
+            _save_model(plugin_model, new / PLUGIN_MODEL, PLUGIN_DATA, external_above)
         (new / REPORT).write_text(report.to_json(), encoding="utf-8")
         (new / PAGE).write_text(render(report), encoding="utf-8")
         if engine is not None:
@@ -125,13 +131,13 @@ def _manifest(
     )
 
 
-def _save_model(model: ir.Model, path: Path, external_above: int) -> None:
+def _save_model(model: ir.Model, path: Path, data: str, external_above: int) -> None:
     values = [value for graph in model.graphs() for value in graph.initializers.values()]
     tensors = [value.const_value for value in values if value.const_value is not None]
     # A tensor that lies in a file already would be written as a reference to that file, which is not in the bundle.
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     large = sum(tensor.nbytes for tensor in tensors) > external_above
-    onnxfile.save(model, path, external_data=EXTERNAL_DATA if external or large else None)
+    onnxfile.save(model, path, external_data=data if external or large else None)
 
 
 def _replaceable(target: Path, force: bool) -> set[tuple[str, str]]:

@@ -72,6 +72,7 @@ def export(
     precision: Precision | None = None,
     engine: bool = False,
     sm: str = "",
+    plugin: bool = False,
     force: bool = False,
     no_bench: bool = False,
     talk: Talk = Talk(),
@@ -89,6 +90,7 @@ def export(
         precision: what the deployed model computes in; by default what the module does.
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, e.g. 86,89,120; by default all that the backend knows.
+        plugin: write a graph with LayerNorm plugins too, for the full TensorRT; with --target tensorrt.
         force: replace an older bundle.
         no_bench: leave the latency out.
     """
@@ -99,7 +101,7 @@ def export(
             report = pipeline.export(
                 model, parity.inputs(), out, output_names=listed(parity.output_names), data=parity.data,
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
-                engine=engine, sm=listed(sm), force=force, bench=not no_bench, seed=parity.seed,
+                engine=engine, sm=listed(sm), plugin=plugin, force=force, bench=not no_bench, seed=parity.seed,
                 criteria=parity.criteria(), verbose=talk.verbose, progress=progress, **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
@@ -118,6 +120,7 @@ def fold(
     keep: tuple[str, ...] = (),
     layernorm: Level = "affine",
     target: Target = "onnx",
+    plugin: bool = False,
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,
@@ -131,6 +134,7 @@ def fold(
         keep: pattern of module names whose norms stay as they are.
         layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
         target: what will run the model; onnxruntime allows an operator of its own.
+        plugin: write LayerNorms as the plugin's operators, for the full TensorRT alone; with --target tensorrt.
         dump: an empty or new folder for the graph before and after each step.
         strict: exit 1, and write nothing, where a step failed its proof.
         force: replace an older file.
@@ -139,8 +143,9 @@ def fold(
 
     with output.working(talk):
         ledger = pipeline.fold_file(
-            model, out, keep=keep, layernorm=layernorm, target=target, dump=dump, strict=strict, force=force
-        )
+            model, out, keep=keep, layernorm=layernorm, target=target, plugin=plugin, dump=dump, strict=strict,
+            force=force,
+        )  # fmt: skip
     output.ledger(ledger, talk, out)
     return 0
 
@@ -216,6 +221,7 @@ def build(
     workspace: int | None = None,
     level: int | None = None,
     layers: bool = False,
+    plugin: bool = False,
     force: bool = False,
     talk: Talk = Talk(),
 ) -> int:
@@ -231,6 +237,7 @@ def build(
         workspace: most scratch memory, in MiB.
         level: 0, a fast build, to 5, a fast engine.
         layers: show each layer, with the PyTorch modules in it.
+        plugin: let normdeploy's LayerNorm plugin run the norms; the full TensorRT only.
         force: replace an older plan.
     """
     from normdeploy import pipeline
@@ -238,7 +245,7 @@ def build(
     with output.building(talk) as progress:
         built = pipeline.build(
             model, out, input, precision=precision, backend=backend, sm=listed(sm), workspace_mib=workspace,
-            level=level, force=force, progress=progress,
+            level=level, plugin=plugin, force=force, progress=progress,
         )  # fmt: skip
     output.engine(built.sidecar, talk, out, layers=layers)
     return 0

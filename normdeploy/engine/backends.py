@@ -7,6 +7,7 @@ capabilities; it is built with in every test run.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -42,6 +43,10 @@ class Backend(ABC):
     def network_flags(self, trt: Any) -> int:
         """The flags of a strongly typed network, in which precision is what the graph says."""
 
+    def register_plugins(self, trt: Any, sm: int) -> None:
+        """Register the LayerNorm plugins, compiled for the compute capability ``sm``, such as 90."""
+        raise AssertionError("choose_for_plugins lets no other backend through")
+
     @abstractmethod
     def set_targets(self, trt: Any, config: Any, sm: Sequence[str]) -> tuple[str, ...]:
         """Aim ``config`` at compute capabilities such as ``89``; gives those aimed at, none for the GPU at hand."""
@@ -58,8 +63,15 @@ class TensorRT(Backend):
 
     def network_flags(self, trt: Any) -> int:
         """Version 11 knows strongly typed networks only, and may have lost the flag that asks for one."""
-        flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        return 0 if flag is None else 1 << int(flag)
+        names = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
+        flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in names]
+        return sum(1 << int(flag) for flag in flags if flag is not None)
+
+    def register_plugins(self, trt: Any, sm: int) -> None:
+        """Register the LayerNorm plugins, compiled for the compute capability ``sm``, such as 90."""
+        from normdeploy.engine import plugin
+
+        plugin.register(importlib.import_module("tensorrt.plugin"), trt, sm)
 
     def set_targets(self, trt: Any, config: Any, sm: Sequence[str]) -> tuple[str, ...]:
         """It builds for the GPU at hand and no other."""
@@ -123,6 +135,22 @@ def choose(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
     if backend.needs_gpu and not gpu:
         raise UnavailableError(f"{backend.title} builds on a GPU, and this machine has none", fix=BACKENDS[1].install)
     return backend
+
+
+def choose_for_plugins(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
+    """As :func:`choose`, for a model with LayerNorm plugins, which only the full TensorRT takes.
+
+    TensorRT-RTX has no plugins: its network has no ``add_plugin``, and its parser ends the process at one.
+    """
+    full, ahead = BACKENDS
+    if name == ahead.name or sm:
+        what = f"{ahead.title} takes no plugins: --plugin needs the full TensorRT, and builds for the GPU at hand"
+        raise UnavailableError(what, fix=f"{full.install} on a machine with an NVIDIA GPU, or leave --plugin out")
+    try:
+        return choose(name or full.name, gpu=gpu)
+    except UnavailableError as error:
+        fix = f"{full.install} on a machine with an NVIDIA GPU, or leave --plugin out"
+        raise UnavailableError(f"--plugin needs the full TensorRT: {error.what}", fix=fix) from error
 
 
 def _refuse_all(gpu: bool) -> Backend:

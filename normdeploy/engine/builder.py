@@ -15,10 +15,11 @@ from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
 from normdeploy import onnxfile
 from normdeploy.engine import gpu
 from normdeploy.engine.audit import require_precision
-from normdeploy.engine.backends import Backend, choose
+from normdeploy.engine.backends import Backend, choose, choose_for_plugins
 from normdeploy.engine.job import PLAN, Job, Result
 from normdeploy.engine.layers import EngineLayer, Owner, from_inspector, from_log
 from normdeploy.engine.lint import Problem, lint, refuse, unsupported
+from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, sha256, write_plan
@@ -69,6 +70,7 @@ def build(
     version_compatible: bool = False,
     refit: bool = False,
     timing_cache: Path | None = None,
+    plugin: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> EngineBuild:
     """Build the engine of ``model``, an ONNX file or a graph, which is not changed. Nothing is written.
@@ -84,6 +86,7 @@ def build(
         level: builder optimization level, 0 (fast build) to 5 (fast engine).
         version_compatible, refit: the backend's flags of these names; they need a GPU.
         timing_cache: folder that keeps kernel timings between builds; TensorRT only, TensorRT-RTX times nothing.
+        plugin: let the LayerNorm plugin run the norms, for which the full TensorRT is needed.
         progress: called with each step.
 
     Raises:
@@ -95,8 +98,9 @@ def build(
     if level is not None and level not in _LEVELS:
         raise InputError("no such builder optimization level", where=str(level), fix="choose 0 to 5")
     device = gpu.find()
-    chosen = choose(backend, gpu=device is not None, sm=sm)
+    chosen = (choose_for_plugins if plugin else choose)(backend, gpu=device is not None, sm=sm)
     graph = _prepare(onnxfile.load(model) if isinstance(model, Path) else model, precision)
+    left = to_plugins(graph) if plugin else ()
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)
     problems = tuple(dict.fromkeys(problem for each in filled for problem in lint(graph, each)))
@@ -115,13 +119,14 @@ def build(
             refit=refit,
             timing_cache=None if timing_cache is None else str(timing_cache.resolve()),
             gpu=None if device is None else str(device),
+            plugin_sm=int(device.capability.removeprefix("SM")) if plugin and device is not None else None,
         )
         owners = {str(node.name): Owner(module_name(node), operator(node)) for node in graph.graph.all_nodes()}
         result = run(job, folder, owners, progress)
         refuse((*problems, *unsupported(graph, result.unknown_operators, chosen.title)))
         _refuse_failure(result, chosen, owners, workspace_mib)
         plan = (folder / PLAN).read_bytes()
-    sidecar = _sidecar(plan, graph, job, result, profiles, precision, owners)
+    sidecar = _sidecar(plan, graph, job, result, profiles, precision, owners, left)
     return EngineBuild(plan, sidecar, time.perf_counter() - started)
 
 
@@ -197,6 +202,7 @@ def _sidecar(
     profiles: tuple[dict[str, Range], ...],
     precision: Precision,
     owners: Mapping[str, Owner],
+    left: Sequence[str],
 ) -> Sidecar:
     layers = from_inspector(result.inspector, owners, HEAVY) if result.inspector else ()
     layers = layers or from_log(result.layers, owners, HEAVY)
@@ -222,5 +228,5 @@ def _sidecar(
         timing_cache_key=result.timing_cache_key,
         options={name: value for name, value in (options | flags).items() if value is not None and value is not False},
         layers=layers,
-        notes=(*notes, *(_SOURCE.sub("", warning) for warning in result.warnings)),
+        notes=(*notes, *left, *(_SOURCE.sub("", warning) for warning in result.warnings)),
     )

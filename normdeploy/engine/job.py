@@ -29,6 +29,7 @@ class Job:
         version_compatible, refit: flags of the same name.
         timing_cache: folder of the timing caches.
         gpu: the GPU at hand, as the timing cache's key names it.
+        plugin_sm: the compute capability that LayerNorm plugins are compiled for; None where there are none.
     """
 
     backend: str
@@ -43,6 +44,7 @@ class Job:
     refit: bool = False
     timing_cache: str | None = None
     gpu: str | None = None
+    plugin_sm: int | None = None
 
     def write(self, folder: Path) -> None:
         """Leave the job in ``folder``."""

@@ -49,6 +49,8 @@ class _Build:
 
     def run(self) -> Result:
         trt = self.trt
+        if self.job.plugin_sm is not None:
+            self.backend.register_plugins(trt, self.job.plugin_sm)
         try:
             builder = trt.Builder(self.logger)
             network = builder.create_network(self.backend.network_flags(trt))

@@ -1,4 +1,4 @@
-"""Run a compiled kernel on PyTorch's tensors, on PyTorch's stream. Needs an NVIDIA GPU; it has run on none so far."""
+"""Run a compiled kernel on addresses of GPU memory, by the CUDA driver: on an NVIDIA GPU, and on none so far."""
 
 from __future__ import annotations
 
@@ -7,48 +7,40 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from normdeploy.errors import InputError, NormdeployError
+from normdeploy.errors import NormdeployError
 from normdeploy.kernels.compile import ENTRY, ptx
-from normdeploy.kernels.variants import Norm, Variant, variant
+from normdeploy.kernels.variants import Variant
 
 
-def launch(norm: Norm, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Run ``norm`` on ``tensors``, which has one for each of its parameters but ``rows``.
+def launch(path: Variant, sm: int, device: int, addresses: Mapping[str, int], rows: int, stream: int) -> None:
+    """Enqueue the kernel of ``path`` on ``stream`` of the current context.
 
     Args:
-        norm: what is computed.
-        tensors: on one CUDA device, contiguous, at addresses that are multiples of 16 bytes. ``x``, ``residual``,
-            ``y`` and ``sum`` are ``(..., features)``, ``gamma`` and ``beta`` ``(features,)``; ``scale`` is one float32.
+        path: the kernel, as :func:`normdeploy.kernels.variants.variant` gives it for ``sm``.
+        sm: the compute capability of the device, such as 90.
+        device: its number; a module is loaded once for each.
+        addresses: by name, of each parameter but ``rows``: multiples of 16 bytes, of arrays that are contiguous.
+        rows: the number of rows.
+        stream: the handle of a CUDA stream.
 
     Raises:
-        InputError: a tensor does not lie as it must.
         UnavailableError: NVRTC is not installed.
+        NormdeployError: the driver refuses the kernel or its launch.
     """
-    x = tensors["x"]
-    for name, tensor in tensors.items():
-        if not tensor.is_contiguous() or tensor.data_ptr() % 16 or tensor.device != x.device:
-            raise InputError("a tensor is not contiguous, not aligned to 16 bytes or on another device", where=name)
-    rows = x.numel() // norm.features
     if rows == 0:
         return
-    with torch.cuda.device(x.device):
-        capability = torch.cuda.get_device_capability(x.device)
-        path, function = _loaded(norm, 10 * capability[0] + capability[1], x.device.index)
-        values = [rows if name == "rows" else tensors[name].data_ptr() for name in norm.parameters]
-        types = [ctypes.c_int if name == "rows" else ctypes.c_void_p for name in norm.parameters]
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        grid, block = (path.blocks(rows), 1, 1), (path.threads, 1, 1)
-        _call("cuLaunchKernel", function, *grid, *block, 0, stream, (tuple(values), tuple(types)), 0)
+    names = path.norm.parameters
+    values = tuple(rows if name == "rows" else addresses[name] for name in names)
+    types = tuple(ctypes.c_int if name == "rows" else ctypes.c_void_p for name in names)
+    grid, block = (path.blocks(rows), 1, 1), (path.threads, 1, 1)
+    _call("cuLaunchKernel", _loaded(path, sm, device), *grid, *block, 0, stream, (values, types), 0)
 
 
 @functools.cache
-def _loaded(norm: Norm, sm: int, device: int) -> tuple[Variant, Any]:
-    """Return the kernel for the GPU at hand; one per device, since a module belongs to its context."""
-    path = variant(norm, sm)
+def _loaded(path: Variant, sm: int, device: int) -> Any:
+    """Return the function in the driver; ``device`` keeps those of several contexts apart."""
     module = _call("cuModuleLoadData", ptx(path, sm))
-    return path, _call("cuModuleGetFunction", module, ENTRY.encode())
+    return _call("cuModuleGetFunction", module, ENTRY.encode())
 
 
 def _call(name: str, *arguments: Any) -> Any:

@@ -6,12 +6,14 @@ a CPU float64 too. They have no gradients. Under autocast 16-bit inputs stay so:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from normdeploy.errors import InputError
 from normdeploy.kernels.launch import launch
-from normdeploy.kernels.variants import DType, Norm, OutputType, WeightType
+from normdeploy.kernels.variants import DType, Norm, OutputType, WeightType, variant
 
 _DTYPES: dict[torch.dtype, DType] = {
     torch.float32: "float32",
@@ -89,8 +91,17 @@ def _normed(
     given = {name: _aligned(tensor) for name, tensor in tensors.items() if tensor is not None}
     y = torch.empty_like(given["x"], dtype=quantized or x.dtype)
     total = torch.empty_like(given["x"]) if residual is not None else None
-    launch(norm, given | {"y": y} | ({} if total is None else {"sum": total}))
+    _launched(norm, given | {"y": y} | ({} if total is None else {"sum": total}))
     return y, total
+
+
+def _launched(norm: Norm, tensors: Mapping[str, Tensor]) -> None:
+    x = tensors["x"]
+    major, minor = torch.cuda.get_device_capability(x.device)
+    sm, addresses = 10 * major + minor, {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        launch(variant(norm, sm), sm, x.device.index, addresses, x.numel() // norm.features, stream)
 
 
 def _aligned(tensor: Tensor) -> Tensor:

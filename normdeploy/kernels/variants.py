@@ -13,7 +13,7 @@ A thread of a block of 1024 holds 16 elements: with more it would run out of its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from normdeploy.errors import InputError
@@ -162,6 +162,19 @@ def variant(norm: Norm, sm: int) -> Variant:
     each = -(-vectors // blocks)
     held = next(held for held in (1, 2, 4) if each <= 512 * held or held == most)
     return Variant(norm, _warps(-(-each // held)), 1, blocks, held)
+
+
+def tiles(norm: Norm, sm: int) -> tuple[Variant, ...]:
+    """Return the paths that may be the fastest for ``norm`` on a GPU of ``sm``, the likeliest first.
+
+    Beside that of :func:`variant`, where a block holds a row, one with half its threads, each of which holds twice as
+    much; where that needs more registers than there are it is left out.
+    """
+    first = variant(norm, sm)
+    most = _HELD_ELEMENTS * _SIZES[norm.dtype] // 16
+    if first.rows > 1 or not first.vectors or 2 * first.vectors > most or first.lanes % 64:
+        return (first,)
+    return first, replace(first, lanes=first.lanes // 2, vectors=2 * first.vectors)
 
 
 def _warps(threads: int) -> int:

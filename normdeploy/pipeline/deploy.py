@@ -15,6 +15,7 @@ from normdeploy import bundle
 from normdeploy.bench.timers import interleave
 from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
+from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
@@ -23,6 +24,7 @@ from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
+from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on
 from normdeploy.pipeline.session import in_onnxruntime
 from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
@@ -49,6 +51,7 @@ def export(
     precision: Precision | None = None,
     engine: bool = False,
     sm: Sequence[str] = (),
+    plugin: bool = False,
     force: bool = False,
     bench: bool = True,
     seed: int = 0,
@@ -76,6 +79,7 @@ def export(
             that overflow it are noted by module name.
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, such as ``89``.
+        plugin: write a graph with LayerNorm plugins beside the model, from which the engine is built.
         force: replace an older bundle.
         bench: measure latency.
         seed: of the random inputs.
@@ -88,7 +92,7 @@ def export(
     ``out`` stays as it was.
     """
     bundle.check_target(Path(out), force=force)
-    _check_options(engine, sm, layernorm, target, tune)
+    _check_options(engine, sm, layernorm, target, tune, plugin)
     specs = specs_of(inputs, output_names)
     feeds = feeds_for(specs, data, seed)
     stages = Stages(progress)
@@ -112,7 +116,10 @@ def export(
         if engine and kept.verdict.passed:
             with stages("engine"):
                 graph = kept.folded.model
-                built = build_engine(graph, specs, precision=computes_in(graph), sm=sm)
+                built = build_engine(graph, specs, precision=computes_in(graph), sm=sm, plugin=plugin)
+        plugin_model = None
+        if plugin and kept.verdict.passed:
+            kept, plugin_model = _with_plugins(kept)
         if bench and kept.verdict.passed:
             with stages("latency"):
                 latency = interleave(EagerRunner(checkpoint.module, specs), deployed, feeds[0], threads=threads)
@@ -128,9 +135,17 @@ def export(
         model_args = source.get("model_args", {})
         bundle.write(
             Path(out), model=kept.folded.model, report=report, golden=golden, engine=built,
-            model_args=model_args, session_options=kept.options, force=force,
+            plugin_model=plugin_model, model_args=model_args, session_options=kept.options, force=force,
         )  # fmt: skip
     return report
+
+
+def _with_plugins(kept: Kept) -> tuple[Kept, ir.Model]:
+    """Return what is kept, with notes on the norms that no plugin runs, and its graph with plugins for the others."""
+    graph = kept.folded.model.clone()
+    ledger = kept.folded.ledger
+    ledger = replace(ledger, notes=ledger.notes + to_plugins(graph))
+    return replace(kept, folded=replace(kept.folded, ledger=ledger)), graph
 
 
 @dataclass(frozen=True)
@@ -156,8 +171,9 @@ class _Forms:
         return verdict_on(self.module, self.specs, session, graph, self.feeds, self.criteria, precision=computes)
 
 
-def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool) -> None:
+def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool, plugin: bool) -> None:
     """InputError where two options contradict each other, UnavailableError for an engine that cannot be built here."""
+    check_plugin(plugin, target)
     if tune and layernorm != "affine":
         fix = "leave --layernorm out, and the form is chosen; or --tune, and it is the one you name"
         raise InputError("a form is either given or chosen", where=f"--tune --layernorm {layernorm}", fix=fix)
@@ -168,6 +184,6 @@ def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Ta
         what = "TensorRT builds the engine, and of the bundle's own graph"
         raise InputError(what, where="--target onnxruntime", fix="leave --target out, or --engine")
     if engine:
-        require_backend(None, sm)
+        require_backend(None, sm, plugin=plugin)
     elif sm:
         raise InputError("compute capabilities are those of an engine", where="--sm", fix="give --engine as well")

@@ -13,7 +13,7 @@ from normdeploy import engine, onnxfile
 from normdeploy.bundle import load_bundle
 from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.engine import EngineBuild, gpu
-from normdeploy.engine.backends import choose
+from normdeploy.engine.backends import choose, choose_for_plugins
 from normdeploy.engine.process import Progress
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
@@ -33,6 +33,7 @@ class BuildOptions(TypedDict, total=False):
     version_compatible: bool
     refit: bool
     timing_cache: Path | None
+    plugin: bool
 
 
 def build(
@@ -62,7 +63,7 @@ def build(
     :func:`normdeploy.engine.build` raises, and what :func:`normdeploy.load_bundle` does; ``out`` then stays as it was.
     """
     model, out = Path(model), Path(out)
-    require_backend(options.get("backend"), options.get("sm", ()))
+    require_backend(options.get("backend"), options.get("sm", ()), plugin=options.get("plugin", False))
     _check_workspace(options.get("workspace_mib"))
     check_plan_path(model, out, force=force)
     graph, specs, feeds = _resolved(model, inputs)
@@ -82,9 +83,9 @@ def build(
     return built
 
 
-def require_backend(backend: str | None, sm: Sequence[str]) -> None:
+def require_backend(backend: str | None, sm: Sequence[str], *, plugin: bool = False) -> None:
     """Raise UnavailableError, with the install command, unless an engine can be built here: before any work is done."""
-    choose(backend, gpu=gpu.find() is not None, sm=sm)
+    (choose_for_plugins if plugin else choose)(backend, gpu=gpu.find() is not None, sm=sm)
 
 
 def computes_in(model: ir.Model) -> Precision:

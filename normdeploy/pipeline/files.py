@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from normdeploy import onnxfile
 from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, read_plain, room, sha256_of
+from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fold import Entry, Ledger, Level, Target, fold
 from normdeploy.fold.ledger import METADATA_KEY
@@ -35,6 +37,7 @@ def fold_file(
     keep: Sequence[str] = (),
     layernorm: Level = "affine",
     target: Target = "onnx",
+    plugin: bool = False,
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,
@@ -42,7 +45,8 @@ def fold_file(
 ) -> Ledger:
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
-    ``keep``, ``layernorm`` and ``target`` are those of :func:`normdeploy.fold`.
+    ``keep``, ``layernorm`` and ``target`` are those of :func:`normdeploy.fold`. With ``plugin`` LayerNorms are written
+    as the operators of TensorRT plugins, which nothing else runs.
     Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``, to
     a file whose name tells their content, so that a graph is never read with the weights of another.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
@@ -50,6 +54,7 @@ def fold_file(
     """
     source, out = Path(source), Path(out)
     out = Path(os.path.realpath(out.parent), out.name)
+    check_plugin(plugin, target)
     with disk_errors(out, "the model"):
         check_paths(source, out, force)
         result = fold(source, keep=keep, layernorm=layernorm, target=target, dump=dump)
@@ -59,8 +64,16 @@ def fold_file(
                 where="; ".join(result.ledger.dropped),
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
+        notes = to_plugins(result.model) if plugin else ()
         _install(result.model, out, source, external_above, force)
-    return result.ledger
+    return replace(result.ledger, notes=result.ledger.notes + notes)
+
+
+def check_plugin(plugin: bool, target: Target) -> None:
+    """Raise InputError where plugins are asked for and the model is not for TensorRT."""
+    if plugin and target != "tensorrt":
+        what = "only TensorRT runs the plugin's operators"
+        raise InputError(what, where=f"--plugin --target {target}", fix="give --target tensorrt as well")
 
 
 def check_paths(source: Path, out: Path, force: bool) -> None:

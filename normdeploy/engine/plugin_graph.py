@@ -1,0 +1,234 @@
+"""LayerNorms of a graph as plugins: with the sum in front of them or the quantization behind them where there is one.
+
+Add → LayerNormalization           AddLayerNorm, whose second output is the sum
+LayerNormalization → QuantizeLinear  LayerNormQuantize
+LayerNormalization                 LayerNorm
+RMSNormalization                   RMSNorm
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+from normdeploy.engine.plugin import DOMAIN, QUANTIZED
+from normdeploy.errors import InputError
+from normdeploy.graph import MODULE_KEY, label, module_name, operator
+from normdeploy.kernels.variants import LARGEST
+
+_NORMS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
+_STORED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_VERSION = 1
+
+
+def to_plugins(model: ir.Model) -> tuple[str, ...]:
+    """Replace, in ``model`` itself, each norm that a plugin can be; those in bodies stay.
+
+    Returns:
+        A sentence for each norm that stays, with its module name and the reason.
+
+    Raises:
+        InputError: there is no norm that a plugin can be.
+    """
+    left = []
+    found = [node for node in model.graph if operator(node) in _NORMS]
+    for node in found:
+        try:
+            _replace(model.graph, node)
+        except _Stays as reason:
+            left.append(f"{label(node)} is not run by the plugin: {reason}")
+    if len(left) == len(found):
+        reasons = "; ".join(left) or "it has no LayerNormalization"
+        raise InputError(
+            f"the plugin runs no norm of this model: {reasons}", where="--plugin", fix="leave --plugin out"
+        )
+    model.opset_imports[DOMAIN] = _VERSION
+    return tuple(left)
+
+
+def with_definitions(model: ir.Model) -> ir.Model:
+    """Return a copy of ``model`` in which each plugin is a function of ONNX's own operators.
+
+    TensorRT takes no such model, since a function would take the plugin's place; everything else runs it.
+    """
+    copy = model.clone()
+    for name in sorted({node.op_type for node in copy.graph.all_nodes() if node.domain == DOMAIN}):
+        function = ir.serde.deserialize_function(_definition(name))
+        copy.functions[function.identifier()] = function
+    return copy
+
+
+class _Stays(Exception):
+    """Why a norm stays as it is."""
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A norm that a plugin can be."""
+
+    node: ir.Node
+    x: ir.Value
+    axis: int
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+    epsilon: float
+
+
+def _replace(graph: ir.Graph, node: ir.Node) -> None:
+    norm = _read(node)
+    weights = [_weight(graph, norm, 1, 1.0)]
+    if operator(node) == "LayerNormalization":
+        weights.append(_weight(graph, norm, 2, 0.0))
+        if (total := _sum_before(norm)) is not None:
+            first, second = total.inputs
+            _put(graph, norm, "AddLayerNorm", [first, second, *weights], total, [(node, 0), (total, 0)])
+            return
+        if (quantize := _quantize_behind(node)) is not None:
+            scale = _scale(graph, quantize)
+            to = _quantized_to(quantize)
+            _put(graph, norm, "LayerNormQuantize", [norm.x, *weights, scale], node, [(quantize, 0)], to=to)
+            graph.remove(node, safe=True)
+            return
+    _put(graph, norm, _NORMS[operator(node)], [norm.x, *weights], node, [(node, 0)])
+
+
+def _read(node: ir.Node) -> _Norm:
+    x = node.inputs[0]
+    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
+        raise _Stays("its mean or deviation is an output too")
+    if x is None or x.shape is None or x.dtype is None:
+        raise _Stays("the shape or type of what it reads is not known")
+    if x.dtype not in _STORED:
+        raise _Stays(f"it computes in {x.dtype.name.lower()}")
+    axis = node.attributes.get_int("axis", -1)
+    axis = axis - len(x.shape) if axis >= 0 else axis
+    sizes = [size for size in x.shape.dims[axis:] if isinstance(size, int)]
+    if len(sizes) < -axis:
+        raise _Stays("the axes that it goes over have no fixed size")
+    if not 1 <= math.prod(sizes) <= LARGEST:
+        raise _Stays(f"it goes over {math.prod(sizes):,} elements, and the kernel over 1 to {LARGEST:,}")
+    return _Norm(node, x, axis, tuple(sizes), x.dtype, node.attributes.get_float("epsilon", 1e-5))
+
+
+def _weight(graph: ir.Graph, norm: _Norm, index: int, otherwise: float) -> ir.Value:
+    """Return the constant with a number of x's type for each element that the norm goes over."""
+    given = norm.node.inputs[index] if index < len(norm.node.inputs) else None
+    name = f"{norm.node.outputs[0].name}.{'gamma' if index == 1 else 'beta'}"
+    if given is None:
+        return _constant(graph, name, np.full(norm.shape, otherwise, norm.dtype.numpy()))
+    if given.const_value is None or given.is_graph_input():
+        raise _Stays(f"{given.name} is not constant")
+    array = given.const_value.numpy()
+    if array.dtype == norm.dtype.numpy() and array.shape == norm.shape:
+        return given
+    if array.ndim > len(norm.shape) and any(size != 1 for size in array.shape[: array.ndim - len(norm.shape)]):
+        raise _Stays(f"{given.name} varies over more than the axes that it goes over")
+    array = array.reshape(array.shape[max(0, array.ndim - len(norm.shape)) :])
+    return _constant(graph, name, np.broadcast_to(array, norm.shape).astype(norm.dtype.numpy()))
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    wanted, count = name, 1
+    while name in graph.initializers:
+        name, count = f"{wanted}_{count}", count + 1
+    value = ir.Value(name=name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def _sum_before(norm: _Norm) -> ir.Node | None:
+    """Return the Add of two activations of one shape whose sum the norm reads; None where there is none."""
+    total = norm.x.producer()
+    if total is None or operator(total) != "Add" or total.graph is not norm.node.graph:
+        return None
+    first, second = total.inputs
+    if first is None or second is None or first.const_value is not None or second.const_value is not None:
+        return None
+    known = [value.shape is not None and None not in value.shape.dims for value in (first, second)]
+    return total if all(known) and first.shape == second.shape == norm.x.shape else None
+
+
+def _quantize_behind(node: ir.Node) -> ir.Node | None:
+    """Return the QuantizeLinear that alone reads the norm, by one scale and no zero point; None where there is none."""
+    output = node.outputs[0]
+    readers = [use.node for use in output.uses()]
+    if output.is_graph_output() or len(readers) != 1 or operator(readers[0]) != "QuantizeLinear":
+        return None
+    quantize = readers[0]
+    scale = quantize.inputs[1]
+    if scale is None or scale.const_value is None or scale.is_graph_input() or scale.const_value.size != 1:
+        return None
+    if quantize.attributes.get_int("saturate", 1) != 1 or _quantized_to(quantize) not in QUANTIZED:
+        return None
+    return quantize
+
+
+def _quantized_to(quantize: ir.Node) -> int:
+    """Return the type (ONNX, TensorProto.DataType) that ``quantize`` gives; 0 where its zero point is not 0."""
+    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    if zero is None:
+        return quantize.attributes.get_int("output_dtype", int(ir.DataType.UINT8)) or int(ir.DataType.UINT8)
+    if zero.const_value is None or zero.is_graph_input() or np.any(zero.const_value.numpy().astype(np.float32)):
+        return 0
+    return int(zero.const_value.dtype)
+
+
+def _scale(graph: ir.Graph, quantize: ir.Node) -> ir.Value:
+    scale = quantize.inputs[1]
+    assert scale is not None, "it was seen to be constant"
+    assert scale.const_value is not None, "it was seen to be constant"
+    array = scale.const_value.numpy()
+    if array.dtype == np.float32 and array.shape == ():
+        return scale
+    return _constant(graph, f"{quantize.outputs[0].name}.scale", array.astype(np.float32).reshape(()))
+
+
+def _put(
+    graph: ir.Graph,
+    norm: _Norm,
+    kind: str,
+    inputs: list[ir.Value | None],
+    at: ir.Node,
+    replaced: list[tuple[ir.Node, int]],
+    **integers: int,
+) -> None:
+    """Put a plugin before the node ``at``, in place of the nodes ``replaced``, each of which an output stands for."""
+    node = ir.node(
+        kind, inputs, domain=DOMAIN, name=norm.node.name, num_outputs=len(replaced),
+        attributes={
+            "epsilon": norm.epsilon, "axis": norm.axis, **integers,
+            "plugin_namespace": DOMAIN, "plugin_version": str(_VERSION), "aot": 1,
+        },
+    )  # fmt: skip
+    if module_name(norm.node):
+        node.metadata_props[MODULE_KEY] = module_name(norm.node)
+    graph.insert_before(at, node)
+    for new, (old, index) in zip(node.outputs, replaced, strict=True):
+        value = old.outputs[index]
+        new.shape, new.type = value.shape, value.type
+        name = value.name
+        value.replace_all_uses_with(new, replace_graph_outputs=True)
+        value.name, new.name = f"{name}.replaced", name
+    for old, _ in replaced:
+        graph.remove(old, safe=True)
+
+
+def _definition(name: str) -> onnx.FunctionProto:
+    """Return what a plugin computes, as an ONNX function."""
+    norm = "LayerNormalization <axis: int = @axis, epsilon: float = @epsilon>"
+    bodies = {
+        "LayerNorm": f"LayerNorm <axis, epsilon> (x, gamma, beta) => (y) {{ y = {norm} (x, gamma, beta) }}",
+        "RMSNorm": "RMSNorm <axis, epsilon> (x, gamma) => (y)"
+        " { y = RMSNormalization <axis: int = @axis, epsilon: float = @epsilon> (x, gamma) }",
+        "AddLayerNorm": "AddLayerNorm <axis, epsilon> (x, residual, gamma, beta) => (y, sum)"
+        f" {{ sum = Add (x, residual) y = {norm} (sum, gamma, beta) }}",
+        "LayerNormQuantize": "LayerNormQuantize <axis, epsilon, to> (x, gamma, beta, scale) => (y)"
+        f" {{ n = {norm} (x, gamma, beta) y = QuantizeLinear <output_dtype: int = @to> (n, scale) }}",
+    }
+    return onnx.parser.parse_function(f'<opset_import: ["" : 23], domain: "{DOMAIN}"> {bodies[name]}')

@@ -1,0 +1,92 @@
+"""A LayerNorm network goes through --plugin to a graph of plugins that computes what eager PyTorch does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from safetensors.torch import load_file
+
+from models import digits
+from normdeploy import cli
+from normdeploy.bundle import load_bundle
+from normdeploy.engine.plugin_graph import with_definitions
+
+ROOT = Path(__file__).parent.parent
+VIT = ["--app-dir", str(ROOT), "--model", "models.digits:vit", "--weights", str(ROOT / "models/digits_vit.safetensors")]
+INPUT = ["--input", "x:N=1..1..64x1x8x8@f32"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle with a graph of plugins."""
+    out = tmp_path_factory.mktemp("plugin") / "vit"
+    arguments = ["export", *VIT, *INPUT, "--out", str(out), "--plugin", "--target", "tensorrt", "--no-bench"]
+    assert cli.main(arguments) == 0
+    return out
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(f"{node.domain}::{node.op_type}".lstrip(":") for node in onnx.load(path).graph.node)
+
+
+def test_every_norm_is_a_plugin_and_the_model_stays_portable(exported: Path) -> None:
+    norms = {kind: n for kind, n in operators(exported / "model.plugin.onnx").items() if "Norm" in kind}
+    assert norms == {"normdeploy::LayerNorm": 1, "normdeploy::AddLayerNorm": 6}
+    assert operators(exported / "model.onnx")["LayerNormalization"] == 7
+    assert "model.plugin.onnx" in json.loads((exported / "manifest.json").read_text())["files"]
+    assert load_bundle(exported).specs, "it loads with all its checks"
+
+
+def test_the_graph_of_plugins_computes_what_the_module_does(exported: Path) -> None:
+    module = digits.vit()
+    module.load_state_dict(load_file(ROOT / "models/digits_vit.safetensors"))
+    x = np.random.default_rng(3).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        reference = module.double().eval()(torch.from_numpy(x).double()).numpy()
+    graph = with_definitions(ir.load(exported / "model.plugin.onnx"))
+    (got,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"x": x})
+    error = np.abs(got - reference).max() / np.abs(reference).max()
+    assert error < 16 * np.finfo(np.float32).eps
+
+
+def test_a_file_is_folded_to_plugins(exported: Path, tmp_path: Path) -> None:
+    model, out = str(exported / "model.onnx"), tmp_path / "plugins.onnx"
+    assert cli.main(["fold", model, "-o", str(out), "--plugin", "--target", "tensorrt"]) == 0
+    assert operators(out)["normdeploy::AddLayerNorm"] == 6
+
+
+def test_plugins_are_for_tensorrt(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plugins.onnx"
+    assert cli.main(["fold", str(exported / "model.onnx"), "-o", str(out), "--plugin"]) == 2
+    assert "--target tensorrt" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--backend", "tensorrt_rtx"], ["--sm", "89"]])
+def test_a_build_without_the_full_tensorrt_says_what_is_missing(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    out = tmp_path / "plan"
+    assert cli.main(["build", str(exported), "-o", str(out), "--plugin", *more]) == 3
+    said = capsys.readouterr().err
+    assert "the full TensorRT" in said
+    assert "normdeploy[gpu]" in said
+    assert not out.exists()
+
+
+def test_a_model_without_norms_has_no_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "relu.onnx")
+    files = [str(tmp_path / "relu.onnx"), "-o", str(tmp_path / "out.onnx")]
+    assert cli.main(["fold", *files, "--plugin", "--target", "tensorrt"]) == 2
+    assert "it has no LayerNormalization" in capsys.readouterr().err
+    assert not (tmp_path / "out.onnx").exists()
