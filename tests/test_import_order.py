@@ -15,6 +15,7 @@ ORDER = [
     "trust",
     "disk",
     "child",
+    "limits",
     "specs",
     "graph",
     "onnxtext",

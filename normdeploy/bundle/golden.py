@@ -16,6 +16,7 @@ import ml_dtypes  # also teaches numpy the name "bfloat16"
 import numpy as np
 import numpy.typing as npt
 
+from normdeploy.disk.arrays import Header, read_arrays
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.parity.metrics import errors
 from normdeploy.parity.verdict import Criteria
@@ -46,12 +47,12 @@ def save(path: Path, arrays: Mapping[str, Array]) -> None:
 def load(path: Path, dtypes: Mapping[str, str]) -> dict[str, Array]:
     """The arrays that :func:`save` wrote; InputError unless they are exactly those that ``dtypes`` names and types."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {entry.filename.removesuffix(".npy"): _read(archive, entry) for entry in archive.infolist()}
+        with path.open("rb") as file:
+            arrays = read_arrays(file, lambda headers: _accept(path, headers, dtypes))
+    except InputError:
+        raise
     except Exception as error:  # zipfile, numpy and the header's parser raise a dozen types on bytes from elsewhere
         raise _unfit(path, f"cannot be read: {error}") from error
-    if arrays.keys() != dtypes.keys():
-        raise _unfit(path, f"hold {', '.join(arrays) or 'nothing'}, the manifest says {', '.join(dtypes)}")
     return {name: _typed(path, name, arrays[name], dtype) for name, dtype in dtypes.items()}
 
 
@@ -95,11 +96,12 @@ def _storable(array: Array) -> Array:
     return array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
 
 
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{entry.filename} is compressed")  # so a small file cannot unpack into a large one
-    with archive.open(entry) as file:
-        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+def _accept(path: Path, headers: Mapping[str, Header], dtypes: Mapping[str, str]) -> None:
+    """Refuse arrays before they are read: other names, or more than the file has room for."""
+    if headers.keys() != dtypes.keys():
+        raise _unfit(path, f"hold {', '.join(headers) or 'nothing'}, the manifest says {', '.join(dtypes)}")
+    if sum(math.prod(each.shape) * each.dtype.itemsize for each in headers.values()) > path.stat().st_size:
+        raise _unfit(path, "are compressed, or overlap")  # so a small file cannot unpack into a large one
 
 
 def _typed(path: Path, name: str, array: Array, dtype: str) -> Array:

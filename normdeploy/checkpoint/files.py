@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from normdeploy.checkpoint import convert
+from normdeploy.checkpoint.bounds import plain, require_small
 from normdeploy.checkpoint.formats import CODE, damaged, kind_of
 from normdeploy.checkpoint.torchfile import load_plain, load_trusted
 from normdeploy.errors import InputError
@@ -61,6 +62,7 @@ def read(path: Path, *, trust: Sequence[Path] = (), key: str | None = None) -> C
         path = found[0]
     content = read_once(path)
     kind = kind_of(content)
+    require_small(content, kind)
     if kind == "index":
         return _joined(_indexed(content), trust, (*notes, f"read in the parts that {path.name} names"), content)
     data, ran = _loaded(content, kind, trust, key)
@@ -82,7 +84,7 @@ def _loaded(content: Content, kind: str, trust: Sequence[Path], key: str | None)
     if trusted and kind in CODE:
         return load_trusted(content, kind), True
     try:
-        return load_plain(content, kind, key), False
+        return plain(load_plain(content, kind, key), content), False
     except InputError:
         if not trusted:
             raise
@@ -148,7 +150,9 @@ def _joined(
     trusted: dict[str, str] = {}
     for path in paths:
         content = read_once(path)
-        part, ran = _loaded(content, kind_of(content), trust, None)
+        kind = kind_of(content)
+        require_small(content, kind)
+        part, ran = _loaded(content, kind, trust, None)
         sums[path.name] = content.sha256
         trusted |= {path.name: content.sha256} if ran else {}
         if not isinstance(part, Mapping) or (twice := part.keys() & data.keys()):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normdeploy.checkpoint import convert
+from normdeploy.checkpoint.bounds import require_few_entries
 from normdeploy.errors import InputError
 from normdeploy.trust import Content
 
@@ -99,6 +100,7 @@ def kind_of(content: Content) -> str:
 
 
 def _kind_of_zip(content: Content) -> str:
+    require_few_entries(content)
     try:
         with zipfile.ZipFile(io.BytesIO(content.data)) as archive:
             first = min((entry.header_offset for entry in archive.infolist()), default=0)

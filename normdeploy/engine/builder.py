@@ -25,6 +25,7 @@ from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, sha256, write_plan
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.graph import label, module_name, operator
+from normdeploy.limits import more_memory
 from normdeploy.precision import HEAVY, Precision, norm_chains, to_precision, wrong_precision
 from normdeploy.specs import Dim, TensorSpec
 
@@ -135,7 +136,8 @@ def _prepare(model: ir.Model, precision: Precision) -> ir.Model:
     graph = to_precision(model, precision)
     InlinePass()(graph)
     if any(out.type is None for node in graph.graph.all_nodes() for out in node.outputs):
-        ShapeInferencePass()(graph)
+        with more_memory(1 << 30):
+            ShapeInferencePass()(graph)
     for node in graph.graph.all_nodes():
         node.name = re.sub(r"[^\w./:-]", "_", node.name or operator(node))
     NameFixPass()(graph)

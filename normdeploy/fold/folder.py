@@ -34,6 +34,7 @@ from normdeploy.fold.plan import Plan, Slot
 from normdeploy.fold.proof import commute as proof
 from normdeploy.fold.search import Territory, plans
 from normdeploy.graph import is_of_onnx, label, note_functions, operator
+from normdeploy.limits import more_memory
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,11 @@ class _Folder:
         initializers = self.model.graph.initializers
         order = list(initializers)
         try:
-            ShapeInferencePass(strict_mode=False, data_prop=True)(self.model)
+            for follows_values in (True, False):  # to follow the values of a large vector takes 150 bytes for each
+                with more_memory(_INFERENCE):
+                    done = ShapeInferencePass(strict_mode=False, data_prop=follows_values)(self.model)
+                if done.modified:
+                    break
         except Exception as error:  # it fails on models that are still foldable in part
             self.notes.append(f"shape inference failed, so less can be folded: {error}")
         for name in order:  # the pass puts large ones aside, and then behind the others
@@ -488,6 +493,9 @@ class _Folder:
 def _in_order(land: Territory) -> list[ir.Node]:
     return sorted(land.maps, key=lambda node: not land.maps[node].is_identity)
 
+
+_INFERENCE = 2**30
+"""Bytes that shape inference may take."""
 
 _LARGE = 2**30
 """Bytes of weights above which a dumped graph has them beside it."""

@@ -6,9 +6,10 @@ the others stay at opt.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import ml_dtypes  # also teaches numpy the name "bfloat16"
 import numpy as np
 import numpy.typing as npt
 
+from normdeploy.disk.arrays import Header, read_arrays
 from normdeploy.errors import InputError
 from normdeploy.specs import TensorSpec, dynamic_dims, sizes_at
+from normdeploy.trust import read_once
 
 Array = npt.NDArray[Any]
 
@@ -93,27 +96,44 @@ def data_feed(specs: Sequence[TensorSpec], path: Path) -> Feed:
     NaN and infinities are accepted and noted.
     """
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
-    arrays = {name: _native(array, dtypes.get(name)) for name, array in _read(path).items()}
-    if found := problems(specs, arrays):
-        wanted = " ".join(f"--input {spec}" for spec in specs)
-        raise InputError("; ".join(found), where=str(path), fix=f"save arrays that fit {wanted} with numpy.savez")
+    arrays = {name: _native(array, dtypes.get(name)) for name, array in _read(specs, path).items()}
+    _require_fit(specs, arrays, path)
     ordered = {spec.name: arrays[spec.name] for spec in specs}
     return Feed("data", ordered, tuple(_oddities(path, ordered)))
 
 
-def _read(path: Path) -> dict[str, Array]:
+def _require_fit(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], path: Path) -> None:
+    if found := problems(specs, arrays):
+        wanted = " ".join(f"--input {spec}" for spec in specs)
+        raise InputError("; ".join(found), where=str(path), fix=f"save arrays that fit {wanted} with numpy.savez")
+
+
+def _read(specs: Sequence[TensorSpec], path: Path) -> dict[str, Array]:
+    """The arrays, which are read only if shapes and dtypes fit: a small file can hold much that is unasked for."""
     fix = "write it with numpy.savez(path, name=array, ...), from arrays of numbers or booleans"
+    free = [replace(spec, low=None, high=None) for spec in specs]
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
+
+    def accept(headers: Mapping[str, Header]) -> None:
+        blank = {name: _blank(header, dtypes.get(name)) for name, header in headers.items()}
+        _require_fit(free, blank, path)
+
+    file = io.BytesIO(read_once(path).data)
+    if not zipfile.is_zipfile(file):
+        raise InputError("the data file is no .npz archive", where=str(path), fix=fix)
     try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise InputError("the data file is no .npz archive", where=str(path), fix=fix)
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
+        return read_arrays(file, accept)
     except InputError:
         raise
     except Exception as error:  # a damaged or crafted file makes numpy and zipfile raise almost anything
         raise InputError(f"the data file cannot be read: {error}", where=str(path), fix=fix) from error
+
+
+def _blank(header: Header, wanted: np.dtype[Any] | None) -> Array:
+    """An array of this shape that takes no memory."""
+    is_bfloat16 = wanted == ml_dtypes.bfloat16 and header.dtype == np.dtype("V2")
+    dtype = np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else header.dtype.newbyteorder("=")
+    return np.broadcast_to(np.zeros((), dtype), header.shape)
 
 
 def _native(array: Array, wanted: np.dtype[Any] | None) -> Array:

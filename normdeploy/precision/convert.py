@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
 
 from normdeploy.errors import InputError
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
+from normdeploy.limits import more_memory
 from normdeploy.precision.decide import HEAVY, LARGEST, Decision, array
 
 _MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
@@ -173,7 +174,8 @@ def _prepare(model: ir.Model) -> None:
         RemoveInitializersFromInputsPass()(model)
     nodes = list(model.graph.all_nodes())
     if any(out.type is None for node in nodes for out in node.outputs):
-        ShapeInferencePass()(model)
+        with more_memory(1 << 30):
+            ShapeInferencePass()(model)
     unknown = [
         label(node)
         for node in nodes

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.fold.operators import basics
+from normdeploy.limits import more_memory
 
 FREE = 1 << 28
 """Bytes that may be evaluated out of nothing."""
@@ -69,7 +70,8 @@ def _inferred(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int | 
         if array.size <= _NUMBERS:
             known.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
     try:
-        inferred = onnx.shape_inference.infer_shapes(known, data_prop=True)
+        with more_memory(FREE):
+            inferred = onnx.shape_inference.infer_shapes(known, data_prop=True)
     except Exception:  # it raises of its own, and of protobuf's
         return None
     sizes = 0
