@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
-import tempfile
 from pathlib import Path
 
 from normdeploy import child
+from normdeploy.disk import scratch
 from normdeploy.errors import InputError
 
 FORMATS = {
@@ -32,10 +32,9 @@ def model_of(text: bytes, name: str) -> bytes:
     if len(text) > LARGEST:
         what = f"a model of more than {LARGEST >> 20} MiB of text is not read"
         raise InputError(what, where=name, fix="save it as .onnx")
-    with tempfile.TemporaryDirectory(prefix="normdeploy-text-") as made:
-        folder = Path(made)
+    with scratch() as folder:
         (folder / _TEXT).write_bytes(text)
-        arguments = (made, FORMATS[Path(name).suffix])
+        arguments = (str(folder), FORMATS[Path(name).suffix])
         with (
             (folder / _SAID).open("w") as stderr,
             child.start("normdeploy.onnxtext", *arguments, folder=folder, stderr=stderr) as process,

@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ from normdeploy.bundle.manifest import (
     REPORT,
     Manifest,
 )
-from normdeploy.disk import files_in, open_plain, opened_folder, read_plain, uninterrupted
+from normdeploy.disk import files_in, new_scratch, open_plain, opened_folder, read_plain
 from normdeploy.engine import read_plan
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
@@ -116,15 +114,14 @@ def check(folder: Path) -> None:
 
 def _load(folder: Path, opened: int, threads: int) -> Bundle:
     manifest = _manifest(folder, opened)
-    with uninterrupted():
-        copy = Path(tempfile.mkdtemp(prefix="normdeploy-"))
+    copy, remove = new_scratch()
     try:
         (copy / GOLDEN_INPUTS).parent.mkdir()
         _copy(folder, opened, manifest, copy)
         bundle = _opened(folder, copy, manifest, threads)
-        weakref.finalize(bundle, shutil.rmtree, copy, ignore_errors=True)
+        weakref.finalize(bundle, remove)
     except BaseException:
-        shutil.rmtree(copy, ignore_errors=True)
+        remove()
         raise
     return bundle
 

@@ -12,9 +12,10 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -152,6 +153,31 @@ def room(target: Path) -> Iterator[Room]:
             for parent in made:
                 with suppress(OSError):  # it holds what was written
                     parent.rmdir()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Make a folder for what is only needed meanwhile, among the system's temporary files; it is gone afterwards."""
+    path, close = new_scratch()
+    try:
+        yield path
+    finally:
+        close()
+
+
+def new_scratch() -> tuple[Path, Callable[[], None]]:
+    """Make a folder as :func:`scratch` does, and return it with what removes it. Raises OSError."""
+    folder = Path(tempfile.gettempdir())
+    tidy(folder)
+    with uninterrupted():
+        path, lock = _new_room(folder)
+
+    def close() -> None:
+        with uninterrupted():
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+    return path, close
 
 
 def tidy(folder: Path) -> None:

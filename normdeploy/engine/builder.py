@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
 
 from normdeploy import onnxfile
+from normdeploy.disk import scratch
 from normdeploy.engine import gpu
 from normdeploy.engine.audit import require_precision
 from normdeploy.engine.backends import Backend, choose, choose_for_plugins
@@ -105,8 +105,7 @@ def build(
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)
     problems = tuple(dict.fromkeys(problem for each in filled for problem in lint(graph, each)))
-    with tempfile.TemporaryDirectory(prefix="normdeploy-build-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         job = Job(
             backend=chosen.name,
             model=str(_save(graph, folder)),

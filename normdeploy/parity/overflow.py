@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
+from normdeploy.disk import scratch
 from normdeploy.errors import NormdeployError
 from normdeploy.graph import label, operator
 from normdeploy.parity.feeds import Feed
@@ -124,8 +123,8 @@ def _peaks(model: ir.Model, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
             wide.graph.append(node)
         peak.outputs[0].shape = ir.Shape([])
         wide.graph.outputs.append(peak.outputs[0])
-    with TemporaryDirectory(prefix="normdeploy-") as folder:
-        path = Path(folder) / "wide.onnx"
+    with scratch() as folder:
+        path = folder / "wide.onnx"
         ir.save(wide, path, external_data="wide.onnx.data")
         runner = OnnxRuntimeRunner(path)
         for feed in feeds:

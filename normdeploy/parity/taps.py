@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from normdeploy.disk import scratch
 from normdeploy.graph import module_name
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.reference import Arrays, Oracle
@@ -83,8 +82,8 @@ def run_with_taps(model: ir.Model, feed: Feed, options: Mapping[str, str] | None
     tapped = model.clone()
     wanted = set(taps_of(tapped).values()) - {value.name for value in tapped.graph.outputs}
     tapped.graph.outputs.extend(value for node in tapped.graph for value in node.outputs if value.name in wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tapped.onnx"
+    with scratch() as folder:
+        path = folder / "tapped.onnx"
         ir.save(tapped, path, external_data="tapped.onnx.data")
         return OnnxRuntimeRunner(path, options=options)(feed.arrays)
 

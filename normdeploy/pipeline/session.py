@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
+from normdeploy.disk import scratch
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.pipeline.engines import computes_in
 from normdeploy.precision import Precision
@@ -26,13 +26,15 @@ def in_onnxruntime(model: ir.Model, threads: int = 0, options: Mapping[str, str]
 @contextmanager
 def written(model: ir.Model) -> Iterator[Path]:
     """A temporary file of ``model``, its weights beside it."""
-    with TemporaryDirectory(prefix="normdeploy-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         try:
             ir.save(model, path, external_data="model.onnx.data")
         except OSError as error:
             what = f"the model cannot be written to a temporary file: {error.strerror or error}"
-            raise InputError(what, where=folder, fix="free some space, or name another folder in TMPDIR") from error
+            raise InputError(
+                what, where=str(folder), fix="free some space, or name another folder in TMPDIR"
+            ) from error
         yield path
 
 

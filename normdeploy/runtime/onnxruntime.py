@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 
 from normdeploy import onnxfile
+from normdeploy.disk import scratch
 from normdeploy.errors import InputError, NormdeployError, UnavailableError
 from normdeploy.runtime.runner import check_names, first_line
 
@@ -114,8 +114,8 @@ def operators_run(model: Path, options: Mapping[str, str | int | bool] | None = 
 
     Two models, or sessions, of which this is equal run the same kernels. Raises what :class:`OnnxRuntimeRunner` does.
     """
-    with TemporaryDirectory(prefix="normdeploy-") as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch() as folder:
+        path = folder / "optimized.onnx"
         apart = {"session.optimized_model_external_initializers_file_name": "weights"}  # 2 GB are too much for one file
         OnnxRuntimeRunner(model, options={**(options or {}), "optimized_model_filepath": str(path), **apart})
         nodes = onnx.load(path, load_external_data=False).graph.node

@@ -17,6 +17,7 @@ import bundle_samples as samples
 import numpy as np
 import pytest
 
+from normdeploy import disk
 from normdeploy.bundle import load, load_bundle, write
 from normdeploy.cli import main
 from normdeploy.disk import rename
@@ -151,11 +152,34 @@ def test_the_copy_goes_with_the_bundle(bundle: Path) -> None:
     assert copy.stat().st_mode & 0o077 == 0, "nobody else writes to what was checked"
     del loaded
     assert not copy.exists()
+
+
+def test_a_copy_that_a_killed_process_left_is_removed_by_the_next(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    child = os.fork()
+    if child == 0:
+        path, _ = disk.new_scratch()
+        shutil.copytree(bundle, path / "copy")
+        os._exit(0)  # and so its lock is gone
+    os.waitpid(child, 0)
+    (left,) = (tmp_path / "scratch").iterdir()
+    loaded = load_bundle(bundle)
+    assert not left.exists()
+    assert list((tmp_path / "scratch").iterdir()) == [loaded.copy]
+    load_bundle(bundle)
+    assert loaded.copy.exists(), "one in use is nobody else's to remove"
+
+
+def test_nothing_of_a_bundle_that_is_refused_stays(bundle: Path) -> None:
+    copy = load_bundle(bundle).copy
     (bundle / "report.json").write_text("{}")
-    before = set(copy.parent.glob("normdeploy-*"))
+    before = set(copy.parent.glob(".normdeploy-*"))
     with pytest.raises(InputError):
         load_bundle(bundle)
-    assert set(copy.parent.glob("normdeploy-*")) <= before
+    assert set(copy.parent.glob(".normdeploy-*")) <= before
 
 
 def test_one_that_is_replaced_all_the_time_is_never_a_mix(two: tuple[Path, Path]) -> None:

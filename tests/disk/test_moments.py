@@ -164,9 +164,9 @@ def ready(case: Case, folder: Path) -> Callable[[], object]:
     return lambda: case.write(folder)
 
 
-RUNS = [(name, blow, True) for name in CASES for blow in ("kill", "full")]
-RUNS += [(name, blow, True) for name in ("folder", "graph") for blow in ("interrupt", "errors")]
-RUNS += [("folder", blow, False) for blow in ("kill", "interrupt", "errors")]
+RUNS = [(name, "kill", True) for name in CASES] + [(name, "full", True) for name in ("pair", "new graph")]
+RUNS += [(name, blow, True) for name in ("folder", "graph") for blow in ("full", "interrupt", "errors")]
+RUNS += [("folder", blow, False) for blow in ("kill", "errors")]
 
 
 @pytest.mark.parametrize(("name", "blow", "exchange"), RUNS)
