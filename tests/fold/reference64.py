@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from recurrence64 import RECURRENT
+from sampling64 import GridSample
 
 Arrays = dict[str, np.ndarray]
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -196,4 +197,4 @@ class Upsample(OpRun):
         return (x,)
 
 
-OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, *RECURRENT]
+OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, GridSample, *RECURRENT]

@@ -57,10 +57,16 @@ def conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
         weight = exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
         shifts = np.broadcast_to(shift, (groups * shape[1],)).reshape(groups, shape[1], 1)
         add_bias(step, (weight @ shifts).reshape(-1))
+    scale_input_channels(step, scale)
+    return [None]
+
+
+def scale_input_channels(step: Step, scale: Array) -> None:
+    """Scale the input channels of a weight that is laid out (out, in / groups, ...)."""
+    shape, groups = _weight_shape(step), step.attr("group", 1)
     factor = np.broadcast_to(scale, (groups * shape[1],)).reshape(groups, 1, shape[1])
     factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1])) if groups > 1 else factor
     step.scale_weight(1, right=factor.reshape(-1, shape[1], *(1,) * (len(shape) - 2)))
-    return [None]
 
 
 def _need_no_padding(step: Step, shape: Sequence[int]) -> None:

@@ -12,12 +12,23 @@ import numpy as np
 
 from normdeploy.fold.affine import Array
 from normdeploy.fold.float64 import execute
-from normdeploy.fold.operators import attention, linear, maps, movers, norms, poolers, quantized, recurrent
+from normdeploy.fold.operators import (
+    attention,
+    einsum,
+    linear,
+    maps,
+    movers,
+    norms,
+    poolers,
+    quantized,
+    recurrent,
+    sampling,
+)
 from normdeploy.fold.operators.rows import TABLE, Row, row_of, states
 
 __all__ = ["NORMS", "TABLE", "Row", "row_of", "run", "states"]
 
-FAMILIES = (attention, linear, maps, movers, norms, poolers, quantized, recurrent)
+FAMILIES = (attention, einsum, linear, maps, movers, norms, poolers, quantized, recurrent, sampling)
 
 TABLE.update({name: row for family in FAMILIES for row in family.ROWS for name in row.names})
 

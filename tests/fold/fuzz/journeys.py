@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import movers
+import products
 import recurrent
 import weighted
 from graphs import Graph, Unfit, Value, broadcast, each
@@ -29,6 +30,8 @@ ABSORBERS: Makers = (
     *(weighted.gemm,) * 3,
     *(weighted.matmul,) * 3,
     recurrent.recurrent,
+    products.einsum,
+    products.deform_conv,
 )
 MOVERS: Makers = (
     movers.unchanged,
@@ -55,6 +58,7 @@ MOVERS: Makers = (
     *(movers.bent,) * 2,
     *(movers.kinked,) * 4,
     *(movers.gate,) * 2,
+    products.grid_sample,
 )
 
 

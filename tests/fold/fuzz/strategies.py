@@ -15,6 +15,7 @@ from typing import Any
 import movers
 import numpy as np
 import onnx
+import products
 import weighted
 from graphs import Draw, Graph, Shape, Unfit, Value, numpy_dtype
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ BLOCKS: Makers = (
     weighted.embedding,
     weighted.running_instance_norm,
     weighted.attention,
+    *(products.attention,) * 2,
 )
 """Maps and weights together as networks have them."""
 
