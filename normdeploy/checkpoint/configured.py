@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normdeploy.errors import InputError
@@ -79,7 +80,8 @@ def renamed(module: nn.Module, contents: Any) -> dict[str, Any] | None:
         if bars:
             told.enable_progress_bar()
     state = {name: value for name, value in network.state_dict().items() if name not in found["missing_keys"]}
-    return state | {name: tensors[name] for name in found["unexpected_keys"] if name in tensors}
+    # transformers tells what it does not know under new names too: whatever stands there will be refused.
+    return state | {name: tensors.get(name, torch.empty(0)) for name in found["unexpected_keys"]}
 
 
 def _is_of_transformers(kind: type) -> bool:

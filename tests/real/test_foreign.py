@@ -1,0 +1,196 @@
+"""README's commands for networks of transformers and timm, and the conversions that are advised for other formats."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from normdeploy.checkpoint.files import read
+from normdeploy.errors import InputError
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ROOT / ".venv-real"
+FOREIGN = PACKAGES / "foreign"
+
+# PyPI's torchvision is built for torch with CUDA: beside a CPU build its operators must be declared.
+DECLARED = """
+import importlib.abc, sys
+
+class Declare(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+            self.library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                self.library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            sys.declared = self
+
+sys.meta_path.insert(0, Declare())
+"""
+
+
+def run(command: str, folder: Path, *packages: Path, **environment: str) -> str:
+    (folder / "site").mkdir(exist_ok=True)
+    (folder / "site" / "sitecustomize.py").write_text(DECLARED)
+    paths = os.pathsep.join(map(str, (folder / "site", ROOT, *packages)))
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "PATH": search, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def readme_command(model: str) -> str:
+    """The command in the README that exports ``model``, on one line."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return next(line for line in text.splitlines() if line.startswith("normdeploy export") and model in line)
+
+
+BERT = """
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+torch.manual_seed(0)
+sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+module = BertForSequenceClassification(BertConfig(vocab_size=100, num_labels=3, **sizes)).eval()
+module.save_pretrained("path/to/folder")
+"""
+
+BERT_AGAIN = """
+import sys, numpy as np, torch
+from transformers import BertForSequenceClassification
+module = BertForSequenceClassification.from_pretrained("path/to/folder").eval()
+feeds = {name: torch.from_numpy(array) for name, array in np.load("out/classifier/golden/inputs.npz").items()}
+expected = module(**feeds).logits.detach().numpy()
+np.testing.assert_allclose(np.load("out/classifier/golden/outputs.npz")["logits"], expected, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_a_folder_of_transformers(tmp_path: Path) -> None:
+    run(f"python -c {shlex.quote(BERT)}", tmp_path, PACKAGES)
+    run(f"{readme_command('transformers:Auto')} --no-bench", tmp_path, PACKAGES)
+    run(f"python -c {shlex.quote(BERT_AGAIN)}", tmp_path, PACKAGES)
+
+
+VIT = """
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=5, **sizes)).save_pretrained("vit")
+"""
+
+VIT_AGAIN = """
+import torch
+from pathlib import Path
+from transformers import ViTForImageClassification
+from normdeploy.checkpoint import load
+from normdeploy.errors import InputError
+loaded = load("transformers:AutoModelForImageClassification", weights=Path("vit"))
+expected = ViTForImageClassification.from_pretrained("vit").eval()
+x = torch.randn(2, 3, 32, 32)
+assert torch.equal(loaded.module(x).logits, expected(x).logits)
+assert any("as transformers reads them" in note for note in loaded.notes)
+try:
+    load("transformers:AutoModelForImageClassification", weights=Path("vit"), model_args={"num_hidden_layers": "1"})
+except InputError as error:
+    assert "unexpected" in str(error), error
+else:
+    raise AssertionError("a layer was dropped")
+"""
+
+
+def test_a_folder_that_an_older_transformers_could_read(tmp_path: Path) -> None:
+    """transformers 5 renames the layers of some networks, and writes files under the old names."""
+    run(f"python -c {shlex.quote(VIT)}", tmp_path, PACKAGES)
+    run(f"python -c {shlex.quote(VIT_AGAIN)}", tmp_path, PACKAGES)
+
+
+TIMM = """
+import timm, torch
+from safetensors.torch import save_file
+torch.manual_seed(0)
+module = timm.create_model("resnet10t")
+for norm in module.modules():
+    if isinstance(norm, torch.nn.BatchNorm2d):
+        torch.nn.init.normal_(norm.running_mean), torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+import pathlib
+pathlib.Path("path/to").mkdir(parents=True)
+save_file(module.state_dict(), "path/to/model.safetensors")
+torch.save(module.state_dict(), "model.pt")
+"""
+
+
+def test_a_network_of_timm(tmp_path: Path) -> None:
+    run(f"python -c {shlex.quote(TIMM)}", tmp_path, PACKAGES, FOREIGN)
+    told = run(f"{readme_command('timm:create_model')} --no-bench", tmp_path, PACKAGES, FOREIGN)
+    assert re.search(r"BatchNormalization \d+ → 0", told)
+
+
+# Conversions
+
+
+def advised(path: Path, what: str) -> str:
+    """The commands that are advised for the file ``path``, which is ``what``."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert caught.value.what.startswith(what)
+    return "\n".join(line.strip() for line in caught.value.fix.splitlines() if line.startswith("  "))
+
+
+KERAS = """
+import keras, numpy as np
+keras.utils.set_random_seed(0)
+layers = [keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()]
+model = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
+model.layers[1].set_weights([np.linspace(0.5, 2, 4) for _ in range(4)])
+model.save("model.keras"), model.save("model.h5")
+np.save("expected.npy", keras.ops.convert_to_numpy(model(np.ones((1, 8, 8, 3), "float32"))))
+"""
+
+
+@pytest.mark.parametrize(("name", "what"), [("model.keras", "a model of Keras"), ("model.h5", "an HDF5 file")])
+def test_a_model_of_keras_is_exported_and_folded_as_advised(name: str, what: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    run(f"python -c {shlex.quote(KERAS)}", tmp_path, PACKAGES, FOREIGN, KERAS_BACKEND="torch")
+    run(f"set -e\n{advised(tmp_path / name, what)}", tmp_path, PACKAGES, FOREIGN)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.folded.onnx"))
+    (given,) = session.run(None, {session.get_inputs()[0].name: np.ones((1, 8, 8, 3), np.float32)})
+    np.testing.assert_allclose(given, np.load(tmp_path / "expected.npy"), rtol=1e-4, atol=1e-5)
+
+
+GGUF = """
+import gguf, numpy as np
+writer = gguf.GGUFWriter("model.gguf", "llama")
+values = np.arange(192, dtype=np.float32).reshape(6, 32) / 100
+writer.add_tensor("plain", values)
+kind = gguf.GGMLQuantizationType.Q8_0
+writer.add_tensor("quantized", gguf.quantize(values, kind), raw_dtype=kind)
+writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+"""
+
+
+def test_a_gguf_file_is_unpacked_as_advised(tmp_path: Path) -> None:
+    run(f"python -c {shlex.quote(GGUF)}", tmp_path, PACKAGES, FOREIGN)
+    run(advised(tmp_path / "model.gguf", "a GGUF file"), tmp_path, PACKAGES, FOREIGN)
+    unpacked = read(tmp_path / "model.weights.pt").data
+    values = torch.arange(192, dtype=torch.float32).reshape(6, 32) / 100
+    assert torch.equal(unpacked["plain"], values)
+    assert torch.allclose(unpacked["quantized"], values, atol=0.01)
