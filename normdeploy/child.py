@@ -30,17 +30,20 @@ run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-def start(module: str, *arguments: str, folder: Path, stderr: IO[str] | int) -> subprocess.Popen[str]:
+def start(
+    module: str, *arguments: str, folder: Path, stderr: IO[str] | int, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     """Start ``module`` of this package with ``sys.argv[1:]`` as given, in ``folder``, which is nobody else's.
 
-    Its standard output is a pipe of text, its standard input is empty, and it is in a session of its own: a signal of
-    the terminal does not reach it. A grandchild that is not isolated finds no ``PYTHON*`` variable either.
+    Its standard output is a pipe of text, its standard input is empty unless ``stdin`` is a pipe, and it is in a
+    session of its own: a signal of the terminal does not reach it. A grandchild that is not isolated finds no
+    ``PYTHON*`` variable either.
     """
     package = str(Path(__file__).parent.resolve())
     command = [sys.executable, "-I", "-c", _START, package, "\n".join(_elsewhere()), module, *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+        command, cwd=folder, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
         text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from normdeploy.fold import FoldResult, apply, fold
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.proof import commute
 from normdeploy.parity.verdict import Criteria
-from normdeploy.pipeline import ParityError, Source, fold_file, ledger_of, report_of
+from normdeploy.pipeline import ParityError, Source, fold_file, judge_again, ledger_of, report_of
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 SOURCE: Source = {"app_dir": ROOT, "weights": WEIGHTS}
@@ -59,7 +59,8 @@ def test_the_report_says_what_was_done(digits_bundle: Path) -> None:
     assert report.parity is not None
     assert report.parity.passed
     assert report.parity.reference == "float64"
-    assert {judgement.measurement.shape[0] for judgement in report.parity.judgements} == {1, 64}
+    assert {judgement.measurement.shape[0] for judgement in report.parity.judgements} == {1, 3, 64}
+    assert {judgement.measurement.part for judgement in report.parity.judgements} == {"graph", "runtime"}
     assert report.latency is None
     assert report.inputs == [SPEC]
     assert report.outputs == ["output"]
@@ -124,10 +125,15 @@ def fold_is_wrong(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("fold_is_wrong")
-def test_a_failed_parity_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ParityError):
+def test_a_failed_parity_writes_no_bundle_but_its_report(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="the report is in") as caught:
         normdeploy.export(RESNET, [SPEC], tmp_path / "out", bench=False, **SOURCE)
-    assert list(tmp_path.iterdir()) == []
+    failed = tmp_path / "out.failed"
+    assert list(tmp_path.iterdir()) == [failed]
+    assert {path.name for path in failed.iterdir()} == {"report.json", "report.html"}
+    assert report_of(failed) == caught.value.report
+    assert not judge_again(report_of(failed), Criteria()).passed
+    assert judge_again(report_of(failed), Criteria(floor_eps=1e5)).passed
 
 
 def test_a_failed_parity_names_the_module_and_leaves_the_old_bundle(
@@ -204,7 +210,7 @@ def test_data_is_judged_beside_the_random_inputs(bag: Source, tmp_path: Path) ->
     )
     assert report.parity is not None
     feeds = {judgement.measurement.feed for judgement in report.parity.judgements}
-    assert feeds == {"random N=2", "random N=1", "random N=4", "data"}
+    assert feeds >= {"random N=2", "random N=1", "random N=4", "odd N=3", "integers: all at the high end", "data"}
 
 
 # -- verify and bench --------------------------------------------------------------------------
@@ -231,7 +237,7 @@ def test_an_onnx_file_verifies_where_its_inputs_are_described(digits_bundle: Pat
     assert normdeploy.verify(model, RESNET, [SPEC], **SOURCE).passed
     with pytest.raises(InputError, match="no input is described"):
         normdeploy.verify(model, RESNET, **SOURCE)
-    with pytest.raises(InputError, match="its own input specs"):
+    with pytest.raises(InputError, match="own specs"):
         normdeploy.verify(digits_bundle, RESNET, [SPEC], **SOURCE)
 
 

@@ -9,9 +9,10 @@
     golden/inputs.npz  outputs.npz  one feed, and what the model made of it where it was exported
 """
 
+from normdeploy.bundle.failed import remove_failed, write_failed
 from normdeploy.bundle.golden import Golden
 from normdeploy.bundle.load import Bundle, load_bundle
 from normdeploy.bundle.manifest import Manifest
 from normdeploy.bundle.write import check_target, write
 
-__all__ = ["Bundle", "Golden", "Manifest", "check_target", "load_bundle", "write"]
+__all__ = ["Bundle", "Golden", "Manifest", "check_target", "load_bundle", "remove_failed", "write", "write_failed"]

@@ -74,7 +74,7 @@ def judge(actual: Mapping[str, Array], golden: Mapping[str, Array], report: Repo
 
 def allowed(output: str, dtype: str, report: Report) -> tuple[float, float]:
     """How far ``output`` may lie from its golden one, as (RMS, max) errors: twice its parity bound, or the floor's."""
-    judged = report.parity.judgements if report.parity else ()
+    judged = report.parity.of("runtime") if report.parity else ()
     mine = [judgement for judgement in judged if judgement.measurement.output == output]
     floor = (report.parity.criteria if report.parity else Criteria()).floor(dtype, "eager")
     rms = max((one.bound_rms for one in mine if math.isfinite(one.bound_rms)), default=floor)

@@ -34,6 +34,7 @@ from normdeploy.disk import files_in, new_scratch, open_plain, opened_folder, re
 from normdeploy.engine import read_plan
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
+from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec, parse
@@ -82,10 +83,11 @@ class Bundle:
         return self.runner(given.check(self.specs, {**(inputs or {}), **named}))
 
 
-def load_bundle(path: str | Path, *, threads: int = 0) -> Bundle:
+def load_bundle(path: str | Path, *, threads: int = 0, isolated: bool = False) -> Bundle:
     """The bundle in folder ``path``, after checking that it is whole and computes here what it computed at home.
 
-    ``threads`` are those of ONNX Runtime, 0 for its own choice. Raises InputError for anything that is not a whole,
+    ``threads`` are those of ONNX Runtime, 0 for its own choice; ``isolated`` runs it in a process of its own, whose
+    crash is a VerdictError. Raises InputError for anything that is not a whole,
     unaltered bundle, VerdictError when the golden outputs do not come out, UnavailableError without onnxruntime.
     """
     folder, tries = Path(path), 0
@@ -93,7 +95,7 @@ def load_bundle(path: str | Path, *, threads: int = 0) -> Bundle:
         try:
             with opened_folder(folder) as opened:
                 try:
-                    return _load(folder, opened, threads)
+                    return _load(folder, opened, threads, isolated)
                 except (OSError, InputError):
                     tries += 1
                     if tries == _TRIES or os.path.samestat(os.fstat(opened), folder.stat()):
@@ -109,16 +111,18 @@ def check(folder: Path) -> None:
     with opened_folder(folder) as opened:
         manifest = _manifest(folder, opened)
         _copy(folder, opened, manifest, None)
-    _opened(folder, folder, manifest, 0)
+    bundle = _opened(folder, folder, manifest, 0, isolated=True)
+    if isinstance(bundle.runner, IsolatedRunner):
+        bundle.runner.close()
 
 
-def _load(folder: Path, opened: int, threads: int) -> Bundle:
+def _load(folder: Path, opened: int, threads: int, isolated: bool) -> Bundle:
     manifest = _manifest(folder, opened)
     copy, remove = new_scratch()
     try:
         (copy / GOLDEN_INPUTS).parent.mkdir()
         _copy(folder, opened, manifest, copy)
-        bundle = _opened(folder, copy, manifest, threads)
+        bundle = _opened(folder, copy, manifest, threads, isolated=isolated)
         weakref.finalize(bundle, remove)
     except BaseException:
         remove()
@@ -126,13 +130,14 @@ def _load(folder: Path, opened: int, threads: int) -> Bundle:
     return bundle
 
 
-def _opened(folder: Path, copy: Path, manifest: Manifest, threads: int) -> Bundle:
+def _opened(folder: Path, copy: Path, manifest: Manifest, threads: int, *, isolated: bool) -> Bundle:
     """The bundle of ``folder``, all of it read from ``copy``."""
     report = read(Report, (copy / REPORT).read_bytes(), where=str(folder / REPORT))
     _check_engine(folder, copy, manifest, report)
     specs, golden = _golden(folder, copy, manifest)
     options, where = manifest.session_options, str(folder / MODEL)
-    runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where)
+    make = IsolatedRunner if isolated else OnnxRuntimeRunner
+    runner = make(copy / MODEL, threads=threads, options=options, where=where)
     _check_names(folder, manifest, specs, runner)
     golden_feed.judge(runner(golden.inputs), golden.outputs, report, where=folder)
     return Bundle(folder, manifest, report, specs, golden, runner, copy)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from normdeploy.checkpoint.configured import renamed
-from normdeploy.checkpoint.factory import build, import_path, usual_app_dir
+from normdeploy.checkpoint.factory import build, call, import_path, usual_app_dir
 from normdeploy.checkpoint.files import Contents, read
 from normdeploy.checkpoint.fit import fit
 from normdeploy.checkpoint.names import Names, Rename
@@ -26,7 +26,7 @@ from normdeploy.doctor.statistics import require_valid_statistics
 from normdeploy.doctor.training import require_eval
 from normdeploy.errors import InputError
 
-__all__ = ["Checkpoint", "Names", "Rename", "load"]
+__all__ = ["Checkpoint", "Names", "Rename", "call", "load"]
 
 _log = logging.getLogger(__name__)
 

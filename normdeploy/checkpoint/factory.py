@@ -64,6 +64,19 @@ def usual_app_dir(factory: str) -> Path | None:
     return None if elsewhere or _source(Path.cwd(), module_name) is None else Path()
 
 
+def call(function: str, *, app_dir: Path | None) -> Any:
+    """Import ``function``, ``package.module:name``, call it without arguments and return what it returns."""
+    if not _SYNTAX.fullmatch(function):
+        raise InputError(f"{function!r} does not name a function", where="--data", fix="write package.module:function")
+    module_name, _, attribute = function.partition(":")
+    with import_path(app_dir), redirect_stdout(sys.stderr):
+        found = _attribute(_import(module_name, function, app_dir), attribute, function)
+        try:
+            return found()
+        except Exception as error:
+            raise InputError(f"{function} raised {_told(error)}", where=f"--data {function}") from error
+
+
 @contextmanager
 def import_path(app_dir: Path | None) -> Iterator[None]:
     """Put ``app_dir`` first on sys.path, for good if all goes well; hide the current directory meanwhile."""

@@ -102,7 +102,8 @@ def export(
                 model, parity.inputs(), out, output_names=listed(parity.output_names), data=parity.data,
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
                 engine=engine, sm=listed(sm), plugin=plugin, force=force, bench=not no_bench, seed=parity.seed,
-                criteria=parity.criteria(), verbose=talk.verbose, progress=progress, **eager.source(),
+                criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
+                command=output.command_line(), **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)
@@ -173,6 +174,24 @@ def verify(
             artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
             seed=parity.seed, criteria=parity.criteria(), progress=progress, **eager.source(),
         )  # fmt: skip
+    output.verdict(verdict, talk)
+    return 0 if verdict.passed else VerdictError.exit_code
+
+
+@app.command
+def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = None, talk: Talk = Talk()) -> int:
+    """Judge the measurements of a saved report again, by other criteria; nothing is run.
+
+    Args:
+        report: report.json, or the folder it lies in.
+        k: an error of k times eager's own passes.
+        floor_eps: and that many ε of the output's dtype on top.
+    """
+    from normdeploy import pipeline
+    from normdeploy.cli.options import criteria
+
+    with output.working(talk):
+        verdict = pipeline.judge_again(pipeline.report_of(report), criteria(k, floor_eps))
     output.verdict(verdict, talk)
     return 0 if verdict.passed else VerdictError.exit_code
 

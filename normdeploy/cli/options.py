@@ -81,7 +81,7 @@ class ParityOptions:
             dictionary, x.0:… in a list. Without a dtype it is f32; floats without a range are standard normal.
         input_value: NAME=VALUE, an argument of forward that is no tensor; a Python literal or a string.
         output_names: of what forward returns, in order, with commas between; by default its keys, fields, indices.
-        data: an .npz file with one array an input, judged beside the random inputs.
+        data: real inputs, judged beside the random ones: .npz, safetensors, or module:function; several times.
         seed: of the random inputs.
         k: an error of k times eager's own passes (4).
         floor_eps: and that many ε of the output's dtype on top (8).
@@ -90,7 +90,7 @@ class ParityOptions:
     input: tuple[str, ...] = ()
     input_value: tuple[str, ...] = ()
     output_names: str = ""
-    data: Path | None = None
+    data: tuple[str, ...] = ()
     seed: int = 0
     k: float | None = None
     floor_eps: float | None = None
@@ -100,11 +100,8 @@ class ParityOptions:
         return (*self.input, *(f"{name}={value}" for name, value in named(self.input_value, "--input-value").items()))
 
     def criteria(self) -> Criteria:
-        """The criteria, their own defaults where nothing is given."""
-        from normdeploy.parity.verdict import Criteria
-
-        given = {"k": self.k, "floor_eps": self.floor_eps}
-        return Criteria(**{name: value for name, value in given.items() if value is not None})
+        """Return the criteria, their own defaults where nothing is given."""
+        return criteria(self.k, self.floor_eps)
 
 
 @Parameter(name="*")
@@ -121,6 +118,14 @@ class Talk:
     json: bool = False
     verbose: bool = False
     debug: bool = False
+
+
+def criteria(k: float | None, floor_eps: float | None) -> Criteria:
+    """Return parity's criteria, their own defaults where nothing is given."""
+    from normdeploy.parity.verdict import Criteria
+
+    given = {"k": k, "floor_eps": floor_eps}
+    return Criteria(**{name: value for name, value in given.items() if value is not None})
 
 
 def listed(text: str) -> tuple[str, ...]:

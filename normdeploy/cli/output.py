@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -109,6 +110,11 @@ def _told(error: BaseException) -> tuple[int, str]:
 def _printable(text: str) -> str:
     """Names in files may not steer the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def command_line() -> str:
+    """Return the command that runs, as it can be typed again."""
+    return shlex.join(["normdeploy", *sys.argv[1:]]) if sys.argv[1:2] else ""
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from torch.fx.experimental import _config as symbolic_shapes
 from normdeploy.errors import InputError
 from normdeploy.export import conditions, constraints
 from normdeploy.export.call import arguments
+from normdeploy.export.encoder import one_path
+from normdeploy.export.quantization import fake_quantization
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at, tracing_sizes
 
@@ -87,7 +89,8 @@ def _violations(error: torch._dynamo.exc.UserError) -> str:
 
 def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -> ExportedProgram:
     # The setting lets a size of 1 be as any other size: torch would assume that a dynamic dimension never is 1.
-    with symbolic_shapes.patch(backed_size_oblivious=True), recurrent_layers():  # type: ignore[attr-defined]
+    oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with oblivious, recurrent_layers(), fake_quantization(module), one_path():
         return torch.export.export(
             Adapter(module, specs),
             _example(specs),

@@ -18,7 +18,7 @@ from normdeploy.export.capture import capture, dynamic_shapes, recurrent_layers,
 from normdeploy.export.conditions import size_symbols, unit_name
 from normdeploy.export.constraints import replace_words
 from normdeploy.export.quiet import quiet, unchanged
-from normdeploy.export.translations import TRANSLATIONS
+from normdeploy.export.translations import translations
 from normdeploy.specs import TensorSpec, dynamic_dims
 
 PREFIX = "module."
@@ -50,7 +50,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
                     dynamo=True,
                     optimize=False,
                     opset_version=opset,
-                    custom_translation_table=TRANSLATIONS,
+                    custom_translation_table=translations(opset),
                     verbose=verbose,
                 )
         except NormdeployError:

@@ -4,10 +4,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops.common import merge_dims
 from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided
+from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+from torch.onnx._internal.exporter._torchlib.ops.nn import aten_scaled_dot_product_attention_23
 
 op: Any = opset18  # its type stubs know no value of unknown dtype
 
@@ -56,8 +59,57 @@ def _keeps_order(shape: Any, size: Sequence[Any], stride: Sequence[Any]) -> bool
     return bool(stride[0] == elements)
 
 
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Any = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention whose query may look at nothing returns zeros, as in PyTorch; torch's own returns a mean, or NaN."""
+    y = aten_scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return _zero_where_blind(y, attn_mask)
+
+
+def _attention_23(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Any = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """The same with the operator that ONNX has from opset 23 on."""
+    y = aten_scaled_dot_product_attention_23(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return _zero_where_blind(y, attn_mask)
+
+
+def _zero_where_blind(y: Any, mask: Any) -> Any:
+    if mask is None:
+        return y
+    last = op.Constant(value_ints=[-1])
+    if mask.dtype == ir.DataType.BOOL:
+        blind = op.Not(op.Cast(op.ReduceMax(op.Cast(mask, to=ir.DataType.INT32), last), to=ir.DataType.BOOL))
+    else:
+        blind = op.Equal(op.ReduceMax(mask, last), op.CastLike(op.Constant(value_float=float("-inf")), mask))
+    return op.Where(blind, op.CastLike(op.Constant(value_float=0.0), y), y)
+
+
+def translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return the ``custom_translation_table`` of torch.onnx.export for ``opset``."""
+    attention = _attention if opset < 23 else _attention_23
+    return {**TRANSLATIONS, torch.ops.aten.scaled_dot_product_attention.default: attention}
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: _instance_norm,
     torch.ops.aten.as_strided.default: _as_strided,
 }
-"""The ``custom_translation_table`` of torch.onnx.export."""
+"""Those of every opset."""

@@ -1,8 +1,8 @@
-"""Where a failed artefact goes wrong: the first module, by its PyTorch name, whose output leaves the bound.
+"""Where a graph goes wrong: the first module, by its PyTorch name, whose output leaves the bound, all in float64.
 
-The last value that each module produces in the deployed graph is made a graph output and compared with what a forward
-hook saw. Then the graph is walked upward from the outputs that failed, never past a value that agrees. Of the values
-met, the one that comes first names the module.
+The last value that each module produces in the deployed graph, run in float64, is compared with what a forward hook saw
+in the float64 module. Then the graph is walked upward from the outputs that failed, never past a value that agrees. Of
+the values met, the one that comes first names the module. No runtime takes part, but for a graph that has no float64.
 
 So a value that differs rightly, because a fold moved something linear across it, accuses nobody as long as what
 follows agrees; and the ledger names the values that such a move explains, which cannot accuse at all. Where LayerNorms
@@ -11,8 +11,9 @@ became RMSNorms, a value of their stream has lost its mean over the features, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ from torch import nn
 
 from normdeploy.fold.ledger import METADATA_KEY, Ledger
 from normdeploy.graph import operator
-from normdeploy.parity.compare import comparable, measurement
+from normdeploy.parity.compare import USELESS
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import is_float
+from normdeploy.parity.metrics import EXACT, errors, is_float
 from normdeploy.parity.reference import Arrays
-from normdeploy.parity.taps import OUTPUT, observe, run_with_taps, taps_of
-from normdeploy.parity.verdict import Criteria, judge_one
+from normdeploy.parity.taps import OUTPUT, Observed, observe, run_with_taps, taps_of
+from normdeploy.parity.verdict import Criteria, Measurement, judge_one
+from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.specs import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -53,11 +55,10 @@ def first_divergent_module(
     module is named by its class. ``ledger`` is the model's own where None is given, ``options`` are those of its
     session; ``model`` is not changed.
     """
-    eager, exact = observe(module, specs, feed, dtype)
-    deployed = run_with_taps(model, feed, options)
-    compare = _Comparison(
-        eager, exact, deployed, criteria or Criteria(), wider=dtype is not None, centred=_centred(model)
-    )
+    observed = observe(module, specs, feed, dtype)
+    deployed = _values(model, feed, options)
+    compare = _Comparison(observed, deployed, criteria or Criteria(), centred=_centred(model))
+    eager = observed.eager
     failed = [value for value in model.graph.outputs if compare.differs(OUTPUT + str(value.name), str(value.name))]
     if not failed:
         return None
@@ -74,41 +75,58 @@ def first_divergent_module(
     return next((name for name in accused if compare.differs(name, taps[name])), type(module).__name__)
 
 
+def _values(model: ir.Model, feed: Feed, options: Mapping[str, str] | None) -> Arrays:
+    """Return the last value of each module and the outputs, in float64; by the runtime where that cannot be."""
+    try:
+        return Float64Runner(model).run(feed.arrays, wanted=set(taps_of(model).values()))
+    except NoFloat64Error:
+        return run_with_taps(model, feed, options)
+
+
 class _Comparison:
     """Values of the module (by module name, or ``OUTPUT`` + output name) against values of the graph, by name."""
 
-    def __init__(
-        self, eager: Arrays, exact: Arrays, deployed: Arrays, criteria: Criteria, *, wider: bool, centred: bool
-    ) -> None:
-        self._eager, self._exact, self._deployed = eager, exact, deployed
-        self._criteria, self._wider, self._centred = criteria, wider, centred
+    def __init__(self, observed: Observed, deployed: Arrays, criteria: Criteria, *, centred: bool) -> None:
+        self._observed, self._deployed = observed, deployed
+        self._criteria, self._centred = criteria, centred
 
     def agrees(self, own: str, value: str) -> bool:
-        """Whether both can be compared and lie within the bound."""
+        """Return True if both can be compared and lie within the bound."""
         return self._passes(own, value) is True
 
     def differs(self, own: str, value: str) -> bool:
-        """Whether both can be compared and do not lie within the bound."""
+        """Return True if both can be compared and do not lie within the bound."""
         return self._passes(own, value) is False
 
     def _passes(self, own: str, value: str) -> bool | None:
-        eager, actual = self._eager.get(own), self._deployed.get(value)
-        if eager is None or actual is None or not comparable(eager, actual, wider=self._wider):
+        eager, actual = self._observed.eager.get(own), self._deployed.get(value)
+        if eager is None or not isinstance(actual, np.ndarray) or eager.shape != actual.shape:
             return None
-        exact = self._exact.get(own)
-        if self._is_within(own, eager, exact, actual):
+        if is_float(eager.dtype.name) != is_float(actual.dtype.name):
+            return None
+        if self._is_within(own, actual, lambda array: array):
             return True
         if not self._centred or own.startswith(OUTPUT) or not is_float(eager.dtype.name):
             return False
-        return any(
-            self._is_within(
-                own, _without_mean(eager, axis), None if exact is None else _without_mean(exact, axis), actual
-            )
-            for axis in range(actual.ndim)
-        )
+        return any(self._is_within(own, actual, _mean_taken_off(axis)) for axis in range(actual.ndim))
 
-    def _is_within(self, own: str, eager: Array, exact: Array | None, actual: Array) -> bool:
-        return judge_one(measurement("", own, eager, exact, actual), self._criteria).passed
+    def _is_within(self, own: str, actual: Array, changed: Callable[[Array], Array]) -> bool:
+        eager, exact = changed(self._observed.eager[own]), self._observed.exact.get(own)
+        dtype = eager.dtype.name
+        base = Measurement("", own, eager.shape, dtype, EXACT, EXACT, part="graph")
+        if exact is None or exact.shape != eager.shape:
+            return judge_one(
+                replace(base, deployed=errors(actual, eager, dtype), reference="eager"), self._criteria
+            ).passed
+        exact, rounded = changed(exact), self._observed.rounded.get(own)
+        allowed = errors(eager if rounded is None else changed(rounded), exact, dtype)
+        allowed = allowed if allowed.finite and allowed.rms < USELESS else EXACT
+        measured = replace(base, eager=allowed, deployed=errors(actual, exact, dtype))
+        return judge_one(measured, self._criteria).passed
+
+
+def _mean_taken_off(axis: int) -> Callable[[Array], Array]:
+    return lambda array: _without_mean(array, axis)
 
 
 def _centred(model: ir.Model) -> bool:

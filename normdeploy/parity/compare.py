@@ -1,20 +1,28 @@
-"""Runs the module and the artefact on the same feeds and measures every output of every feed."""
+"""Runs the module, the graph and the artefact on the same feeds and measures every output of every feed, in two parts.
+
+The graph is measured in float64 against the module in float64; the artefact against the float64 run of that graph.
+Without a graph, as where a plan is all there is, the artefact is measured against the module in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
 from torch import nn
 
-from normdeploy.errors import UnavailableError, VerdictError
+from normdeploy.errors import InputError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, eps, errors, is_float
+from normdeploy.parity.metrics import EXACT, Errors, eps, errors, is_float
 from normdeploy.parity.reference import Arrays, Oracle
-from normdeploy.parity.verdict import Measurement, Reference
+from normdeploy.parity.verdict import Criteria, Measurement, Reference, judge_one
+from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.runner import Runner, first_line
 from normdeploy.specs import TensorSpec
 
@@ -22,6 +30,12 @@ Array = npt.NDArray[Any]
 
 USELESS = 0.25
 """Eager's own RMS error from which on ``4 * e_eager`` lets zeros pass: float64 is no reference of that output."""
+_DRAWS = (1, 2, 3)
+"""Roundings of the weights at random, made only where a graph fails beside the first estimate of what is allowed."""
+
+
+_VANISHES = 1e-4
+"""Share of an output's usual size below which a corner does not judge it."""
 
 
 class Measured(NamedTuple):
@@ -32,6 +46,21 @@ class Measured(NamedTuple):
     notes: tuple[str, ...]
 
 
+class RuntimeFailureError(VerdictError):
+    """The artefact does not run, or returns other outputs than eager; ``feed`` is where."""
+
+    def __init__(self, what: str, *, where: str, fix: str, feed: Feed) -> None:
+        self.feed = feed
+        super().__init__(what, where=where, fix=fix)
+
+
+class Unfolded(NamedTuple):
+    """The unfolded graph, and a session of the same runtime that runs it."""
+
+    runner: Runner
+    graph: ir.Model
+
+
 def measure(
     module: nn.Module,
     specs: Sequence[TensorSpec],
@@ -39,65 +68,299 @@ def measure(
     feeds: Sequence[Feed],
     *,
     dtype: torch.dtype | None = None,
+    graph: ir.Model | None = None,
+    unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
+    criteria: Criteria | None = None,
 ) -> Measured:
-    """The errors of eager PyTorch (in ``dtype``, or the module's own) and of ``deployed``, for each output and feed.
+    """Return the errors of ``graph`` and of ``deployed``, which runs it, for each output and feed.
 
-    Raises VerdictError, by feed and output, where the artefact does not run, where outputs are missing or unexpected,
-    and where one has another shape or dtype: nothing is broadcast or cast to make it comparable. Only where ``dtype``
-    is given may the artefact return wider floats than eager: a graph that computes in 16 bits keeps float32 borders.
+    Args:
+        module: in eval mode.
+        specs: its inputs.
+        deployed: the artefact.
+        feeds: what all are run on.
+        dtype: eager runs in it; None leaves the module as it is. Only where one is given may the artefact return wider
+            floats than eager: a graph that computes in 16 bits keeps float32 borders.
+        graph: what ``deployed`` runs; None where it is not known.
+        unfolded: asked for only where the runtime fails beside eager.
+        criteria: by which it is decided what else to measure.
+
+    Raises RuntimeFailureError, by feed and output, where the artefact does not run, where outputs are missing or
+    unexpected, and where one has another shape or dtype: nothing is broadcast or cast to make it comparable.
     """
-    oracle = Oracle(module, specs, dtype)
     notes = dict.fromkeys(note for feed in feeds for note in feed.notes)
-    measurements: list[Measurement] = []
-    served = False
-    for feed in feeds:
-        eager = oracle.eager(feed.arrays)
-        exact = oracle.exact(feed.arrays)
-        served = served or exact is not None
-        actual = _run(deployed, feed)
-        _require_same_outputs(eager, actual, deployed.name, feed.name, wider=dtype is not None)
+    with ExitStack() as stack:
+        make = None if unfolded is None else lambda: stack.enter_context(unfolded())
+        session = _Session(Oracle(module, specs, dtype), deployed, graph, make, criteria or Criteria())
+        session.computes = _computes(module, specs, dtype)
+        session.wider = dtype is not None
+        measurements = [each for feed in feeds for each in session.measured(feed)]
+    reference: Reference = "float64" if session.served else "eager"
+    return Measured(tuple(measurements), reference, (*notes, *session.oracle.notes, *session.notes))
+
+
+def _computes(module: nn.Module, specs: Sequence[TensorSpec], dtype: torch.dtype | None) -> str:
+    """Return the coarsest real type of the weights and inputs: what the network computes in."""
+    if dtype is not None:
+        return str(dtype).removeprefix("torch.")
+    tensors = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    names = [str(each).removeprefix("torch.") for each in tensors] + [spec.dtype for spec in specs]
+    return max((name for name in names if is_float(name)), key=eps, default="float32")
+
+
+class _Session:
+    """Everything that is run on a feed."""
+
+    computes, wider = "float32", False
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        deployed: Runner,
+        graph: ir.Model | None,
+        unfolded: Callable[[], Unfolded] | None,
+        criteria: Criteria,
+    ) -> None:
+        self.oracle, self.deployed, self.criteria = oracle, deployed, criteria
+        self.notes: dict[str, None] = {}
+        self.served = False
+        self._usual: dict[str, float] = {}
+        self._graph = None if graph is None else Float64Runner(graph)
+        self._make_unfolded = unfolded
+        self._unfolded: Unfolded | None = None
+
+    def measured(self, feed: Feed) -> Iterator[Measurement]:
+        """Return the measurements on one feed, those of the graph first."""
+        try:
+            eager = self.oracle.eager(feed.arrays)
+        except InputError as error:
+            if not feed.corner:
+                raise
+            yield from self._replaced(feed, f"eager PyTorch does not run there ({error.what})")
+            return
+        exact = self.oracle.exact(feed.arrays)
+        if feed.corner and (why := self._unusable(eager, exact or {})):
+            yield from self._replaced(feed, why)
+            return
+        self.oracle.other_path(feed.name, feed.arrays, eager)
+        if not self._usual:
+            self._usual = {name: _rms(value) for name, value in eager.items() if is_float(value.dtype.name)}
+        self.served = self.served or exact is not None
+        actual = self._run(feed)
+        self._require_same_outputs(eager, actual, feed)
+        meant = self._meant(feed)
+        if meant is not None:
+            yield from self._of_graph(feed, eager, exact, meant)
+        yield from self._of_runtime(feed, eager, exact, meant, actual)
+
+    def _replaced(self, feed: Feed, why: str) -> Iterator[Measurement]:
+        """Return the measurements on what is taken in place of a corner, and note it."""
+        self.notes[f"{feed.name}: {why}: {'left out' if feed.instead is None else 'replaced by a random feed'}"] = None
+        if feed.instead is not None:
+            yield from self.measured(feed.instead)
+
+    def _unusable(self, eager: Arrays, exact: Arrays) -> str:
+        """Return why a corner can judge nobody; empty where it can."""
         for name, value in eager.items():
-            wanted = None if exact is None else exact.get(name)
-            measurements.append(measurement(feed.name, name, value, wanted, actual[name]))
-            if wanted is not None and (why := no_reference(value, wanted)):
-                exactly = measurements[-1].reference == "float64"
+            if not is_float(value.dtype.name):
+                continue
+            if not np.isfinite(value.astype(np.float64)).all():
+                return f"eager PyTorch itself gives NaN or infinity in {name}"
+            if name in exact and (why := no_reference(value, exact[name], self._wide(value.dtype.name))):
+                return f"eager PyTorch itself is no guide to {name}: {why}"
+            if 0 < _rms(value) < _VANISHES * self._usual.get(name, 0.0):
+                return f"{name} all but vanishes there, and an error relative to it says nothing"
+        return ""
+
+    # -- the graph -----------------------------------------------------------------------------
+
+    def _meant(self, feed: Feed) -> Arrays | None:
+        """Return the outputs of the graph in float64; None, and a note, where it cannot be run so."""
+        if self._graph is None:
+            return None
+        try:
+            return self._graph(feed.arrays)
+        except NoFloat64Error as error:
+            self._graph = None
+            self.notes[f"{error.what} ({error.where}): the graph is judged by its runtime alone"] = None
+            return None
+
+    def _of_graph(self, feed: Feed, eager: Arrays, exact: Arrays | None, meant: Arrays) -> Iterator[Measurement]:
+        for name, value in eager.items():
+            wanted = value if exact is None else exact[name]
+            if meant[name].shape != wanted.shape:
+                self.notes[f"{name} on {feed.name}: its shape follows its values, which float64 changes"] = None
+                continue
+            yield self._graph_measurement(feed, name, value, None if exact is None else wanted, meant[name])
+
+    def _graph_measurement(self, feed: Feed, name: str, eager: Array, exact: Array | None, meant: Array) -> Measurement:
+        dtype = eager.dtype.name
+        base = Measurement(feed.name, name, eager.shape, dtype, EXACT, EXACT, part="graph", computes=self._wide(dtype))
+        if exact is None:
+            return replace(base, deployed=errors(meant, eager, dtype), reference="eager")
+        found = errors(meant, exact, dtype)
+        if not is_float(dtype) and found != EXACT and np.array_equal(meant, eager):
+            return replace(base, reference="eager")
+        sixteen = self.computes in ("float16", "bfloat16") and is_float(dtype)
+        own = self._rounding(feed, name, exact, 0) if sixteen else _finite(errors(eager, exact, dtype))
+        measured = replace(base, eager=own, deployed=found)
+        for draw in _DRAWS:
+            if judge_one(measured, self.criteria).passed or not found.finite:
+                break
+            cost = self._rounding(feed, name, exact, draw)
+            measured = replace(measured, eager=_larger(measured.eager, cost) if sixteen else _sum(own, cost))
+        return measured
+
+    def _rounding(self, feed: Feed, name: str, exact: Array, draw: int) -> Errors:
+        """Return what rounding the weights costs this output."""
+        rounded = self.oracle.rounded(feed.arrays, draw)[name]
+        return _finite(errors(rounded, exact, self.computes)) if rounded.shape == exact.shape else EXACT
+
+    def _wide(self, dtype: str) -> str:
+        """Return what the network computes in, where that is coarser than the output's own type."""
+        return self.computes if is_float(dtype) and eps(self.computes) > eps(dtype) else ""
+
+    # -- the runtime ---------------------------------------------------------------------------
+
+    def _of_runtime(
+        self, feed: Feed, eager: Arrays, exact: Arrays | None, meant: Arrays | None, actual: Arrays
+    ) -> Iterator[Measurement]:
+        found = []
+        for name, value in eager.items():
+            wanted = None if exact is None else exact[name]
+            graph = None if meant is None else meant[name]
+            computes = self._wide(value.dtype.name)
+            found.append(measurement(feed.name, name, value, wanted, actual[name], graph=graph, computes=computes))
+            if wanted is not None and (why := no_reference(value, wanted, computes)):
+                exactly = found[-1].reference == "float64"
                 held = "float64, which it is nearer to, with nothing allowed" if exactly else "eager in its own dtype"
-                notes[f"{name} on {feed.name}: {why}: judged against {held}"] = None
-    return Measured(tuple(measurements), "float64" if served else "eager", (*oracle.notes, *notes))
+                self.notes[f"{name} on {feed.name}: {why}: judged against {held}"] = None
+        if meant is not None and not all(judge_one(each, self.criteria).passed for each in found):
+            found = self._beside_unfolded(feed, found)
+        yield from found
+
+    def _beside_unfolded(self, feed: Feed, found: list[Measurement]) -> list[Measurement]:
+        """Return ``found`` with the errors of the unfolded graph in the same runtime, where it can be run."""
+        other = self._other()
+        if other is None:
+            return found
+        try:
+            actual, meant = other.runner(feed.arrays), Float64Runner(other.graph)(feed.arrays)
+        except Exception as error:  # whatever the runtime raises: what does not run excuses nothing
+            self.notes[f"the unfolded graph does not run on {feed.name}: {first_line(error)}"] = None
+            return found
+        return [
+            replace(each, unfolded=errors(actual[each.output], meant[each.output], each.dtype))
+            if is_float(each.dtype) and actual[each.output].shape == meant[each.output].shape
+            else each
+            for each in found
+        ]
+
+    def _other(self) -> Unfolded | None:
+        if self._make_unfolded is not None:
+            make, self._make_unfolded = self._make_unfolded, None
+            try:
+                self._unfolded = make()
+            except Exception as error:  # an export or a session that fails is no reason to pass, nor to stop
+                self.notes[f"the unfolded graph cannot be run beside it: {first_line(error)}"] = None
+        return self._unfolded
+
+    def _run(self, feed: Feed) -> Arrays:
+        try:
+            return self.deployed(feed.arrays)
+        except UnavailableError:
+            raise
+        except Exception as error:  # eager took this feed, so whatever it is, the artefact is not its equal
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.arrays.items())
+            raise RuntimeFailureError(
+                f"the artefact does not run where eager PyTorch does: {first_line(error)}",
+                where=f"{self.deployed.name}, feed {feed.name!r}, inputs {shapes}",
+                fix="narrow the ranges in --input to what the artefact supports, or export it again",
+                feed=feed,
+            ) from error
+
+    def _require_same_outputs(self, eager: Arrays, actual: Arrays, feed: Feed) -> None:
+        problems = []
+        if missing := [name for name in eager if name not in actual]:
+            problems.append(f"missing {', '.join(missing)}")
+        if unexpected := [name for name in actual if name not in eager]:
+            problems.append(f"unexpected {', '.join(unexpected)}")
+        for name in eager.keys() & actual.keys():
+            if not comparable(eager[name], actual[name], wider=self.wider):
+                problems.append(f"{name} is {_kind(actual[name])}, eager's is {_kind(eager[name])}")
+        if problems:
+            raise RuntimeFailureError(
+                f"the outputs of {self.deployed.name} are not eager's: {'; '.join(sorted(problems))}",
+                where=f"feed {feed.name!r}",
+                fix="export the module again; a shape that follows a traced size belongs to a dimension given as fixed",
+                feed=feed,
+            )
 
 
-def measurement(feed: str, output: str, eager: Array, exact: Array | None, deployed: Array) -> Measurement:
-    """The errors of one output, given as eager, float64 and the artefact return it, all of one shape.
+def measurement(
+    feed: str,
+    output: str,
+    eager: Array,
+    exact: Array | None,
+    deployed: Array,
+    *,
+    graph: Array | None = None,
+    computes: str = "",
+) -> Measurement:
+    """Return the errors of one output as a runtime made it, all arrays of one shape.
+
+    ``eager``, ``exact`` and ``graph`` are what the module gives, in its own dtype and in float64, and what the deployed
+    graph gives in float64: the reference, in place of ``exact`` where it is not given.
 
     Where eager has lost the output, nothing is allowed for that, and the artefact is held to what it is nearer to: a
     norm that is right is not failed by one whose squares overflow in 16 bits. Where eager ends in NaN or infinity, the
     artefact must too: that it does not here may be the runtime's doing, which computes some of it in float32.
     """
     dtype = eager.dtype.name
-    against_eager = Measurement(feed, output, eager.shape, dtype, EXACT, errors(deployed, eager, dtype), "eager")
-    if exact is None or not is_float(dtype) or exact.shape != eager.shape or not _is_float64(exact, dtype):
+    against_eager = Measurement(
+        feed, output, eager.shape, dtype, EXACT, errors(deployed, eager, dtype), "eager", computes=computes
+    )
+    meant = exact if graph is None else graph
+    if meant is None or meant.shape != eager.shape:
         return against_eager
-    own, actual = errors(eager, exact, dtype), errors(deployed, exact, dtype)
-    if not no_reference(eager, exact):
-        return Measurement(feed, output, eager.shape, dtype, own, actual)
+    if not is_float(dtype):
+        nearer = against_eager.deployed != EXACT and np.array_equal(deployed, meant)
+        return (
+            replace(against_eager, deployed=EXACT, reference="float64")
+            if nearer and graph is not None
+            else against_eager
+        )
+    if not _is_float64(meant, computes or dtype):
+        return against_eager
+    actual = errors(deployed, meant, dtype)
+    if exact is None:  # what eager loses is not known
+        base = replace(against_eager, deployed=actual)
+        return base if actual.rms <= against_eager.deployed.rms else against_eager
+    own = errors(eager, exact, dtype)
+    base = replace(against_eager, eager=own, deployed=actual, reference="float64")
+    if not no_reference(eager, exact, computes):
+        return base
     nearer = own.finite and actual.finite and not against_eager.deployed.rms <= actual.rms
-    return Measurement(feed, output, eager.shape, dtype, EXACT, actual) if nearer else against_eager
+    return replace(base, eager=EXACT) if nearer else against_eager
 
 
-def _is_float64(exact: Array, dtype: str) -> bool:
-    """Whether ``exact`` has digits that ``dtype`` has not."""
-    return exact.dtype.name == "float64" != dtype
+def _is_float64(exact: Array, computes: str) -> bool:
+    """Return True if ``exact`` has digits that ``computes`` has not."""
+    return exact.dtype.name == "float64" != computes
 
 
-def no_reference(eager: Array, exact: Array) -> str:
-    """Why ``exact`` cannot stand in for what ``eager`` should have been; empty where it can, or where they agree."""
+def no_reference(eager: Array, exact: Array, computes: str = "") -> str:
+    """Return why ``exact`` cannot stand in for what ``eager`` should have been; "" where it can, or where they agree.
+
+    ``computes`` is what the network computes in, where the output is wider.
+    """
     dtype = eager.dtype.name
     if eager.shape != exact.shape:
         return f"float64 returns the shape {exact.shape}, not {eager.shape}"
     if not is_float(dtype):
         differing = int(np.count_nonzero(eager != exact))
         return f"float64 differs in {differing} whole numbers or booleans, as at a tie" if differing else ""
-    if dtype == "float64":
+    if (computes or dtype) == "float64":
         return "it is float64 already"
     if exact.dtype.name != "float64":
         return f"float64 returns {exact.dtype.name}"
@@ -109,43 +372,30 @@ def no_reference(eager: Array, exact: Array) -> str:
     return ""
 
 
-def _run(deployed: Runner, feed: Feed) -> Arrays:
-    try:
-        return deployed(feed.arrays)
-    except UnavailableError:
-        raise
-    except Exception as error:  # eager took this feed, so whatever it is, the artefact is not its equal
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.arrays.items())
-        raise VerdictError(
-            f"the artefact does not run where eager PyTorch does: {first_line(error)}",
-            where=f"{deployed.name}, feed {feed.name!r}, inputs {shapes}",
-            fix="narrow the ranges in --input to what the artefact supports, or export it again",
-        ) from error
-
-
-def _require_same_outputs(eager: Arrays, actual: Arrays, runner: str, feed: str, *, wider: bool) -> None:
-    problems = []
-    if missing := [name for name in eager if name not in actual]:
-        problems.append(f"missing {', '.join(missing)}")
-    if unexpected := [name for name in actual if name not in eager]:
-        problems.append(f"unexpected {', '.join(unexpected)}")
-    for name in eager.keys() & actual.keys():
-        if not comparable(eager[name], actual[name], wider=wider):
-            problems.append(f"{name} is {_kind(actual[name])}, eager's is {_kind(eager[name])}")
-    if problems:
-        raise VerdictError(
-            f"the outputs of {runner} are not eager's: {'; '.join(sorted(problems))}",
-            where=f"feed {feed!r}",
-            fix="export the module again; a shape that follows a traced size belongs to a dimension given as fixed",
-        )
-
-
 def comparable(eager: Array, actual: Array, *, wider: bool) -> bool:
-    """Whether both have one shape and one dtype; with ``wider``, ``actual`` may hold wider floats."""
+    """Return True if both have one shape and one dtype; with ``wider``, ``actual`` may hold wider floats."""
     dtypes = eager.dtype.name, actual.dtype.name
     widened = wider and is_float(dtypes[0]) and is_float(dtypes[1]) and eps(dtypes[1]) <= eps(dtypes[0])
     return eager.shape == actual.shape and (dtypes[0] == dtypes[1] or widened)
 
 
+def _rms(array: Array) -> float:
+    wide = array.astype(np.float64)
+    return float(np.sqrt(np.mean(wide * wide))) if array.size else 0.0
+
+
 def _kind(array: Array) -> str:
     return f"{array.dtype.name}{list(array.shape)}"
+
+
+def _finite(found: Errors) -> Errors:
+    """Return ``found``, or no error where it has no bound: that says nothing about what is allowed."""
+    return found if found.finite and found.rms < USELESS else EXACT
+
+
+def _larger(one: Errors, other: Errors) -> Errors:
+    return replace(one, rms=max(one.rms, other.rms), max=max(one.max, other.max))
+
+
+def _sum(one: Errors, other: Errors) -> Errors:
+    return replace(one, rms=one.rms + other.rms, max=one.max + other.max)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from normdeploy.disk.arrays import Header, read_arrays
 from normdeploy.errors import InputError
+from normdeploy.runtime.eager import array_of
 from normdeploy.specs import TensorSpec, dynamic_dims, sizes_at
 from normdeploy.trust import read_once
 
@@ -27,11 +28,21 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Feed:
-    """One set of inputs: name → array of the spec's dtype and a shape within its ranges; and what is odd about it."""
+    """One set of inputs.
+
+    Attributes:
+        name: what reports call it.
+        arrays: name → array of the spec's dtype and a shape within its ranges.
+        notes: what is odd about it.
+        corner: whether it judges nobody where eager PyTorch itself gives NaN or loses the output.
+        instead: what is taken in its place then; None for nothing.
+    """
 
     name: str
     arrays: dict[str, Array]
     notes: tuple[str, ...] = ()
+    corner: bool = False
+    instead: Feed | None = None
 
 
 def random_feeds(specs: Sequence[TensorSpec], *, seed: int = 0) -> tuple[Feed, ...]:
@@ -41,6 +52,14 @@ def random_feeds(specs: Sequence[TensorSpec], *, seed: int = 0) -> tuple[Feed, .
     ends included; booleans are true half the time. The same specs and seed give the same arrays. Raises InputError
     naming the integer inputs that have no range.
     """
+    generator = np.random.default_rng(seed)
+    return tuple(Feed(_name(sizes), random_arrays(specs, sizes, generator)) for sizes in _points(specs))
+
+
+def random_arrays(
+    specs: Sequence[TensorSpec], sizes: Mapping[str, int], generator: np.random.Generator
+) -> dict[str, Array]:
+    """Return random inputs at ``sizes``, as :func:`random_feeds` draws them. Raises InputError as that does."""
     unbounded = [spec.name for spec in specs if spec.low is None and np.dtype(spec.dtype).kind in "iu"]
     if unbounded:
         raise InputError(
@@ -48,11 +67,7 @@ def random_feeds(specs: Sequence[TensorSpec], *, seed: int = 0) -> tuple[Feed, .
             where=", ".join(unbounded),
             fix=f"write e.g. --input {unbounded[0]}:...@i64[0..30521], or give real inputs by --data",
         )
-    generator = np.random.default_rng(seed)
-    return tuple(
-        Feed(_name(sizes), {spec.name: _random(spec, spec.shape(sizes), generator) for spec in specs})
-        for sizes in _points(specs)
-    )
+    return {spec.name: _random(spec, spec.shape(sizes), generator) for spec in specs}
 
 
 def _points(specs: Sequence[TensorSpec]) -> list[dict[str, int]]:
@@ -88,24 +103,41 @@ def _whole(end: float | None) -> int:
     return int(end or 0)
 
 
-def data_feed(specs: Sequence[TensorSpec], path: Path) -> Feed:
-    """The feed named "data" from an .npz file with one array for each spec, by name.
+def data_feed(specs: Sequence[TensorSpec], path: Path, name: str = "data") -> Feed:
+    """Return the feed called ``name`` from an .npz or safetensors file with one array for each spec, by name.
 
     Nothing in the file is unpickled. Raises InputError that lists all of: missing and unexpected names, other dtypes,
     ranks and sizes outside the specs' ranges, sizes of one dimension that differ, values outside a spec's range.
     NaN and infinities are accepted and noted.
     """
+    given = _read_safetensors(path) if path.suffix == ".safetensors" else _read(specs, path)
+    return feed_of(specs, given, name, str(path))
+
+
+def feed_of(specs: Sequence[TensorSpec], given: Mapping[str, Array], name: str, where: str) -> Feed:
+    """Return the feed called ``name`` of ``given``, which comes from ``where``; InputError unless it fits the specs."""
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
-    arrays = {name: _native(array, dtypes.get(name)) for name, array in _read(specs, path).items()}
-    _require_fit(specs, arrays, path)
+    arrays = {key: _native(array, dtypes.get(key)) for key, array in given.items()}
+    _require_fit(specs, arrays, where)
     ordered = {spec.name: arrays[spec.name] for spec in specs}
-    return Feed("data", ordered, tuple(_oddities(path, ordered)))
+    return Feed(name, ordered, tuple(_oddities(Path(where).name, ordered)))
 
 
-def _require_fit(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], path: Path) -> None:
+def _read_safetensors(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:  # "numpy" has no bfloat16
+            return {name: array_of(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        fix = "write it with safetensors.torch.save_file({name: tensor, ...}, path)"
+        raise InputError(f"the data file cannot be read: {error}", where=str(path), fix=fix) from error
+
+
+def _require_fit(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], where: str) -> None:
     if found := problems(specs, arrays):
         wanted = " ".join(f"--input {spec}" for spec in specs)
-        raise InputError("; ".join(found), where=str(path), fix=f"save arrays that fit {wanted} with numpy.savez")
+        raise InputError("; ".join(found), where=where, fix=f"save arrays that fit {wanted} with numpy.savez")
 
 
 def _read(specs: Sequence[TensorSpec], path: Path) -> dict[str, Array]:
@@ -116,7 +148,7 @@ def _read(specs: Sequence[TensorSpec], path: Path) -> dict[str, Array]:
 
     def accept(headers: Mapping[str, Header]) -> None:
         blank = {name: _blank(header, dtypes.get(name)) for name, header in headers.items()}
-        _require_fit(free, blank, path)
+        _require_fit(free, blank, str(path))
 
     file = io.BytesIO(read_once(path).data)
     if not zipfile.is_zipfile(file):
@@ -176,7 +208,7 @@ def _array_problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> It
             yield f"axis {axis} of {spec.name} has size {size}, but dimension {dim.name} is {other} elsewhere"
 
 
-def _oddities(path: Path, arrays: dict[str, Array]) -> Iterator[str]:
+def _oddities(file: str, arrays: dict[str, Array]) -> Iterator[str]:
     for name, array in arrays.items():
         if array.dtype.kind not in "iub" and not (finite := np.isfinite(array.astype(np.float64))).all():
-            yield f"{path.name}: {name} holds {array.size - int(finite.sum())} values that are NaN or infinite"
+            yield f"{file}: {name} holds {array.size - int(finite.sum())} values that are NaN or infinite"

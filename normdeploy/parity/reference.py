@@ -1,8 +1,8 @@
 """What the artefact is compared with: the eager module in its own dtype, and in float64 on the same inputs.
 
 A float64 run is a reference only where nothing in it is rounded to less. Modules cast to float32 themselves
-(``x.float()``, ``softmax(..., dtype=torch.float32)``), so casts of a float64 value are kept in float64 while the
-reference runs; what rounds in another way, or fails in float64, ends the float64 reference, and is said.
+(``x.float()``, ``softmax(..., dtype=torch.float32)``), so casts are kept in float64 while the reference runs; what
+rounds in another way, or fails in float64, ends the float64 reference, and is said.
 """
 
 from __future__ import annotations
@@ -14,83 +14,106 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from normdeploy.errors import InputError
+from normdeploy.export.encoder import has_fast_path, one_path
+from normdeploy.parity.metrics import eps, errors
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.runner import Runner, first_line
+from normdeploy.runtime.widths import KeepFloat64, RoundedError, rounded_to
 from normdeploy.specs import TensorSpec
 
+__all__ = ["Arrays", "KeepFloat64", "Oracle", "RoundedError"]
+
+_SAME_EPS = 256.0
+"""How far two of PyTorch's own paths may lie apart without a word, in ε."""
+
 Arrays = dict[str, npt.NDArray[Any]]
-
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class RoundedError(Exception):
-    """An operator rounded a float64 value to a narrower dtype, where no cast could be held back."""
-
-
-class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """While active, an operator that reads float64 is asked for float64 wherever it was asked for less.
-
-    ``widened`` counts those operators. Raises RoundedError where a float64 value becomes a narrower one all the same,
-    e.g. written into a float32 tensor.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.widened = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run ``func`` with float64 for every narrower dtype among its arguments, if it reads float64."""
-        given = (args, kwargs or {})
-        leaves = tree_leaves(given)
-        if not any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64 for leaf in leaves):
-            return func(*args, **given[1])
-        if any(_is_narrow_dtype(leaf) for leaf in leaves):
-            self.widened += 1
-            given = tree_map(lambda leaf: torch.float64 if _is_narrow_dtype(leaf) else leaf, given)
-        result = func(*given[0], **given[1])
-        if any(isinstance(leaf, torch.Tensor) and leaf.dtype in _NARROW for leaf in tree_leaves(result)):
-            raise RoundedError(f"{func} rounds float64 to less")
-        return result
-
-
-def _is_narrow_dtype(leaf: object) -> bool:
-    return isinstance(leaf, torch.dtype) and leaf in _NARROW
 
 
 class Oracle:
     """Eager PyTorch in the deployed dtype and, for as long as it can, in float64; ``notes`` says what it could not.
 
-    ``dtype`` is the one that eager runs in; None leaves the module as it is.
+    ``dtype`` is the one that eager runs in; None leaves the module as it is. Where the module does not run in 16 bits
+    on the CPU, that is emulated: weights and the result of each operator are rounded.
     """
 
     def __init__(self, module: nn.Module, specs: Sequence[TensorSpec], dtype: torch.dtype | None = None) -> None:
-        self.eager: Runner = EagerRunner(module, specs, dtype=dtype)
+        self._module, self._specs, self._dtype = module, specs, dtype
         self.notes: dict[str, None] = {}
-        self._float64: Runner | None = None
+        self._eager: Runner | None = None
+        self._float64: EagerRunner | None = None
+        self._rounded: dict[int, EagerRunner] = {}
         try:
             self._float64 = EagerRunner(module, specs, dtype=torch.float64)
-        except Exception as error:  # whatever copying a module's own attributes raises
-            self._give_up(f"the module cannot be copied to float64 ({first_line(error)})")
+        except Exception as error:  # whatever tensors of a module's own kind raise
+            self._give_up(f"the module cannot be made float64 ({first_line(error)})")
+
+    def eager(self, feed: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Return the outputs in the deployed dtype. Raises InputError where forward raises."""
+        if self._eager is None:
+            self._eager = EagerRunner(self._module, self._specs, dtype=self._dtype)
+        try:
+            with one_path():
+                return self._eager(feed)
+        except InputError as error:
+            if self._dtype not in (torch.float16, torch.bfloat16):
+                raise
+            emulated = EagerRunner(self._module, self._specs, dtype=self._dtype, emulate=True)
+            with one_path():
+                outputs = emulated(feed)
+            name = str(self._dtype).removeprefix("torch.")
+            why = f"the module does not run in {name} on the CPU ({error.what})"
+            self.notes[f"{why}: eager in {name} is emulated, its weights and the result of each operator rounded"] = (
+                None
+            )
+            self._eager = emulated
+            return outputs
 
     def exact(self, feed: Mapping[str, npt.NDArray[Any]]) -> Arrays | None:
-        """The outputs in float64, or None where the module cannot run in it (from the first failure on)."""
+        """Return the outputs in float64, None where the module cannot run in it (from the first failure on)."""
         if self._float64 is None:
             return None
-        keep = KeepFloat64()
         try:
-            with keep, np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), one_path():
                 outputs = self._float64(feed)
         except Exception as error:  # whatever a forward that was not written for float64 raises
             self._give_up(f"the module cannot run in float64 ({first_line(error)})")
             return None
-        if keep.widened:
+        if self._float64.widened:
             self.notes["casts to a narrower dtype inside the module were kept in float64 in the reference"] = None
         return outputs
+
+    def rounded(self, feed: Mapping[str, npt.NDArray[Any]], draw: int = 0) -> Arrays:
+        """Return the outputs in float64 of the module with its weights rounded to the deployed dtype.
+
+        Draw 0 rounds to nearest, others at random: the error is what a rounding of the weights costs, and the draws
+        tell chance from size.
+        """
+        if draw not in self._rounded:
+            convert = rounded_to(self._dtype or torch.float32, torch.float64, draw)
+            self._rounded = {draw: EagerRunner(self._module, self._specs, dtype=torch.float64, weights=convert)}
+        with np.errstate(all="ignore"), one_path():
+            return self._rounded[draw](feed)
+
+    def other_path(self, name: str, feed: Mapping[str, npt.NDArray[Any]], eager: Arrays) -> None:
+        """Note what PyTorch's fused attention makes otherwise of the feed ``name``: the reference runs without it."""
+        if self._dtype is not None or not has_fast_path(self._module):
+            return
+        try:
+            fused = EagerRunner(self._module, self._specs)(feed)
+        except InputError as error:
+            self.notes[f"PyTorch's fused attention does not run on {name}: {error.what}"] = None
+            return
+        for output, value in eager.items():
+            other = fused[output]
+            off = errors(other, value, value.dtype.name) if other.shape == value.shape else None
+            if off is None or not off.finite or off.rms > _SAME_EPS * max(eps(value.dtype.name), eps("float32")):
+                told = "has another shape" if off is None else f"is off by {off.rms:.2g}"
+                self.notes[
+                    f"{output} on {name} {told} where PyTorch takes its fused path of attention (nested tensors), as "
+                    "in inference: judged without it"
+                ] = None
 
     def _give_up(self, reason: str) -> None:
         self._float64 = None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
@@ -16,6 +14,7 @@ from normdeploy.disk import scratch
 from normdeploy.graph import module_name
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.reference import Arrays, Oracle
+from normdeploy.runtime.eager import array_of
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.specs import TensorSpec
 
@@ -25,17 +24,32 @@ OUTPUT = "output "
 """Before the names of the module's outputs, to tell them from the names of its modules: those hold no space."""
 
 
-def observe(
-    module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: torch.dtype | None
-) -> tuple[Arrays, Arrays]:
-    """The values of modules and outputs, in the order they are complete: in eager's dtype, and in float64 if it can."""
+class Observed(NamedTuple):
+    """The values of modules and outputs by name, in the order they are complete.
+
+    Attributes:
+        eager: in eager's dtype.
+        exact: in float64; empty where the module cannot run in it.
+        rounded: in float64 with the weights rounded to 16 bits; empty for other types.
+    """
+
+    eager: Arrays
+    exact: Arrays
+    rounded: Arrays
+
+
+def observe(module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: torch.dtype | None) -> Observed:
+    """Return what each module that runs once returns, if that is one tensor, and the outputs."""
+    oracle = Oracle(module, specs, dtype)
+    oracle.eager(feed.arrays)  # where it has to be emulated, that is found out now: half a run is not recorded
     with _Recorder(module) as recorder:
-        oracle = Oracle(module, specs, dtype)
-        outputs = oracle.eager(feed.arrays)
-        eager = recorder.take() | {OUTPUT + name: array for name, array in outputs.items()}
-        outputs = oracle.exact(feed.arrays) or {}
-        exact = recorder.take() | {OUTPUT + name: array for name, array in outputs.items()}
-    return eager, exact if outputs else {}
+        eager = recorder.taken(oracle.eager(feed.arrays))
+        outputs = oracle.exact(feed.arrays)
+        exact = {} if outputs is None else recorder.taken(outputs)
+        recorder.take()
+        narrow = dtype in (torch.float16, torch.bfloat16) and outputs is not None
+        rounded = recorder.taken(oracle.rounded(feed.arrays)) if narrow else {}
+    return Observed(eager, exact, rounded)
 
 
 class _Recorder:
@@ -60,21 +74,18 @@ class _Recorder:
         self._calls.clear()
         return {name: array for name, array in single.items() if array is not None}
 
+    def taken(self, outputs: Arrays) -> Arrays:
+        """Return the same with the ``outputs`` behind it."""
+        return self.take() | {OUTPUT + name: array for name, array in outputs.items()}
+
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         calls = self._calls
 
         # a plain function, for deepcopy would copy what a bound method belongs to
         def record(_module: nn.Module, _args: Any, output: Any) -> None:
-            calls.setdefault(name, []).append(_array(output) if isinstance(output, torch.Tensor) else None)
+            calls.setdefault(name, []).append(array_of(output) if isinstance(output, torch.Tensor) else None)
 
         return record
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    """A copy, for what follows may work in place."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.to(torch.float32).numpy().astype(ml_dtypes.bfloat16)
-    return np.array(tensor.detach().numpy())
 
 
 def run_with_taps(model: ir.Model, feed: Feed, options: Mapping[str, str] | None = None) -> Arrays:

@@ -5,7 +5,7 @@ from normdeploy.pipeline.deploy import export
 from normdeploy.pipeline.engines import build
 from normdeploy.pipeline.files import fold_file, ledger_of, report_of
 from normdeploy.pipeline.init import init
-from normdeploy.pipeline.judge import ParityError
+from normdeploy.pipeline.judge import ParityError, judge_again
 from normdeploy.pipeline.source import Progress, Source
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "export",
     "fold_file",
     "init",
+    "judge_again",
     "ledger_of",
     "report_of",
     "verify",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -17,6 +20,7 @@ from normdeploy.fold import FoldResult
 from normdeploy.fold.operators.table import NORMS
 from normdeploy.graph import operator
 from normdeploy.parity.verdict import Verdict
+from normdeploy.report import view
 from normdeploy.report.schema import Report
 
 _PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -47,8 +51,32 @@ def account(
         ledger=folded.ledger,
         parity=verdict,
         notes=[*checkpoint.notes, *exported.notes, *notes],
+        machine=machine(),
+        bytes_before=weight_bytes(exported.model),
+        bytes_after=weight_bytes(folded.model),
         **more,
     )
+
+
+def machine() -> str:
+    """Return the processor, how many cores of it, and the system."""
+    cores = os.cpu_count() or 1
+    return f"{processor()}, {view.count(cores, 'core')}, {platform.system()} {platform.release()}"
+
+
+def processor() -> str:
+    """Return the processor's name as Linux knows it, else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all initializers."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def packages() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,12 @@ from normdeploy.engine.sidecar import sidecar_path
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.engines import computes_in, read_graph
+from normdeploy.pipeline.session import open_session
 from normdeploy.pipeline.source import feeds_for, specs_of
 from normdeploy.precision import Precision
+from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.optimizers import faithful
 from normdeploy.runtime.runner import Runner
 from normdeploy.runtime.tensorrt import TensorRTRunner
 from normdeploy.specs import TensorSpec, sizes_at
@@ -37,6 +40,8 @@ class Artefact:
         precision: what it computes in.
         graph: what it was made of; None for a plan, which no longer tells.
         bundle: the one that it is, or that it lies in.
+        options: session options that it runs with: a bundle's own, or those that a file needs.
+        session_notes: why a file needs them.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -44,19 +49,22 @@ class Artefact:
     precision: Precision
     graph: ir.Model | None
     bundle: Bundle | None
+    options: Mapping[str, str] = field(default_factory=dict)
+    session_notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was allowed to run code, with its sha256."""
+        """What was allowed to run code, with its sha256, and which session options had to be added."""
         sidecar = self.runner.sidecar if isinstance(self.runner, TensorRTRunner) else None
-        return (
-            (f"trusted to run code: the plan of sha256 {sidecar.sha256}",) if sidecar and sidecar.carries_code else ()
-        )
+        carries = sidecar is not None and sidecar.carries_code
+        trusted = (f"trusted to run code: the plan of sha256 {sidecar.sha256}",) if sidecar and carries else ()
+        return (*trusted, *self.session_notes)
 
-    @property
-    def options(self) -> Mapping[str, str]:
-        """The session options that it runs with: a bundle's own."""
-        return self.bundle.manifest.session_options if self.bundle else {}
+    def here(self, threads: int) -> Runner:
+        """Return it in this process, where it can be timed: it has run in another one without a crash."""
+        if not isinstance(self.runner, IsolatedRunner):
+            return self.runner
+        return OnnxRuntimeRunner(self.runner.path, threads=threads, options=self.options)
 
     def usual_feed(self) -> Feed:
         """Inputs at the usual sizes: a bundle's golden ones, else random ones."""
@@ -90,16 +98,19 @@ def open_artefact(
         specs = bundle.specs if bundle else specs_of(inputs, output_names)
         _require_covered(sidecar, specs)
         return Artefact(specs, TensorRTRunner(path, trust=trust), sidecar.precision, None, bundle)
-    runner = bundle.runner if bundle else OnnxRuntimeRunner(path, threads=threads)
-    specs = bundle.specs if bundle else specs_of(inputs, output_names)
-    graph = read_graph(bundle.model_path if bundle else path)
-    return Artefact(specs, runner, computes_in(graph), graph, bundle)
+    if bundle is not None:
+        graph = read_graph(bundle.model_path)
+        options = bundle.manifest.session_options
+        return Artefact(bundle.specs, bundle.runner, computes_in(graph), graph, bundle, options)
+    specs, graph = specs_of(inputs, output_names), read_graph(path)
+    session = open_session(path, threads, faithful(graph), computes_in(graph))
+    return Artefact(specs, session.runner, computes_in(graph), graph, None, session.options, session.notes)
 
 
 def _bundle(path: Path, threads: int) -> Bundle | None:
     """The bundle that ``path`` is, or that the plan ``path`` lies in."""
     if path.is_dir():
-        return load_bundle(path, threads=threads)
+        return load_bundle(path, threads=threads, isolated=True)
     return load_bundle(path.parent) if path.name == PLAN and (path.parent / MANIFEST).is_file() else None
 
 

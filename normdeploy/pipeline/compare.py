@@ -5,21 +5,38 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
+
+from torch import nn
 
 from normdeploy.bench.stats import Comparison, Latency, latency
 from normdeploy.bench.timers import interleave, timed
 from normdeploy.bundle import Bundle
 from normdeploy.checkpoint import Checkpoint
 from normdeploy.errors import InputError
+from normdeploy.export import OPSETS, to_graph
+from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Criteria, Verdict
-from normdeploy.pipeline.artefact import open_artefact
+from normdeploy.pipeline.artefact import Artefact, open_artefact
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, trusted, usual_threads
+from normdeploy.pipeline.session import in_onnxruntime
+from normdeploy.pipeline.source import (
+    Data,
+    Progress,
+    Source,
+    Stages,
+    app_dir_of,
+    feeds_for,
+    load,
+    trusted,
+    usual_threads,
+)
+from normdeploy.precision import to_precision
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.runner import Runner
 
@@ -32,7 +49,7 @@ def verify(
     inputs: Sequence[str] = (),
     *,
     output_names: Sequence[str] = (),
-    data: str | Path | None = None,
+    data: Data = None,
     seed: int = 0,
     criteria: Criteria | None = None,
     progress: Progress | None = None,
@@ -48,16 +65,27 @@ def verify(
     stages = Stages(progress)
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, output_names, trust=trusted(source))
-        feeds = feeds_for(opened.specs, data, seed)
         checkpoint = load(model, source)
+        feeds = feeds_for(opened.specs, data, seed, app_dir_of(source), checkpoint.module)
     with stages("parity"):
         verdict = verdict_on(
             checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, criteria,
             precision=opened.precision, options=opened.options,
+            unfolded=lambda: _unfolded(checkpoint.module, opened),
         )  # fmt: skip
     return replace(
         verdict, notes=(*opened.notes, *checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes)
     )
+
+
+@contextmanager
+def _unfolded(module: nn.Module, opened: Artefact) -> Iterator[Unfolded]:
+    """Give the module's own export, in the precision and at the opset of the artefact, in a session of its own."""
+    opset = opened.graph.opset_imports.get("") if opened.graph is not None else None
+    graph = to_graph(module, opened.specs, opset=opset if opset in OPSETS else None).model
+    graph = graph if opened.precision == "fp32" else to_precision(graph, opened.precision)
+    with in_onnxruntime(graph, options=opened.options) as session:
+        yield Unfolded(session.runner, graph)
 
 
 def _other_weights(bundle: Bundle | None, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -92,12 +120,12 @@ def bench(
         raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source))
-        feed = opened.usual_feed()
+        feed, deployed = opened.usual_feed(), opened.here(threads)
         eager = None if model is None else EagerRunner(load(model, source).module, opened.specs)
     with stages("latency"):
         if eager is None:
-            return _alone(opened.runner, feed, seconds)
-        return interleave(eager, opened.runner, feed, threads=threads, seconds=seconds)
+            return _alone(deployed, feed, seconds)
+        return interleave(eager, deployed, feed, threads=threads, seconds=seconds)
 
 
 def _alone(runner: Runner, feed: Feed, seconds: float) -> Latency:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -19,6 +19,7 @@ from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
+from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.verdict import Criteria, Verdict
@@ -26,13 +27,22 @@ from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on
-from normdeploy.pipeline.session import in_onnxruntime
-from normdeploy.pipeline.source import Progress, Source, Stages, feeds_for, load, specs_of, usual_threads
+from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process
+from normdeploy.pipeline.source import (
+    Data,
+    Progress,
+    Source,
+    Stages,
+    app_dir_of,
+    feeds_for,
+    load,
+    specs_of,
+    usual_threads,
+)
 from normdeploy.pipeline.tune import Kept, Tuner
 from normdeploy.precision import Precision, to_precision
 from normdeploy.report.schema import Report
 from normdeploy.runtime.eager import EagerRunner
-from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec
 
 
@@ -42,7 +52,7 @@ def export(
     out: str | Path,
     *,
     output_names: Sequence[str] = (),
-    data: str | Path | None = None,
+    data: Data = None,
     opset: int | None = None,
     keep: Sequence[str] = (),
     layernorm: Level = "affine",
@@ -57,6 +67,7 @@ def export(
     seed: int = 0,
     criteria: Criteria | None = None,
     verbose: bool = False,
+    command: str = "",
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Report:
@@ -67,7 +78,7 @@ def export(
         inputs: one spec an input, e.g. ``"x:N=1..1..64x1x8x8@f32"``, and ``"training=False"`` for what is no tensor.
         output_names: of all that forward returns, in order; by default those of its keys, fields and indices.
         out: the folder to write.
-        data: an .npz file with one array an input, to judge parity on as well.
+        data: real inputs to judge parity on as well: .npz or safetensors files, or functions that yield batches.
         opset: ONNX opset; None takes the default.
         keep: patterns (fnmatch) of module names whose norms stay as they are.
         layernorm: how far LayerNorms go, as in :func:`normdeploy.fold`.
@@ -85,19 +96,20 @@ def export(
         seed: of the random inputs.
         criteria: of parity.
         verbose: let torch's own warnings through.
+        command: what the report says makes the bundle again.
         progress: is told when a stage begins and ends.
 
-    Raises ParityError, with the report, where the deployed model is not the eager one; InputError where anything given
-    cannot be used; UnavailableError without onnxruntime, or without a TensorRT for ``engine``. Whatever is raised,
-    ``out`` stays as it was.
+    Raises ParityError, with the report, where the deployed model is not the eager one: the report lies in
+    ``out``.failed then; InputError where anything given cannot be used; UnavailableError without onnxruntime, or
+    without a TensorRT for ``engine``. Whatever is raised, ``out`` stays as it was.
     """
     bundle.check_target(Path(out), force=force)
     _check_options(engine, sm, layernorm, target, tune, plugin)
     specs = specs_of(inputs, output_names)
-    feeds = feeds_for(specs, data, seed)
     stages = Stages(progress)
     with stages("load"):
         checkpoint = load(model, source)
+        feeds = feeds_for(specs, data, seed, app_dir_of(source), checkpoint.module)
     with stages("export"):
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
     forms = _Forms(checkpoint.module, exported.model, specs, feeds, keep, precision, criteria or Criteria())
@@ -105,14 +117,15 @@ def export(
         folded = forms.fold(layernorm, target)
     latency, threads, built = None, usual_threads(), None
     with ExitStack() as sessions:
-        deployed = sessions.enter_context(in_onnxruntime(folded.model, threads))
         with stages("parity"):
-            kept = Kept(folded, forms.judge(deployed, folded, follow=True))
+            session = sessions.enter_context(in_onnxruntime(folded.model, threads, feed=feeds[0]))
+            verdict = forms.judge(session, folded, follow=True)
+            kept = Kept(folded, verdict, session.options)
         if tune and kept.verdict.passed:
             with stages("tune"):
-                tuner = Tuner(kept, deployed, target, engine, forms.fold, forms.judge, feeds[0], threads)
-                kept = tuner.run()
-                deployed = sessions.enter_context(in_onnxruntime(kept.folded.model, threads, kept.options))
+                with in_this_process(folded.model, threads, kept.options) as here:
+                    kept = Tuner(kept, here, target, engine, forms.fold, forms.judge, feeds[0], threads).run()
+                session = sessions.enter_context(in_onnxruntime(kept.folded.model, threads, kept.options))
         if engine and kept.verdict.passed:
             with stages("engine"):
                 graph = kept.folded.model
@@ -121,22 +134,24 @@ def export(
         if plugin and kept.verdict.passed:
             kept, plugin_model = _with_plugins(kept)
         if bench and kept.verdict.passed:
-            with stages("latency"):
+            with stages("latency"), in_this_process(kept.folded.model, threads, kept.options) as deployed:
                 latency = interleave(EagerRunner(checkpoint.module, specs), deployed, feeds[0], threads=threads)
-        golden = Golden(feeds[0].arrays, deployed(feeds[0].arrays))
+        golden = Golden(feeds[0].arrays, session.runner(feeds[0].arrays))
     report = account(
-        checkpoint, exported, kept.folded, kept.verdict, overflow_notes(kept.folded.model, feeds),
+        checkpoint, exported, kept.folded, kept.verdict, (*session.notes, *overflow_notes(kept.folded.model, feeds)),
         inputs=specs.texts(), latency=latency, seconds=stages.seconds,
+        model_args={name: str(value) for name, value in source.get("model_args", {}).items()}, command=command,
         engine=built.sidecar if built else None, tuning=kept.tuning,
     )  # fmt: skip
     if not kept.verdict.passed:
-        raise ParityError(kept.verdict, report)
+        raise ParityError(kept.verdict, report, bundle.write_failed(Path(out), report))
     with stages("bundle"):
         model_args = source.get("model_args", {})
         bundle.write(
             Path(out), model=kept.folded.model, report=report, golden=golden, engine=built,
             plugin_model=plugin_model, model_args=model_args, session_options=kept.options, force=force,
         )  # fmt: skip
+    bundle.remove_failed(Path(out))
     return report
 
 
@@ -165,10 +180,19 @@ class _Forms:
         folded = fold(self.exported, keep=self.keep, layernorm=layernorm, target=target)
         return folded if self.precision is None else replace(folded, model=to_precision(folded.model, self.precision))
 
-    def judge(self, session: Runner, folded: FoldResult, *, follow: bool = False) -> Verdict:
-        """Parity of ``session``, which runs ``folded``; ``follow`` a failure to the module where it begins."""
-        graph, computes = folded.model if follow else None, computes_in(folded.model)
-        return verdict_on(self.module, self.specs, session, graph, self.feeds, self.criteria, precision=computes)
+    def judge(self, session: Session, folded: FoldResult, *, follow: bool = False) -> Verdict:
+        """Return parity of ``session``, which runs ``folded``; ``follow`` a failure to where it begins."""
+        return verdict_on(
+            self.module, self.specs, session.runner, folded.model, self.feeds, self.criteria,
+            precision=computes_in(folded.model), options=session.options, unfolded=self.unfolded, follow=follow,
+        )  # fmt: skip
+
+    @contextmanager
+    def unfolded(self) -> Iterator[Unfolded]:
+        """Give the exported graph in the deployed precision, and a session of it."""
+        graph = self.exported if self.precision is None else to_precision(self.exported, self.precision)
+        with in_onnxruntime(graph, feed=self.feeds[0]) as session:
+            yield Unfolded(session.runner, graph)
 
 
 def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool, plugin: bool) -> None:

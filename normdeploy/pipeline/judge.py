@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from normdeploy.errors import VerdictError
+from normdeploy.errors import InputError, NormdeployError, VerdictError
 from normdeploy.parity.bisect import first_divergent_module
-from normdeploy.parity.compare import measure
+from normdeploy.parity.compare import RuntimeFailureError, Unfolded, measure
 from normdeploy.parity.feeds import Feed
+from normdeploy.parity.nodes import named_in, stuck_at, worst_node
+from normdeploy.parity.taps import observe, taps_of
 from normdeploy.parity.verdict import Criteria, Verdict, judge
 from normdeploy.precision import Precision
+from normdeploy.report import view
 from normdeploy.report.schema import Report
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec
@@ -24,12 +29,13 @@ _DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "fp16": torch.floa
 
 
 class ParityError(VerdictError):
-    """The deployed model is not the eager one; ``report`` has the evidence, and nothing was written."""
+    """The deployed model is not the eager one; ``report`` has the evidence, ``folder`` is where it was left."""
 
-    def __init__(self, verdict: Verdict, report: Report) -> None:
-        self.report = report
+    def __init__(self, verdict: Verdict, report: Report, folder: Path | None = None) -> None:
+        self.report, self.folder = report, folder
+        left = "nothing was written" if folder is None else f"no bundle was written; the report is in {folder}"
         super().__init__(
-            f"{summary(verdict)}; nothing was written",
+            f"{summary(verdict)}; {left}",
             where=begins_in(verdict),
             fix="look at that module first; --k and --floor-eps set the bound, --keep leaves norms as they are",
         )
@@ -45,34 +51,96 @@ def verdict_on(
     *,
     precision: Precision = "fp32",
     options: Mapping[str, str] | None = None,
+    unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
+    follow: bool = True,
 ) -> Verdict:
-    """The verdict on ``deployed``, which runs ``model``; a failed one names the first module that leaves the bound.
+    """Return the verdict on ``deployed``, which runs ``model``; a failed one names where it begins.
 
     A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
-    being gone, no module can be named. ``options`` are those of its session.
+    being gone, the artefact is compared with the module itself, and no module can be named. ``options`` are those of
+    its session, ``unfolded`` makes the unfolded graph in the same runtime, ``follow`` a failure to its module.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
-    measured = measure(module, specs, deployed, feeds, dtype=dtype)
+    try:
+        measured = measure(
+            module, specs, deployed, feeds, dtype=dtype, graph=model, unfolded=unfolded, criteria=criteria
+        )
+    except RuntimeFailureError as error:
+        raise _with_module(error, module, specs, model) from error
     notes = measured.notes if dtype is None else (*measured.notes, f"judged by what eager loses in {precision}")
     verdict = judge(measured.measurements, criteria, measured.reference, notes)
-    if verdict.passed or model is None:
-        return verdict
-    failed = verdict.failures()[0].measurement.feed
-    feed = next(feed for feed in feeds if feed.name == failed)
-    first = first_divergent_module(module, specs, model, feed, criteria, dtype=dtype, options=options)
-    return replace(verdict, first_divergent=first)
+    return verdict if model is None or not follow else _followed(verdict, module, specs, model, feeds, dtype, options)
+
+
+def _followed(
+    verdict: Verdict,
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    dtype: torch.dtype | None,
+    options: Mapping[str, str] | None,
+) -> Verdict:
+    """Return ``verdict`` with the module where the graph goes wrong, and the node that the runtime computes worst."""
+    by_name = {each.name: each for feed in feeds for each in (feed, feed.instead) if each is not None}
+    failures = verdict.failures()
+    first = node = None
+    if failures:
+        feed = by_name[failures[0].measurement.feed]
+        first = first_divergent_module(module, specs, model, feed, verdict.criteria, dtype=dtype, options=options)
+    runtime = next((each for each in verdict.of("runtime") if each.excused or not each.passed), None)
+    if runtime is not None and view.part_passed(verdict, "graph") is not False:
+        try:
+            worst = worst_node(model, by_name[runtime.measurement.feed], options)
+        except NormdeployError:  # it tells what it can, and its failure must not hide the verdict
+            worst = None
+        node = None if worst is None else str(worst)
+        first = first or (worst.module if failures and worst is not None else None)
+    return replace(verdict, first_divergent=first, first_node=node)
+
+
+def _with_module(
+    error: RuntimeFailureError, module: nn.Module, specs: Sequence[TensorSpec], model: ir.Model | None
+) -> RuntimeFailureError:
+    """Return ``error`` with the module that it happens in, where that can be told."""
+    if model is None:
+        return error
+    shapes = {name: array.shape for name, array in observe(module, specs, error.feed, None).eager.items()}
+    named = stuck_at(model, error.feed, shapes, taps_of(model)) or named_in(str(error), model)
+    if not named:
+        return error
+    fix = "replace that module, or fix the sizes it depends on in --input"
+    return RuntimeFailureError(error.what, where=f"module {named}; {error.where}", fix=fix, feed=error.feed)
+
+
+def judge_again(report: Report, criteria: Criteria) -> Verdict:
+    """Return the verdict on the measurements that ``report`` holds, by other criteria; nothing is run.
+
+    Raises InputError for a report without parity.
+    """
+    saved = report.parity
+    if saved is None:
+        raise InputError("the report holds no parity to judge", where=report.factory, fix="export or verify again")
+    verdict = judge([each.measurement for each in saved.judgements], criteria, saved.reference, saved.notes)
+    return replace(verdict, first_divergent=saved.first_divergent, first_node=saved.first_node)
 
 
 def summary(verdict: Verdict) -> str:
-    """One sentence on a verdict that failed."""
+    """Return one sentence on a verdict that failed."""
     failures = verdict.failures()
     first = failures[0].measurement
+    whose = "the graph" if first.part == "graph" else "the runtime"
+    graph = sum(failure.measurement.part == "graph" for failure in failures)
+    parts = f"{graph} of the graph, {len(failures) - graph} of the runtime" if graph else "all of the runtime"
+    needed = view.sig(verdict.smallest_k)
     return (
-        f"parity failed: {len(failures)} of {len(verdict.judgements)} comparisons leave the bound, "
-        f"{first.output!r} on feed {first.feed!r} first; the smallest k that would pass is {verdict.smallest_k:.3g}"
+        f"parity failed by {whose}: {len(failures)} of {len(verdict.judgements)} comparisons leave the bound "
+        f"({parts}), "
+        f"{first.output!r} on feed {first.feed!r} first; the smallest k that would pass is {needed}"
     )
 
 
 def begins_in(verdict: Verdict) -> str:
-    """Where a failed verdict begins, by module name; empty where no module can be named."""
-    return "" if verdict.first_divergent is None else f"module {verdict.first_divergent}"
+    """Return where a failed verdict begins, by module and node; empty where neither can be named."""
+    module = "" if verdict.first_divergent is None else f"module {verdict.first_divergent}"
+    return ", ".join(part for part in (module, verdict.first_node or "") if part)

@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
+from torch import nn
 
 from normdeploy import checkpoint
 from normdeploy.checkpoint import Checkpoint, Names, Rename
 from normdeploy.errors import InputError
-from normdeploy.parity.feeds import Feed, data_feed, random_feeds
+from normdeploy.parity.corners import corner_feeds, statistics_feed
+from normdeploy.parity.feeds import Feed, data_feed, feed_of, random_feeds
+from normdeploy.runtime.eager import array_of
 from normdeploy.specs import Signature, TensorSpec, parse
 
 Progress = Callable[[str, float | None], None]
@@ -108,17 +112,62 @@ def specs_of(inputs: Sequence[str], output_names: Sequence[str] = ()) -> Signatu
     return specs.with_outputs(output_names)
 
 
-def feeds_for(specs: Sequence[TensorSpec], data: str | Path | None, seed: int) -> tuple[Feed, ...]:
-    """Random feeds over the range of every dimension, then the one in the file ``data``.
+Data = str | Path | Sequence[str | Path] | None
+"""Real inputs: .npz or safetensors files, or ``module:function`` that yields batches by name; one or several."""
 
-    Integers without a range cannot be drawn: with ``data`` they come from there alone.
+
+def app_dir_of(source: Source) -> Path | None:
+    """Return the folder that is added to the import path."""
+    return _path(source.get("app_dir"))
+
+
+def feeds_for(
+    specs: Sequence[TensorSpec],
+    data: Data,
+    seed: int,
+    app_dir: Path | None = None,
+    module: nn.Module | None = None,
+) -> tuple[Feed, ...]:
+    """Return random feeds over the range of every dimension, their corners, then what ``data`` names.
+
+    The statistics of the first norm of ``module`` are one of the corners, where it looks at an input. Integers without
+    a range cannot be drawn: with ``data`` they come from there alone.
     """
     if seed < 0:
         raise InputError("a seed cannot be negative", where=f"--seed {seed}", fix="give 0 or more")
-    given = () if data is None else (data_feed(specs, Path(data)),)
+    given = tuple(_data_feeds(specs, data, app_dir))
     try:
-        return (*random_feeds(specs, seed=seed), *given)
+        drawn = (*random_feeds(specs, seed=seed), *corner_feeds(specs, seed=seed))
     except InputError:
         if not given:
             raise
         return given
+    seen = None if module is None else statistics_feed(module, specs, seed=seed)
+    return (*drawn, *(() if seen is None else (seen,)), *given)
+
+
+def _data_feeds(specs: Sequence[TensorSpec], data: Data, app_dir: Path | None) -> Iterator[Feed]:
+    sources = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
+    for source in sources:
+        text = str(source)
+        if ":" in text and not Path(text).exists():
+            yield from _batches(specs, text, app_dir)
+        else:
+            path = Path(source)
+            yield data_feed(specs, path, "data" if len(sources) == 1 else f"data {path.name}")
+
+
+def _batches(specs: Sequence[TensorSpec], function: str, app_dir: Path | None) -> Iterator[Feed]:
+    """Feeds of what a function of the user's own yields: dicts of arrays or tensors, by the inputs' names."""
+    batches = checkpoint.call(function, app_dir=app_dir)
+    try:
+        for index, batch in enumerate(batches):
+            arrays = {name: _as_array(value) for name, value in dict(batch).items()}
+            yield feed_of(specs, arrays, f"data {function.partition(':')[2]} {index}", function)
+    except (TypeError, ValueError) as error:
+        fix = "let it yield dicts of arrays or tensors, by the names of the inputs"
+        raise InputError(f"what it yields are no batches: {error}", where=f"--data {function}", fix=fix) from error
+
+
+def _as_array(value: Any) -> Any:
+    return array_of(value) if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -20,9 +20,10 @@ from normdeploy.parity.feeds import Feed
 from normdeploy.parity.verdict import Verdict
 from normdeploy.pipeline.account import norm_counts
 from normdeploy.pipeline.judge import summary
-from normdeploy.pipeline.session import in_onnxruntime, written
+from normdeploy.pipeline.session import Session, in_this_process, written
 from normdeploy.report.view import count
-from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner, operators_run
+from normdeploy.runtime.onnxruntime import DISABLED_OPTIMIZERS, OnnxRuntimeRunner, operators_run
+from normdeploy.runtime.optimizers import without
 from normdeploy.runtime.runner import Runner
 
 SESSIONS: tuple[dict[str, str], ...] = ({}, {"disabled_optimizers": "SkipLayerNormFusion"})
@@ -71,7 +72,7 @@ class Tuner:
     target: Target
     engine: bool
     fold: Callable[[Level, Target], FoldResult]
-    judge: Callable[[Runner, FoldResult], Verdict]
+    judge: Callable[[Session, FoldResult], Verdict]
     feed: Feed
     threads: int
     _made: dict[str, Kept] = field(default_factory=dict)
@@ -114,12 +115,12 @@ class Tuner:
 
     def _tried(self, row: Candidate, folded: FoldResult, path: Path) -> Candidate:
         """``row`` with its race, if ONNX Runtime runs other operators there than in those before."""
-        operators = frozenset(operators_run(path, row.options).items())
+        operators = frozenset(operators_run(path, self._options(row)).items())
         if operators in self._seen:
             return replace(row, reason=self._same_as(self._seen[operators], row, folded))
         is_default = not self._made
         self._seen[operators] = row.name
-        self._made[row.name] = replace(self.default, folded=folded, options=row.options)
+        self._made[row.name] = replace(self.default, folded=folded, options=self._options(row))
         return row if is_default else replace(row, race=self._race(row, path, self.session))
 
     def _same_as(self, name: str, row: Candidate, folded: FoldResult) -> str:
@@ -146,7 +147,7 @@ class Tuner:
         """Both in fresh sessions: where a session's memory lies can make it slower, too."""
         with (
             written(self._made[row.name].folded.model) as path,
-            in_onnxruntime(self.default.folded.model, self.threads) as default,
+            in_this_process(self.default.folded.model, self.threads, self.default.options) as default,
         ):
             return self._race(row, path, default, seed=1)
 
@@ -155,17 +156,22 @@ class Tuner:
         made = self._made[row.name]
         try:
             with written(made.folded.model) as path:
-                verdict = self.judge(self._session(row, path), made.folded)
+                verdict = self.judge(Session(self._session(row, path), self._options(row)), made.folded)
         except VerdictError as error:  # it does not run on a feed that eager takes
             return error.what
         self._made[row.name] = replace(made, verdict=verdict)
         return "" if verdict.passed else summary(verdict)
 
     def _session(self, row: Candidate, path: Path) -> Runner:
-        return OnnxRuntimeRunner(path, threads=self.threads, options=row.options)
+        return OnnxRuntimeRunner(path, threads=self.threads, options=self._options(row))
+
+    def _options(self, row: Candidate) -> Mapping[str, str]:
+        """Return the options of ``row`` on top of those without which the default does not run."""
+        off = [name for name in row.options.get(DISABLED_OPTIMIZERS, "").split(",") if name]
+        return without({**row.options, **self.default.options}, off)
 
 
 def _name(level: Level, target: Target, options: Mapping[str, str]) -> str:
-    without = options.get("disabled_optimizers")
+    off = options.get(DISABLED_OPTIMIZERS)
     form = level if target == "onnx" else f"{level} for {target}"
-    return f"{form} without {without}" if without else form
+    return f"{form} without {off}" if off else form

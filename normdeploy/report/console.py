@@ -13,7 +13,7 @@ from normdeploy.bench.choice import Tuning
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry
-from normdeploy.parity.verdict import Verdict
+from normdeploy.parity.verdict import Part, Verdict
 from normdeploy.report import tuning as tuned
 from normdeploy.report import view
 from normdeploy.report.schema import Report
@@ -65,22 +65,40 @@ def _group_row(group: Sequence[Entry]) -> tuple[Text, ...]:
 
 
 def show_parity(verdict: Verdict, console: Console) -> None:
-    """Print the verdict, and the judgement that decides it."""
+    """Print the verdict, and of each part the judgement that decides it."""
     word, style = ("passed", "bold green") if verdict.passed else ("FAILED", "bold red")
-    _line(console, f"parity {word}  {verdict.formula}", style)
-    worst = view.worst(verdict)
-    if worst is not None:
-        columns = ("worst output", "feed", "error", "eager", "deployed", "bound")
-        rows = [
-            (worst.measurement.output, worst.measurement.feed, error.name, *map(view.sig, error.values))
-            for error in view.two_errors(worst)
-        ]
-        console.print(_table(columns, [tuple(map(_text, row)) for row in rows], right=3))
-        _line(console, f"smallest k that passes: {view.sig(view.smallest_k(verdict))}")
+    _line(console, f"parity {word}", style)
+    parts: tuple[tuple[Part, str], ...] = (("graph", verdict.graph_formula), ("runtime", verdict.formula))
+    for part, formula in parts:
+        passed = view.part_passed(verdict, part)
+        if passed is not None:
+            _line(console, f"  the {part} {'passed' if passed else 'FAILED'}  {formula}", "" if passed else "red")
+    columns = ("part", "worst output", "feed", "error", "allowed beside", "deployed", "bound")
+    rows = [row for part, _ in parts for row in _worst_rows(verdict, part)]
+    console.print(_table(columns, rows, right=3))
+    _line(console, f"smallest k that passes: {view.sig(view.smallest_k(verdict))}")
+    _line(console, view.sentence(verdict), "" if verdict.passed else "red")
     if verdict.first_divergent is not None:
         _line(console, f"first module outside the bound: {verdict.first_divergent}", "red")
+    if verdict.first_node is not None:
+        _line(console, f"first node by its own error: {verdict.first_node}", "dim" if verdict.passed else "red")
     for note in verdict.notes:
         _line(console, f"note: {note}", "dim")
+
+
+def _worst_rows(verdict: Verdict, part: Part) -> list[tuple[Text, ...]]:
+    judged = view.worst(verdict, part)
+    if judged is None:
+        return []
+    return [
+        tuple(
+            map(
+                _text,
+                (part, judged.measurement.output, judged.measurement.feed, row.name, *map(view.sig, row.values)),
+            )
+        )
+        for row in view.two_errors(judged)
+    ]
 
 
 def show_engine(sidecar: Sidecar, console: Console) -> None:

@@ -60,7 +60,7 @@ def parity(verdict: Verdict) -> str:
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        points = _points(view.by_severity(verdict)[:MOST_JUDGEMENTS])
+        points = _points(view.by_severity(verdict, "runtime")[:MOST_JUDGEMENTS])
         low, high = _decades(value for _, *values in points for value in values)
         x = np.geomspace(low, high, 129)
         _draw_bounds(axes, x, verdict)
@@ -130,9 +130,10 @@ def _draw_bounds(axes: Axes, x: np.ndarray, verdict: Verdict) -> None:
 
 def _floors(verdict: Verdict) -> list[float]:
     """The floors of all judgements, the largest first; 0, that of integers, only where there is no other."""
+    measured = [judgement.measurement for judgement in verdict.of("runtime")]
     floors = {
-        verdict.criteria.floor(one.dtype, "eager" if verdict.reference == "eager" else one.reference)
-        for one in (judgement.measurement for judgement in verdict.judgements)
+        verdict.criteria.bound(each, 0.0, None, "eager" if verdict.reference == "eager" else each.reference)
+        for each in measured
     }
     return sorted(floors - {0.0}, reverse=True) or [0.0]
 

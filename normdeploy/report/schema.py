@@ -38,6 +38,8 @@ class Document(BaseModel):
 class Report(Document):
     """Everything that one export found out.
 
+    Version 2: parity has a part for the graph and one for the runtime, and latency a row for the unfolded graph.
+
     Attributes:
         created: when, with its time zone.
         packages: package name → version, of those that took part.
@@ -57,7 +59,14 @@ class Report(Document):
         engine: the TensorRT engine in the bundle, with the table of its layers; None where none was built.
         tuning: the forms that were measured, and which one is deployed; None where the form was given.
         seconds: stage → seconds it took.
+        model_args: arguments of the factory, as they were given.
+        machine: processor, cores and system.
+        command: what makes the bundle again; empty where it was not made from a command line.
+        bytes_before: of the weights, before the fold and the choice of a precision.
+        bytes_after: of the weights, as deployed.
     """
+
+    schema_version: Literal[2] = 2  # type: ignore[assignment]  # its own, beside that of other documents
 
     created: datetime
     normdeploy_version: str
@@ -79,6 +88,11 @@ class Report(Document):
     engine: Sidecar | None = None
     tuning: Tuning | None = None
     trusted: dict[str, str] = Field(default_factory=dict)
+    model_args: dict[str, str] = {}
+    machine: str = ""
+    command: str = ""
+    bytes_before: int = 0
+    bytes_after: int = 0
 
 
 class _StrictJson(GenerateJsonSchema):

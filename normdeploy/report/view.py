@@ -11,7 +11,7 @@ from normdeploy.bench.stats import Comparison
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry, Outcome
-from normdeploy.parity.verdict import Judgement, Verdict
+from normdeploy.parity.verdict import Judgement, Part, Verdict
 from normdeploy.report.schema import Report
 
 _EXAMPLES = 3
@@ -93,19 +93,61 @@ def two_errors(judgement: Judgement) -> tuple[ErrorRow, ErrorRow]:
     )
 
 
-def by_severity(verdict: Verdict) -> list[Judgement]:
-    """The judgements, the one nearest to (or farthest past) its bound first."""
-    return sorted(verdict.judgements, key=_share_of_bound, reverse=True)
+def by_severity(verdict: Verdict, part: Part | None = None) -> list[Judgement]:
+    """Return the judgements, of ``part`` alone where one is given, the one farthest past its bound first."""
+    chosen = verdict.judgements if part is None else verdict.of(part)
+    return sorted(chosen, key=_share_of_bound, reverse=True)
 
 
-def worst(verdict: Verdict) -> Judgement | None:
-    """The judgement that decides the verdict; None where nothing was judged."""
-    return next(iter(by_severity(verdict)), None)
+def worst(verdict: Verdict, part: Part | None = None) -> Judgement | None:
+    """Return the judgement that decides the verdict, or a part of it; None where nothing was judged."""
+    return next(iter(by_severity(verdict, part)), None)
 
 
 def smallest_k(verdict: Verdict) -> float:
-    """The smallest k with which every judgement passes."""
-    return max((_nan_last(judgement.smallest_k) for judgement in verdict.judgements), default=0.0)
+    """Return the smallest k with which every judgement of the runtime passes beside eager's own error."""
+    return max((_nan_last(judgement.smallest_k) for judgement in verdict.of("runtime")), default=0.0)
+
+
+def part_passed(verdict: Verdict, part: Part) -> bool | None:
+    """Return True if everything of ``part`` passed, None where nothing of it was judged."""
+    judged = verdict.of(part)
+    return all(judgement.passed for judgement in judged) if judged else None
+
+
+def sentence(verdict: Verdict) -> str:
+    """Return what a colleague should know of the verdict."""
+    return " ".join(said for said in (_of_graph(verdict), _of_runtime(verdict)) if said)
+
+
+def _of_graph(verdict: Verdict) -> str:
+    judged = worst(verdict, "graph")
+    if judged is None:
+        return "The graph was not judged apart from its runtime."
+    rms = judged.measurement.deployed.rms
+    at = f"{judged.measurement.output!r} on {judged.measurement.feed!r}"
+    if judged.passed:
+        return f"The graph is right: in float64 it is off from the module by {sig(rms)} at most, in {at}."
+    where = f", beginning at module {verdict.first_divergent}" if verdict.first_divergent else ""
+    allowed = sig(judged.bound_rms)
+    return f"The graph is wrong: in float64 it is off from the module by {sig(rms)} in {at}, {allowed} allowed{where}."
+
+
+def _of_runtime(verdict: Verdict) -> str:
+    judged = worst(verdict, "runtime")
+    if judged is None:
+        return ""
+    rms, at = judged.measurement.deployed.rms, f"{judged.measurement.output!r} on {judged.measurement.feed!r}"
+    blamed = f", most of it by {verdict.first_node}" if verdict.first_node else ""
+    if not judged.passed:
+        allowed = sig(judged.bound_rms)
+        return f"The runtime does not compute that graph: it is off by {sig(rms)} in {at}, {allowed} allowed{blamed}."
+    if any(each.excused for each in verdict.of("runtime")):
+        return (
+            f"The runtime is off from the graph by {sig(rms)} in {at}{blamed}, and as far from the unfolded graph: "
+            "its kernels, not the deployment."
+        )
+    return f"The runtime is off from the graph by {sig(rms)} at most, in {at}."
 
 
 def ratio(latency: Comparison) -> str:
@@ -133,6 +175,14 @@ def layer_precision(layer: EngineLayer) -> str:
     """What a layer computes in, and what it averages in where that is another type."""
     mixed = layer.statistics not in ("", layer.precision)
     return f"{layer.precision}, averages in {layer.statistics}" if mixed else layer.precision
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in words, ``1.5 MB``."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
 
 
 def _share_of_bound(judgement: Judgement) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,15 @@ from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export.call import HOW, arguments, bind_inputs
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.runtime.runner import check_names, first_line
+from normdeploy.runtime.widths import (
+    Convert,
+    KeepFloat64,
+    RoundResults,
+    converted,
+    rounded_to,
+    swapped,
+    to_dtype,
+)
 from normdeploy.specs import TensorSpec, sizes_at
 
 
@@ -21,22 +31,32 @@ class EagerRunner:
     """PyTorch on the CPU in inference mode.
 
     Args:
-        module: in eval mode; it is run as it is, or copied where ``dtype`` is given.
+        module: in eval mode; while it runs in another ``dtype``, its parameters and buffers are swapped.
         specs: its inputs, by forward's parameter names.
-        dtype: run a copy whose parameters, buffers and floating inputs are of this dtype.
+        dtype: the type of parameters, buffers and floating inputs; None leaves the module as it is.
         threads: torch's threads while it runs; 0 leaves them as they are.
+        emulate: for 16 bits, round weights and results of the float32 module instead of running it in ``dtype``.
+        weights: what becomes of each parameter and buffer, where casting to ``dtype`` is not it.
 
     Raises:
         InputError: the specs do not fit forward, or forward raises.
     """
 
     def __init__(
-        self, module: nn.Module, specs: Sequence[TensorSpec], *, dtype: torch.dtype | None = None, threads: int = 0
+        self,
+        module: nn.Module,
+        specs: Sequence[TensorSpec],
+        *,
+        dtype: torch.dtype | None = None,
+        threads: int = 0,
+        emulate: bool = False,
+        weights: Convert | None = None,
     ) -> None:
         bind_inputs(module, specs)
-        self._module = module if dtype is None else copy.deepcopy(module).to(dtype)
-        self._specs, self._dtype, self._threads = specs, dtype, threads
-        self._outputs: tuple[str, ...] = ()
+        self._module, self._specs, self._dtype, self._threads = module, specs, dtype, threads
+        self._emulate, self._outputs = emulate, tuple[str, ...]()
+        self._held = {} if dtype is None else converted(module, weights or _conversion(dtype, emulate))
+        self.widened = 0
         self.name = "eager" if dtype is None else f"eager {str(dtype).removeprefix('torch.')}"
         self.inputs = tuple(spec.name for spec in specs)
 
@@ -50,7 +70,9 @@ class EagerRunner:
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; the arrays are copied, for a forward may work in place."""
         check_names(feeds, self.inputs, self.name)
-        return {name: _array(tensor) for name, tensor in self._run({n: _tensor(a) for n, a in feeds.items()}).items()}
+        outputs = self._run({name: _tensor(array) for name, array in feeds.items()})
+        narrow = self._dtype if self._emulate else None
+        return {name: array_of(tensor, narrow) for name, tensor in outputs.items()}
 
     def _run(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._threads and torch.get_num_threads() != self._threads:
@@ -58,7 +80,7 @@ class EagerRunner:
         try:
             cast = {name: self._cast(tensor) for name, tensor in feeds.items()}
             args, kwargs = arguments(self._module, self._specs, cast)
-            with torch.inference_mode():
+            with swapped(self._module, self._held), torch.inference_mode(), self._width():
                 result = self._module(*args, **kwargs)
         except NormdeployError:
             raise
@@ -73,8 +95,33 @@ class EagerRunner:
         self._outputs = tuple(outputs)
         return outputs
 
+    @contextmanager
+    def _width(self) -> Iterator[None]:
+        """Keep the module in its width: float64 all the way, or rounded to 16 bits behind each operator."""
+        if self._emulate and self._dtype is not None:
+            with RoundResults(self._dtype):
+                yield
+        elif self._dtype == torch.float64:
+            before, keep = torch.get_default_dtype(), KeepFloat64()
+            torch.set_default_dtype(torch.float64)
+            try:
+                with keep:
+                    yield
+            finally:
+                torch.set_default_dtype(before)
+                self.widened += keep.widened
+        else:
+            yield
+
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._dtype) if self._dtype is not None and tensor.is_floating_point() else tensor
+        if self._dtype is None:
+            return tensor
+        convert = rounded_to(self._dtype, torch.float32) if self._emulate else to_dtype(self._dtype)
+        return convert(tensor)
+
+
+def _conversion(dtype: torch.dtype, emulate: bool) -> Convert:
+    return rounded_to(dtype, torch.float32) if emulate else to_dtype(dtype)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
@@ -83,8 +130,17 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array)
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
+def array_of(tensor: torch.Tensor, narrow: torch.dtype | None = None) -> np.ndarray[Any, Any]:
+    """Return a copy of ``tensor``, in ``narrow`` where it is float32; a nested one is padded with zeros."""
     tensor = tensor.detach()  # a parameter that is returned as it is
+    if tensor.is_nested:
+        tensor = torch.nested.to_padded_tensor(tensor, 0.0)
+    if narrow is not None and tensor.dtype == torch.float32:
+        tensor = tensor.to(narrow)
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
     if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return np.ascontiguousarray(tensor.numpy())
+        shape = tuple(tensor.shape)
+        bits: np.ndarray[Any, Any] = tensor.contiguous().view(-1).view(torch.int16).numpy()
+        return np.array(bits.view(ml_dtypes.bfloat16).reshape(shape))
+    return np.array(tensor.resolve_conj().resolve_neg().numpy(), order="C")

@@ -77,7 +77,7 @@ def test_constants_made_in_float32_are_exact_and_accuse_nobody() -> None:
     assert oracle.notes == {}
 
 
-def write_into_float32(x: torch.Tensor) -> torch.Tensor:
+def write_into_default(x: torch.Tensor) -> torch.Tensor:
     buffer = torch.zeros(x.shape)
     buffer[:] = x
     return buffer.to(x.dtype).exp()
@@ -92,13 +92,53 @@ class Uncopyable(nn.Module):
         return x.exp()
 
 
+class Rotation(nn.Module):
+    """A turn by a complex buffer, whose imaginary part a cast to a real type would drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turn", torch.polar(torch.ones(5), torch.linspace(0, 3, 5)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(torch.complex(x, x.flip(1)) * self.turn)
+
+
+def rotated() -> np.ndarray:
+    turn = Rotation().turn.numpy().astype(np.complex128)
+    y = (X + 1j * X[:, ::-1]).astype(np.complex128) * turn
+    return np.stack([y.real, y.imag], -1)
+
+
+PLAIN = torch.linspace(-1, 1, 25, dtype=torch.float32).reshape(5, 5)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (Lambda(write_into_default), np.exp(WIDE.numpy())),
+        (Lambda(lambda x: x.type_as(torch.zeros(1)).exp()), np.exp(WIDE.numpy())),
+        (Lambda(lambda x: x @ torch.ones(5, 5)), WIDE.numpy().sum(1, keepdims=True).repeat(5, 1)),
+        (Lambda(lambda x: x @ PLAIN), WIDE.numpy() @ PLAIN.numpy().astype(np.float64)),
+        (Lambda(lambda x: (x * 1000).long().float() / 255), np.trunc(WIDE.numpy() * 1000) / 255),
+        (Uncopyable(), np.exp(WIDE.numpy())),
+        (Rotation(), rotated()),
+    ],
+    ids=["new tensor", "type_as", "ones", "attribute", "integers", "lock", "complex"],
+)
+def test_what_is_not_a_parameter_is_float64_too(module: nn.Module, expected: np.ndarray) -> None:
+    exact = Oracle(module, SPECS).exact({"x": X})
+    assert exact is not None
+    np.testing.assert_allclose(exact["output"], expected, rtol=1e-14, atol=1e-15)
+
+
+MEMORY = torch.zeros(2, 5)
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (Lambda(write_into_float32), "rounds float64 to less"),
-        (Lambda(lambda x: x.type_as(torch.zeros(1)).exp()), "rounds float64 to less"),
-        (Lambda(lambda x: x @ torch.ones(5, 5)), "cannot run in float64"),
-        (Uncopyable(), "cannot be copied to float64"),
+        (Lambda(lambda x: MEMORY.copy_(x).exp()), "rounds float64 to less"),
+        (Lambda(lambda x: (x.view(torch.int32) & 0x7FFFFFFF).view(torch.float32)), "reads the bits"),
     ],
 )
 def test_what_has_no_float64_reference_says_why(module: nn.Module, reason: str) -> None:
@@ -109,6 +149,38 @@ def test_what_has_no_float64_reference_says_why(module: nn.Module, reason: str) 
     assert reason in note
     assert "judged against eager in its own dtype" in note
     assert "output" in oracle.eager({"x": X})
+
+
+@pytest.mark.parametrize("draw", [0, 1, 2])
+def test_rounded_weights_are_off_by_what_the_type_loses(draw: int) -> None:
+    module = nn.Linear(64, 32)
+    x = np.random.default_rng(1).standard_normal((16, 64)).astype(np.float32)
+    oracle = Oracle(module, parse(["input:16x64"]), torch.float16)
+    exact, rounded = oracle.exact({"input": x}), oracle.rounded({"input": x}, draw)
+    assert exact is not None
+    error = np.linalg.norm(rounded["output"] - exact["output"]) / np.linalg.norm(exact["output"])
+    assert 2**-14 < error < 2**-11
+
+
+class OnlyFloat32(nn.Module):
+    """A norm that insists on float32, as CLIP's: the product behind it does not run in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 64), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.layer_norm(self.a(x).to(torch.float32), (64,)))
+
+
+def test_a_module_that_does_not_run_in_16_bits_is_emulated() -> None:
+    torch.manual_seed(0)
+    oracle = Oracle(OnlyFloat32(), SPECS, torch.float16)
+    outputs, exact = oracle.eager({"x": X}), oracle.exact({"x": X})
+    assert outputs["output"].dtype == np.float16
+    error = np.linalg.norm(outputs["output"] - exact["output"]) / np.linalg.norm(exact["output"])
+    assert 2**-14 < error < 2**-9
+    assert any("is emulated" in note for note in oracle.notes)
 
 
 def test_the_module_is_not_changed() -> None:

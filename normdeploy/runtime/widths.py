@@ -1,0 +1,172 @@
+"""A module in another width than its own: its tensors swapped for as long as it runs, its operators watched.
+
+Nothing is copied but tensors, so a module that holds a lock or a generator can be run in float64 too, and hooks see the
+module that they were put on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_NARROW_COMPLEX = (torch.complex64, torch.complex32)
+
+
+class RoundedError(Exception):
+    """An operator rounded a float64 value to a narrower dtype, where no cast could be held back."""
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for a narrower real dtype, complex128 for a narrower complex one, any other as it is."""
+    if dtype in _NARROW:
+        return torch.float64
+    return torch.complex128 if dtype in _NARROW_COMPLEX else dtype
+
+
+class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """While active, every real value that an operator makes is float64, and every complex one complex128.
+
+    A narrower dtype among the arguments is replaced by the wide one; a narrower tensor that meets a wide one, such as a
+    plain attribute of a module, is widened. ``widened`` counts the casts of wide values that were held back. Raises
+    RoundedError where a wide value becomes a narrower one all the same, e.g. written into a float32 tensor, and where
+    its bits are read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.widened = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func`` with the wide dtype for every narrower one among its arguments."""
+        given = (args, kwargs or {})
+        leaves = tree_leaves(given)
+        reads_wide = any(isinstance(leaf, torch.Tensor) and _is_wide(leaf.dtype) for leaf in leaves)
+        if reads_wide and func is torch.ops.aten.view.dtype:
+            raise RoundedError("forward reads the bits of its values, which are others in float64")
+        if any(_is_narrow_dtype(leaf) for leaf in leaves):
+            self.widened += reads_wide
+            given = tree_map(lambda leaf: widened(leaf) if isinstance(leaf, torch.dtype) else leaf, given)
+        if reads_wide:
+            given = tree_map(_wide_tensor, given) if not _writes_narrow(func, given[0]) else given
+        result = func(*given[0], **given[1])
+        if reads_wide and any(_is_narrow(leaf) for leaf in tree_leaves(result)):
+            raise RoundedError(f"{func} rounds float64 to less")
+        return result
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float64, torch.complex128)
+
+
+def _is_narrow_dtype(leaf: object) -> bool:
+    return isinstance(leaf, torch.dtype) and widened(leaf) != leaf
+
+
+def _is_narrow(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and widened(leaf.dtype) != leaf.dtype
+
+
+def _wide_tensor(leaf: Any) -> Any:
+    return leaf.to(widened(leaf.dtype)) if _is_narrow(leaf) else leaf
+
+
+def _writes_narrow(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether ``func`` writes into a narrow tensor, which a widened copy of it would not reach."""
+    arguments = func._schema.arguments
+    written = [arg for arg, of in zip(args, arguments, strict=False) if of.alias_info and of.alias_info.is_write]
+    return any(_is_narrow(leaf) for leaf in tree_leaves(written))
+
+
+class RoundResults(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """While active, each float32 value that an operator makes is rounded to ``dtype``, and stays a float32 tensor.
+
+    It stands in for a module in 16 bits where that does not run on the CPU: what an operator adds up is float32, as
+    in the kernels of torch and of a GPU, and what it hands on has 16 bits.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func`` and round what it made; a view is rounded already."""
+        result = func(*args, **(kwargs or {}))
+        written = [of.alias_info.is_write if of.alias_info else None for of in func._schema.returns]
+        if len(written) == 1 and written[0] is not None:
+            if written[0] and isinstance(result, torch.Tensor) and result.dtype == torch.float32:
+                result.copy_(self._rounded(result))
+            return result
+        return tree_map(lambda leaf: self._rounded(leaf) if _is_float32(leaf) else leaf, result)
+
+    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype).to(torch.float32)
+
+
+def _is_float32(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32
+
+
+Convert = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def swapped(module: nn.Module, made: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+    """Let each parameter and buffer of ``module`` hold what ``made`` has for it; afterwards its own again."""
+    own = [(tensor, tensor.data) for tensor in made]
+    try:
+        for tensor, data in made.items():
+            tensor.data = data
+        yield
+    finally:
+        for tensor, data in own:
+            tensor.data = data
+
+
+def converted(module: nn.Module, convert: Convert) -> dict[torch.Tensor, torch.Tensor]:
+    """Return what ``convert`` makes of each parameter and buffer; tied ones are one."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    with torch.no_grad():
+        return {tensor: convert(tensor.detach()).clone() for tensor in tensors.values()}
+
+
+def to_dtype(dtype: torch.dtype) -> Convert:
+    """Return what casts real tensors to ``dtype`` and, where that is float64, complex ones to complex128."""
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if dtype == torch.float64 and tensor.is_complex():
+            return tensor.to(torch.complex128)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return convert
+
+
+def rounded_to(dtype: torch.dtype, into: torch.dtype, draw: int = 0) -> Convert:
+    """Return what rounds real tensors to ``dtype`` and holds them in ``into``.
+
+    Draw 0 rounds to nearest; another one moves each value that ``dtype`` can hold, or rounds to, by up to half a unit
+    in its last place, at random, which is what one more rounding of a weight does.
+    """
+    generator = torch.Generator().manual_seed(draw)
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return to_dtype(into)(tensor)
+        nearest = tensor.to(dtype).to(into)
+        if not draw or tensor.numel() < 2:
+            return nearest
+        unit = torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(nearest.abs().clamp_min(1e-300))))
+        share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
+        return nearest + unit * share.to(into)
+
+    return convert
