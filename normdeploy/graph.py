@@ -43,7 +43,7 @@ def operator(node: ir.Node) -> str:
     Whoever looks for an operator of ONNX asks here, and so takes no operator of a runtime, no custom operator and no
     function of the model for it, whatever it is called.
     """
-    domain = _FUNCTION if node.meta.get(_FUNCTION) else node.domain
+    domain = _FUNCTION if node.meta.data.get(_FUNCTION) else node.domain  # a UserDict's own get is slow
     return str(node.op_type) if domain in _ONNX else f"{domain}::{node.op_type}"
 
 

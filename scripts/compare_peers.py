@@ -3,8 +3,9 @@
     .venv/bin/python scripts/compare_peers.py
 
 makes .venv-peers with the peers, lets each of them and normdeploy fold the table of graphs, the architectures of
-tests/real and two large models, in processes of their own, and writes scripts/results/compare_peers.{json,md}. Needs
-.venv-real (make test-real). With --aimet, AIMET takes part, from .venv-aimet, which holds a PyTorch of its own.
+tests/real and two large models, in processes of their own, measures how fast what they write runs, and writes
+scripts/results/compare_peers.{json,md}. Needs .venv-real (make test-real). With --aimet, AIMET takes part, from
+.venv-aimet, which holds a PyTorch of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import coverage, networks, pages, report, speed
+from peers import coverage, latency, networks, pages, report, speed
 from peers.crew import OURS, Worker, install
 from peers.graph import Graph
 from peers.table import graphs
@@ -29,13 +30,14 @@ from peers.worker import CENTRE, FOLDERS, NOTHING
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-PARTS = ("table", "networks", "speed")
+PARTS = ("table", "networks", "speed", "latency")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure anew; all of it")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of the two large models")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the two large models, and of the latencies")
+    parser.add_argument("--only", nargs="*", default=[], help="the networks of the latencies; all of them")
     parser.add_argument("--aimet", action="store_true", help="let AIMET take part")
     return parser.parse_args()
 
@@ -51,7 +53,10 @@ def main() -> None:
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     with tempfile.TemporaryDirectory(prefix="normdeploy-peers-") as folder:
         for part in given.parts:
-            MEASURE[part](results, names, Path(folder), given.rounds)
+            if part == "latency":
+                measure_latency(results, Path(folder), given.rounds, given.only)
+            else:
+                MEASURE[part](results, names, Path(folder), given.rounds)
             write(results, path)
     write(results, path)
     print(pages.page(results))
@@ -118,6 +123,15 @@ def measure_speed(results: dict[str, Any], names: Sequence[str], folder: Path, r
         "times": report.speed(times),
         "raw": {model: {name: asdict(each) for name, each in found.items()} for model, found in times.items()},
     }
+
+
+def measure_latency(results: dict[str, Any], folder: Path, rounds: int, only: Sequence[str]) -> None:
+    """Measure the networks in turn; those that are not asked for keep what was measured before."""
+    found = dict(results.get("latency", {}).get("raw", {}))
+    for network in latency.networks(only):
+        found[network.name] = latency.measure(network, folder, rounds, note)
+    failed = [f"- {name}, {form}: {why}" for name, each in found.items() for form, why in each["errors"].items()]
+    results["latency"] = {"times": report.latency(found), "failed": "\n".join(failed) or "none failed", "raw": found}
 
 
 MEASURE = {"table": measure_table, "networks": measure_networks, "speed": measure_speed}

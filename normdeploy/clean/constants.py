@@ -143,7 +143,7 @@ def _itemsize(node: ir.Node) -> int:
 
 def _replaced(scope: Scope, node: ir.Node, array: np.ndarray) -> ir.Value:
     """Let the main graph hold the constant as an initializer, any other graph as a Constant."""
-    old, tensor = node.outputs[0], ir.tensor(array, name=node.outputs[0].name)
+    old, tensor = node.outputs[0], ir.Tensor(array, name=node.outputs[0].name)
     shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
     if scope.is_main and scope.ir_version >= 4 and isinstance(scope.graph, ir.Graph):
         new = ir.Value(name=old.name, shape=shape, type=kind, const_value=tensor)

@@ -142,7 +142,7 @@ def _gather(scope: Scope, node: ir.Node, data: ir.Value, axis: int, shapes: Shap
 def _constant(scope: Scope, before: ir.Node, array: np.ndarray) -> ir.Value:
     """Return the output of a new Constant that stands in front of ``before``."""
     metadata = dict(before.metadata_props)
-    made = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(array))], metadata_props=metadata)
+    made = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.Tensor(array))], metadata_props=metadata)
     value = made.outputs[0]
     value.name = scope.fresh(f"{before.outputs[0].name}_sizes")
     value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.INT64)

@@ -13,13 +13,14 @@ import affine_cases  # type: ignore[import-not-found]  # noqa: E402
 import norm_harness  # type: ignore[import-not-found]  # noqa: E402
 import spelled_cases  # type: ignore[import-not-found]  # noqa: E402
 import stream_cases  # type: ignore[import-not-found]  # noqa: E402
-from architectures import ARCHITECTURES, Architecture, network, randomized  # type: ignore[import-not-found]  # noqa: E402
+from architectures import ARCHITECTURES, PACKAGES, Architecture, network, randomized  # type: ignore[import-not-found]  # noqa: E402
 from cases import Case  # type: ignore[import-not-found]  # noqa: E402
 from cases_downward import DOWNWARD_INTO, DOWNWARD_THROUGH  # type: ignore[import-not-found]  # noqa: E402
 from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_PER_CHANNEL  # type: ignore[import-not-found]  # noqa: E402
 from cases_sources import COMPOSED, SOURCES  # type: ignore[import-not-found]  # noqa: E402
 from cases_upward import REPVGG, UPWARD_INTO, UPWARD_THROUGH  # type: ignore[import-not-found]  # noqa: E402
 from harness import bn, channel_error, coarsest, feeds, fill, model, norm, parsed, probes  # type: ignore[import-not-found]  # noqa: E402
+from layernorm_nets import NETWORKS, lived_in  # type: ignore[import-not-found]  # noqa: E402
 from reference64 import OPERATORS, in_float64, is_float  # type: ignore[import-not-found]  # noqa: E402
 
 GROUPS = {
@@ -48,7 +49,7 @@ REFERENCE = [
 """The operators that the reference evaluator lacks in float64, by PyTorch and numpy."""
 
 __all__ = [
-    "ARCHITECTURES", "GROUPS", "REFERENCE", "Architecture", "Case", "affine_cases", "bn", "channel_error", "coarsest",
-    "constant_rows", "feeds", "fill", "in_float64", "is_float", "model", "network", "norm", "norm_model", "parsed",
-    "probes", "randomized", "spelled_cases", "stream_cases",
+    "ARCHITECTURES", "GROUPS", "NETWORKS", "PACKAGES", "REFERENCE", "Architecture", "Case", "affine_cases", "bn",
+    "channel_error", "coarsest", "constant_rows", "feeds", "fill", "in_float64", "is_float", "lived_in", "model",
+    "network", "norm", "norm_model", "parsed", "probes", "randomized", "spelled_cases", "stream_cases",
 ]  # fmt: skip

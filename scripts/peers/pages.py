@@ -18,6 +18,8 @@ def page(results: dict[str, Any]) -> str:
         parts += ["## Whole architectures", NETWORKS, NETWORKS_MORE, measured["left"], measured["seconds"]]
     if measured := results.get("speed"):
         parts += ["## Two large models", SPEED, measured["times"]]
+    if measured := results.get("latency"):
+        parts += ["## Latency", LATENCY, measured["times"], measured["failed"]]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,3 +74,7 @@ ONNX Runtime's extended level hides activations and attention in operators of it
 SPEED = """ResNet-50 and BERT-base: load, fold and save, in a fresh process a round, imports and a small graph before
 the clock starts; median of the rounds, in turn. The last row folds nothing: it is what loading and saving cost in
 Python."""
+
+LATENCY = """One network in ONNX Runtime, one thread, as each folder leaves the file that torch writes with
+`optimize=False`, or the file that a package ships. The forms run in turn; the medians of the rounds, and how many times
+as fast as the best of the other forms normdeploy's is, with the 95 % interval."""

@@ -5,8 +5,11 @@ The short ones, for the README, show beside normdeploy only the best of the othe
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from peers import latency as measured
 from peers.crew import OURS
 from peers.graph import Graph
 from peers.judge import Outcome
@@ -148,6 +151,19 @@ def speed(times: Mapping[str, Mapping[str, Times]]) -> str:
             row += _times(found[name], least)
         rows.append(row)
     return table(head, rows)
+
+
+def latency(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row a network: the median of each form in ms, and how many times as fast as the best other ours is."""
+    names = (measured.RAW, measured.OPTIMIZED, *measured.FOLDERS)
+    rows = []
+    for network, each in found.items():
+        median = {name: statistics.median(ms) for name, ms in each["ms"].items()}
+        least = min(median.values(), default=0.0)
+        texts = [bold(f"{median[name]:.2f}", median[name] == least) if name in median else "" for name in names]
+        told = measured.ratio(each)
+        rows.append([network, *texts, "" if told is None else f"{told[1]:.2f} ({told[2]:.2f} to {told[3]:.2f})"])
+    return table(["ms", *names, "best other / normdeploy"], rows)
 
 
 def _times(times: Times, least: float) -> list[str]:
