@@ -485,6 +485,9 @@ class _Folder:
         name = f"{self.steps:03d}-{safe}.onnx"
         weights = (value.const_value for value in self.model.graph.initializers.values())
         size = sum(weight.nbytes for weight in weights if weight is not None)
+        if (self.dump / name).exists():
+            what = "another fold writes to the folder for the graphs: their steps would mix"
+            raise InputError(what, where=str(self.dump / name), fix="choose another --dump")
         with disk_errors(self.dump / name, "the graph of a step"):
             onnxfile.save(self.model, self.dump / name, external_data=f"{name}.data" if size > _LARGE else None)
         self.steps += 1

@@ -248,6 +248,13 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, dangling: bool, force
     assert (tmp_path / "out.onnx").is_symlink()
 
 
+def test_a_bundle_is_not_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a link"):
+        export(tmp_path / "out", force=True)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_weights_that_a_copy_of_the_old_output_reads_are_kept(tmp_path: Path) -> None:
     head = '<ir_version: 8, opset_import: ["": 18]> g (float[9,9] x) => (float[9,9] y)'
     text = f"{head} <float[9,9] w = {{%s}}> {{ y = Add (x, w) }}"
