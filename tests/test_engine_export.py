@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from support import EAGER, RESNET, ROOT, SPEC, WEIGHTS, tree
 
 import normdeploy
-from normdeploy.bundle.manifest import Manifest, sha256
+from normdeploy.bundle.manifest import Manifest
 from normdeploy.cli import main
+from normdeploy.disk import sha256_of
 from normdeploy.engine import read_plan
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.pipeline import ParityError, Source, ledger_of, report_of
@@ -185,7 +186,7 @@ def test_the_engine_is_in_the_bundle_with_its_layers_in_the_report(half_bundle: 
     assert {layer.precision for layer in convolutions} == {"fp16"}
     manifest = Manifest.model_validate_json((half_bundle / "manifest.json").read_bytes())
     for name in ("model.plan", "model.plan.json"):
-        assert manifest.files[name] == sha256(half_bundle / name)
+        assert manifest.files[name] == sha256_of(half_bundle, name)
     assert "runtime_fusion" in (half_bundle / "report.html").read_text()
     assert normdeploy.load_bundle(half_bundle).plan_path == half_bundle / "model.plan"
 

@@ -83,7 +83,12 @@ def narrow_averages(model: ir.Model) -> Iterator[str]:
             yield f"{node.op_type} {node.name}"
 
 
-@pytest.mark.parametrize("norm", [*FUNCTIONS, *MODULES], ids=lambda norm: getattr(norm, "__name__", str(norm)))
+def name_of(norm: object) -> str:
+    """Return what a test of ``norm`` is called; not by its address, which differs from process to process."""
+    return getattr(norm, "__name__", str(norm))
+
+
+@pytest.mark.parametrize("norm", [*FUNCTIONS, *MODULES], ids=name_of)
 def test_no_statistics_are_averaged_in_float16(norm: nn.Module | object) -> None:
     torch.manual_seed(0)
     net = Net(norm, 1500.0).eval()
@@ -104,7 +109,7 @@ def test_no_statistics_are_averaged_in_float16(norm: nn.Module | object) -> None
         assert np.abs(actual - exact).max() < 16 * 2.0**-11 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("norm", [annotated, by_squares, MODULES[0]], ids=str)
+@pytest.mark.parametrize("norm", [annotated, by_squares, MODULES[0]], ids=name_of)
 def test_a_graph_that_averages_in_float16_is_told_before_an_engine_is_built(norm: nn.Module | object) -> None:
     """Exported from a module in float16, where torch averages in float32 and the graph it writes does not."""
     specs = parse(["x:N=2..2..3x3x5x6@f16"])

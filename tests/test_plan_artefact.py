@@ -16,8 +16,8 @@ import torch
 from support import EAGER, RESNET, ROOT, SPEC, WEIGHTS, tree
 
 import normdeploy
-from normdeploy.bundle.manifest import sha256
 from normdeploy.cli import main
+from normdeploy.disk import sha256_of
 from normdeploy.engine.sidecar import read_plan
 from normdeploy.errors import InputError
 from normdeploy.pipeline import report_of
@@ -204,7 +204,7 @@ def _sign(folder: Path) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     names = [name for name in tree(folder) if name != "manifest.json"]
-    path.write_text(json.dumps(manifest | {"files": {name: sha256(folder / name) for name in names}}))
+    path.write_text(json.dumps(manifest | {"files": {name: sha256_of(folder, name) for name in names}}))
 
 
 def _forget(folder: Path) -> None:
