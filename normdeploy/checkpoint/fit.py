@@ -92,11 +92,12 @@ def _choose(module: nn.Module, entries: Entries, names: Names, wanted: Wanted, f
     most = max((len(reading.sources) for reading in fitting), default=0) if names.allow else 0
     fitting = [reading for reading in fitting if len(reading.sources) >= most]
     if len(fitting) > 1:
-        options = [_flags(reading, entries, names, wanted) for reading in fitting]
+        shown = [_flags(reading, fitting, entries, names, wanted) for reading in fitting[:_MAX_TRIALS]]
+        more = f", or {len(fitting) - _MAX_TRIALS} more" if len(fitting) > _MAX_TRIALS else ""
         raise InputError(
             f"{len(fitting)} sets of weights in the file fit the module",
             where=str(file),
-            fix=", or ".join(each for each in options if each) + " (they fit alike: choose the one you mean)",
+            fix=", or ".join(shown) + f"{more} (they fit alike: choose the one you mean)",
         )
     return (fitting or found)[0]
 
@@ -115,29 +116,32 @@ def resolved(entries: Entries, names: Names, wanted: Wanted) -> Reading | None:
     return fitting[0] if len(fitting) == 1 and not fitting[0].unexpected else None
 
 
-def _flags(reading: Reading, entries: Entries, given: Names, wanted: Wanted) -> str:
-    """Return the fewest options that lead to ``reading``; each way is tried."""
+def _flags(reading: Reading, fitting: Sequence[Reading], entries: Entries, given: Names, wanted: Wanted) -> str:
+    """Return the fewest options that lead to ``reading`` and to none of the others that fit; each way is tried."""
     key, strip, add = reading.names.key, reading.names.strip, reading.names.add
-    ignore = (*given.ignore, *_patterns(reading))
-    for changes in (
-        {},
-        {"key": key},
-        {"strip": strip},
-        {"key": key, "strip": strip},
-        {"strip": strip, "add": add},
-        {"key": key, "strip": strip, "add": add},
-    ):
-        for more in ({}, {"ignore": ignore}):
-            names = replace(given, **changes, **more)  # type: ignore[arg-type] # each field has its own type
+    ignore = (*given.ignore, *_patterns(reading, wanted))
+    ways: list[dict[str, str | None]] = [{"key": key, "strip": strip}, {"key": key, "strip": strip, "add": add}]
+    for one in ({"strip": strip}, {"key": key}):
+        if sum(all(getattr(each.names, name) == value for name, value in one.items()) for each in fitting) == 1:
+            ways.insert(0, one)
+    for way in ways:
+        for names in (replace(given, **way), replace(given, **way, ignore=ignore)):  # type: ignore[arg-type] # of texts
             tried = resolved(entries, names, wanted)
             if tried and (tried.names.key, tried.sources) == (key, reading.sources):
                 return names.flags()
-    return ""
+    return replace(given, key=key, strip=strip, add=add).flags()  # it fits by hooks of the module, not by its names
 
 
-def _patterns(reading: Reading) -> list[str]:
-    """Return patterns for the unexpected names, one for each part of the network that they are of."""
-    return sorted({f"{name.rpartition('.')[0]}.*" if "." in name else name for name in reading.unexpected})
+def _patterns(reading: Reading, wanted: Wanted) -> list[str]:
+    """Return patterns for the unexpected names: the outermost parts that the module has none of."""
+    held = {name[:cut] for name in wanted.shapes for cut, char in enumerate(name) if char == "."}
+    found = set()
+    for raw, name in reading.unexpected.items():
+        parts = name.split(".")
+        depth = next((n for n in range(1, len(parts)) if ".".join(parts[:n]) not in held), len(parts))
+        inner = len(parts) - depth
+        found.add(".".join([*raw.split(".")[:-inner], "*"]) if inner else raw)
+    return sorted(found)
 
 
 class _State(dict[str, Any]):
@@ -337,7 +341,7 @@ def _advice(reading: Reading, entries: Entries, names: Names, wanted: Wanted) ->
         return ", or ".join(each.flags() or "leave these options out" for each in tried)
     checks = "check that the factory and its --model-arg build the network that was saved"
     if reading.fits and reading.unexpected:
-        ignore = replace(names, ignore=(*names.ignore, *_patterns(reading)))
+        ignore = replace(names, ignore=(*names.ignore, *_patterns(reading, wanted)))
         if resolved(entries, ignore, wanted):
             return f"{checks}; it has less than the file: to leave the rest out all the same, {ignore.flags()}"
     return checks

@@ -9,6 +9,7 @@ is another network, whose remainder would fit.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -185,7 +186,7 @@ def _prefixes(view: _View, names: Names, wanted: Wanted) -> Iterator[tuple[str, 
         if names.strip is not None:
             strips = {view.clean(names.strip)}
         else:
-            strips = {"", *_strips(view, names, set(_anchors(add, names, wanted)))}
+            strips = {"", *_strips(view, names, _anchors(add, names, wanted))}
         for strip in sorted(strips):
             if (strip, add) not in seen:
                 seen.add((strip, add))
@@ -199,20 +200,27 @@ def _common_prefixes(shapes: Iterable[str]) -> list[str]:
     return ["", *(f"{prefix}." for prefix in itertools.accumulate((p[0] for p in parts), lambda a, b: f"{a}.{b}"))]
 
 
-def _anchors(add: str, names: Names, wanted: Wanted) -> list[str]:
+def _anchors(add: str, names: Names, wanted: Wanted) -> dict[str, tuple[int, ...] | None]:
     """Return names of the module, without ``add``, that a fitting entry must have; some of all lengths."""
     needed = [name for name in wanted.shapes if not (_is_no_weight(name) or name in wanted.twins)]
     needed = [name for name in needed if not names.may_miss(name)] or list(wanted.shapes)
-    ranked = sorted((name.removeprefix(add) for name in needed), key=len, reverse=True)
-    return ranked[:: max(1, len(ranked) // _ANCHORS)]
+    ranked = sorted(needed, key=len, reverse=True)
+    return {name.removeprefix(add): wanted.shapes[name] for name in ranked[:: max(1, len(ranked) // _ANCHORS)]}
 
 
-def _strips(view: _View, names: Names, anchors: set[str]) -> Iterator[str]:
-    """Yield the prefixes without which a name of the file is one of ``anchors``."""
-    for name in view.names.values():
+def _strips(view: _View, names: Names, anchors: Mapping[str, tuple[int, ...] | None]) -> list[str]:
+    """Return the prefixes without which names of the file are among ``anchors``, the likeliest ones.
+
+    Those are likelier behind which more of them lie; where some lie there in their shapes, the others are none.
+    """
+    named, shaped = Counter[str](), Counter[str]()
+    for raw, name in view.names.items():
         for cut in (index + 1 for index, char in enumerate(name) if char == "."):
-            if _renamed(name[cut:], names) in anchors:
-                yield name[:cut]
+            if (short := _renamed(name[cut:], names)) in anchors:
+                named[name[:cut]] += 1
+                shaped[name[:cut]] += not _differ(anchors[short], view.entry[raw])
+    likely = +shaped or named
+    return [prefix for prefix, _ in likely.most_common(_MAX_PLACES)]
 
 
 def _renamed(name: str, names: Names) -> str:

@@ -209,3 +209,46 @@ def test_what_changed_nothing_is_said() -> None:
 def test_a_renaming_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         names_of(f"--rename {shlex.quote(text)}")
+
+
+# Hooks of the module
+
+
+def weight_norm(values: float) -> tuple[nn.Module, dict[str, Any]]:
+    """A module of today's weight_norm, and a state dict under the names of its older version."""
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    old = {"0.bias": torch.zeros(2), "0.weight_g": torch.full((2, 1), values), "0.weight_v": torch.ones(2, 3)}
+    return module, old
+
+
+def test_names_that_only_hooks_of_the_module_know() -> None:
+    module, old = weight_norm(2.0)
+    notes = fit(module, {"state_dict": prefixed("net.", old)}, file=Path("w.pt"), names=names_of(""))
+    assert "--weights-key state_dict --strip-prefix net." in notes[0]
+    assert torch.allclose(module[0].weight, torch.full((2, 3), 2 / 3**0.5))
+
+
+def test_two_sets_that_only_hooks_know_have_options() -> None:
+    contents = {"ema": weight_norm(3.0)[1], "model": weight_norm(2.0)[1]}
+    module = weight_norm(0.0)[0]
+    error = refused(contents, module=module)
+    assert error.what.startswith("2 sets of weights")
+    for flags in error.fix.partition(" (")[0].split(", or "):
+        fit(module, contents, file=Path("w.pt"), names=names_of(flags))
+        value = 3.0 if "ema" in flags else 2.0
+        assert torch.allclose(module[0].weight, torch.full((2, 3), value / 3**0.5))
+
+
+def test_of_many_sets_some_are_shown() -> None:
+    contents = {name: value for n in range(20) for name, value in prefixed(f"blocks.{n}.", state()).items()}
+    error = refused(contents)
+    assert error.what == "20 sets of weights in the file fit the module"
+    assert error.fix.count("--strip-prefix") == 8
+    assert "or 12 more (they fit alike" in error.fix
+
+
+def test_layers_to_leave_out_are_named_by_their_outermost_part() -> None:
+    more = {"2.a.weight": ONE, "2.a.bias": ONE, "2.b.weight": ONE, "1.extra": ONE}
+    flags = refused({**state(), **more}).fix.rpartition("all the same, ")[2]
+    assert flags == "--ignore-unexpected 1.extra --ignore-unexpected '2.*'"
+    load({**state(), **more}, flags)
