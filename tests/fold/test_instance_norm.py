@@ -26,7 +26,31 @@ ABSORBED = [
          "y2 = InstanceNormalization (d, s, s)\n y = Relu (d)", "InstanceNormalization InstanceNormalization Relu",
          outputs="float[] y, float[] y2"),
 ]
+
+GROUPS = "int64[3] split = {0,3,-1}, float[3] one = {1,1,1}, float[3] zero = {0,0,0}"
+EACH = "float[6,1,1] k = {1.5,1.5,-2,-2,3,3}, float[6,1,1] a = {0.5,0.5,-1,-1,2,2}"
+SPELLED = "g = Reshape (x, split)\n n = InstanceNormalization (g, one, zero)\n h = Shape (x)\n r = Reshape (n, h)\n"
+MAPPED = "m = Mul (r, k)\n t = Add (m, a)\n"
+
+SPELLED_GROUPS = [
+    Case("its map goes on into a conv", "float[N,6,H,W] x",
+         f"{GROUPS}, float[6,1,1] k, float[6,1,1] a, float[5,6,3,3] w, float[5] b",
+         SPELLED + MAPPED + "y = Conv (t, w, b)", "Reshape InstanceNormalization Shape Reshape Conv", opset=17),
+    Case("its map is the same for each channel of a group", "float[N,6,H,W] x", f"{GROUPS}, {EACH}",
+         SPELLED + MAPPED + "y = Relu (t)", "Reshape InstanceNormalization Shape Reshape Relu", opset=17),
+    Case("of a sequence, its map is the same for each channel of a group", "float[2,6,9] x",
+         f"{GROUPS}, float[6,1] k = {{1.5,1.5,-2,-2,3,3}}", SPELLED + "m = Mul (r, k)\n y = Relu (m)",
+         "Reshape InstanceNormalization Reshape Relu", opset=17),
+    Case("a map in front of groups, on the groups themselves", "float[N,3,H,W] x",
+         "float[3,1,1] k, int64[4] s = {0,6,4,-1}, float[4,6,1,1] w",
+         "t = Mul (x, k)\n r = Reshape (t, s)\n y = Conv (r, w)", "Reshape Conv", opset=17),
+]
 # fmt: on
+
+
+@pytest.mark.parametrize("case", SPELLED_GROUPS, ids=ids(SPELLED_GROUPS))
+def test_groups_that_are_spelled_by_it(case: Case) -> None:
+    check_fold(case.model(), case.becomes, onnxruntime=case.onnxruntime)
 
 
 @pytest.mark.parametrize("case", ABSORBED, ids=ids(ABSORBED))

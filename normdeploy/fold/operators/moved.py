@@ -60,10 +60,11 @@ def _fit_reshape(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[i
             sizes[axis] = 1
     else:
         parts = [dim for dim in after if not isinstance(dim, int) and dim not in names]
-        # One symbol may be taken apart: T*B into T and B.
-        sizes[loose[0]] *= fixed // math.gcd(fixed, known) * 3 ** max(len(parts) - 1, 0)
-    if isinstance(name := dims[loose[0]], str):
-        names[name] = sizes[loose[0]]
+        # One symbol may be taken apart: T*B into T and B. What is found on both sides is no part of another.
+        sizes[(alone or loose)[0]] *= fixed // math.gcd(fixed, known) * 3 ** max(len(parts) - 1, 0)
+    for axis in loose:
+        if isinstance(name := dims[axis], str):
+            names[name] = sizes[axis]
 
 
 def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:

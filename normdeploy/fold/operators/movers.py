@@ -87,7 +87,24 @@ def regrouped(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> Aff
             same_place = _same(source[b:], target[d:]) or _same(source[:a], target[:c])
             if same_place and _static(target[c:d]) == middle:
                 return m.moved(_regroup(a, b, source[a:b], c, target[c:d], len(target)))
-    return None
+    return _by_groups(m, source, target)
+
+
+def _by_groups(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> AffineMap | None:
+    """``m`` over channels as one over groups of them, or the other way round; what lies behind may be of any size."""
+    axis = m.axes[0]
+    if len(m.axes) != 1 or len(target) <= axis or not _same(source[:axis], target[:axis]):
+        return None
+    many, few = source[axis], target[axis]
+    if not isinstance(many, int) or not isinstance(few, int) or not many or not few:
+        return None
+    shape = (*(1,) * axis, few, *(1,) * (len(target) - axis - 1))
+    if few % many == 0:
+        return m.moved(lambda a: np.repeat(a.reshape(-1), few // many).reshape(shape))
+    if many % few:
+        return None
+    groups = m.moved(lambda a: a.reshape(few, -1))
+    return None if 1 in groups.axes else groups.moved(lambda a: np.broadcast_to(a[:, :1], (few, 1)).reshape(shape))
 
 
 def _regroup(a: int, b: int, run: Sequence[Dim], c: int, new: Sequence[Dim], rank: int) -> Callable[[Array], Array]:
