@@ -97,6 +97,18 @@ def test_refused(case: Case) -> None:
     check_refusal(case.model(), case.reason)
 
 
+@pytest.mark.parametrize("front", [False, True])
+def test_sizes_of_parts_that_a_caller_may_override_are_not_known(front: bool) -> None:
+    up = "c = Conv (x, w, b)\n t, u = Split <axis=1> (c, s)\n y = Mul (t, k)\n y2 = Relu (u)"
+    down = "c = Mul (x, h)\n t, u = Split <axis=1> (c, s2)\n y = Conv (t, v)\n y2 = Conv (u, v2)"
+    weights = f"{CONV}, float[2,1,1] k, float[3,1,1] h, int64[2] s = {{2,3}}, int64[2] s2 = {{1,2}}"
+    weights += ", float[4,1,1,1] v, float[4,2,1,1] v2"
+    proto = model("float[2,3,8,11] x", weights, down if front else up, outputs=TWO)
+    name = "s2" if front else "s"
+    proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [2]))
+    check_refusal(proto, "the sizes along the axis are not fixed (Split")
+
+
 def test_a_kept_twin_keeps_the_other() -> None:
     body = "c = Conv (x, w, b)\n t, u = Split <axis=2> (c, s)\n" + norm("t", "y") + norm("u", "y2")
     proto = model("float[2,3,8,11] x", f"{CONV}, {bn(5)}, int64[2] s = {{2,4}}", body, outputs=TWO)

@@ -229,8 +229,7 @@ def _python_slice(start: int, end: int, stride: int) -> slice:
 def split_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """The maps of the parts stand side by side."""
     axis = step.attr("axis", 0) % step.rank()
-    shapes = [step.view.need_shape(out, step.node) for out in step.node.outputs]
-    return {0: concatenated(step, outs, [shape[axis] for shape in shapes], axis, step.rank())}
+    return {0: concatenated(step, outs, _part_sizes(step, axis), axis, step.rank())}
 
 
 def split_down(step: Step, ins: Maps) -> list[AffineMap | None]:
@@ -239,9 +238,18 @@ def split_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     axis = step.attr("axis", 0) % step.rank()
     if m.size(axis) == 1:
         return [m] * len(step.node.outputs)
-    shapes = [step.view.need_shape(out, step.node) for out in step.node.outputs]
-    ends = np.cumsum([0, *(_size(step, shape, axis) for shape in shapes)])
-    return [_taken(m, axis, np.arange(a, b)) for a, b in itertools.pairwise(ends)]
+    sizes = [size for size in _part_sizes(step, axis) if isinstance(size, int)]
+    if len(sizes) < len(step.node.outputs):
+        raise step.refuse("the sizes along the axis are not fixed")
+    return [_taken(m, axis, np.arange(a, b)) for a, b in itertools.pairwise(np.cumsum([0, *sizes]))]
+
+
+def _part_sizes(step: Step, axis: int) -> list[Dim]:
+    """The sizes of the parts; unknown where they are an input, which a caller may override."""
+    sizes = step.input(1)
+    if sizes is not None and not step.view.is_constant(sizes):
+        return [None] * len(step.node.outputs)
+    return [step.view.need_shape(out, step.node)[axis] for out in step.node.outputs]
 
 
 def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
