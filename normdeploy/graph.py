@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -37,13 +38,26 @@ def _enclosing(scopes: str) -> str:
     return found[-2] if isinstance(found, list) and len(found) > 1 and isinstance(found[-2], str) else ""
 
 
-def operator(node: ir.Node) -> str:
+class Call(Protocol):
+    """A node, of onnx_ir or a message."""
+
+    @property
+    def domain(self) -> str:
+        """Whose operator it is."""
+
+    @property
+    def op_type(self) -> str:
+        """What it is called there."""
+
+
+def operator(node: Call) -> str:
     """Return the full name of the operator that ``node`` calls: ``Conv`` where it is ONNX's own, else ``domain::Conv``.
 
     Whoever looks for an operator of ONNX asks here, and so takes no operator of a runtime, no custom operator and no
     function of the model for it, whatever it is called.
     """
-    domain = _FUNCTION if node.meta.data.get(_FUNCTION) else node.domain  # a UserDict's own get is slow
+    is_function = isinstance(node, ir.Node) and node.meta.data.get(_FUNCTION)  # a UserDict's own get is slow
+    domain = _FUNCTION if is_function else node.domain
     return str(node.op_type) if domain in _ONNX else f"{domain}::{node.op_type}"
 
 

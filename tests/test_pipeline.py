@@ -21,7 +21,7 @@ from support import RESNET, ROOT, SPEC, WEIGHTS, tree
 import normdeploy
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.errors import InputError, NormdeployError, VerdictError
-from normdeploy.fold import FoldResult, apply, fold
+from normdeploy.fold import FoldResult, fold, weights
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.proof import commute
 from normdeploy.parity.verdict import Criteria
@@ -377,8 +377,8 @@ def test_a_weight_that_changes_while_it_is_written_leaves_nothing(
     conv_bn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external_above: int
 ) -> None:
     before, sums = tree(tmp_path), itertools.count()
-    monkeypatch.setattr(apply, "SHELF", 0)
-    monkeypatch.setattr(apply, "fingerprint", lambda array: next(sums))
+    monkeypatch.setattr(weights, "HELD", 0)
+    monkeypatch.setattr(weights, "fingerprint", lambda array: next(sums))
     with pytest.raises(NormdeployError, match="changed between its validation and its writing"):
         fold_file(conv_bn, tmp_path / "out.onnx", external_above=external_above)
     assert tree(tmp_path) == before

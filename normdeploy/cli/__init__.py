@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from normdeploy.cli import output
 from normdeploy.cli.config import NAME, ExportConfig
-from normdeploy.cli.options import EagerOptions, Level, Out, ParityOptions, Precision, Talk, Target, listed
+from normdeploy.cli.options import EagerOptions, Level, Names, Out, ParityOptions, Precision, Talk, Target, listed
 from normdeploy.errors import InputError, VerdictError
 
 
@@ -121,6 +121,7 @@ def fold(
     keep: tuple[str, ...] = (),
     layernorm: Level = "affine",
     target: Target = "onnx",
+    inputs_are_constants: Names = (),
     plugin: bool = False,
     dump: Path | None = None,
     strict: bool = False,
@@ -135,6 +136,7 @@ def fold(
         keep: pattern of module names whose norms stay as they are.
         layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
         target: what will run the model; onnxruntime allows an operator of its own.
+        inputs_are_constants: inputs of the model with a default value that no caller overrides, or all.
         plugin: write LayerNorms as the plugin's operators, for the full TensorRT alone; with --target tensorrt.
         dump: an empty or new folder for the graph before and after each step.
         strict: exit 1, and write nothing, where a step failed its proof.
@@ -144,8 +146,8 @@ def fold(
 
     with output.working(talk):
         ledger = pipeline.fold_file(
-            model, out, keep=keep, layernorm=layernorm, target=target, plugin=plugin, dump=dump, strict=strict,
-            force=force,
+            model, out, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants,
+            plugin=plugin, dump=dump, strict=strict, force=force,
         )  # fmt: skip
     output.ledger(ledger, talk, out)
     return 0

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from normdeploy.parity.verdict import Criteria
     from normdeploy.pipeline import Source
 
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+"""Several words behind one option."""
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Precision = Literal["fp32", "fp16", "bf16"]
 """The names of normdeploy.precision, which is too heavy to import for a help text."""

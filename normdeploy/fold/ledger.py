@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 METADATA_KEY = "normdeploy.ledger"
@@ -84,6 +84,23 @@ class Ledger:
             dropped=tuple(raw.pop("dropped")),
             **raw,
         )
+
+
+def with_history(ledger: Ledger, previous: str | None) -> Ledger:
+    """Return what the file keeps: also what an earlier fold did; no seconds, so that equal folds give equal bytes."""
+    kept: tuple[Entry, ...] = ()
+    new = ledger.entries
+    if previous is not None:
+        try:
+            changed = {(entry.module, entry.node) for entry in new if entry.outcome != "left"}
+            kept = tuple(
+                e for e in Ledger.from_json(previous) if (e.module, e.node) not in changed and e.outcome != "left"
+            )
+            before = {(entry.module, entry.node) for entry in kept}  # a norm reduced before has nothing left to give
+            new = tuple(e for e in new if e.outcome != "left" or (e.module, e.node) not in before)
+        except (ValueError, KeyError, TypeError):
+            kept, new = (), ledger.entries  # not ours to understand: the new ledger says what is true now
+    return replace(ledger, entries=kept + new, seconds=0.0, validation_seconds=0.0)
 
 
 def _entry(raw: dict[str, Any]) -> Entry:

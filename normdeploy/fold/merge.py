@@ -17,11 +17,11 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.operators.maps import data_input
 from normdeploy.fold.operators.table import run, states
 from normdeploy.fold.plan import Plan, Step
 from normdeploy.fold.proof.commute import TOLERANCE
-from normdeploy.fold.search import Territory
 from normdeploy.graph import operator
 
 
@@ -60,47 +60,47 @@ class Merger:
     bias: Edit | None
 
 
-def merger(land: Territory, total: ir.Node) -> Merger:
+def merger(state: GraphState, total: ir.Node) -> Merger:
     """The one convolution that ``total``, an Add or Sum, is; a refusal where it is not."""
-    branches = [_branch(land, value, total) for value in total.inputs]
+    branches = [_branch(state, value, total) for value in total.inputs]
     convs = [branch for branch in branches if branch.is_conv]
     if not convs or any(branch.data is not branches[0].data for branch in branches):
         raise Refused("its branches are not convolutions and maps of one value", total)
-    steps = {branch.node: _step(land, branch.node) for branch in convs}
+    steps = {branch.node: _step(state, branch.node) for branch in convs}
     main = max(convs, key=lambda branch: int(np.prod(_window(steps[branch.node]).kernel)))
-    found = _merged(land, total, branches, main, steps)
+    found = _merged(state, total, branches, main, steps)
     for edit in (found.weight, found.bias):
         if edit is not None:
             edit.check()
     return found
 
 
-def _branch(land: Territory, value: ir.Value | None, total: ir.Node) -> Branch:
+def _branch(state: GraphState, value: ir.Value | None, total: ir.Node) -> Branch:
     if value is None:
         raise Refused("a branch is missing", total)
     node = value.producer()
-    if node is None or len(value.uses()) > 1 or value.is_graph_output():
+    if node is None or node not in state.order or len(value.uses()) > 1 or value.is_graph_output():
         return Branch(None, value)
     if states(node).merges and node.inputs[0] is not None:
         return Branch(node, node.inputs[0])
-    if node in land.maps:
-        return Branch(node, data_input(land.view, node), land.maps[node])
+    if node in state.maps:
+        return Branch(node, data_input(state.view, node), state.maps[node])
     return Branch(None, value)
 
 
-def _step(land: Territory, node: ir.Node | None) -> Step:
+def _step(state: GraphState, node: ir.Node | None) -> Step:
     assert node is not None
-    return Step(land.view, node, Plan(node, land.committed))
+    return Step(state.view, node, Plan(node, state.committed))
 
 
 def _merged(
-    land: Territory,
+    state: GraphState,
     total: ir.Node,
     branches: Sequence[Branch],
     main: Branch,
     steps: dict[ir.Node | None, Step],
 ) -> Merger:
-    del land
+    del state
     step = steps[main.node]
     base, window, groups = _weight(step), _window(step), step.attr("group", 1)
     weight, bias = np.zeros(base.shape), np.zeros(base.shape[0])
@@ -185,24 +185,24 @@ def _as_kernel(step: Step, branch: Branch, shape: tuple[int, ...], groups: int) 
     return kernel, 0.0 if m is None else np.broadcast_to(m.shift.reshape(-1), (channels,))
 
 
-def residual(land: Territory, found: Merger) -> float:
+def residual(state: GraphState, found: Merger) -> float:
     """The largest relative error of a channel, all branches against the one convolution, on zeros and random values.
 
     Raises:
         Refused: it is too large, or the branches do not fit each other: the merger is not proven.
     """
-    step = _step(land, found.into)
+    step = _step(state, found.into)
     window, shape = _window(step), _weight(step).shape
     sizes = [d * (k - 1) + 3 + i for i, (d, k) in enumerate(zip(window.dilations, window.kernel, strict=True))]
     x = np.random.default_rng(0).standard_normal((2, step.attr("group", 1) * shape[1], *sizes))
     x[0] = 0.0
-    parts = [_run(land, branch, x) for branch in found.branches]
+    parts = [_run(state, branch, x) for branch in found.branches]
     if any(part.shape != parts[0].shape for part in parts):
         raise Refused("validation: the branches have different sizes", found.total)
     bias = None if found.bias is None else found.bias.exact()
-    merged = run(operator(found.into), _attributes(land, found.into), [x, found.weight.exact(), bias], land.view.opset)[
-        0
-    ]
+    merged = run(
+        operator(found.into), _attributes(state, found.into), [x, found.weight.exact(), bias], state.view.opset
+    )[0]
     axes = (0, *range(2, merged.ndim))
     error = np.abs(merged - sum(parts)).max(axis=axes)
     size = np.sum([np.abs(part) for part in parts], axis=0).max(axis=axes)
@@ -212,16 +212,16 @@ def residual(land: Territory, found: Merger) -> float:
     return worst
 
 
-def _run(land: Territory, branch: Branch, x: Array) -> Array:
+def _run(state: GraphState, branch: Branch, x: Array) -> Array:
     if branch.map is not None:
         return branch.map(x)
     if branch.node is None:
         return x
-    step = _step(land, branch.node)
+    step = _step(state, branch.node)
     bias = step.edit(2)
     inputs = [x, _weight(step), None if bias is None else bias.exact()]
-    return run(operator(branch.node), _attributes(land, branch.node), inputs, land.view.opset)[0]
+    return run(operator(branch.node), _attributes(state, branch.node), inputs, state.view.opset)[0]
 
 
-def _attributes(land: Territory, node: ir.Node) -> dict[str, object]:
-    return {name: land.view.attr(node, name) for name in node.attributes}
+def _attributes(state: GraphState, node: ir.Node) -> dict[str, object]:
+    return {name: state.view.attr(node, name) for name in node.attributes}

@@ -22,7 +22,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.edits import ONE, Edit
 from normdeploy.fold.graph.granules import Granules, fits
 from normdeploy.fold.graph.reader import Refused, View
-from normdeploy.fold.operators.basics import is_quantized
+from normdeploy.fold.operators.basics import is_norm, is_quantized
 
 Slot = tuple[ir.Node, int]
 """A parameter of an operator: the node and the index of its input."""
@@ -46,6 +46,11 @@ class Plan:
     through: list[ir.Node] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)
     choices: dict[ir.Node, list[int]] = field(default_factory=dict)
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether one of the maps that it takes is a norm."""
+        return any(is_norm(node) for node in self.residues)
 
     def touched(self) -> list[ir.Node]:
         """Every node next to a value that the plan maps, each once."""
@@ -116,7 +121,7 @@ class Step:
         else:
             maker = self.data(index).producer()
             if maker is None or not is_quantized(maker):
-                raise self.refuse("its weight is not constant")
+                raise self.view.not_constant("its weight is", self.node, self.data(index))
             Quantized.behind(self, maker).scaled(left, right)
         self.absorbed()
 

@@ -8,67 +8,38 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.graph.edits import Edit
-from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.operators.maps import data_input
 from normdeploy.fold.operators.table import row_of, states
-from normdeploy.fold.plan import Plan, Slot, Step
-
-_STEPS, _STEPS_PER_NODE = 20_000, 20
-"""How many operators all journeys in a graph may visit: norms in a long row would each pass all the others."""
+from normdeploy.fold.plan import Plan, Step
 
 
-@dataclass
-class Territory:
-    """One graph as the search sees it: its order, the maps in it, the edits made so far."""
-
-    view: View
-    graph: ir.Graph | ir.Function
-    nodes: list[ir.Node]
-    order: dict[ir.Node, int]
-    maps: dict[ir.Node, AffineMap]
-    committed: Mapping[Slot, Edit]
-    successors: dict[ir.Node, ir.Node] = field(default_factory=dict)
-    steps: int = 0
-
-    def step(self, node: ir.Node) -> None:
-        """Count an operator that a journey visits; Refused where all journeys together have been too long."""
-        self.steps += 1
-        if self.steps > _STEPS + _STEPS_PER_NODE * len(self.nodes):
-            raise Refused("the search was given up: the maps of this graph have too many operators to pass", node)
-
-    def position(self, node: ir.Node) -> int:
-        """The topological index of ``node``; a refusal when it lies in another graph."""
-        if node not in self.order:
-            raise Refused("the value crosses the border of a subgraph", node)
-        return self.order[node]
-
-
-def plans(land: Territory, node: ir.Node) -> Iterator[Plan | Refused]:
+def plans(state: GraphState, node: ir.Node) -> Iterator[Plan | Refused]:
     """Every plan for the map of ``node``, best first, or the refusal in its place."""
-    m = land.maps[node]
+    m = state.maps[node]
     if m.is_identity:
-        yield _new(land, node)
+        yield _new(state, node)
         return
-    for attempt in _attempts(land, node, m):
+    for attempt in _attempts(state, node, m):
         try:
-            yield attempt(land, node, m)
+            yield attempt(state, node, m)
         except Refused as refusal:
             yield refusal
 
 
-Attempt = Callable[[Territory, ir.Node, AffineMap], Plan]
+Attempt = Callable[[GraphState, ir.Node, AffineMap], Plan]
 
 
-def _attempts(land: Territory, node: ir.Node, m: AffineMap) -> list[Attempt]:
+def _attempts(state: GraphState, node: ir.Node, m: AffineMap) -> list[Attempt]:
     """What leaves nothing of the map comes first, then what leaves nothing of this node, then what leaves an Add."""
     both = not m.scales_nothing and not m.shifts_nothing
-    twins, partners = _twins(land, node, m), _partners(land, node)
+    twins, partners = _twins(state, node, m), _partners(state, node)
     return [
         _up_whole,
         *([_up_with_twins] if twins else []),
@@ -78,45 +49,46 @@ def _attempts(land: Territory, node: ir.Node, m: AffineMap) -> list[Attempt]:
         *([_down_together] if partners else []),
         *([_down_with_partners] if partners and not m.scales_nothing else []),
         _down_until_maps,
+        _down_to_last_map,
         *([_scale_up_shift_stays] if both else []),
         *([_scale_up_shift_stays_with_twins] if both and twins else []),
         *([_scale_down_shift_stays] if both else []),
     ]
 
 
-def _up_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    return _journey_up(land, [node], m)
+def _up_whole(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    return _journey_up(state, [node], m)
 
 
-def _down_whole(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _new(land, node)
-    travel_down(land, plan, node, m)
+def _down_whole(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(state, node)
+    travel_down(state, plan, node, m)
     return plan
 
 
-def _down_past_adds(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+def _down_past_adds(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     """A scale alone passes constant Adds, which stay: ``s x + a = s (x + a / s)``."""
-    plan = _new(land, node)
-    travel_down(land, plan, node, m, past_adds=True)
+    plan = _new(state, node)
+    travel_down(state, plan, node, m, past_adds=True)
     return plan
 
 
-def _scale_up_shift_down(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _journey_up(land, [node], m.without_shift())
-    travel_down(land, plan, node, m.only_shift())
+def _scale_up_shift_down(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _journey_up(state, [node], m.without_shift())
+    travel_down(state, plan, node, m.only_shift())
     return plan
 
 
-def _scale_up_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _journey_up(land, [node], m.without_shift())
+def _scale_up_shift_stays(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _journey_up(state, [node], m.without_shift())
     plan.residues[node] = m.only_shift()
     return plan
 
 
-def _scale_down_shift_stays(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    plan = _new(land, node)
+def _scale_down_shift_stays(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    plan = _new(state, node)
     plan.residues[node] = _shift_first(m, node)
-    travel_down(land, plan, node, m.without_shift())
+    travel_down(state, plan, node, m.without_shift())
     return plan
 
 
@@ -127,71 +99,89 @@ def _shift_first(m: AffineMap, node: ir.Node) -> AffineMap:
     return before
 
 
-def _down_until_maps(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+def _down_until_maps(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     """The map joins the next maps on its way, which stay."""
-    plan = _new(land, node)
-    travel_down(land, plan, node, m, stop_at_maps=True)
+    plan = _new(state, node)
+    travel_down(state, plan, node, m, stop_at_maps=True)
+    require_fewer(plan, node)
     return plan
 
 
-def _new(land: Territory, node: ir.Node) -> Plan:
-    return Plan(source=node, committed=land.committed, residues={node: None})
+def _down_to_last_map(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    """All maps in a row become what the last of them is."""
+    plan = _new(state, node)
+    travel_down(state, plan, node, m, stop_at_maps=True, at_last=True)
+    require_fewer(plan, node)
+    return plan
+
+
+def require_fewer(plan: Plan, node: ir.Node, *, than: int | None = None) -> None:
+    """Refuse a plan that leaves as many operators as its maps are, or ``than`` are allowed."""
+    left = (rest for rest in plan.residues.values() if rest is not None)
+    pair = 1 if plan.has_norm else 2  # what a map with a scale and a shift is written as
+    count = sum(1 if rest.scales_nothing or rest.shifts_nothing else pair for rest in left)
+    if count >= (len(plan.residues) if than is None else than + 1):
+        raise Refused("as many operators would be left as there are", node)
+
+
+def _new(state: GraphState, node: ir.Node) -> Plan:
+    return Plan(source=node, committed=state.committed, residues={node: None})
 
 
 # -- several maps together -------------------------------------------------------------------------
 
 
-def _up_with_twins(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+def _up_with_twins(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     """The same map behind every part of a Split goes up as one."""
-    return _journey_up(land, [node, *_twins(land, node, m)], m)
+    return _journey_up(state, [node, *_twins(state, node, m)], m)
 
 
-def _scale_up_shift_stays_with_twins(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
-    nodes = [node, *_twins(land, node, m)]
-    plan = _journey_up(land, nodes, m.without_shift())
+def _scale_up_shift_stays_with_twins(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
+    nodes = [node, *_twins(state, node, m)]
+    plan = _journey_up(state, nodes, m.without_shift())
     return replace(plan, residues=plan.residues | dict.fromkeys(nodes, m.only_shift()))
 
 
-def _twins(land: Territory, node: ir.Node, m: AffineMap) -> list[ir.Node]:
+def _twins(state: GraphState, node: ir.Node, m: AffineMap) -> list[ir.Node]:
     """The other nodes that do the same to what the producer of the data of ``node`` makes."""
-    producer = data_input(land.view, node).producer()
+    producer = data_input(state.view, node).producer()
     readers = [use.node for value in (producer.outputs if producer is not None else ()) for use in value.uses()]
-    others = dict.fromkeys(reader for reader in readers if reader is not node and reader in land.maps)
-    return [other for other in others if land.maps[other].equals(m)]
+    others = dict.fromkeys(reader for reader in readers if reader is not node and reader in state.maps)
+    return [other for other in others if state.maps[other].equals(m)]
 
 
-def _down_together(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+def _down_together(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     """Maps whose results are read together, as queries and keys are, go down as they are."""
-    partners = _partners(land, node)
-    plan = replace(_new(land, node), residues=dict.fromkeys([node, *partners]))
-    travel_down(land, plan, node, m, together={partner: land.maps[partner] for partner in partners})
+    partners = _partners(state, node)
+    plan = replace(_new(state, node), residues=dict.fromkeys([node, *partners]))
+    travel_down(state, plan, node, m, together={partner: state.maps[partner] for partner in partners})
     return plan
 
 
-def _down_with_partners(land: Territory, node: ir.Node, m: AffineMap) -> Plan:
+def _down_with_partners(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     """Where other maps come in, as in a sum: ``s x + t + u y + v = s (x + (u / s) y) + t + v``, and ``u / s`` stays.
 
     Each partner is left with ``u / s``, and what it makes lacks ``s`` and ``v`` from now on.
     """
     if not m.scale.all():
         raise Refused("a scale of 0 cannot be taken out of a sum", node)
-    plan, due = _new(land, node), {}
-    for partner in _partners(land, node):
-        own = land.maps[partner]
+    plan, due = _new(state, node), {}
+    for partner in _partners(state, node):
+        own = state.maps[partner]
         rest = m.divides(own)
         if rest is None:
             raise Refused("the maps that meet act on tensors of different shape", partner)
         plan.residues[partner] = None if rest.is_identity else rest
         due[partner] = AffineMap(m.scale, own.shift)
-    travel_down(land, plan, node, m, together=due)
+    travel_down(state, plan, node, m, together=due)
     return plan
 
 
-def _partners(land: Territory, node: ir.Node) -> list[ir.Node]:
+def _partners(state: GraphState, node: ir.Node) -> list[ir.Node]:
     """The other maps whose results are read together with that of ``node``."""
     inputs = [value for use in node.outputs[0].uses() for value in use.node.inputs if value is not None]
     makers = dict.fromkeys(value.producer() for value in inputs)
-    return [maker for maker in makers if maker is not None and maker is not node and maker in land.maps]
+    return [maker for maker in makers if maker is not None and maker is not node and maker in state.maps]
 
 
 # -- upward ----------------------------------------------------------------------------------------
@@ -200,16 +190,16 @@ _JOURNEYS = 16
 """How many ways up are tried where products leave a choice between their factors."""
 
 
-def _journey_up(land: Territory, nodes: list[ir.Node], m: AffineMap) -> Plan:
+def _journey_up(state: GraphState, nodes: list[ir.Node], m: AffineMap) -> Plan:
     """The first plan that sends ``m``, the map of all ``nodes``, up to weights; of a product each factor is tried."""
     first: Refused | None = None
     choices: dict[ir.Node, list[int]] | None = {}
     for _ in range(_JOURNEYS):
         if choices is None:
             break
-        plan = replace(_new(land, nodes[0]), choices=choices, residues=dict.fromkeys(nodes))
+        plan = replace(_new(state, nodes[0]), choices=choices, residues=dict.fromkeys(nodes))
         try:
-            _travel_up(land, plan, nodes, m)
+            _travel_up(state, plan, nodes, m)
             return plan
         except Refused as refusal:
             first = first or refusal
@@ -228,40 +218,40 @@ def _other(choices: dict[ir.Node, list[int]]) -> dict[ir.Node, list[int]] | None
     return None
 
 
-def _travel_up(land: Territory, plan: Plan, starts: list[ir.Node], m: AffineMap) -> None:
+def _travel_up(state: GraphState, plan: Plan, starts: list[ir.Node], m: AffineMap) -> None:
     wanted: dict[ir.Value, list[AffineMap]] = {}
     queue: list[int] = []
     for start in starts:
-        _want(land, plan, wanted, queue, start, data_input(land.view, start), m)
+        _want(state, plan, wanted, queue, start, data_input(state.view, start), m)
     while queue:
-        node = land.nodes[-heapq.heappop(queue)]
-        land.step(node)
-        outs = [_agreed(plan, wanted, value, node) for value in node.outputs]
-        for index, part in _pass_up(land, plan, node, outs).items():
+        node = state.nodes[-heapq.heappop(queue)]
+        state.step(node)
+        outs = [_agreed(state, plan, wanted, value, node) for value in node.outputs]
+        for index, part in _pass_up(state, plan, node, outs).items():
             value = node.inputs[index]
             if value is not None and not part.is_identity:
-                _want(land, plan, wanted, queue, node, value, part, index)
+                _want(state, plan, wanted, queue, node, value, part, index)
 
 
 # An Add that is met on the way up stays, and its constant takes the shift: had it been able to go up itself,
 # it would be gone. Any other map that is met is composed.
-def _pass_up(land: Territory, plan: Plan, node: ir.Node, outs: list[AffineMap | None]) -> dict[int, AffineMap]:
-    own = land.maps.get(node)
+def _pass_up(state: GraphState, plan: Plan, node: ir.Node, outs: list[AffineMap | None]) -> dict[int, AffineMap]:
+    own = state.maps.get(node)
     if own is not None and outs[0] is not None and not own.scales_nothing:
         plan.residues[node] = None
-        data = data_input(land.view, node)
+        data = data_input(state.view, node)
         return {node.inputs.index(data): outs[0].after(own)}
-    row = row_of(land.view, node)
+    row = row_of(state.view, node)
     if row is None or row.up is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
-    asked = row.up(Step(land.view, node, plan), outs)
+    asked = row.up(Step(state.view, node, plan), outs)
     if asked:
         plan.through.append(node)
     return asked
 
 
 def _want(
-    land: Territory,
+    state: GraphState,
     plan: Plan,
     wanted: dict[ir.Value, list[AffineMap]],
     queue: list[int],
@@ -273,26 +263,28 @@ def _want(
     """Ask for ``m`` on ``value``: of a constant at once, of an operator when all its readers have asked."""
     if not m.is_finite:
         raise Refused("the composed map is not finite", reader)
-    if land.view.is_constant(value):
-        _edit_constant(land, plan, reader, index, m)
+    if state.view.is_constant(value):
+        _edit_constant(state, plan, reader, index, m)
         return
     producer = value.producer()
     if producer is None:
-        raise Refused(f"{value.name} is an input of the model", reader)
+        raise Refused(state.view.told_input(value), reader)
     if value not in wanted:
         if not any(out in wanted for out in producer.outputs):
-            heapq.heappush(queue, -land.position(producer))
+            heapq.heappush(queue, -state.position(producer))
         wanted[value] = []
     wanted[value].append(m)
 
 
-def _agreed(plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value, node: ir.Node) -> AffineMap | None:
+def _agreed(
+    state: GraphState, plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value, node: ir.Node
+) -> AffineMap | None:
     """The one map that every reader of ``value`` asks for."""
     asked = wanted.get(value)
     if asked is None:
         return None
     if value.is_graph_output():
-        raise Refused(f"{value.name} is an output of the model", node)
+        raise Refused(state.view.told_output(value), node)
     if sum(not states(use.node).shape_only for use in value.uses()) != len(asked):
         raise Refused(f"{value.name} has other readers", node)
     if not all(m.equals(asked[0]) for m in asked):
@@ -301,11 +293,11 @@ def _agreed(plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value
     return asked[0]
 
 
-def _edit_constant(land: Territory, plan: Plan, reader: ir.Node, index: int, m: AffineMap) -> None:
-    step = Step(land.view, reader, plan)
+def _edit_constant(state: GraphState, plan: Plan, reader: ir.Node, index: int, m: AffineMap) -> None:
+    step = Step(state.view, reader, plan)
     edit = step.edit(index)
     shape = None if edit is None else edit.exact().shape
-    if edit is None or shape is None or not land.view.is_float(step.data(index)):
+    if edit is None or shape is None or not state.view.is_float(step.data(index)):
         raise step.refuse("the constant it would change is not floating-point")
     if any(m.size(axis) not in (1, shape[axis]) for axis in range(m.rank)):
         raise step.refuse("the map would enlarge a constant")
@@ -317,50 +309,59 @@ def _edit_constant(land: Territory, plan: Plan, reader: ir.Node, index: int, m: 
 
 
 def travel_down(
-    land: Territory,
+    state: GraphState,
     plan: Plan,
     start: ir.Node,
     m: AffineMap,
     *,
     stop_at_maps: bool = False,
+    at_last: bool = False,
     past_adds: bool = False,
     together: Mapping[ir.Node, AffineMap] | None = None,
 ) -> None:
     """Send ``m`` from the first output of ``start`` to every reader; Refused where one cannot take it.
 
     Args:
-        land: the graph.
+        state: the graph.
         plan: what is to change; it is filled in.
         start: the node whose first output lacks ``m`` from now on.
         m: the map.
         stop_at_maps: the next maps on the way take ``m`` and stay; else it takes them along.
+        at_last: of maps in a row the last one stays.
         past_adds: a constant Add stays where a scale alone meets it, and its constant changes.
         together: further nodes, with the maps that their first outputs lack.
     """
     queue: list[int] = []
     for node, due in {start: m, **(together or {})}.items():
-        _carry(land, plan, queue, node.outputs[0], due, node)
+        _carry(state, plan, queue, node.outputs[0], due, node)
     while queue:
-        node = land.nodes[heapq.heappop(queue)]
+        node = state.nodes[heapq.heappop(queue)]
         if not stop_at_maps:  # such a journey is short
-            land.step(node)
-        for value, part in zip(node.outputs, _pass_down(land, plan, node, stop_at_maps, past_adds), strict=False):
+            state.step(node)
+        stops = stop_at_maps and not (at_last and _is_map_next(state, node))
+        for value, part in zip(node.outputs, _pass_down(state, plan, node, stops, past_adds), strict=False):
             if part is not None and not part.is_identity:
-                _carry(land, plan, queue, value, part, node)
+                _carry(state, plan, queue, value, part, node)
+
+
+def _is_map_next(state: GraphState, node: ir.Node) -> bool:
+    """Whether one map, and nothing else, reads what ``node`` makes."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    return len(readers) == 1 and readers[0] in state.maps and not node.outputs[0].is_graph_output()
 
 
 def _pass_down(
-    land: Territory, plan: Plan, node: ir.Node, stop_at_maps: bool, past_adds: bool
+    state: GraphState, plan: Plan, node: ir.Node, stop_at_maps: bool, past_adds: bool
 ) -> list[AffineMap | None]:
     ins = [None if value is None else plan.down.get(value) for value in node.inputs]
-    own = land.maps.get(node)
+    own = state.maps.get(node)
     if own is not None:
         (arrived,) = [m for m in ins if m is not None]
         return [_meet(plan, node, own, arrived, stop_at_maps, past_adds)]
-    row = row_of(land.view, node)
+    row = row_of(state.view, node)
     if row is None or row.down is None:
         raise Refused(row.why if row else "no affine map passes this operator", node)
-    carried = row.down(Step(land.view, node, plan), ins)
+    carried = row.down(Step(state.view, node, plan), ins)
     if any(m is not None for m in carried):
         plan.through.append(node)
     return carried
@@ -384,13 +385,13 @@ def _meet(
     return both
 
 
-def _carry(land: Territory, plan: Plan, queue: list[int], value: ir.Value, m: AffineMap, node: ir.Node) -> None:
+def _carry(state: GraphState, plan: Plan, queue: list[int], value: ir.Value, m: AffineMap, node: ir.Node) -> None:
     """Let every reader of ``value`` meet ``m``."""
     if not m.is_finite:
         raise Refused("the composed map is not finite", node)
     if value.is_graph_output():
-        raise Refused(f"{value.name} is an output of the model", node)
+        raise Refused(state.view.told_output(value), node)
     plan.down[value] = m
-    for position in {land.position(use.node) for use in value.uses()}:
+    for position in {state.position(use.node) for use in value.uses()}:
         if position not in queue:
             heapq.heappush(queue, position)

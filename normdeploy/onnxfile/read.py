@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -23,6 +24,7 @@ from normdeploy.onnxfile.functions import graphs, need_bounded_calls
 from normdeploy.onnxfile.nodes import need_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
 from normdeploy.onnxfile.skeleton import skeleton
+from normdeploy.onnxfile.sparse import densify, is_sparse
 from normdeploy.onnxfile.tensors import FileTensor, in_file, need_sound
 from normdeploy.onnxtext import FORMATS, LARGEST, model_of
 
@@ -84,9 +86,31 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     """
     with _reading(Path(path)) as (proto, source):
         _need_known_fields(proto, str(path))
+        densify(proto, str(path), lambda tensor: _array(tensor, source, str(path)))
         model: ir.Model = ir.from_proto(proto)
         _adopt(model, lambda tensor: in_file(tensor, source.named(str(tensor.location)), str(path)))
     model.meta[_SOURCE] = source
+    return model
+
+
+def from_message(proto: onnx.ModelProto) -> ir.Model:
+    """Return the model in ``proto``, which is not changed; its tensors are views of those in it.
+
+    Raises:
+        InputError: it is no model, or has what would be lost; or as :func:`adopt`.
+    """
+    where = str(proto.graph.name)
+    _need_known_fields(proto, where)
+    if is_sparse(proto):
+        given, proto = proto, onnx.ModelProto()
+        proto.CopyFrom(given)
+        densify(proto, where, onnx.numpy_helper.to_array)
+    try:
+        model: ir.Model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        what = f"the message cannot be read as an ONNX model ({_first_line(error)})"
+        raise InputError(what, where=where, fix="check it with onnx.checker") from error
+    adopt(model)
     return model
 
 
@@ -216,11 +240,19 @@ def _need_known_fields(proto: onnx.ModelProto, where: str) -> None:
             where=where,
             fix="remove it: del model.training_info[:]",
         )
-    for graph in graphs(proto):
-        if graph.sparse_initializer:
-            name = graph.sparse_initializer[0].values.name
-            fix = "store it as a dense initializer"
-            raise InputError(f"sparse initializers are not supported: {name!r}", where=where, fix=fix)
+    for info in (info for graph in graphs(proto) for info in (*graph.input, *graph.output)):
+        if "map_type" in str(info.type):
+            raise InputError(
+                f"{info.name!r} is, or has in it, a map, and such types cannot be kept",
+                where=where,
+                fix="let the model end before the map is made (skl2onnx: options={'zipmap': False})",
+            )
+
+
+def _array(tensor: onnx.TensorProto, source: Source, where: str) -> np.ndarray:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return in_file(_external(tensor), source.named(_location(tensor)), where).numpy()
+    return np.asarray(onnx.numpy_helper.to_array(tensor))
 
 
 def _adopt(model: ir.Model, opened: Callable[[ir.ExternalTensor], FileTensor]) -> None:

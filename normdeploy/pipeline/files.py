@@ -37,6 +37,7 @@ def fold_file(
     keep: Sequence[str] = (),
     layernorm: Level = "affine",
     target: Target = "onnx",
+    inputs_are_constants: Sequence[str] = (),
     plugin: bool = False,
     dump: Path | None = None,
     strict: bool = False,
@@ -45,8 +46,8 @@ def fold_file(
 ) -> Ledger:
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
-    ``keep``, ``layernorm`` and ``target`` are those of :func:`normdeploy.fold`. With ``plugin`` LayerNorms are written
-    as the operators of TensorRT plugins, which nothing else runs.
+    ``keep``, ``layernorm``, ``target`` and ``inputs_are_constants`` are those of :func:`normdeploy.fold`. With ``plugin``
+    LayerNorms are written as the operators of TensorRT plugins, which nothing else runs.
     Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``, to
     a file whose name tells their content, so that a graph is never read with the weights of another.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
@@ -57,7 +58,9 @@ def fold_file(
     check_plugin(plugin, target)
     with disk_errors(out, "the model"):
         check_paths(source, out, force)
-        result = fold(source, keep=keep, layernorm=layernorm, target=target, dump=dump)
+        result = fold(
+            source, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants, dump=dump
+        )
         if strict and result.ledger.dropped:
             raise VerdictError(
                 "a step failed its proof and was dropped, so nothing was written",

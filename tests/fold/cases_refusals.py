@@ -103,7 +103,7 @@ NOT_LINEAR = [
          reason="it divides by statistics of its own input (InstanceNormalization"),
     refused("InstanceNormalization with a scale that is an input",
             "t = InstanceNormalization (c, g, beta)\n y = Mul (t, s)",
-            "its scale and bias are not constant numbers for each channel (InstanceNormalization",
+            "its scale and bias are not constant",
             weights="float[5,1,1] s", inputs="float[5] g"),
     refused("InstanceNormalization, then a map over cells",
             "t = InstanceNormalization (c, gamma, beta)\n y = Mul (t, s)",

@@ -123,7 +123,7 @@ def test_a_weight_that_others_read_keeps_its_numbers() -> None:
 def test_a_weight_with_a_default_that_a_caller_may_override_stays() -> None:
     proto = model(X, weights(1, bias=False), PRE + "y = RNN <hidden_size=5> (t, w, r)")
     proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [1, 5, 3]))
-    check_refusal(proto, "its weight is not constant (RNN")
+    check_refusal(proto, "its weight is not constant: w is an input of the model, which a caller may override (RNN")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "double"])

@@ -7,7 +7,7 @@ from cases_refusals import NOT_CONSTANT, NOT_LINEAR, NOT_ONE_CONVOLUTION, NOT_PE
 from harness import assert_same, bn, check_fold, check_refusal, folded, initializers, model, norm, op_types, parsed
 
 from normdeploy.errors import InputError
-from normdeploy.fold import apply, fold
+from normdeploy.fold import fold, weights
 
 
 @pytest.mark.parametrize("case", NOT_LINEAR, ids=ids(NOT_LINEAR))
@@ -99,7 +99,7 @@ def test_a_large_shared_weight_is_not_copied(monkeypatch: pytest.MonkeyPatch) ->
         "c = Conv (x, w)\n" + norm("c", "n") + "y = Conv (n, w)",
     )
     check_fold(proto, "Conv Conv")
-    monkeypatch.setattr(apply, "COPY_LIMIT", 8)
+    monkeypatch.setattr(weights, "COPY_LIMIT", 8)
     check_refusal(proto, "w is shared and too large to copy")
 
 

@@ -14,7 +14,7 @@ from harness import assert_same, bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
 from normdeploy.errors import InputError, NormdeployError
-from normdeploy.fold import apply, fold, merge
+from normdeploy.fold import fold, merge, weights
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import View
@@ -333,7 +333,7 @@ def test_a_file_that_is_changed_after_the_fold_is_an_error(
     tmp_path: Path, monkeypatch: Patch, beside: bool, shelf: int
 ) -> None:
     """No model is written whose edited weights are of one checkpoint and the others of another."""
-    monkeypatch.setattr(apply, "SHELF", shelf)
+    monkeypatch.setattr(weights, "HELD", shelf)
     proto = model("float[2,5,8,11] x", f"float[5,5,3,3] w, float[7,5,9,9] v, {bn(5)}",
                   "c = Conv (x, w)\n" + norm("c", "n") + "r = Relu (n)\n y = Conv <pads=[4,4,4,4]> (r, v)")  # fmt: skip
     path = tmp_path / "model.onnx"
@@ -366,7 +366,7 @@ def test_a_file_that_another_takes_the_place_of_is_still_there(tmp_path: Path) -
 
 
 def test_weights_are_held_while_there_is_room(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(apply, "SHELF", 2 * 40)
+    monkeypatch.setattr(weights, "HELD", 2 * 40)
     evaluated, rounded = 0, Edit.rounded
 
     def counted(self: Edit) -> np.ndarray:
@@ -377,17 +377,17 @@ def test_weights_are_held_while_there_is_room(monkeypatch: Patch) -> None:
     monkeypatch.setattr(Edit, "rounded", counted)
     nodes = [ir.node("MatMul", []) for _ in range(3)]
 
-    def held(shelf: apply.Shelf, node: ir.Node) -> bool:
+    def held(shelf: weights.WeightCache, node: ir.Node) -> bool:
         """Whether the edit is not asked again when its tensor is."""
         tensor = shelf.tensor((node, 1), Edit(None, ir.DataType.FLOAT, shift=np.arange(10.0)))
         before = evaluated
         np.testing.assert_array_equal(tensor.numpy(), np.arange(10, dtype=np.float32))
         return evaluated == before
 
-    shelf = apply.Shelf(lambda: None)
+    shelf = weights.WeightCache(lambda: None)
     assert [held(shelf, node) for node in nodes] == [True, True, False]
     assert [held(shelf, node) for node in nodes] == [True, True, False], "what takes another's place takes its room"
-    assert not held(apply.Shelf(None), nodes[0]), "where changes cannot be told, nothing is held"
+    assert not held(weights.WeightCache(None), nodes[0]), "where changes cannot be told, nothing is held"
 
 
 def test_without_validation_nothing_is_measured() -> None:

@@ -165,10 +165,10 @@ class Edit:
     def _rounded(self) -> _Rounded:
         if self.dtype.is_integer():
             integers = self._exact.astype(self.dtype.numpy())
-            return _Rounded(integers, bool(np.all(integers.astype(np.float64) == self._exact)), 0, 0.0)
+            return _Rounded(integers, bool(np.all(integers.astype(np.float64) == self._exact)), 0, 0, 0.0)
         array, original, whole = np.empty(self.shape, self.dtype.numpy()), self._read(), self.__dict__.get("_exact")
         smallest = _finfo(array.dtype).smallest_normal
-        fits, small, ulps = True, 0, 0.0 if original is not None else math.inf
+        fits, small, zeros, ulps = True, 0, 0, 0.0 if original is not None else math.inf
         with np.errstate(all="ignore"):
             for part in self._parts():
                 stored = array[part]
@@ -178,13 +178,15 @@ class Edit:
                 fits &= bool(np.isfinite(sizes.max(initial=0)))
                 if sizes.min(initial=1) < smallest:
                     below = sizes < smallest
-                    small += int(np.count_nonzero(below & (exact != 0)))
+                    lost = below & (exact != 0)
+                    small += int(np.count_nonzero(lost))
                     if self.dtype == ir.DataType.FLOAT:
                         # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel.
                         stored[below] = 0.0
+                    zeros += int(np.count_nonzero(lost & (stored == 0)))
                 if original is not None:
                     ulps = max(ulps, _largest_change(stored, self._rows(original, part)))
-        return _Rounded(array, fits, small, ulps)
+        return _Rounded(array, fits, small, zeros, ulps)
 
     def summands(self) -> Array:
         """The sizes of what is added up in each element, in float64: more than the element where it cancels."""
@@ -211,8 +213,8 @@ class Edit:
         """The largest change of an element, in units in the last place of the new value; inf for a new tensor."""
         return self._rounded.ulps
 
-    def check(self, channels: Channels = WHOLE) -> int:
-        """Refuse a tensor that does not fit its dtype; the number of elements that are flushed to zero.
+    def check(self, channels: Channels = WHOLE) -> Lost:
+        """Refuse a tensor that does not fit its dtype; return what became of numbers that are too small for it.
 
         Args:
             channels: which elements go into one output channel.
@@ -225,7 +227,7 @@ class Edit:
             raise Refused(f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
         if self._rounded.small:
             self._check_loss(channels)
-        return self._rounded.small
+        return Lost(self._rounded.small, self._rounded.zeros)
 
     def _check_loss(self, channels: Channels) -> None:
         exact, stored = self.exact(), self.rounded()
@@ -238,6 +240,14 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """How many elements that are not 0 are below the smallest normal number, and how many of these are stored as 0."""
+
+    small: int
+    zeros: int
+
+
+@dataclass(frozen=True)
 class _Rounded:
     """What is stored, and what became of the numbers.
 
@@ -245,12 +255,14 @@ class _Rounded:
         array: the edited tensor in its dtype.
         fits: whether every element is finite.
         small: the number of elements that are not 0, and smaller than the smallest normal number.
+        zeros: how many of these are stored as 0.
         ulps: the largest change of an element, in units in the last place of the new value.
     """
 
     array: np.ndarray
     fits: bool
     small: int
+    zeros: int
     ulps: float
 
 

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.fold.operators import basics
+from normdeploy.graph import operator
 from normdeploy.limits import more_memory
 
 FREE = 1 << 28
@@ -50,9 +51,9 @@ def _largest(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int | N
     """The most elements that the one node of ``model`` makes of ``feeds``; None where nobody knows."""
     (node,) = model.graph.node
     product = math.prod(max(1, array.size) for array in feeds.values())
-    if node.op_type not in basics.SIZED_BY_VALUE and product <= _SMALL:
+    if operator(node) not in basics.SIZED_BY_VALUE and product <= _SMALL:
         return product
-    if node.op_type in basics.NO_LARGER:
+    if operator(node) in basics.NO_LARGER:
         return 8 * sum(array.size for array in feeds.values())
     return _inferred(model, feeds)
 

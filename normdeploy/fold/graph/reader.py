@@ -24,12 +24,19 @@ _DEEPEST = 20
 """How many weights that are made anew may wait for each other: they are evaluated one inside the other."""
 
 
+_MODEL, _INSIDE = "the model", "the body or function that it is in"
+
+FAILED = "validation: "
+"""How the reason begins where a proof failed."""
+
+
 class Refused(Exception):
     """Why a map does not pass or a plan does not hold: a reason, where, and what would change it."""
 
     def __init__(self, reason: str, node: ir.Node | None = None, fix: str = "") -> None:
         self.reason = f"{reason} ({operator(node)} {label(node)})" if node is not None else reason
         self.fix = fix
+        self.is_failed_proof = reason.startswith(FAILED)
         super().__init__(self.reason)
 
 
@@ -40,6 +47,7 @@ class View:
     opset: int
     ir_version: int
     unrounded: dict[ir.Value, Array] = field(default_factory=dict)
+    main: ir.Graph | None = None
     allowance: Allowance = field(default_factory=Allowance)
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
     _depths: dict[ir.Value, int] = field(default_factory=dict)
@@ -75,6 +83,28 @@ class View:
         if value.is_graph_input() or value.const_value is not None or node is None or not is_evaluated(node):
             return []
         return [item for item in node.inputs if item is not None]
+
+    def told_output(self, value: ir.Value) -> str:
+        """Return what is said of ``value``, an output of its graph."""
+        inside = self.main is not None and all(value is not out for out in self.main.outputs)
+        return f"{value.name} is an output of {_INSIDE if inside else _MODEL}"
+
+    def told_input(self, value: ir.Value) -> str:
+        """Return what is said of ``value``, an input of its graph."""
+        inside = self.main is not None and all(value is not item for item in self.main.inputs)
+        return f"{value.name} is an input of {_INSIDE if inside else _MODEL}"
+
+    def is_overridable(self, value: ir.Value | None) -> bool:
+        """Return whether ``value`` is an input with a default value, which a caller may override."""
+        return value is not None and value.is_graph_input() and value.const_value is not None and self.ir_version >= 4
+
+    def not_constant(self, what: str, node: ir.Node, *values: ir.Value | None) -> Refused:
+        """Return the refusal of ``what``, that is not constant: ``values``, which may be inputs with a default."""
+        named = [str(value.name) for value in values if value is not None and self.is_overridable(value)]
+        if not named:
+            return Refused(f"{what} not constant", node)
+        reason = f"{what} not constant: {', '.join(named)} is an input of the model, which a caller may override"
+        return Refused(reason, node, f"fold with --inputs-are-constants {' '.join(named)}, where no caller does")
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether :meth:`constant` finds a tensor."""

@@ -13,50 +13,53 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
-from normdeploy.fold.apply import remove_unused
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.state import GraphState, remove_unused
 from normdeploy.fold.operators.norms import has_bias
 from normdeploy.fold.plan import Plan, Step
-from normdeploy.fold.search import Territory, travel_down
+from normdeploy.fold.search import require_fewer, travel_down
 from normdeploy.graph import operator
 
 AFFINE_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 """Norms over trailing axes with a scale (input 1) and, for LayerNormalization, a bias (input 2)."""
 
 
-def plans(land: Territory, node: ir.Node, tail: AffineMap) -> Iterator[Plan | Refused]:
+def plans(state: GraphState, node: ir.Node, tail: AffineMap) -> Iterator[Plan | Refused]:
     """Every plan that takes the tail off ``node``, best first, or the refusal in its place."""
     for stop_at_maps in (False, True):
-        plan = Plan(source=node, committed=land.committed)
-        _strip(Step(land.view, node, plan))
+        plan = Plan(source=node, committed=state.committed)
+        _strip(Step(state.view, node, plan))
         try:
-            travel_down(land, plan, node, tail, stop_at_maps=stop_at_maps)
-            _need_scales_to_meet(land, plan)
+            travel_down(state, plan, node, tail, stop_at_maps=stop_at_maps)
+            _need_scales_to_meet(state, plan)
+            require_fewer(plan, node, than=len(plan.residues))
             yield plan
         except Refused as refusal:
             yield refusal
 
 
-def _need_scales_to_meet(land: Territory, plan: Plan) -> None:
+def _need_scales_to_meet(state: GraphState, plan: Plan) -> None:
     """Refuse to make a scale of an Add: what it had may have gone up into this very norm, and would do so again."""
     for node, residue in plan.residues.items():
-        if residue is not None and not residue.scales_nothing and land.maps[node].scales_nothing:
+        if residue is not None and not residue.scales_nothing and state.maps[node].scales_nothing:
             raise Refused("the scale would stay in a map that has none", node)
 
 
-def drop_bias(land: Territory, node: ir.Node) -> None:
+def drop_bias(state: GraphState, node: ir.Node) -> None:
     """Let a norm whose bias has become zero be without one."""
     bias = node.inputs[2] if has_bias(node) else None
-    if bias is not None and not np.any(land.view.array(bias)):
+    if bias is not None and not np.any(state.view.array(bias)):
         node.replace_input_with(2, None)
         node.resize_inputs(2)
         remove_unused([bias])
 
 
-def same_core(land: Territory, node: ir.Node) -> Hashable:
+def same_core(state: GraphState, node: ir.Node) -> Hashable:
     """What two norms without a tail share when they are the same function of the same value; None with a tail."""
-    view = land.view
+    view = state.view
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return None  # each call of the function around it may give another
     if has_bias(node) or not np.all(view.array(node.inputs[1]) == 1) or view.is_used(node, 1) or view.is_used(node, 2):
         return None
     rank = view.rank(node.outputs[0])

@@ -16,10 +16,10 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm.stream import Stream, stream_at
 from normdeploy.fold.layernorm.targets import Target, fast_spelling
 from normdeploy.fold.plan import Plan, Step
-from normdeploy.fold.search import Territory
 
 HAS_BIAS = "its bias could not go, and an RMSNorm has none"
 
@@ -62,13 +62,15 @@ class Centred:
         return f"its mean is gone, it is {self.kind}: all {self.writers} writers of its stream are centred{copied}"
 
 
-def streams(land: Territory, norms: list[ir.Node], target: Target) -> Iterator[tuple[list[ir.Node], Stream | Refused]]:
+def streams(
+    state: GraphState, norms: list[ir.Node], target: Target
+) -> Iterator[tuple[list[ir.Node], Stream | Refused]]:
     """The norms that read each stream, with the stream, or the reason why they read none.
 
     Where the target has no RMSNorm there is no use in following any.
     """
     try:
-        fast_spelling(land.view.opset, target)
+        fast_spelling(state.view.opset, target)
     except Refused as refusal:
         yield norms, refusal
         return
@@ -77,7 +79,7 @@ def streams(land: Territory, norms: list[ir.Node], target: Target) -> Iterator[t
         if norm in seen:
             continue
         try:
-            stream = stream_at(land, norm)
+            stream = stream_at(state, norm)
         except Refused as refusal:
             yield [norm], refusal
             continue
@@ -85,7 +87,7 @@ def streams(land: Territory, norms: list[ir.Node], target: Target) -> Iterator[t
         yield [norm, *(other for other in stream.norms if other is not norm)], stream
 
 
-def centred(land: Territory, stream: Stream, target: Target, is_kept: Callable[[ir.Node], bool]) -> Centred:
+def centred(state: GraphState, stream: Stream, target: Target, is_kept: Callable[[ir.Node], bool]) -> Centred:
     """The plan that centres ``stream`` and turns its norms, but for those that are kept, into RMSNorms.
 
     Raises:
@@ -99,17 +101,17 @@ def centred(land: Territory, stream: Stream, target: Target, is_kept: Callable[[
     norms, others = (tuple(norm for norm in asked if (len(norm.inputs) == 2) is bare) for bare in (True, False))
     if not norms:
         raise Refused(HAS_BIAS)
-    kind = fast_spelling(land.view.opset, target)
-    plan = Plan(source=norms[0], committed=land.committed, kinds=dict.fromkeys(norms, kind))
+    kind = fast_spelling(state.view.opset, target)
+    plan = Plan(source=norms[0], committed=state.committed, kinds=dict.fromkeys(norms, kind))
     for norm in norms:  # the defaults of another operator are its own affair
         for name, default in (("axis", -1), ("epsilon", 1e-5), ("stash_type", 1)):
-            plan.attributes[norm, name] = land.view.attr(norm, name, default)
+            plan.attributes[norm, name] = state.view.attr(norm, name, default)
     for (node, index), axis in stream.weights.items():
-        edit = Step(land.view, node, plan).edit(index)
+        edit = Step(state.view, node, plan).edit(index)
         assert edit is not None, "a stream has constant writers only"
         plan.edits[node, index] = edit.scaled(left=np.zeros(())) if axis is None else edit.without_mean(axis)
     for value, axis in stream.axes.items():
-        plan.up[value] = _centring(land, value, axis, stream.size)
+        plan.up[value] = _centring(state, value, axis, stream.size)
     return Centred(plan, norms, others, kind, len(stream.writers), _copied_bytes(plan))
 
 
@@ -125,7 +127,7 @@ def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | Non
     """
     for value in plan.up:  # where no operator stands on one side, no square would tell
         if value.is_graph_output() or value.producer() is None:
-            raise Refused(f"validation: {value.name} is an input or output of the model and would change")
+            raise Refused(f"validation: {value.name} is an input or output of its graph and would change")
     residuals: list[float] = []
     for node in plan.touched():
         own = [edit for (owner, _), edit in plan.edits.items() if owner is node]
@@ -138,8 +140,8 @@ def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | Non
     return max(residuals, default=None)
 
 
-def _centring(land: Territory, value: ir.Value, axis: int, size: int) -> Centring:
-    rank = land.view.rank(value) or 0
+def _centring(state: GraphState, value: ir.Value, axis: int, size: int) -> Centring:
+    rank = state.view.rank(value) or 0
     shape = tuple(size if i == axis else 1 for i in range(rank))
     return Centring(np.ones(shape), np.zeros((1,) * rank))
 

@@ -6,8 +6,7 @@ region and operator agree in float64. Its scale is all ones: a Mul and an Add be
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
-from normdeploy.fold.apply import Writer, remove
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.graph.state import remove
 from normdeploy.fold.layernorm import groups, region
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
 from normdeploy.fold.layernorm.targets import Target, spelling
 from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
-from normdeploy.fold.ledger import Entry
+from normdeploy.fold.rewrite import Writer
+from normdeploy.fold.session import Session
 from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
 
 
@@ -34,74 +34,76 @@ class Recogniser:
     Attributes:
         writer: writes into the graph.
         target: who will run the model.
-        is_kept: which nodes are to be left alone.
-        validate: prove each norm before it counts.
-        seconds: how long the proofs took.
-        dropped: proofs that failed.
+        session: which nodes are to be left alone, what is proven, and the record.
+        moved: values that are others now.
     """
 
     writer: Writer
     target: Target
-    is_kept: Callable[[ir.Node], bool]
-    validate: bool
-    seconds: float = 0.0
-    dropped: list[str] = field(default_factory=list)
+    session: Session
     moved: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
-    def run(self) -> Iterator[tuple[ir.Node, Entry]]:
-        """Rewrite every norm that holds; the node that each ends in from now on, with what became of it."""
-        view = self.writer.land.view
+    def run(self) -> list[Norm]:
+        """Rewrite every norm that holds, and record what became of it; return those."""
+        view, record = self.writer.state.view, self.session.record
         found: list[Norm] = []
-        refused: dict[ir.Node, Entry] = {}
-        for node in self.writer.land.nodes:
-            seen = None if self.is_kept(node) else _norm_at(view, node, self.target)
-            if isinstance(seen, Norm):
-                found.append(seen)
-            elif seen is not None:
-                refused[node] = seen
+        refused: dict[ir.Node, tuple[str, Refused]] = {}
+        for node in self.writer.state.nodes:
+            if self.session.is_kept(node):
+                continue
+            try:
+                norm = _norm_at(view, node, self.target)
+            except _NotRecognised as seen:
+                refused[node] = (seen.kind, seen.refusal)
+                continue
+            if norm is not None:
+                found.append(norm)
         insides = {norm.end: region.inside(view, norm) for norm in found}
         inner = {node for nodes in insides.values() for node in nodes}  # a part of a norm is none that was refused
-        yield from ((node, entry) for node, entry in refused.items() if node not in inner)
+        for node, (kind, refusal) in refused.items():
+            if node not in inner:
+                record.not_recognised(node, kind, refusal)
         proven: list[tuple[Norm, float | None]] = []
         for norm in found:
             try:
-                _need_no_other_readers(norm, insides)
+                _need_no_other_readers(view, norm, insides)
                 proven.append((norm, self._proven(norm)))
             except Refused as refusal:
-                yield norm.end, _left(norm.end, refusal, norm.kind)
+                record.not_recognised(norm.end, norm.kind, refusal)
         for norm, residual in proven:  # not before: a region is proven as it was given
-            yield self._written(norm, len(insides[norm.end]), residual)
+            node = self._written(norm)
+            record.recognised(node, norm.end, norm.kind, len(insides[norm.end]), residual)
+        return [norm for norm, _ in proven]
 
     def _proven(self, norm: Norm) -> float | None:
-        if not self.validate:
+        if not self.session.validate:
             return None
-        begin = time.perf_counter()
-        try:
-            return region.residual(self.writer.land.view, norm)
-        except Refused as refusal:
-            self.dropped.append(f"{label(norm.end)}: {refusal.reason}")
-            raise
-        finally:
-            self.seconds += time.perf_counter() - begin
+        with self.session.proving(norm.end):
+            return region.residual(self.writer.state.view, norm)
 
-    def _written(self, norm: Norm, operators: int, residual: float | None) -> tuple[ir.Node, Entry]:
-        reason = f"its {operators} operators are one {norm.kind}"
-        entry = Entry(label(norm.end), str(norm.end.name), norm.kind, True, "reduced", residual=residual, reason=reason)
+    def _written(self, norm: Norm) -> ir.Node:
         old, data = norm.result, self.moved.get(norm.data, norm.data)
         node, new = _write(self.writer, norm, data)
         self.moved[old] = new
-        return node, entry
+        return node
 
 
-def _left(node: ir.Node, refusal: Refused, kind: str) -> Entry:
-    return Entry(label(node), str(node.name), kind, True, "left", reason=refusal.reason, fix=refusal.fix)
+class _NotRecognised(Exception):
+    """What looks like a norm of some kind, and is none."""
+
+    def __init__(self, kind: str, refusal: Refused) -> None:
+        self.kind, self.refusal = kind, refusal
 
 
 # -- what a node is --------------------------------------------------------------------------------
 
 
-def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | Entry | None:
-    """The norm that ends in ``node``, or around it; what is said of one that is refused; None where there is none."""
+def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
+    """The norm that ends in ``node``, or around it; None where there is none.
+
+    Raises:
+        _NotRecognised: it looks like one, and is none.
+    """
     if not is_of_onnx(node) or view.is_constant(node.outputs[0]):
         return None
     kind = "LayerNormalization" if operator(node) in TERMINALS else "GroupNormalization"
@@ -115,7 +117,7 @@ def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | Entry | None:
         _need_float32(core)
         return groups.of_core(view, core, target) or _plain(view, core, target)
     except Refused as refusal:
-        return _left(node, refusal, kind)
+        raise _NotRecognised(kind, refusal) from refusal
 
 
 def _need_float32(core: Core) -> None:
@@ -165,13 +167,13 @@ def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
     return value
 
 
-def _need_no_other_readers(norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
+def _need_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
     """Whatever else reads a mean or deviation would keep the region alive beside the operator."""
     ours = {node for nodes in insides.values() for node in nodes}
     for node in insides[norm.end]:
         for value in node.outputs if node is not norm.end else ():
             if value.is_graph_output():
-                raise Refused(f"{value.name}, inside of it, is an output of the model", norm.end)
+                raise Refused(f"inside of it {view.told_output(value)}", norm.end)
             other = next(
                 (use.node for use in value.uses() if use.node not in ours and operator(use.node) != "Shape"), None
             )

@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan, Slot, Step
-from normdeploy.fold.search import Territory
 from normdeploy.graph import operator
 
 Ends = tuple[dict[int, int], dict[int, int]]
@@ -53,26 +53,26 @@ class Stream:
     problems: list[Refused] = field(default_factory=list)
 
 
-def stream_at(land: Territory, norm: ir.Node) -> Stream:
+def stream_at(state: GraphState, norm: ir.Node) -> Stream:
     """The stream that a LayerNormalization reads, followed to all its ends.
 
     Raises:
         Refused: the norm does not normalize features of a known number.
     """
     value = norm.inputs[0]
-    shape = () if value is None else land.view.need_shape(value, norm)
+    shape = () if value is None else state.view.need_shape(value, norm)
     if value is None or not shape or not isinstance(size := shape[-1], int) or size < 2:
         raise Refused("the number of its features is not fixed", norm)
     stream = Stream(size)
-    _Explorer(land, stream).follow(value, len(shape) - 1)
+    _Explorer(state, stream).follow(value, len(shape) - 1)
     return stream
 
 
 class _Explorer:
     """Follows the features of one stream; what stops it is noted, and the rest is still followed."""
 
-    def __init__(self, land: Territory, stream: Stream) -> None:
-        self.land, self.view, self.stream = land, land.view, stream
+    def __init__(self, state: GraphState, stream: Stream) -> None:
+        self.state, self.view, self.stream = state, state.view, stream
         self.pending: list[ir.Value] = []
 
     def follow(self, value: ir.Value, axis: int) -> None:
@@ -102,11 +102,11 @@ class _Explorer:
 
     def _look_up(self, value: ir.Value) -> None:
         if value.is_graph_output():
-            self.stream.problems.append(Refused(f"{value.name} is an output of the model"))
+            self.stream.problems.append(Refused(self.view.told_output(value)))
         node = value.producer()
         if node is None:
-            raise Refused(f"{value.name} is an input of the model")
-        self.land.position(node)
+            raise Refused(self.view.told_input(value))
+        self.state.position(node)
         axis, output = self.stream.axes[value], node.outputs.index(value)
         ends = self._ends(node, None, output, axis)
         if ends is not None:
@@ -116,7 +116,7 @@ class _Explorer:
             self._write(node, output, axis)
 
     def _look_down(self, value: ir.Value, node: ir.Node, index: int) -> None:
-        self.land.position(node)
+        self.state.position(node)
         axis = self.stream.axes[value]
         ends = self._ends(node, index, None, axis)
         if ends is not None:
@@ -197,7 +197,7 @@ class _Explorer:
 
     def _through_mover(self, node: ir.Node, axis: int, *, upward: bool) -> Ends:
         """Ask the operator table where a map over the features would go: there go the features."""
-        step = Step(self.view, node, Plan(node, self.land.committed))
+        step = Step(self.view, node, Plan(node, self.state.committed))
         row = states(node)
         given = node.outputs[0] if upward else step.data()
         probe = _probe(self.stream.size, axis, self.view.need_rank(given, node))
@@ -216,7 +216,7 @@ class _Explorer:
         if write is None:
             raise Refused("what writes into it cannot be centred", node)
         self.view.need_known_attributes(node)
-        step = Step(self.view, node, Plan(node, self.land.committed))
+        step = Step(self.view, node, Plan(node, self.state.committed))
         for feature in write(step, axis):
             if feature.added:
                 self._source(node, feature.index, feature.axis)
@@ -228,7 +228,7 @@ class _Explorer:
     # -- readers -------------------------------------------------------------------------------
 
     def _read_by_norm(self, node: ir.Node, axis: int) -> None:
-        step = Step(self.view, node, Plan(node, self.land.committed))
+        step = Step(self.view, node, Plan(node, self.state.committed))
         if axis != step.rank() - 1 or step.attr("axis", -1) % step.rank() != axis:
             raise step.refuse("a norm that reads it normalizes other axes than its features")
         if self.view.is_used(node, 1) or self.view.is_used(node, 2):
@@ -240,7 +240,7 @@ class _Explorer:
         """Whether a linear layer has columns that sum to 0, so that the mean does not reach its output."""
         if operator(node) not in ("MatMul", "Gemm") or index != 0:
             return False
-        step = Step(self.view, node, Plan(node, self.land.committed))
+        step = Step(self.view, node, Plan(node, self.state.committed))
         weight = step.edit(1)
         if weight is None or len(weight.shape) < 2 or axis != step.rank() - 1 or step.attr("transA", 0):
             return False

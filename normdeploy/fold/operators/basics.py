@@ -45,6 +45,19 @@ SIZED_BY_VALUE = frozenset(
 NO_LARGER = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression", "TopK", "Loop", "StringSplit"})
 """Operators that shape inference does not know the output's size of, and that have no more elements than went in."""
 
+WRITTEN = frozenset(
+    {
+        "Add", "BatchNormalization", "Constant", "Conv", "GroupNormalization", "Identity", "LayerNormalization", "Mul",
+        "RMSNormalization", "SimplifiedLayerNormalization", "Transpose",
+    }
+)  # fmt: skip
+"""Operators that a fold may write."""
+
+
+def is_norm(node: ir.Node) -> bool:
+    """Return whether ``node`` is a norm that is an affine map."""
+    return operator(node) == "BatchNormalization"
+
 
 def is_quantized(producer: ir.Node | None) -> bool:
     """Return whether what ``producer`` makes is stored as integers."""

@@ -147,7 +147,7 @@ def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
     if bias is not None:
         step.put(2, bias.scaled(left=scale).shifted(shift / beta))
     elif step.input(2) is not None and beta != 0.0:
-        raise step.refuse("its C is not constant")
+        raise step.view.not_constant("its C is", step.node, step.input(2))
     elif np.any(shift):
         columns = _weight_shape(step)[0 if step.attr("transB", 0) else 1]
         step.put(2, Edit(None, bias_dtype(step), shift=np.broadcast_to(shift, (columns,)).copy()))
@@ -247,7 +247,7 @@ def scale_bias(step: Step, scale: Array, shift: Array, index: int = 2) -> None:
     if bias is not None:
         step.put(index, bias.scaled(left=scale).shifted(shift))
     elif step.input(index) is not None:
-        raise step.refuse("its bias is not constant")
+        raise step.view.not_constant("its bias is", step.node, step.input(index))
     elif np.any(shift):
         step.put(index, Edit(None, bias_dtype(step), shift=np.broadcast_to(shift, (_channels(step),)).copy()))
 

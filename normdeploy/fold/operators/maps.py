@@ -8,7 +8,7 @@ Mul, Add, Sub, Div, Neg with a constant are maps too, when the constant enlarges
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.operators import bilinear, poolers, sizes
 from normdeploy.fold.operators.rows import Nature, Row, states
+from normdeploy.graph import operator
 
 
 def map_of(view: View, node: ir.Node) -> AffineMap | None:
@@ -42,6 +43,12 @@ def data_input(view: View, node: ir.Node) -> ir.Value:
     if value is None:
         raise Refused("its input is missing", node)
     return value
+
+
+def is_bias_of_product(node: ir.Node, m: AffineMap) -> bool:
+    """Return whether ``node``, the map ``m``, is the bias of the MatMul in front of it, which stays by design."""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return m.scales_nothing and any(maker is not None and operator(maker) == "MatMul" for maker in producers)
 
 
 # -- elementwise with a constant -------------------------------------------------------------------
@@ -100,21 +107,36 @@ def _negate(view: View, node: ir.Node) -> AffineMap | None:
 # -- writing a map back ----------------------------------------------------------------------------
 
 
-def spelled(m: AffineMap, channels: int | None) -> tuple[str, dict[str, Array]] | None:
-    """The one operator that is ``m``, with its constants in input order; None where ONNX has none.
+@dataclass(frozen=True)
+class Spelling:
+    """One operator that is a map, with its constants in input order, by name."""
 
-    A shift alone is an Add, a scale alone a Mul, both a BatchNormalization, which only exists over axis 1 and has one
-    number for each of its ``channels`` (None where they are not known), also where all are equal.
+    kind: str
+    map: AffineMap
+    constants: dict[str, Array]
+
+
+def spelled(m: AffineMap, channels: int | None, *, norm: bool) -> tuple[Spelling, ...] | None:
+    """Return the operators that are ``m``, one after the other; None where it cannot be written.
+
+    A shift alone is an Add, a scale alone a Mul. Both are one BatchNormalization where a norm was before (``norm``),
+    which only exists over axis 1 and has one number for each of its ``channels`` (None where they are not known), also
+    where all are equal. Where none was, none appears: a Mul and an Add.
     """
+    add = Spelling("Add", m.only_shift(), {"shift": _trimmed(m.shift)})
+    mul = Spelling("Mul", m.without_shift(), {"scale": _trimmed(m.scale)})
     if m.scales_nothing:
-        return "Add", {"shift": _trimmed(m.shift)}
+        return (add,)
     if m.shifts_nothing:
-        return "Mul", {"scale": _trimmed(m.scale)}
+        return (mul,)
+    if not norm:
+        return mul, add
     if m.rank < 2 or set(m.axes) - {1} or channels is None:
         return None
     size = max(m.size(1), channels)
     scale, shift = (np.broadcast_to(a.reshape(-1), (size,)).copy() for a in (m.scale, m.shift))
-    return "BatchNormalization", {"scale": scale, "bias": shift, "mean": np.zeros(size), "var": np.ones(size)}
+    parameters = {"scale": scale, "bias": shift, "mean": np.zeros(size), "var": np.ones(size)}
+    return (Spelling("BatchNormalization", m, parameters),)
 
 
 def _trimmed(array: Array) -> Array:

@@ -33,19 +33,44 @@ def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     m = need_not_over(step, only_first(step, outs), range(step.attr("axis", -1) % step.rank()))
     scale = step.edit(1)
     if scale is None or (step.input(2) is not None and step.edit(2) is None):
-        raise step.refuse("its scale and bias are not constant")
-    rank = len(scale.shape)
-    factor, shift = _over(m.scale, rank), _over(m.shift, rank)
+        raise step.view.not_constant("its scale and bias are", step.node, *step.node.inputs[1:])
+    factor, shift = _trimmed(m.scale), _trimmed(m.shift)
     bias = step.edit(2)
     if bias is not None:
-        step.put(2, bias.scaled(left=factor).shifted(shift))
+        shape = _parameter_shape(step, bias, factor, shift)
+        step.put(2, bias.scaled(left=np.broadcast_to(factor, shape)).shifted(np.broadcast_to(shift, shape)))
     elif np.any(shift):
         if operator(step.node) != "LayerNormalization":
             raise step.refuse("it has no bias to take a shift")
-        step.put(2, Edit(None, scale.dtype, shift=np.broadcast_to(shift, scale.shape).copy()))
-    step.put(1, scale.scaled(left=factor))
+        shape = _parameter_shape(step, scale, shift)
+        step.put(2, Edit(None, scale.dtype, shift=np.broadcast_to(shift, shape).copy()))
+    shape = _parameter_shape(step, scale, factor)
+    step.put(1, scale.scaled(left=np.broadcast_to(factor, shape)))
     step.absorbed()
     return {}
+
+
+def _parameter_shape(step: Step, old: Edit, *moved: Array) -> tuple[int, ...]:
+    """The shape of a scale or bias that takes what ``moved`` varies over: as it was, or that of the normalized axes.
+
+    The specification lets parameters broadcast against the data; to make a larger one of them takes fixed sizes.
+    """
+    if np.broadcast_shapes(old.shape, *(a.shape for a in moved)) == old.shape:
+        return old.shape
+    sizes = step.view.need_shape(step.data(), step.node)[step.attr("axis", -1) % step.rank() :]
+    fixed = tuple(size for size in sizes if isinstance(size, int))
+    if len(fixed) < len(sizes):
+        raise step.refuse("its parameters would have to grow to a size that is not fixed")
+    if any(size != 1 for size in old.shape[: max(len(old.shape) - len(sizes), 0)]):
+        raise step.refuse("its parameters vary over an axis that it does not normalize")
+    return fixed
+
+
+def _trimmed(array: Array) -> Array:
+    """``array`` without leading axes of size 1."""
+    while array.ndim and array.shape[0] == 1:
+        array = array[0]
+    return array
 
 
 def group_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
@@ -60,16 +85,11 @@ def instance_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     factor, shift = vector(step, only_first(step, outs), axis=1)
     scale, bias = step.edit(1), step.edit(2)
     if scale is None or bias is None:
-        raise step.refuse("its scale and bias are not constant numbers for each channel")
+        raise step.view.not_constant("its scale and bias are", step.node, *step.node.inputs[1:])
     step.put(1, scale.scaled(left=factor))
     step.put(2, bias.scaled(left=factor).shifted(shift))
     step.absorbed()
     return {}
-
-
-def _over(array: Array, rank: int) -> Array:
-    """``array`` without the leading axes that the parameters of the norm do not have (all of size 1)."""
-    return array.reshape(array.shape[array.ndim - rank :])
 
 
 def tail_of(view: View, node: ir.Node) -> AffineMap | None:
@@ -78,11 +98,12 @@ def tail_of(view: View, node: ir.Node) -> AffineMap | None:
     Raises:
         Refused: its scale or bias is not constant, or a further output is used.
     """
+    view.need_known_attributes(node)
     rank = view.need_rank(node.outputs[0], node)
     scale = view.exact(node.inputs[1])
     bias = view.exact(node.inputs[2]) if has_bias(node) else np.zeros(())
     if scale is None or bias is None:
-        raise Refused("its scale and bias are not constant", node)
+        raise view.not_constant("its scale and bias are", node, *node.inputs[1:])
     tail = AffineMap.of(scale, bias, rank)
     if not tail.is_finite:
         raise Refused("its scale or bias is not finite", node)
@@ -140,7 +161,7 @@ def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
     array = view.array(node.inputs[index]) if index < len(node.inputs) else None
     if array is None:
         name = ("input", "scale", "bias", "mean", "variance")[index]
-        raise Refused(f"its {name} is not constant", node)
+        raise view.not_constant(f"its {name} is", node, *node.inputs[index : index + 1])
     if array.ndim != 1:
         raise Refused("its parameters are not vectors over the channels", node)
     return array.astype(np.float64)
@@ -168,11 +189,11 @@ ROWS = (
     # those over trailing axes absorb what scales their output
     Row(
         ("LayerNormalization",), up=layer_norm_up, why=_STATISTICS, norm=True, parameters=_PARAMETERS,
-        evaluate=execute.layer_normalization, probing=_TRAILING, centre=_layer_norm_writes,
+        spare_outputs=True, evaluate=execute.layer_normalization, probing=_TRAILING, centre=_layer_norm_writes,
     ),
     Row(
         ("RMSNormalization", "SimplifiedLayerNormalization"), up=layer_norm_up, why=_STATISTICS, norm=True,
-        parameters=_PARAMETERS, evaluate=execute.rms_normalization, probing=_TRAILING,
+        parameters=_PARAMETERS, spare_outputs=True, evaluate=execute.rms_normalization, probing=_TRAILING,
     ),
     # those of channels as well
     Row(

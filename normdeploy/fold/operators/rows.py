@@ -102,6 +102,7 @@ class Row:
         shape_only: it reads the shape of its input alone, so all values of one shape are the same to it.
         sums: it adds its inputs up, so that parallel convolutions may be merged in its place.
         merges: it is a convolution, into which parallel ones may be merged.
+        spare_outputs: outputs behind the first are what it computes anyway; one that nothing reads means nothing.
     """
 
     names: tuple[str, ...]
@@ -125,6 +126,7 @@ class Row:
     shape_only: bool = False
     sums: bool = False
     merges: bool = False
+    spare_outputs: bool = False
 
 
 def along(*axes: int) -> Callable[[Step], Channels]:

@@ -56,7 +56,7 @@ def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
     worst = 0.0
     for value in (*plan.up, *plan.down):
         if value.is_graph_output():
-            raise Refused(f"validation: {value.name} is an output of the model and would change")
+            raise Refused(f"validation: {view.told_output(value)} and would change")
     for node in plan.touched():
         worst = max(worst, square(plan, view, committed, node))
     return worst

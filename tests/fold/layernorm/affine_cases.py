@@ -120,13 +120,13 @@ REFUSED = [
             outputs="float[] y, float[] z"),
     Refusal("no bias behind to take the shift", "float[6,5] w", LN + "y = MatMul (n, w)", "is an output of the model"),
     Refusal("a product of two values", "", LN + "t = Transpose <perm=[0,2,1]> (n)\n y = MatMul (n, t)",
-            "neither operand is constant"),
+            "a shift does not pass a product"),
     Refusal("padded convolution", "float[5,6,3] k", LN + "t = Transpose <perm=[0,2,1]> (n)\n"
             "y = Conv <pads=[1,1]> (t, k)", "padded cells"),
     Refusal("dynamic scale", "float[6,5] w", LN + "y = MatMul (n, w)", "not constant",
             inputs=f"{TOKENS}, float[6] gamma", affine="float[6] beta"),
     Refusal("dynamic bias", "float[6,5] w", LN + "y = MatMul (n, w)", "not constant",
             inputs=f"{TOKENS}, float[6] beta", affine="float[6] gamma"),
-    Refusal("weight is an input", "float b", LN + "y = MatMul (n, w)", "neither operand is constant",
+    Refusal("weight is an input", "float b", LN + "y = MatMul (n, w)", "a shift does not pass a product",
             inputs=f"{TOKENS}, float[6,5] w"),
 ]  # fmt: skip

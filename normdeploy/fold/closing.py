@@ -1,0 +1,152 @@
+"""What a fold may not change: before a model is handed out, it is valid, and is to others what it was.
+
+The checker sees the graph with weights as inputs of their types and shapes, so what it costs does not grow with them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from normdeploy.errors import NormdeployError
+from normdeploy.fold.graph.light import light
+from normdeploy.graph import operator
+
+_MOST = 500
+"""Characters of what the checker says."""
+_RUNTIMES_OWN = "SimplifiedLayerNormalization"
+"""An operator of ONNX Runtime in ONNX's own domain, which the checker does not know."""
+_ANY = "normdeploy.unknown"
+
+Declared = tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a model declares to others.
+
+    Attributes:
+        inputs, outputs: names, types and shapes of the main graph's inputs and outputs, in order.
+        functions: of each function, the names of its inputs, outputs and attributes.
+        bodies: how often a body has so many inputs and outputs of such types.
+    """
+
+    inputs: Declared
+    outputs: Declared
+    functions: Declared
+    bodies: Counter[tuple[Any, ...]]
+
+
+def interface(model: ir.Model) -> Interface:
+    """Return what ``model`` declares to others now."""
+    return Interface(
+        tuple(_declared(value) for value in model.graph.inputs if not _is_constant(value, model.ir_version)),
+        tuple(map(_declared, model.graph.outputs)),
+        tuple(
+            (*key, _names(body.inputs), _names(body.outputs), *body.attributes) for key, body in model.functions.items()
+        ),
+        Counter(_signature(body) for body in model.graph.subgraphs()),
+    )
+
+
+def require_sound(
+    model: ir.Model, before: Interface, given: Callable[[], onnx.ModelProto], *, constants: frozenset[str] = frozenset()
+) -> None:
+    """Refuse to hand out what a fold made of a model, where it is not valid or not what it was to others.
+
+    Args:
+        model: what was made of it.
+        before: its interface, as it was.
+        given: the model as it was given, its weights as inputs; what the checker has against that is not the fold's.
+        constants: inputs that went, as was asked for.
+
+    Raises:
+        NormdeployError: a mistake of the fold; nothing may be written.
+    """
+    _require_interface(model, before, constants)
+    problem = _problem(light(model))
+    if problem is not None and _problem(given()) is None:
+        raise _mistake(f"the model is not valid any more: {problem}")
+
+
+def _require_interface(model: ir.Model, before: Interface, constants: frozenset[str]) -> None:
+    after = interface(model)
+    inputs = tuple(item for item in before.inputs if item[0] not in constants)
+    for what, old, new in (
+        ("inputs", inputs, after.inputs),
+        ("outputs", before.outputs, after.outputs),
+        ("functions", before.functions, after.functions),
+    ):
+        if len(old) != len(new) or not all(map(_extends, old, new)):
+            changed = next((pair for pair in zip(old, new, strict=False) if not _extends(*pair)), (old, new))
+            raise _mistake(f"the declared {what} of the model changed: {changed[0]} became {changed[1]}")
+    if after.bodies - before.bodies:
+        raise _mistake("the inputs or outputs of a body changed")
+
+
+def _extends(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+    """Whether ``new`` declares what ``old`` does, and perhaps more."""
+    if len(old) != len(new):
+        return False
+    return all(
+        _extends(before, after) if isinstance(before, tuple) and isinstance(after, tuple) else before in (None, after)
+        for before, after in zip(old, new, strict=True)
+    )
+
+
+def _mistake(what: str) -> NormdeployError:
+    return NormdeployError(
+        f"the fold made a mistake, and nothing is written: {what}",
+        fix="report it with the model; --keep leaves the norms alone that the message names",
+    )
+
+
+def _is_constant(value: ir.Value, ir_version: int) -> bool:
+    """Below IR version 4 every initializer is listed as an input."""
+    return ir_version < 4 and value.is_initializer()
+
+
+def _declared(value: ir.Value) -> tuple[Any, ...]:
+    shape = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return (value.name, value.type, shape)
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    return tuple(str(value.name) for value in values)
+
+
+def _signature(body: ir.Graph) -> tuple[Any, ...]:
+    return (*(str(value.type) for value in body.inputs), None, *(str(value.type) for value in body.outputs))
+
+
+def _problem(proto: onnx.ModelProto) -> str | None:
+    """What the full checker has against ``proto``; None where it has nothing."""
+    renamed = [_rename(node) for node in _nodes(proto)]
+    if any(renamed):
+        proto.opset_import.append(onnx.helper.make_opsetid(_ANY, 1))
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # it raises of its own, and of protobuf's and of shape inference's
+        return " ".join(str(error).split())[:_MOST]
+    return None
+
+
+def _rename(node: onnx.NodeProto) -> bool:
+    if operator(node) == _RUNTIMES_OWN:
+        node.domain = _ANY
+        return True
+    return False
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    stack = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while stack:
+        node = stack.pop()
+        yield node
+        for attribute in node.attribute:
+            stack += [*attribute.g.node, *(inner for graph in attribute.graphs for inner in graph.node)]

@@ -1,0 +1,204 @@
+"""``fold``: every map of a model is searched, proven, carried out, and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import onnx_ir as ir
+from threadpoolctl import threadpool_limits
+
+from normdeploy import onnxfile
+from normdeploy.clean import clean, store_as_read
+from normdeploy.errors import NormdeployError
+from normdeploy.fold import closing, merge, opening
+from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.graph.edits import Edit
+from normdeploy.fold.graph.light import light
+from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.graph.shapes import infer
+from normdeploy.fold.graph.state import GraphState, all_names
+from normdeploy.fold.layernorm.reduce import Level, Reducer
+from normdeploy.fold.layernorm.targets import Target
+from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
+from normdeploy.fold.operators.maps import is_bias_of_product, map_of
+from normdeploy.fold.operators.table import states
+from normdeploy.fold.plan import Slot
+from normdeploy.fold.record import NOT_LINEAR
+from normdeploy.fold.rewrite import Writer
+from normdeploy.fold.search import plans
+from normdeploy.fold.session import Session
+from normdeploy.fold.weights import WeightCache
+from normdeploy.graph import label
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A folded model and what became of each of its norms."""
+
+    model: ir.Model
+    ledger: Ledger
+
+    def save(self, path: str | Path, *, external_data: str | None = None) -> None:
+        """Write the model as :func:`normdeploy.onnxfile.save` does: each edited weight is evaluated on the way."""
+        onnxfile.save(self.model, path, external_data=external_data)
+
+
+def fold(
+    model: opening.AnyModel,
+    *,
+    keep: Sequence[str] = (),
+    layernorm: Level = "affine",
+    target: Target = "onnx",
+    validate: bool = True,
+    dump: str | Path | None = None,
+    inputs_are_constants: Sequence[str] = (),
+) -> FoldResult:
+    """Push everything that is linear in every norm of ``model`` into the neighbouring weights.
+
+    Args:
+        model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed. The weights of
+            a file are mapped, not read: it must stay as it is until the result is saved, and so must the arrays of a
+            model in memory. Where a file was written to meanwhile, saving is refused.
+        keep: patterns (fnmatch) of module names, else node names, of norms to leave alone.
+        layernorm: how far to take LayerNorm, RMSNorm and GroupNorm, each level with those before: ``off`` leaves
+            them as they are, ``recognise`` makes one operator of each that is spelled out, ``affine`` sends scale
+            and bias of LayerNorm and RMSNorm into what reads them, ``centre`` makes RMSNorms of LayerNorms by
+            centring all that writes into the stream they read.
+        target: what will run the model; ``onnxruntime`` allows an operator of its own where the opset has none.
+        validate: prove each plan in float64 before it is carried out.
+        dump: an empty or new folder to write the graph into before the first and after each step.
+        inputs_are_constants: names of inputs of the model that have a default value, which no caller will override, or
+            ``all``: they are constants of the folded model, and no inputs any more.
+
+    Raises:
+        InputError: the file cannot be read as an ONNX model, or is none, or its opset is newer than the installed onnx
+            knows; there is no such level or target; nothing has a name that ``keep`` or ``inputs_are_constants`` asks
+            for; ``dump`` is in use.
+        NormdeployError: what came out is not valid, or not to others what it was: a mistake of the fold.
+    """
+    begin = time.perf_counter()
+    opening.require_one_of(layernorm, get_args(Level), "layernorm")
+    opening.require_one_of(target, get_args(Target), "target")
+    opening.require_list(keep, "keep")
+    opening.require_list(inputs_are_constants, "inputs_are_constants")
+    opened = opening.opened(model)
+    before = closing.interface(opened)
+    constants = opening.make_constants(opened, inputs_are_constants)
+    need_unchanged = None if isinstance(model, ir.Model) else partial(onnxfile.need_unchanged, opened)
+    session = Session(opened, tuple(keep), validate, opening.dump_folder(dump))
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
+            _fold_model(session, Reducer(session, layernorm, target), need_unchanged)
+    except NormdeployError:
+        raise
+    except Exception as error:
+        opening.require_validity(model, error)
+        raise
+    checked = time.perf_counter()
+    closing.require_sound(opened, before, lambda: light(opening.opened(model)), constants=constants)
+    session.proof_seconds += (time.perf_counter() - checked) * validate
+    ledger = session.record.ledger(time.perf_counter() - begin, session.proof_seconds)
+    previous = opened.metadata_props.get(METADATA_KEY)
+    opened.metadata_props[METADATA_KEY] = with_history(ledger, previous).to_json()
+    return FoldResult(opened, ledger)
+
+
+def _fold_model(session: Session, reducer: Reducer, need_unchanged: Callable[[], None] | None) -> None:
+    """Fold every graph of the model, bodies and functions included."""
+    model = session.model
+    opening.require_known_names(model, session.keep)
+    unread = {value for value in model.graph.inputs if not value.uses()}
+    if left := opening.put_in_order(model):
+        session.record.note(left)
+        return
+    session.record.note(clean(model, keep=session.is_kept))
+    opening.drop_spare_outputs(model)
+    session.record.note([*infer(model), *opening.overridable_note(model)])
+    session.show("before")
+    names, cache = all_names(model), WeightCache(need_unchanged, proven=session.validate)
+    for graph, opset in opening.graphs(model):
+        view = View(opset, model.ir_version, main=model.graph)
+        reducer.recognise(Writer(GraphState.of(view, graph), {}, names, model.graph, cache))
+        edits: dict[Slot, Edit] = {}
+        state = replace(GraphState.of(View(opset, model.ir_version, main=model.graph), graph), committed=edits)
+        writer = Writer(state, edits, names, model.graph, cache)
+        _read_maps(session, state)
+        _fold_graph(session, state, writer)
+        reducer.reduce(state, writer)
+    store_as_read(model)
+    if model.ir_version < 4:  # every initializer is an input there, and yet a constant
+        opening.drop_unread(model.graph, unread)
+
+
+def _fold_graph(session: Session, state: GraphState, writer: Writer) -> None:
+    """Fold every map in order and every sum, until nothing moves: what went may have freed the way for the others.
+
+    What changes nothing goes first, or others would travel to join it.
+    """
+    moves = True
+    while moves:
+        while sum(_fold_one(session, state, writer, node) for node in state.maps_in_order()):
+            pass
+        sums = [node for node in state.nodes if states(node).sums and node.graph is not None]
+        merged = sum(_merge_one(session, state, writer, node) for node in sums)
+        # Where inference had failed, what went may have been all that hid the rank of what a map acts on.
+        moves = merged + _read_maps(session, state) > 0
+
+
+def _fold_one(session: Session, state: GraphState, writer: Writer, node: ir.Node) -> bool:
+    """Carry out the first plan for the map of ``node`` that holds; return whether there was one."""
+    while node in state.successors:  # a map that others joined stands on as another node
+        node = state.successors[node]
+    if node not in state.maps:
+        return False
+    plan, residual, refusals = session.first_proven(plans(state, node), state)
+    if plan is not None:
+        session.carry_out(plan, writer, residual, refusals)
+    elif not is_bias_of_product(node, state.maps[node]):
+        session.record.leave(node, refusals)
+    return plan is not None
+
+
+def _merge_one(session: Session, state: GraphState, writer: Writer, total: ir.Node) -> bool:
+    try:
+        found = merge.merger(state, total)
+        residual = session.merger(state, found)
+    except Refused:  # a sum of anything else is no norm's business
+        return False
+    maps = [branch.node for branch in found.branches if branch.node is not None and branch.map is not None]
+    session.record.merge(total, found.into, maps, residual)
+    writer.merge(found)
+    session.show(label(total))
+    return True
+
+
+def _read_maps(session: Session, state: GraphState) -> int:
+    """Enter every map of ``state`` that is not there yet; return how many these are."""
+    before = len(state.maps)
+    for node in state.nodes:
+        if node in state.maps or node.graph is None or (m := _map_of(session, state.view, node)) is None:
+            continue
+        state.maps[node] = m
+        session.record.forget(node)
+    return len(state.maps) - before
+
+
+def _map_of(session: Session, view: View, node: ir.Node) -> AffineMap | None:
+    try:
+        m = map_of(view, node)
+    except Refused as refusal:
+        session.record.leave(node, [refusal])
+        return None
+    if m is None and states(node).norm:
+        session.record.leave(
+            node, [Refused(NOT_LINEAR if states(node).map is None else "its statistics are not constant")]
+        )
+    if m is not None and session.is_kept(node):
+        session.record.leave(node, [Refused("kept, as asked")])
+        return None
+    return m

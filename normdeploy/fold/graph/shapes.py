@@ -1,0 +1,85 @@
+"""Types and shapes that a model does not declare, as far as ONNX infers them: what is declared stays declared."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from normdeploy.fold.graph.light import light, pairs
+from normdeploy.limits import more_memory
+
+_MEMORY = 2**30
+"""Bytes that shape inference may take."""
+_MOST = 300
+"""Characters of what the library says."""
+
+
+def infer(model: ir.Model) -> list[str]:
+    """Add the types and shapes that ``model`` does not declare, in place; return notes where that failed."""
+    missing = (
+        out
+        for graph in (model.graph, *model.graph.subgraphs(), *model.functions.values())
+        for node in graph
+        for out in node.outputs
+    )
+    if all(value.type is not None and value.shape is not None for value in missing):
+        return []
+    given = light(model)
+    inferred, notes = _inferred(given)
+    if inferred is not None:
+        for graph, message in pairs(model.graph, inferred.graph):
+            _add(graph, message)
+    return notes
+
+
+def _inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]:
+    """What ONNX infers, at best; where it finds a type that it does not expect, without looking at types."""
+    said = ""
+    # To follow the values of a large vector takes 150 bytes for each.
+    for checks_types, follows_values in ((True, True), (True, False), (False, True), (False, False)):
+        try:
+            with more_memory(_MEMORY):
+                found = onnx.shape_inference.infer_shapes(given, check_type=checks_types, data_prop=follows_values)
+        except Exception as error:  # it raises its own, and what its C++ has
+            said = said or " ".join(str(error).split())[:_MOST]
+            continue
+        note = f"the types of the model are not what its opset lists, so shapes were inferred without: {said}"
+        return found, [] if checks_types else [note]
+    return None, [f"ONNX's shape inference fails on the model, so less can be folded: {said}"]
+
+
+def _add(graph: ir.Graph, message: onnx.GraphProto) -> None:
+    infos = {info.name: info for info in (*message.input, *message.value_info, *message.output)}
+    for value in (*graph.inputs, *(out for node in graph for out in node.outputs)):
+        info = infos.get(str(value.name))
+        if info is not None and info.HasField("type"):
+            _complete(value, info.type)
+
+
+def _complete(value: ir.Value, told: onnx.TypeProto) -> None:
+    try:
+        kind = ir.serde.deserialize_type_proto_for_type(told)
+    except Exception:  # it knows no maps
+        return
+    if value.type is None:
+        value.type = kind
+    elif kind is not None and value.type != kind:
+        return  # what is declared is another type: then its shape is of another value
+    shape = ir.serde.deserialize_type_proto_for_shape(told)
+    if shape is None:
+        return
+    if value.shape is None:
+        value.shape = shape
+    elif len(value.shape) == len(shape):
+        value.shape = _filled(value, shape)
+
+
+def _filled(value: ir.Value, shape: ir.Shape) -> ir.Shape:
+    """The declared shape of ``value``, with what is found for its unknown dimensions; of an output no made-up names."""
+    assert value.shape is not None
+    filled: ir.Shape = value.shape.copy(frozen=False)
+    for axis, (declared, found) in enumerate(zip(value.shape, shape, strict=True)):
+        is_open = isinstance(declared, ir.SymbolicDim) and declared.value is None
+        if is_open and (isinstance(found, int) or not value.is_graph_output()):
+            filled[axis] = found
+    return filled
