@@ -53,8 +53,8 @@ SOURCES = [
     Case("input normalization from pixels", "uint8[2,8,11,3] i", f"{CONV}, float s = {{255.0}}, float[3] mean, "
          "float[3] pos", "f = Cast <to=1> (i)\n u = Div (f, s)\n m = Sub (u, mean)\n d = Div (m, pos)\n"
          "t = Transpose <perm=[0,3,1,2]> (d)\n y = Conv (t, w, b)", "Cast Transpose Conv"),
-    Case("input normalization into a padded conv: one Add stays", IMAGE, f"{CONV}, float[3,1,1] mean, float[3,1,1] pos",
-         "m = Sub (x, mean)\n t = Div (m, pos)\n y = Conv <pads=[1,1,1,1]> (t, w, b)", "Add Conv"),
+    Case("input normalization into a padded conv: a shift stays", IMAGE, f"{CONV}, float[3,1,1] mean, float[3,1,1] pos",
+         "m = Sub (x, mean)\n t = Div (m, pos)\n y = Conv <pads=[1,1,1,1]> (t, w, b)", "Sub Conv"),
     Case("InstanceNorm with running statistics, as torch exports it", "float[2,3,8,11] x",
          f"{CONV}, {bn(5)}, int64[4] to = {{1,10,6,9}}, int64[4] back = {{2,5,6,9}}, int64[1] r = {{2}}",
          "c = Conv (x, w, b)\n q = Reshape (c, to)\n g = Tile (gamma, r)\n b2 = Tile (beta, r)\n m = Tile (mean, r)\n"
@@ -70,12 +70,12 @@ COMPOSED = [
     Case("three norms in a row, nothing to go to", IMAGE, f"{bn(3)}, {bn(3, '2')}, {bn(3, '3')}",
          "r = Relu (x)\n" + norm("r", "a") + norm("a", "c", "2") + norm("c", "d", "3") + "y = Relu (d)",
          "Relu BatchNormalization Relu"),
-    Case("Mul and Add become one norm", IMAGE, "float[3,1,1] s, float[3,1,1] a",
-         "r = Relu (x)\n m = Mul (r, s)\n n = Add (m, a)\n y = Relu (n)", "Relu BatchNormalization Relu"),
-    Case("Sub, Div, Mul, Add become one norm", IMAGE,
+    Case("Mul and Add become no norm", IMAGE, "float[3,1,1] s, float[3,1,1] a",
+         "r = Relu (x)\n m = Mul (r, s)\n n = Add (m, a)\n y = Relu (n)", "Relu Mul Add Relu"),
+    Case("Sub, Div, Mul, Add become a Mul and an Add", IMAGE,
          "float[3,1,1] mean, float[3,1,1] pos, float[3,1,1] s, float[3,1,1] a",
          "r = Relu (x)\n p = Sub (r, mean)\n q = Div (p, pos)\n m = Mul (q, s)\n n = Add (m, a)\n y = Relu (n)",
-         "Relu BatchNormalization Relu"),
+         "Relu Mul Add Relu"),
     Case("two scales become one", "float[N,T,3] x", "float[3] s, float k = {0.5}",
          "r = Relu (x)\n m = Mul (r, s)\n n = Mul (m, k)\n y = Relu (n)", "Relu Mul Relu"),
     Case("two shifts become one", "float[N,T,3] x", "float[3] s, float[3] k",
