@@ -57,7 +57,9 @@ def with_definitions(model: ir.Model) -> ir.Model:
     TensorRT takes no such model, since a function would take the plugin's place; everything else runs it.
     """
     copy = model.clone()
-    for name in sorted({node.op_type for node in copy.graph.all_nodes() if node.domain == DOMAIN}):
+    prefix = f"{DOMAIN}::"
+    called = {operator(node) for node in copy.graph.all_nodes()}
+    for name in sorted(name.removeprefix(prefix) for name in called if name.startswith(prefix)):
         function = ir.serde.deserialize_function(_definition(name))
         copy.functions[function.identifier()] = function
     return copy

@@ -5,7 +5,6 @@ The checker sees the graph with weights as inputs of their types and shapes, so 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +31,14 @@ class Interface:
 
     Attributes:
         inputs, outputs: names, types and shapes of the main graph's inputs and outputs, in order.
-        functions: of each function, the names of its inputs, outputs and attributes.
-        bodies: how often a body has so many inputs and outputs of such types.
+        functions: of each function, by its full name, the names of its inputs and outputs.
+        bodies: how many inputs and outputs bodies have.
     """
 
     inputs: Declared
     outputs: Declared
-    functions: Declared
-    bodies: Counter[tuple[Any, ...]]
+    functions: dict[tuple[str, str, str], tuple[Any, ...]]
+    bodies: set[tuple[int, int]]
 
 
 def interface(model: ir.Model) -> Interface:
@@ -47,10 +46,8 @@ def interface(model: ir.Model) -> Interface:
     return Interface(
         tuple(_declared(value) for value in model.graph.inputs if not _is_constant(value, model.ir_version)),
         tuple(map(_declared, model.graph.outputs)),
-        tuple(
-            (*key, _names(body.inputs), _names(body.outputs), *body.attributes) for key, body in model.functions.items()
-        ),
-        Counter(_signature(body) for body in model.graph.subgraphs()),
+        {key: (_names(body.inputs), _names(body.outputs)) for key, body in model.functions.items()},
+        {(len(body.inputs), len(body.outputs)) for body in _bodies(model)},
     )
 
 
@@ -80,11 +77,13 @@ def _require_interface(model: ir.Model, before: Interface, constants: frozenset[
     for what, old, new in (
         ("inputs", inputs, after.inputs),
         ("outputs", before.outputs, after.outputs),
-        ("functions", before.functions, after.functions),
     ):
         if len(old) != len(new) or not all(map(_extends, old, new)):
             changed = next((pair for pair in zip(old, new, strict=False) if not _extends(*pair)), (old, new))
             raise _mistake(f"the declared {what} of the model changed: {changed[0]} became {changed[1]}")
+    for name, signature in after.functions.items():  # one that is not there any more was inlined
+        if before.functions.get(name) != signature:
+            raise _mistake(f"the function {name[1]} has other inputs or outputs")
     if after.bodies - before.bodies:
         raise _mistake("the inputs or outputs of a body changed")
 
@@ -120,8 +119,10 @@ def _names(values: Any) -> tuple[str, ...]:
     return tuple(str(value.name) for value in values)
 
 
-def _signature(body: ir.Graph) -> tuple[Any, ...]:
-    return (*(str(value.type) for value in body.inputs), None, *(str(value.type) for value in body.outputs))
+def _bodies(model: ir.Model) -> Iterator[ir.Graph]:
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield from function.subgraphs()
 
 
 def _problem(proto: onnx.ModelProto) -> str | None:

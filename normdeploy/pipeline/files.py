@@ -46,8 +46,8 @@ def fold_file(
 ) -> Ledger:
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
-    ``keep``, ``layernorm``, ``target`` and ``inputs_are_constants`` are those of :func:`normdeploy.fold`. With ``plugin``
-    LayerNorms are written as the operators of TensorRT plugins, which nothing else runs.
+    ``keep``, ``layernorm``, ``target`` and ``inputs_are_constants`` are those of :func:`normdeploy.fold`. With
+    ``plugin`` LayerNorms are written as the operators of TensorRT plugins, which nothing else runs.
     Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``, to
     a file whose name tells their content, so that a graph is never read with the weights of another.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
