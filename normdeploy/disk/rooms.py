@@ -22,6 +22,7 @@ from pathlib import Path
 from normdeploy.disk import rename
 from normdeploy.disk.read import read_plain, sha256_of
 from normdeploy.disk.signals import uninterrupted
+from normdeploy.disk.words import scratch_errors
 from normdeploy.errors import InputError
 
 _NAME = re.compile(r"\.normdeploy-[0-9a-f]{12}\.tmp")
@@ -157,27 +158,37 @@ def room(target: Path) -> Iterator[Room]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Make a folder for what is only needed meanwhile, among the system's temporary files; it is gone afterwards."""
-    path, close = new_scratch()
-    try:
-        yield path
-    finally:
-        close()
+    """Make a folder for what is only needed meanwhile, among the system's temporary files; it is gone afterwards.
+
+    Raises InputError where there is no space for what is written to it.
+    """
+    with scratch_errors(Path(tempfile.gettempdir())):
+        path, close = new_scratch()
+        try:
+            yield path
+        finally:
+            close()
 
 
 def new_scratch() -> tuple[Path, Callable[[], None]]:
     """Make a folder as :func:`scratch` does, and return it with what removes it. Raises OSError."""
     folder = Path(tempfile.gettempdir())
     tidy(folder)
-    with uninterrupted():
-        path, lock = _new_room(folder)
+    made: list[tuple[Path, int]] = []
 
     def close() -> None:
         with uninterrupted():
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+            for path, lock in made:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
 
-    return path, close
+    try:
+        with uninterrupted():
+            made.append(_new_room(folder))
+    except BaseException:
+        close()
+        raise
+    return made[0][0], close
 
 
 def tidy(folder: Path) -> None:

@@ -34,6 +34,20 @@ def disk_errors(target: Path, what: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def scratch_errors(folder: Path) -> Iterator[None]:
+    """Turn what a full disk makes of work in ``folder``, among the temporary files, into an InputError."""
+    try:
+        yield
+    except NormdeployError:
+        raise
+    except Exception as error:
+        if not any(isinstance(cause, OSError) and cause.errno in _FULL for cause in _causes(error)):
+            raise
+        fix = "free some space, or name another folder in TMPDIR"
+        raise InputError("the disk is full", where=str(folder), fix=fix) from error
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

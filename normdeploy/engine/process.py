@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import signal
 from collections.abc import Callable, Mapping
@@ -60,6 +62,9 @@ def _died(code: int, folder: Path, owners: Mapping[str, Owner]) -> InputError:
     log = (folder / LOG).read_text(errors="replace") if (folder / LOG).exists() else ""
     lines = (folder / "stderr.txt").read_text(errors="replace").splitlines()
     said = [line for line in lines if line.strip() and "cudaError 35" not in line]  # which says: no GPU, as is known
+    if said and os.strerror(errno.ENOSPC) in said[-1]:
+        fix = "free some space, or name another folder in TMPDIR"
+        return InputError("the disk is full: the builder cannot write its plan", where=str(folder.parent), fix=fix)
     parsing = _PARSING.findall(log)
     node, operator = parsing[-1] if parsing else ("", "")
     place = f"{owners[node].module or node} ({operator})" if node in owners else "before it read the graph"
