@@ -8,11 +8,14 @@ that takes one axis for another cannot pass by accident.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
+import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Dim, View
 from normdeploy.fold.operators.sizes import Known, Maps, by_maps
 from normdeploy.fold.operators.table import states
@@ -108,3 +111,26 @@ def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
 
 def _fresh_sizes(taken: set[int]) -> Iterator[int]:
     return (size for size in itertools.count(2) if size not in taken)
+
+
+_ROW = 20
+"""The binary logarithm of the most normal numbers that are kept."""
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Return standard normal numbers: a piece of one long row, from a random place on.
+
+    The same few plans probe many operators with large data, and drawing it took a tenth of a fold.
+    """
+    count = math.prod(shape)
+    bits = max(16, (2 * count).bit_length())
+    if bits > _ROW:
+        return random.standard_normal(shape)
+    row = _row(bits)
+    begin = random.integers(0, row.size - count + 1)
+    return row[begin : begin + count].reshape(shape).copy()
+
+
+@lru_cache
+def _row(bits: int) -> Array:
+    return np.random.default_rng(bits).standard_normal(1 << bits)
