@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from cases import Case, ids
-from harness import check_fold, check_refusal
+from harness import check_fold, check_refusal, folded, op_types, parsed
 
 from normdeploy.fold.operators import attention
 
@@ -146,3 +150,67 @@ def test_its_executor_is_pytorchs(causal: bool, grouped: bool) -> None:
     finite = np.isfinite(expected.numpy())  # PyTorch makes NaN of a query that sees no key
     np.testing.assert_allclose(y[finite], expected.numpy()[finite], rtol=0, atol=1e-12)
     assert not np.any(y[~finite])
+
+
+# -- MultiHeadAttention of ONNX Runtime ------------------------------------------------------------
+
+
+def multi_head(weights: str, body: str, inputs: str = "") -> onnx.ModelProto:
+    """Twelve features of three heads by ONNX Runtime's operator, whose output's shape is declared."""
+    head = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>'
+    data = f"float[2,7,6] x, float[2,7,12] q, float[2,7,12] k, float[2,7,12] v{inputs}"
+    return parsed(f"{head} g ({data}) => (float[2,7,B] y) <float[2,7,12] y0, {weights}> {{ {body} }}")
+
+
+def run(proto: onnx.ModelProto) -> np.ndarray:
+    rng, options = np.random.default_rng(3), onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {item.name: rng.standard_normal(item.shape).astype(np.float32) for item in session.get_inputs()}
+    return np.asarray(session.run(None, feeds)[0])
+
+
+CALL = "y0 = com.microsoft.MultiHeadAttention <num_heads=3> "
+OUT = "float[12,5] o"
+
+
+@pytest.mark.parametrize(
+    ("weights", "body", "becomes"),
+    [
+        (f"float[6,12] w, float[12] s, {OUT}",
+         f"c = MatMul (x, w)\n{CALL} (q, k, c)\n m = Mul (y0, s)\n y = MatMul (m, o)",
+         "MatMul MultiHeadAttention MatMul"),
+        (f"float[6,12] w, float[36] b, float[12] s, {OUT}",
+         f"c = MatMul (x, w)\n{CALL} (q, k, c, b)\n m = Mul (y0, s)\n r = Relu (m)\n y = MatMul (r, o)",
+         "MatMul MultiHeadAttention Relu MatMul"),
+        (f"float[36] b, float[12] s, {OUT}", f"c = Mul (v, s)\n{CALL} (q, k, c, b)\n y = MatMul (y0, o)",
+         "MultiHeadAttention MatMul"),
+        (f"float pos, {OUT}", f"c = Mul (q, pos)\n{CALL} (c, k, v)\n y = MatMul (y0, o)", "MultiHeadAttention MatMul"),
+    ],
+    ids=["a scale behind", "a scale behind, with a bias", "a scale of V, with a bias", "one number on Q"],
+)  # fmt: skip
+def test_multi_head_attention_of_onnx_runtime(weights: str, body: str, becomes: str) -> None:
+    proto = multi_head(weights, body)
+    new, ledger = folded(proto)
+    assert op_types(new) == Counter(becomes.split()), [str(entry) for entry in ledger]
+    assert not ledger.dropped
+    np.testing.assert_allclose(run(new), run(proto), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "body", "reason"),
+    [
+        ("float[12] a", f"c = Add (v, a)\n{CALL} (q, k, c)\n y = Relu (y0)",
+         "only a scale over its features passes it"),
+        ("float[12] s", f"c = Mul (q, s)\n{CALL} (c, k, v)\n y = Relu (y0)", "only one number passes"),
+        ("float pos, float[36] b", f"c = Mul (q, pos)\n{CALL} (c, k, v, b)\n y = Relu (y0)", "only without a bias"),
+        ("float[12] s = {1,2,3,4,5,6,7,8,9,10,0,1}", f"c = Mul (v, s)\n{CALL} (q, k, c)\n y = Relu (y0)",
+         "a scale of 0 cannot be taken out of its bias"),
+    ],
+)  # fmt: skip
+def test_multi_head_attention_refuses(weights: str, body: str, reason: str) -> None:
+    proto = multi_head(weights, body)
+    new, ledger = folded(proto)
+    assert op_types(new) == op_types(proto)
+    assert any(reason in entry.reason for entry in ledger), [str(entry) for entry in ledger]
+    assert not ledger.dropped

@@ -11,6 +11,7 @@ import torch
 from cases import Case, ids
 from harness import bn, check_fold, check_refusal, norm
 from onnx import TensorProto, helper
+from sampling64 import DeformConv
 
 from normdeploy.fold.float64 import places
 
@@ -109,7 +110,8 @@ def test_the_executor_of_grids_is_pytorchs(mode: str, padding: str, aligned: int
 
 
 @pytest.mark.parametrize(
-    "attributes", [{}, {"strides": [2, 1], "pads": [1, 0, 1, 0], "dilations": [1, 2]}, {"group": 2, "offset_group": 2}]
+    "attributes",
+    [{}, {"strides": [2, 1], "pads": [1, 0, 1, 0], "dilations": [1, 2]}, {"group": 2, "offset_group": 2}, {"group": 2}],
 )
 def test_the_executor_of_deformed_convolutions_is_onnxruntimes(attributes: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
@@ -130,3 +132,6 @@ def test_the_executor_of_deformed_convolutions_is_onnxruntimes(attributes: dict[
     (expected,) = session.run(None, {name: a.astype(np.float32) for name, a in arrays.items()})
     actual = places.deform_conv(attributes, x, w, offset, b, mask)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+    if sets == 1:
+        (exact,) = DeformConv._run(DeformConv.__new__(DeformConv), x, w, offset, b, mask, **attributes)
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-12)

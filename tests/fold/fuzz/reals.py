@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_resize import Resize as ReferenceResize
 from recurrence64 import RECURRENT
-from sampling64 import GridSample
+from sampling64 import DeformConv, GridSample
 
 Arrays = dict[str, np.ndarray]
 Change = Callable[[np.ndarray], np.ndarray]
@@ -401,4 +401,4 @@ class GroupNormalization(OpRun):  # type: ignore[misc]
 
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
 OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
-OPERATORS += [LayerNormalization, RMSNormalization, GridSample, *RECURRENT]
+OPERATORS += [LayerNormalization, RMSNormalization, GridSample, DeformConv, *RECURRENT]
