@@ -24,6 +24,8 @@ from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import random_feeds
 from normdeploy.parity.verdict import Criteria, judge
 from normdeploy.precision import DTYPES, Precision, norm_chains, to_precision, wrong_precision
+from normdeploy.precision.widen import widened
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.specs import parse
 
 EPS = {"fp16": 2.0**-10, "bf16": 2.0**-7}
@@ -135,10 +137,27 @@ def test_fp32_is_a_copy_and_a_converted_model_is_not_converted_again() -> None:
     assert ir.to_proto(to_precision(once, "fp16")).SerializeToString() == ir.to_proto(once).SerializeToString()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_16_bit_model_is_not_given_another_precision(precision: Precision) -> None:
-    with pytest.raises(InputError, match=r"computes in float16 already(.|\n)*net\.conv \(Conv\)"):
-        to_precision(to_precision(conv_net(22), "fp16"), precision)
+@pytest.mark.parametrize("given", ["fp16", "bf16"])
+def test_a_16_bit_model_is_widened_exactly_and_given_another_precision(given: Precision) -> None:
+    model = conv_net(22)
+    narrow = to_precision(model, given)
+    wide = to_precision(narrow, "fp32")
+    assert {value.dtype for value in wide.graph.initializers.values()} <= {ir.DataType.FLOAT, ir.DataType.INT64}
+    rounded = [tensor for name, tensor in arrays(narrow).items() if tensor.dtype.name in ("float16", "bfloat16")]
+    widened = arrays(wide)
+    assert rounded
+    for name, tensor in arrays(narrow).items():
+        np.testing.assert_array_equal(widened[name], tensor.astype(widened[name].dtype), strict=True)
+    x = normal(2, *[dim if isinstance(dim, int) else 2 for dim in model.graph.inputs[0].shape][1:])
+    name = str(model.graph.inputs[0].name)
+    assert error(run(wide, **{name: x}), run(model, **{name: x})) < 4 * EPS[given]
+    other: Precision = "bf16" if given == "fp16" else "fp16"
+    again = to_precision(narrow, other)
+    assert types_of(again, "Conv")[0] == {DTYPES[other].name}
+
+
+def arrays(model: ir.Model) -> dict[str, np.ndarray]:
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items() if value.const_value}
 
 
 def test_an_operator_without_a_16_bit_form_at_this_opset_is_refused_by_module_name() -> None:
@@ -147,8 +166,10 @@ def test_an_operator_without_a_16_bit_form_at_this_opset_is_refused_by_module_na
 
 
 def test_old_opsets_and_unknown_precisions_are_refused() -> None:
-    with pytest.raises(InputError, match="opset 12"):
-        to_precision(conv_net(12), "fp16")
+    with pytest.raises(InputError, match="opset 6 has no float16"):
+        to_precision(conv_net(6), "fp16")
+    with pytest.raises(InputError, match="opset 12 has no bfloat16"):
+        to_precision(conv_net(12), "bf16")
     with pytest.raises(InputError, match="'fp8'"):
         to_precision(conv_net(18), "fp8")  # type: ignore[arg-type]
 
@@ -418,18 +439,43 @@ def test_a_loop_carries_16_bit_values() -> None:
     assert error(in_onnxruntime(narrow, x=x), run(model, x=x)) < 3 * EPS["fp16"]
 
 
-def test_operators_outside_the_standard_stay_float32_and_unknown_types_are_refused() -> None:
+def test_operators_outside_the_standard_stay_float32() -> None:
     proto = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>
         g (float[N,{C}] x) => (float[N,{C}] y) <float[N,{C}] a, float[N,{C}] f> {{
             a = Relu(x) f = com.microsoft.FastGelu(a) y = Relu(f) }}"""
     )
-    narrow = to_precision(ir.from_proto(proto), "fp16")
-    assert types_of(narrow, "FastGelu") == [{"FLOAT"}]
-    assert types_of(narrow, "Relu") == [{"FLOAT16"}] * 2
-    del proto.graph.value_info[:]
-    with pytest.raises(InputError, match=r"unknown type(.|\n)*f"):
-        to_precision(ir.from_proto(proto), "fp16")
+    for _ in range(2):
+        narrow = to_precision(ir.from_proto(proto), "fp16")
+        assert types_of(narrow, "FastGelu") == [{"FLOAT"}]
+        assert types_of(narrow, "Relu") == [{"FLOAT16"}] * 2
+        x = normal(3, C)
+        actual, exact = (
+            OnnxRuntimeRunner(ir.to_proto(each).SerializeToString())({"x": x})["y"]
+            for each in (narrow, ir.from_proto(proto))
+        )
+        assert error(actual, exact) < 2 * EPS["fp16"]
+        del proto.graph.value_info[:]  # and where the file does not say what the operator makes
+
+
+def test_a_custom_operator_is_not_taken_for_the_one_of_its_name() -> None:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 18, "mine" : 1]>
+        g (float[N,{C}] x) => (float[N,{C}] y) {{ a = Relu(x) f = mine.Relu(a) y = Relu(f) }}"""
+    )
+    assert types_of(to_precision(ir.from_proto(proto), "fp16"), "Relu") == [{"FLOAT16"}, {"FLOAT"}, {"FLOAT16"}]
+    proto.graph.value_info.add(name="f").type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    with pytest.raises(InputError, match=r"custom operators take float32(.|\n)*mine::Relu"):
+        widened(ir.from_proto(proto))
+
+
+def test_sequences_keep_what_is_in_them() -> None:
+    model = graph(
+        f"(float[2,{C}] x) => (float[2,{C}] y) {{ a = Relu(x) s = SequenceConstruct(a, a)"
+        " c = ConcatFromSequence<axis = 0>(s) p, q = Split<num_outputs = 2>(c) y = Add(p, q) }"
+    )
+    x = normal(2, C)
+    assert error(run(to_precision(model, "fp16"), x=x), run(model, x=x)) < 2 * EPS["fp16"]
 
 
 def test_resize_scales_stay_float32_as_its_schema_asks() -> None:

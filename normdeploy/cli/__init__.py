@@ -122,6 +122,7 @@ def fold(
     layernorm: Level = "affine",
     target: Target = "onnx",
     inputs_are_constants: Names = (),
+    precision: Precision | None = None,
     plugin: bool = False,
     dump: Path | None = None,
     strict: bool = False,
@@ -138,6 +139,7 @@ def fold(
         target: what will run the model; onnxruntime allows an operator of its own.
         inputs_are_constants: inputs of the model with a default value that no caller overrides, or all.
         plugin: write LayerNorms as the plugin's operators, for the full TensorRT alone; with --target tensorrt.
+        precision: what the folded model computes in; its inputs and outputs stay float32.
         dump: an empty or new folder for the graph before and after each step.
         strict: exit 1, and write nothing, where a step failed its proof.
         force: replace an older file.
@@ -147,7 +149,7 @@ def fold(
     with output.working(talk):
         ledger = pipeline.fold_file(
             model, out, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants,
-            plugin=plugin, dump=dump, strict=strict, force=force,
+            precision=precision, plugin=plugin, dump=dump, strict=strict, force=force,
         )  # fmt: skip
     output.ledger(ledger, talk, out)
     return 0

@@ -17,18 +17,29 @@ from normdeploy.clean import clean
 from normdeploy.errors import InputError
 from normdeploy.export import labels
 from normdeploy.export.call import arguments, bind_inputs
+from normdeploy.export.dtypes import in_float32, is_bfloat16
 from normdeploy.export.quiet import quiet
 from normdeploy.export.shapes import infer_shapes
 from normdeploy.export.trace import trace
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.specs import TensorSpec, output_names
 
-__all__ = ["OPSETS", "Exported", "arguments", "bind_inputs", "example_inputs", "flatten_outputs", "to_graph"]
+__all__ = [
+    "OPSETS",
+    "Exported",
+    "arguments",
+    "bind_inputs",
+    "example_inputs",
+    "flatten_outputs",
+    "in_float32",
+    "to_graph",
+]
 
 OPSETS = range(18, 24)
 """The ONNX opsets that torch.onnx.export(dynamo=True) writes."""
 
-DEFAULT_OPSET = 20
+DEFAULT_OPSET, BFLOAT16_OPSET = 20, 22
+"""Unless another is asked for; below the second one there is no convolution of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,15 @@ def to_graph(
     Args:
         module: in eval mode, on the CPU.
         specs: one an input, named as forward's parameters.
-        opset: one of ``OPSETS``; None takes torch's default.
+        opset: one of ``OPSETS``; None takes torch's default, or the first that has all of bfloat16.
         verbose: show what torch prints, on stderr.
 
     Raises:
         InputError: a spec does not fit forward, an operator or the control flow cannot be exported, or the module
             does not work for every size that was asked for.
     """
-    opset = DEFAULT_OPSET if opset is None else opset
+    if opset is None:
+        opset = BFLOAT16_OPSET if is_bfloat16(module) else DEFAULT_OPSET
     if opset not in OPSETS:
         raise InputError(
             f"opset {opset} cannot be exported",
@@ -81,7 +93,7 @@ def to_graph(
         _clean(model)
         labels.own_outputs(model.graph)
         labels.name_values(model.graph, inputs, traced.outputs)
-        _check(model, opset)
+        _check(model, module, opset)
     return Exported(model, inputs, traced.outputs, _notes(model, traced.changed_buffers))
 
 
@@ -109,7 +121,7 @@ def _clean(model: ir.Model) -> None:
     ir.passes.Sequential(*tidy, common.NameFixPass())(model)
 
 
-def _check(model: ir.Model, opset: int) -> None:
+def _check(model: ir.Model, module: nn.Module, opset: int) -> None:
     """The cleaned graph is valid ONNX of the opset that was asked for, its shapes inferred throughout."""
     if model.opset_imports.get("", opset) != opset:
         raise InputError(
@@ -118,9 +130,10 @@ def _check(model: ir.Model, opset: int) -> None:
     try:
         common.CheckerPass(full_check=True)(model)
     except Exception as error:
-        raise InputError(
-            f"the exported graph is not valid ONNX: {error}", fix="try another --opset; --verbose shows more"
-        ) from error
+        fix = "try another --opset; --verbose shows more"
+        if is_bfloat16(module) and opset < BFLOAT16_OPSET:
+            fix = f"leave --opset out, or give --opset {BFLOAT16_OPSET}, the first that has all of bfloat16"
+        raise InputError(f"the exported graph is not valid ONNX: {error}", fix=fix) from error
 
 
 def _notes(model: ir.Model, changed_buffers: tuple[str, ...]) -> tuple[str, ...]:

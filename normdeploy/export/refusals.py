@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError, NormdeployError
+from normdeploy.export import dtypes
 from normdeploy.export.advice import multiples_that_run, spelled
 from normdeploy.export.call import HOW
 from normdeploy.export.capture import symbols
@@ -48,7 +49,8 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
         return InputError(
             f"forward raises {type(failure).__name__}: {_first_line(str(failure))}",
             where=_where([failure], module),
-            fix=_sizes_that_run(specs, eager)
+            fix=dtypes.advice(module, specs)
+            or _sizes_that_run(specs, eager)
             or f"check the input specs against forward; dimensions that must be equal need one name; {HOW}",
         )
     if "data-dependent" in text.lower() or "DataDependent" in type(chain[-1]).__name__:

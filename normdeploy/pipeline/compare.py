@@ -32,7 +32,7 @@ from normdeploy.pipeline.source import (
     Stages,
     app_dir_of,
     feeds_for,
-    load,
+    load_beside,
     trusted,
     usual_threads,
 )
@@ -65,7 +65,7 @@ def verify(
     stages = Stages(progress)
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, output_names, trust=trusted(source))
-        checkpoint = load(model, source)
+        checkpoint = load_beside(opened.specs, model, source)
         feeds = feeds_for(opened.specs, data, seed, app_dir_of(source), checkpoint.module)
     with stages("parity"):
         verdict = verdict_on(
@@ -121,7 +121,7 @@ def bench(
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source))
         feed, deployed = opened.usual_feed(), opened.here(threads)
-        eager = None if model is None else EagerRunner(load(model, source).module, opened.specs)
+        eager = None if model is None else EagerRunner(load_beside(opened.specs, model, source).module, opened.specs)
     with stages("latency"):
         if eager is None:
             return _alone(deployed, feed, seconds)

@@ -17,7 +17,7 @@ from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
 from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError
-from normdeploy.export import to_graph
+from normdeploy.export import in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
@@ -85,9 +85,10 @@ def export(
         target: what will run the model, as there; an engine takes no operator of ``onnxruntime``'s own.
         tune: measure the forms that the LayerNorms can have, and session options, on this machine, and deploy the one
             that is faster beyond the noise and right; the default where none is. The bundle keeps its session options.
-        precision: what the model in the bundle computes in, its engine too; None leaves it as the module is. In 16 bits
-            inputs and outputs stay as they are, and parity is judged by what eager loses in the same type; activations
-            that overflow it are noted by module name.
+        precision: what the model in the bundle computes in, its engine too; None leaves it as the module is. A 16-bit
+            module is widened to float32 first, exactly, and its inputs. In 16 bits inputs and outputs stay float32, and
+            parity is judged by what eager loses in the same type; activations that overflow it are noted by module
+            name.
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, such as ``89``.
         plugin: write a graph with LayerNorm plugins beside the model, from which the engine is built.
@@ -109,6 +110,9 @@ def export(
     stages = Stages(progress)
     with stages("load"):
         checkpoint = load(model, source)
+        if precision is not None:
+            specs, widened = in_float32(checkpoint.module, specs)
+            checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *widened))
         feeds = feeds_for(specs, data, seed, app_dir_of(source), checkpoint.module)
     with stages("export"):
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)

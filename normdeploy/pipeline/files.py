@@ -22,6 +22,7 @@ from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fold import Entry, Ledger, Level, Target, fold
 from normdeploy.fold.ledger import METADATA_KEY
+from normdeploy.precision import Precision, to_precision
 from normdeploy.report.schema import Report, read
 
 _DIGITS = 16
@@ -38,6 +39,7 @@ def fold_file(
     layernorm: Level = "affine",
     target: Target = "onnx",
     inputs_are_constants: Sequence[str] = (),
+    precision: Precision | None = None,
     plugin: bool = False,
     dump: Path | None = None,
     strict: bool = False,
@@ -47,7 +49,8 @@ def fold_file(
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
     ``keep``, ``layernorm``, ``target`` and ``inputs_are_constants`` are those of :func:`normdeploy.fold`. With
-    ``plugin`` LayerNorms are written as the operators of TensorRT plugins, which nothing else runs.
+    ``plugin`` LayerNorms are written as the operators of TensorRT plugins, which nothing else runs. With ``precision``
+    the folded graph is converted by :func:`normdeploy.precision.to_precision`; inputs and outputs stay float32.
     Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``, to
     a file whose name tells their content, so that a graph is never read with the weights of another.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
@@ -67,8 +70,9 @@ def fold_file(
                 where="; ".join(result.ledger.dropped),
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
-        notes = to_plugins(result.model) if plugin else ()
-        _install(result.model, out, source, external_above, force)
+        model = result.model if precision is None else to_precision(result.model, precision)
+        notes = to_plugins(model) if plugin else ()
+        _install(model, out, source, external_above, force)
     return replace(result.ledger, notes=result.ledger.notes + notes)
 
 

@@ -109,7 +109,7 @@ def _opened(
     except UnavailableError as error:
         if precision != "bf16":
             raise
-        fix = "leave --precision out, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16"
+        fix = "give --precision fp32, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16"
         raise UnavailableError(f"parity cannot be judged in bf16: {error.what}", fix=fix) from error
     if feed is not None:
         try:

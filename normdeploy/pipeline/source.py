@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +16,7 @@ from torch import nn
 from normdeploy import checkpoint
 from normdeploy.checkpoint import Checkpoint, Names, Rename
 from normdeploy.errors import InputError
+from normdeploy.export import in_float32
 from normdeploy.parity.corners import corner_feeds, statistics_feed
 from normdeploy.parity.feeds import Feed, data_feed, feed_of, random_feeds
 from normdeploy.runtime.eager import array_of
@@ -57,6 +58,15 @@ def load(model: str, source: Source) -> Checkpoint:
         trust=trusted(source),
         force_eval=source.get("force_eval", False),
     )
+
+
+def load_beside(specs: Sequence[TensorSpec], model: str, source: Source) -> Checkpoint:
+    """The module to run beside what takes ``specs``: widened, as its export was, if those have no 16-bit floats."""
+    loaded = load(model, source)
+    if any(spec.dtype in ("float16", "bfloat16") for spec in specs):
+        return loaded
+    _, notes = in_float32(loaded.module, Signature(specs))
+    return replace(loaded, notes=(*loaded.notes, *notes))
 
 
 def _names(source: Source) -> Names:

@@ -11,7 +11,9 @@
 - Arithmetic on integers and masks alone (``(1 - mask) * -3.4e38``) stays float32 up to where it meets an activation,
   and is clipped to the finite range there if one of its constants lies beyond it; so is a mask constant that meets
   activations in an elementwise operator. In 16 bits both would be infinite, and 0 * inf is NaN.
+- So does what an index or a size is computed by in floats: 2049 is no float16.
 - Any other constant that overflows is refused by the name of its module.
+- Operators that ONNX does not know, and what goes through sequences, stay float32.
 
 Fold first, convert then: a BatchNormalization inside a float32 island no longer meets its convolution. A weight that
 the fold rounded to float32 and this step rounds to 16 bits lies within 0.5001 units in the last place of the exact one.
@@ -28,6 +30,7 @@ from normdeploy.graph import label, operator
 from normdeploy.precision.convert import Conversion
 from normdeploy.precision.decide import HEAVY
 from normdeploy.precision.norms import NORMS, averaging, norm_chains
+from normdeploy.precision.widen import widened
 
 __all__ = ["DTYPES", "HEAVY", "NORMS", "Precision", "averaging", "norm_chains", "to_precision", "wrong_precision"]
 
@@ -41,11 +44,12 @@ DTYPES: dict[str, ir.DataType] = {
 
 
 def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
-    """A copy of ``model`` that computes in ``precision``; ``model`` itself is not changed.
+    """Return a copy of ``model`` that computes in ``precision``; ``model`` itself is not changed.
 
-    A model that computes in ``precision`` already is copied as it is. Raises InputError when it computes in another
-    16-bit type, when a constant overflows, when an operator that decides the precision (``HEAVY``) has no 16-bit form
-    at the model's opset, or when a value's type is unknown; each lists everything it found, by module name.
+    A model that computes in ``precision`` already is copied as it is. One that computes in another 16-bit type is
+    widened to float32 first, its inputs and outputs too: that is exact. Raises InputError when a constant overflows,
+    when an operator that decides the precision (``HEAVY``) has no 16-bit form at the model's opset, or when a value's
+    type is unknown; each lists everything it found, by module name.
     """
     if precision not in get_args(Precision):
         raise InputError(f"there is no precision {precision!r}", fix=f"choose one of {', '.join(DTYPES)}")
@@ -54,12 +58,9 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
     if present == {DTYPES[precision]} or (precision == "fp32" and not present):
         return result
     if present - {ir.DataType.FLOAT}:
-        raise InputError(
-            f"the model computes in {', '.join(sorted(dtype.name.lower() for dtype in present))} already",
-            where=", ".join(wrong_precision(result, precision)[:10]),
-            fix="export it in float32 and choose the precision here",
-        )
-    Conversion(result, DTYPES[precision]).run()
+        result = widened(result)
+    if precision != "fp32":
+        Conversion(result, DTYPES[precision]).run()
     return result
 
 

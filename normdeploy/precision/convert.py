@@ -12,11 +12,12 @@ from onnx_ir.passes.common import (
 )
 
 from normdeploy.errors import InputError
-from normdeploy.graph import MODULE_KEY, label, module_name, operator
-from normdeploy.limits import more_memory
+from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
 from normdeploy.precision.decide import HEAVY, LARGEST, Decision, array
 
 _MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
+_LEAST_OPSET = {ir.DataType.FLOAT16: 7, ir.DataType.BFLOAT16: 13}
+_CLIP_READS_LIMITS = 11
 _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 
 
@@ -24,7 +25,7 @@ class Conversion:
     """One conversion of one model, in place."""
 
     def __init__(self, model: ir.Model, target: ir.DataType) -> None:
-        _prepare(model)
+        self._assumed = _prepare(model, target)
         self.model, self.target = model, target
         self.decision = Decision(model, target)
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -40,6 +41,9 @@ class Conversion:
             self._cast_inputs(node)
         for graph in (self.model.graph, *self.model.graph.subgraphs()):
             self._cast_outputs(graph)
+        for value in self._assumed:
+            if not value.is_graph_output():
+                value.type = None
 
     def _refuse_heavy(self, nodes: list[ir.Node]) -> None:
         stuck = [
@@ -54,8 +58,11 @@ class Conversion:
             raise InputError(
                 f"at opset {opset} these have no {self.target.name.lower()} form",
                 where=", ".join(stuck),
-                fix="export the model with --opset 22, or deploy in fp32",
+                fix=f"export the model with --opset 22, or deploy in {self._alternatives()}",
             )
+
+    def _alternatives(self) -> str:
+        return "fp16 or fp32" if self.target == ir.DataType.BFLOAT16 else "fp32"
 
     def _round_constants(self) -> None:
         overflows = []
@@ -139,7 +146,7 @@ class Conversion:
         if (value, dtype) not in self.casts:
             source, nodes = value, []
             if value in self.decision.beyond and dtype == self.target:
-                nodes = [ir.node("Clip", [value, self._limit("min", -1.0), self._limit("max", 1.0)])]
+                nodes = [self._clip(value)]
                 source = nodes[0].outputs[0]
                 source.type, source.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
             nodes.append(ir.node("Cast", [source], {"to": int(dtype)}))
@@ -151,6 +158,11 @@ class Conversion:
             _insert_behind(value, nodes)
             self.casts[value, dtype] = made
         return self.casts[value, dtype]
+
+    def _clip(self, value: ir.Value) -> ir.Node:
+        if self.model.opset_imports.get("", 1) < _CLIP_READS_LIMITS:
+            return ir.node("Clip", [value], {"min": -LARGEST[self.target], "max": LARGEST[self.target]})
+        return ir.node("Clip", [value, self._limit("min", -1.0), self._limit("max", 1.0)])
 
     def _limit(self, name: str, sign: float) -> ir.Value:
         initializers = self.model.graph.initializers
@@ -164,29 +176,37 @@ class Conversion:
         return initializers[name]
 
 
-def _prepare(model: ir.Model) -> None:
-    """Functions inlined, constants as initializers, every type known."""
-    if (version := model.opset_imports.get("", 1)) < 13:
-        raise InputError(f"opset {version} has too few 16-bit operators", fix="export the model with --opset 18")
+def _prepare(model: ir.Model, target: ir.DataType) -> tuple[ir.Value, ...]:
+    """Inline functions, make constants initializers, and give every value a type; return those whose type is assumed.
+
+    What an operator makes that ONNX does not know is taken for float32, which it stays. Where it is not, the model does
+    not load: nothing casts it.
+    """
+    if (version := model.opset_imports.get("", 1)) < (least := _LEAST_OPSET[target]):
+        raise InputError(
+            f"opset {version} has no {target.name.lower()}",
+            fix=f"export the model with --opset 18, or any from {least} on",
+        )
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if model.ir_version < 4:  # every initializer is listed as an input there, and is a constant all the same
         RemoveInitializersFromInputsPass()(model)
     nodes = list(model.graph.all_nodes())
     if any(out.type is None for node in nodes for out in node.outputs):
-        with more_memory(1 << 30):
-            ShapeInferencePass()(model)
-    unknown = [
-        label(node)
-        for node in nodes
-        if any(not isinstance(out.type, ir.TensorType) for out in node.outputs if out.name)
-    ]
+        ShapeInferencePass()(model)
+    assumed = tuple(out for node in nodes if not is_of_onnx(node) for out in node.outputs if out.type is None)
+    if assumed:
+        for value in assumed:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        ShapeInferencePass()(model)
+    unknown = [label(node) for node in nodes if any(out.type is None for out in node.outputs if out.name)]
     if unknown:
         raise InputError(
-            "some values have an unknown type, or are no tensors, so they have no 16-bit form",
+            "some values have an unknown type, so they have no 16-bit form",
             where=", ".join(unknown[:10]),
-            fix="deploy in fp32, or write these modules without custom operators and sequences",
+            fix="deploy in fp32, or save the model with the types of its values (onnx.shape_inference)",
         )
+    return assumed
 
 
 def _rounded(value: ir.Value, target: ir.DataType, limit: float | None) -> ir.LazyTensor:

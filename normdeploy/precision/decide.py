@@ -24,6 +24,9 @@ LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.389531389251535
 _SMALLEST = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
 
 
+_WHOLE = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT16, ir.DataType.UINT64, ir.DataType.UINT32})
+
+
 class Decision:
     """Which values of ``model`` are float32 now, and which inputs and outputs of its nodes become ``target``.
 
@@ -34,18 +37,21 @@ class Decision:
 
     def __init__(self, model: ir.Model, target: ir.DataType) -> None:
         self.model, self.target = model, target
-        self.float32 = {value for value in _values(model) if value.dtype == ir.DataType.FLOAT}
+        self.float32 = {value for value in _values(model) if _is_tensor(value) and value.dtype == ir.DataType.FLOAT}
         self._wide = {node for chain in norm_chains(model) for node in chain}
         derived: dict[ir.Value, bool] = {}
         for node in model.graph.all_nodes():
             if operator(node) in NORMS and not _stashes(self._schema(node)):
                 self._wide.add(node)
+            if not all(_is_tensor(value) for value in (*node.inputs, *node.outputs) if value is not None):
+                self._wide.add(node)  # what is in a sequence stays as it is
             if self._underflows(node):
                 self._wide.update(guarded(node))
             if self._is_mask_arithmetic(node, derived):
                 self._wide.add(node)
                 beyond = any(derived.get(value, False) or self._exceeds(value) for value in node.inputs if value)
                 derived.update(dict.fromkeys(node.outputs, beyond))
+            self._wide |= self._counting(node)
         self.beyond = {value for value, beyond in derived.items() if beyond}
 
     def reads_narrow(self, node: ir.Node, index: int) -> bool:
@@ -94,6 +100,22 @@ class Decision:
             return False
         return operator(node) in ("Cast", "Range", "Where") or any(value in derived for value in values)
 
+    def _counting(self, node: ir.Node) -> set[ir.Node]:
+        """Return what makes the whole number that ``node`` casts to, an index or a size, of no activations."""
+        if operator(node) != "Cast" or node.outputs[0].dtype not in _WHOLE or node.inputs[0] not in self.float32:
+            return set()
+        found, pending = {node}, [node]
+        while pending:
+            for value in pending.pop().inputs:
+                if value not in self.float32 or value is None or _is_constant(value):
+                    continue
+                maker = value.producer()
+                if maker is None or operator(maker) in HEAVY:
+                    return set()
+                pending += [maker] if maker not in found else []
+                found.add(maker)
+        return found
+
     def _exceeds(self, value: ir.Value) -> bool:
         if value not in self.float32 or not _is_constant(value):
             return False
@@ -113,6 +135,10 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
         for node in graph:
             yield from node.outputs
+
+
+def _is_tensor(value: ir.Value) -> bool:
+    return value.type is None or isinstance(value.type, ir.TensorType)
 
 
 def _is_constant(value: ir.Value | None) -> bool:

@@ -6,16 +6,26 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
+from normdeploy.errors import InputError
+from normdeploy.graph import is_of_onnx, label, operator
 from normdeploy.precision.decide import LARGEST
+
+_RUNTIME = "com.microsoft"
 
 
 def widened(model: ir.Model) -> ir.Model:
-    """A copy of ``model`` in which every 16-bit float is float32: constants as they were rounded, casts and all.
+    """Return a copy of ``model`` in which every 16-bit float is float32: constants as they were rounded, casts and all.
 
-    Nodes and values are those of ``model``, in its order and by its names. A constant is widened when it is read.
+    Nodes and values are those of ``model``, in its order and by its names; calls of its functions become what is in
+    them. A constant is widened when it is read. Raises InputError, by name, at operators of neither ONNX nor ONNX
+    Runtime that take 16-bit floats: whether they take others is not known.
     """
     result = model.clone()
+    if result.functions:
+        InlinePass()(result)
+    _require_known(result)
     for graph in (result.graph, *result.graph.subgraphs()):
         for value in _values(graph):
             if value.dtype in LARGEST:
@@ -25,6 +35,21 @@ def widened(model: ir.Model) -> ir.Model:
         for node in graph:
             _widen_attributes(node)
     return result
+
+
+def _require_known(model: ir.Model) -> None:
+    unknown = [
+        f"{label(node)} ({operator(node)})"
+        for node in model.graph.all_nodes()
+        if not is_of_onnx(node) and node.domain != _RUNTIME
+        if any(value is not None and value.dtype in LARGEST for value in (*node.inputs, *node.outputs))
+    ]
+    if unknown:
+        raise InputError(
+            "it is not known whether these custom operators take float32",
+            where=", ".join(unknown[:10]),
+            fix="leave --precision out, or export the model in float32",
+        )
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

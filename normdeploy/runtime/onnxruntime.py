@@ -102,7 +102,7 @@ class OnnxRuntimeRunner:
             return UnavailableError(
                 f"onnxruntime lacks a kernel: {text}",
                 where=self._where,
-                fix="deploy in float32, or use another runtime",
+                fix="deploy in float32, for which export and fold have --precision fp32, or use another runtime",
             )
         return InputError(
             f"onnxruntime refuses: {text}", where=self._where, fix="check the model and the inputs' shapes"

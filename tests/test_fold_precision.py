@@ -1,0 +1,102 @@
+"""``fold --precision``: files of other exporters and opsets in 16 bits, which load and agree in ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from normdeploy.cli import main
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+
+GRAPH = """<ir_version: 8, opset_import: [%s]>
+g (float[N,4,6,6] x, int64[2] keep) => (float[N,4,12,12] y, int64[M] at, float[N,4,6,6] z)
+<float[4,4,1,1] w = {%s}, float[4] s = {1.5,0.5,2.0,1.0}, float[4] t = {0.1,0.2,0.3,0.4}, float[4] m = {0,1,2,3},
+ float[4] v = {1,2,3,4}, float[4] scales = {1,1,2,2}, float[0] roi = {}, float zero = {0}, float one = {1},
+ float far = {3000}, int64[1] first = {0}> {
+    c = Conv(x, w) b = BatchNormalization(c, s, t, m, v) r = Relu(b)
+    y = Resize<mode = "nearest">(r, roi, scales)
+    all = Range(zero, far, one) at_float = Gather(all, keep) at = Cast<to = 7>(at_float)
+    half = ReduceSum<axes = [0], keepdims = 0>(keep) go = Cast<to = 9>(half)
+    z = If(go) <then_branch = yes () => (float[N,4,6,6] a) { a = Mul(r, one) },
+                else_branch = no () => (float[N,4,6,6] a) { a = Neg(r) }>
+}"""
+
+
+def agree(source: Path, out: Path, feeds: dict[str, np.ndarray], bound: float) -> None:
+    exact, actual = OnnxRuntimeRunner(source, threads=1)(feeds), OnnxRuntimeRunner(out, threads=1)(feeds)
+    assert list(exact) == list(actual)
+    for name, array in exact.items():
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
+        difference = np.abs(actual[name].astype(np.float64) - array).max()
+        assert difference <= (bound * np.abs(array).max() if array.dtype.kind == "f" else 0), name
+
+
+def types_read(path: Path, operator: str) -> set[int]:
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    graph = model.graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return {kinds[node.input[0]] for node in graph.node if node.op_type == operator}
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_an_old_file_of_all_kinds_of_operators_loads_and_agrees(opset: int, tmp_path: Path) -> None:
+    weights = ",".join(str(round(float(each), 3)) for each in np.random.default_rng(0).standard_normal(16))
+    source, out = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    onnx.save(onnx.parser.parse_model(GRAPH % (f'"" : {opset}', weights)), source)
+    assert main(["fold", str(source), "-o", str(out), "--precision", "fp16"]) == 0
+    assert types_read(out, "Conv") == {onnx.TensorProto.FLOAT16}
+    assert types_read(out, "Gather") == {onnx.TensorProto.FLOAT}  # of a constant Range: 2049 is no float16
+    assert not types_read(out, "BatchNormalization")
+    random = np.random.default_rng(1)
+    for keep in ([2049, 2999], [-3, 3]):  # both branches
+        feeds = {"x": random.standard_normal((2, 4, 6, 6)).astype(np.float32), "keep": np.array(keep)}
+        agree(source, out, feeds, 4 * 2.0**-11)
+
+
+def test_what_the_older_exporter_of_torch_writes_loads_and_agrees(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4),
+    ).eval()  # fmt: skip
+    source, out = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net, (torch.zeros(2, 3, 8, 8),), source, dynamo=False, opset_version=17, input_names=["x"],
+            dynamic_axes={"x": {0: "N"}},
+        )  # fmt: skip
+    assert main(["fold", str(source), "-o", str(out), "--precision", "fp16"]) == 0
+    x = torch.randn(3, 3, 8, 8)
+    exact = net.double()(x.double()).detach().numpy()
+    (actual,) = OnnxRuntimeRunner(out, threads=1)({"x": x.numpy()}).values()
+    assert np.abs(actual - exact).max() < 8 * 2.0**-11 * np.abs(exact).max()
+
+
+def test_a_16_bit_file_is_widened_exactly(tmp_path: Path) -> None:
+    weights = ",".join(str(round(float(each), 3)) for each in np.random.default_rng(0).standard_normal(16))
+    source, half, wide = tmp_path / "model.onnx", tmp_path / "half.onnx", tmp_path / "wide.onnx"
+    onnx.save(onnx.parser.parse_model(GRAPH % ('"" : 12', weights)), source)
+    assert main(["fold", str(source), "-o", str(half), "--precision", "fp16"]) == 0
+    assert main(["fold", str(half), "-o", str(wide), "--precision", "fp32"]) == 0
+    assert types_read(wide, "Conv") == {onnx.TensorProto.FLOAT}
+    feeds = {"x": np.ones((1, 4, 6, 6), np.float32), "keep": np.array([5, 6])}
+    agree(half, wide, feeds, 4 * 2.0**-11)
+
+
+def test_an_opset_without_the_type_is_refused_with_what_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "model.onnx"
+    weights = ",".join(["1"] * 16)
+    onnx.save(onnx.parser.parse_model(GRAPH % ('"" : 12', weights)), source)
+    assert main(["fold", str(source), "-o", str(tmp_path / "out.onnx"), "--precision", "bf16"]) == 2
+    assert "opset 12 has no bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "out.onnx").exists()
