@@ -17,7 +17,7 @@ from normdeploy.clean.functions import inline_functions
 from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
 from normdeploy.clean.scope import Scope, scopes
 from normdeploy.clean.sequences import open_sequences
-from normdeploy.clean.shapes import Shapes
+from normdeploy.clean.shapes import Shapes, is_made_up
 from normdeploy.clean.sizes import Sizes
 from normdeploy.clean.weights import remove_zero_biases, transpose_weights
 
@@ -68,8 +68,11 @@ def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter
 
 
 def _tells_nothing(scope: Scope, node: ir.Node, shapes: Shapes) -> bool:
-    """Return True for a Shape of what inference knew nothing of before there were more constants."""
-    return scope.is_main and scope.operator(node) == "Shape" and shapes.of(scope, node.inputs[0]) is None
+    """Return True for a Shape of what inference did not know in full before there were more constants."""
+    if not scope.is_main or scope.operator(node) != "Shape":
+        return False
+    shape = shapes.of(scope, node.inputs[0])
+    return shape is None or any(is_made_up(size) for size in shape)
 
 
 def store_as_read(model: ir.Model) -> None:

@@ -76,11 +76,12 @@ def _named(shape: ir.Shape | None) -> ir.Shape | None:
     """Return ``shape`` without the names that inference made up: another run gives them to other sizes."""
     if shape is None:
         return None
-    return ir.Shape([None if isinstance(dim, ir.SymbolicDim) and _is_made_up(dim) else dim for dim in shape])
+    return ir.Shape([None if isinstance(dim, ir.SymbolicDim) and is_made_up(dim.value) else dim for dim in shape])
 
 
-def _is_made_up(dim: ir.SymbolicDim) -> bool:
-    return dim.value is None or dim.value.startswith("unk__")
+def is_made_up(size: int | str | None) -> bool:
+    """Return True for no size at all, and for a name that inference made up for one."""
+    return size is None or str(size).startswith("unk__")
 
 
 def _dims(shape: ir.Shape | None) -> Dims | None:
