@@ -50,10 +50,10 @@ def check_target(folder: Path, *, force: bool = False) -> Path:
     its manifest says, by name and content.
     """
     target = Path(os.path.realpath(folder))
-    if folder.is_symlink() and not folder.exists():
-        what = "the output is a link, and what it leads to is not there"
-        raise InputError(what, where=str(folder), fix="choose another --out, or remove the link")
     with disk_errors(target, _WHAT):
+        if folder.is_symlink() and not folder.exists():
+            what = "the output is a link, and what it leads to is not there"
+            raise InputError(what, where=str(folder), fix="choose another --out, or remove the link")
         if os.path.lexists(target):
             _replaceable(target, force)
         else:
