@@ -104,12 +104,13 @@ def export(
     ``out``.failed then; InputError where anything given cannot be used; UnavailableError without onnxruntime, or
     without a TensorRT for ``engine``. Whatever is raised, ``out`` stays as it was.
     """
-    bundle.check_target(Path(out), force=force)
     _check_options(engine, sm, layernorm, target, tune, plugin)
     specs = specs_of(inputs, output_names)
     stages = Stages(progress)
     with stages("load"):
         checkpoint = load(model, source)
+        # Behind it, so that a file that is no checkpoint is told as such, and still before anything takes long.
+        bundle.check_target(Path(out), force=force)
         if precision is not None:
             specs, widened = in_float32(checkpoint.module, specs)
             checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *widened))
