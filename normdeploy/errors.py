@@ -7,6 +7,20 @@ Exit codes: 0 done and the verdict passed, 1 the verdict failed, 2 usage or unre
 from __future__ import annotations
 
 
+def plain(text: str) -> str:
+    """Return ``text`` with each character that is not printable spelled out, line breaks among them.
+
+    Names in files are anyone's: they may neither steer a terminal, nor turn its text around, nor begin a line of their
+    own in a message.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def printable(text: str) -> str:
+    """Return ``text``, whose line breaks are ours, with every other character as by :func:`plain`."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
 class NormdeployError(Exception):
     """Base of every error that a user can cause or meet.
 
@@ -19,7 +33,7 @@ class NormdeployError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = printable(what), plain(where), printable(fix)
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import shlex
@@ -12,14 +13,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from normdeploy.cli.options import Talk
 from normdeploy.disk import WRITTEN
-from normdeploy.errors import InputError, NormdeployError
+from normdeploy.errors import InputError, NormdeployError, plain, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,7 @@ class Guard:
 
     def __enter__(self) -> Guard:
         self._on_interrupt(self._interrupt)
+        _need_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # an arrow may not fail where only ASCII can be printed
@@ -65,7 +67,8 @@ class Guard:
                 self.code, message = _told(error)
             if self._debug and error is not None:
                 traceback.print_exception(error)
-            print(_printable(message), file=sys.stderr)
+            with suppress(OSError):  # a full disk behind stderr changes nothing of what happened
+                print(printable(message), file=sys.stderr, flush=True)
         finally:
             if not self._ends:
                 self._on_interrupt(self._usual)
@@ -82,6 +85,23 @@ class Guard:
     def _written(self) -> str:
         names = ", ".join(map(str, WRITTEN[self._before :]))
         return f"before that {names} was written, whole" if names else "nothing was written"
+
+
+def _need_streams() -> None:
+    """Give a process without stdin, stdout or stderr, as daemons are, what takes everything and says nothing.
+
+    A file that is opened later would get their numbers, and with these what is printed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < _STREAMS:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
+
+
+_STREAMS = 3
+"""stdin, stdout and stderr have the numbers below."""
 
 
 def _flushed() -> OSError | None:
@@ -107,11 +127,6 @@ def _told(error: BaseException) -> tuple[int, str]:
     return InputError.exit_code, f"error: this is a bug in normdeploy: {told}\n  fix: report it with what --debug shows"
 
 
-def _printable(text: str) -> str:
-    """Names in files may not steer the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
 def command_line() -> str:
     """Return the command that runs, as it can be typed again."""
     return shlex.join(["normdeploy", *sys.argv[1:]]) if sys.argv[1:2] else ""
@@ -120,7 +135,7 @@ def command_line() -> str:
 @contextmanager
 def working(talk: Talk) -> Iterator[Progress]:
     """While a command works: its stages on stderr, whatever libraries print too, and their warnings if asked for."""
-    with _apart(talk), _stages() as progress:
+    with _stages() as progress, _apart(talk):  # the lines of the stages are written to the terminal itself
         yield progress
 
 
@@ -141,23 +156,57 @@ def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
 @contextmanager
 def _apart(talk: Talk) -> Iterator[None]:
     """What libraries print goes to stderr; what they warn of too, if asked for."""
-    log, handler = logging.getLogger("normdeploy"), _Notes()
-    log.addHandler(handler)
+    log, notes, others = logging.getLogger("normdeploy"), _Notes(), _Others(logging.WARNING)
+    log.addHandler(notes)
     log.setLevel(logging.INFO)
+    last, logging.lastResort = logging.lastResort, others if talk.verbose else None
+    plainly: Any = _Plainly(sys.stderr)  # as much of a stream as print asks for
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        with warnings.catch_warnings(), redirect_stdout(plainly), redirect_stderr(plainly):
             if not talk.verbose:
                 warnings.simplefilter("ignore")
             yield
     finally:
-        log.removeHandler(handler)
+        log.removeHandler(notes)
+        logging.lastResort = last
 
 
 class _Notes(logging.Handler):
     """Shows on stderr what normdeploy decided by itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(_printable(f"note: {record.getMessage()}"), file=sys.stderr)
+        print(plain(f"note: {record.getMessage()}"), file=sys.stderr)
+
+
+class _Others(logging.StreamHandler[Any]):
+    """Shows a library's messages, without the traceback that it may have put there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(plain(f"{record.name}: {record.getMessage()}"), file=sys.stderr)
+
+
+class _Plainly(io.TextIOBase):
+    """What libraries print, with names of anyone's in it, spelled out on the way to ``stream``."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
+        return str(self._stream.encoding)
 
 
 @contextmanager
@@ -219,9 +268,9 @@ def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
     if not ledger.entries:
         print("nothing to fold: the model has no norms and no constant maps")
     for note in (*ledger.notes, *(f"dropped, its proof failed: {dropped}" for dropped in ledger.dropped)):
-        print(_printable(f"note: {note}"))
+        print(plain(f"note: {note}"))
     print(f"{ledger.seconds:.2f} s, of which {ledger.validation_seconds:.2f} s to prove each step in float64")
-    print(_printable(str(path)))
+    print(plain(str(path)))
 
 
 def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
@@ -236,7 +285,7 @@ def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
     if layers:
         console.print(layer_table(sidecar.layers))
     show_engine(sidecar, console)
-    print(_printable(str(path)))
+    print(plain(str(path)))
 
 
 def entries(entries: Sequence[Entry], talk: Talk) -> None:
@@ -244,7 +293,7 @@ def entries(entries: Sequence[Entry], talk: Talk) -> None:
     if talk.json:
         document(entries)
     for entry in () if talk.json else entries:
-        print(_printable("\n  ".join(_lines(entry))))
+        print("\n  ".join(map(plain, _lines(entry))))
 
 
 def _lines(entry: Entry) -> Iterator[str]:
@@ -264,7 +313,8 @@ def document(content: Any) -> None:
     """One JSON document; NaN and infinities are strings, as the published schema says."""
     from pydantic_core import to_json
 
-    print(to_json(content, indent=2, inf_nan_mode="strings").decode())
+    text = to_json(content, indent=2, inf_nan_mode="strings").decode()
+    print(json.dumps(json.loads(text), indent=2))  # in ASCII: a name may not turn the text of a terminal around
 
 
 _PAGE = 160

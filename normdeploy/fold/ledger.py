@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 METADATA_KEY = "normdeploy.ledger"
 
@@ -76,14 +76,10 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
-        """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError on other text."""
-        raw = json.loads(text)
-        return cls(
-            entries=tuple(_entry(item) for item in raw.pop("entries")),
-            notes=tuple(raw.pop("notes")),
-            dropped=tuple(raw.pop("dropped")),
-            **raw,
-        )
+        """Return the inverse of :meth:`to_json`; ValueError on any other text, which a file can hold."""
+        from pydantic import TypeAdapter  # only where there is something to read
+
+        return TypeAdapter(cls).validate_json(text, strict=True)
 
 
 def with_history(ledger: Ledger, previous: str | None) -> Ledger:
@@ -98,14 +94,9 @@ def with_history(ledger: Ledger, previous: str | None) -> Ledger:
             )
             before = {(entry.module, entry.node) for entry in kept}  # a norm reduced before has nothing left to give
             new = tuple(e for e in new if e.outcome != "left" or (e.module, e.node) not in before)
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             kept, new = (), ledger.entries  # not ours to understand: the new ledger says what is true now
     return replace(ledger, entries=kept + new, seconds=0.0, validation_seconds=0.0)
-
-
-def _entry(raw: dict[str, Any]) -> Entry:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    return Entry(**fields)
 
 
 def left(entries: Iterable[Entry]) -> list[Entry]:

@@ -23,6 +23,12 @@ _PLAIN = frozenset(
 )  # fmt: skip
 """What is stored as it is computed with, number by number."""
 _COUNTED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_FIELDS = {
+    ir.DataType.FLOAT: "float_data", ir.DataType.COMPLEX64: "float_data", ir.DataType.DOUBLE: "double_data",
+    ir.DataType.COMPLEX128: "double_data", ir.DataType.INT64: "int64_data", ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+}  # fmt: skip
+"""Where numbers stand that are not bytes (ONNX specification, TensorProto); those of other types in int32_data."""
 _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 
 
@@ -90,7 +96,12 @@ def need_sound(tensor: onnx.TensorProto, where: str) -> None:
     elif tensor.HasField("raw_data"):
         held, right = len(tensor.raw_data), {nbytes(dtype, tuple(tensor.dims))}
     else:
-        held = max(len(getattr(tensor, name)) for name in _COUNTED)
+        held, others = 0, [name for name in _COUNTED if getattr(tensor, name)]
+        if others:
+            field = _FIELDS.get(dtype, "int32_data")
+            if others != [field]:
+                raise _unsound(tensor, f"its numbers are in {', '.join(others)}, where its type has none", where)
+            held = len(getattr(tensor, field))
         right = {wanted * (2 if dtype in _COMPLEX else 1), math.ceil(wanted * min(dtype.bitwidth, 8) / 8)}
     if held not in right:
         unit = "bytes" if tensor.HasField("raw_data") else "elements"

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from normdeploy.checkpoint import Checkpoint
+from normdeploy.errors import plain
 from normdeploy.export import Exported
 from normdeploy.fold import FoldResult
 from normdeploy.fold.operators.table import NORMS
@@ -40,7 +41,7 @@ def account(
         normdeploy_version=version("normdeploy"),
         packages=packages(),
         factory=checkpoint.factory,
-        weights=checkpoint.weights.name if checkpoint.weights else None,
+        weights=plain(checkpoint.weights.name) if checkpoint.weights else None,
         weights_sha256=checkpoint.weights_sha256,
         trusted=dict(checkpoint.trusted),
         outputs=list(exported.outputs),

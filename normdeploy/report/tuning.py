@@ -19,7 +19,9 @@ class Row(NamedTuple):
 
 def headline(tuning: Tuning) -> str:
     """What was kept, and beside how many others."""
-    kept = next(each for each in tuning.candidates if each.kept)
+    kept = next((each for each in tuning.candidates if each.kept), None)
+    if kept is None:
+        return "no form is kept"
     options = ", ".join(f"{name}={value}" for name, value in kept.options.items())
     measured = count(sum(each.race is not None for each in tuning.candidates), "other form")
     return f"{kept.name} is kept{f', with {options}' if options else ''}; {measured} measured"

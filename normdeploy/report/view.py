@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
+from normdeploy import errors
 from normdeploy.bench.stats import Comparison
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.sidecar import Sidecar
@@ -43,8 +44,8 @@ def shown(number: int, most: int, noun: str, plural: str = "") -> str:
 
 
 def plain(text: str) -> str:
-    """``text`` with each control or unprintable character spelled out: names in a file may not steer a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """``text`` as :func:`normdeploy.errors.plain` spells it."""
+    return errors.plain(text)
 
 
 def before_after(report: Report) -> str:

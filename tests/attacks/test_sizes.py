@@ -57,7 +57,7 @@ def model(
     )
 
 
-def claims(shape: list[int], **held: bytes) -> bytes:
+def claims(shape: list[int], **held: object) -> bytes:
     return model(
         helper.make_node("Add", ["x", "w"], ["y"]), tensors=(TensorProto(name="w", data_type=1, dims=shape, **held),)
     )
@@ -96,6 +96,7 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "2^62 elements and 4 bytes": lambda: claims([1 << 62], raw_data=b"abcd"),
     "a size below 0": lambda: claims([-1]),
     "1 element and 8 bytes": lambda: claims([1], raw_data=bytes(8)),
+    "numbers in a field of another type": lambda: claims([2], int64_data=[1, 2]),
     "5,000 bodies": lambda: nested_bodies(5000),
     "40 bodies": lambda: nested_bodies(40),
     "2^30 calls": lambda: doubling(30),
