@@ -20,7 +20,8 @@ from normdeploy.export.constraints import replace_words
 from normdeploy.specs import TensorSpec
 
 _UNTRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
-_TORCH = Path(torch.__file__).parent
+_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 Eager = Callable[[Mapping[str, int] | None], object]
@@ -107,6 +108,17 @@ def _module_of(node: torch.fx.Node) -> str:
     return str(stack[-1][0]).partition(".")[2].split("@")[0] if stack else ""
 
 
+def _line_of(node: torch.fx.Node) -> str:
+    """Return the innermost line of the user's own code that ``node`` was traced from; empty where none is known."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [(path, line) for path, line in frames if not _is_ours(Path(path))]
+    return f", {Path(own[-1][0]).name} line {own[-1][1]}" if own else ""
+
+
+def _is_ours(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in (_TORCH, _HERE))
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what caused it, the first cause last."""
     current: BaseException | None = error
@@ -131,7 +143,7 @@ def _where(chain: list[BaseException], module: nn.Module) -> str:
     names = {id(part): name for name, part in module.named_modules()}
     for node in _locals(chain, "node", torch.fx.Node):
         if node.meta.get("nn_module_stack"):
-            return _module_label(_module_of(node), module)
+            return _module_label(_module_of(node), module) + _line_of(node)
     for cause in reversed(chain):
         for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
             part = frame.f_locals.get("self")

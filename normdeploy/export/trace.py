@@ -50,7 +50,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
                     dynamo=True,
                     optimize=False,
                     opset_version=opset,
-                    custom_translation_table=translations(opset),
+                    custom_translation_table=translations(program, opset),
                     verbose=verbose,
                 )
         except NormdeployError:

@@ -112,6 +112,7 @@ def test_an_operator_without_translation_is_refused_by_operator_and_module() -> 
     error = refused(inside(module_of(lambda x: torch.linalg.eigh(x)[0])), "x:6x6")
     assert "aten._linalg_eigh" in error.what
     assert "'blocks.1'" in error.where
+    assert "test_export_refusals.py line" in error.where
 
 
 def test_an_error_of_forward_is_said_in_its_own_words_by_module() -> None:

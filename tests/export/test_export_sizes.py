@@ -109,6 +109,12 @@ def test_the_sizes_that_a_refusal_tells_to_ask_for_work(module: nn.Module, text:
     hold(lived_in(module), advice)
 
 
+@pytest.mark.parametrize("size", [3, (2, None)], ids=str)
+def test_adaptive_pooling_averages_at_every_size(size: Any) -> None:
+    pool = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(size))
+    hold(lived_in(pool), "input:N=1..2..3x3xH=7..10..14xW=9..13..15")
+
+
 def test_a_path_that_differs_at_the_first_multiple_is_refused() -> None:
     differs = function(lambda x: x * (3 if x.shape[0] == 2 else 2))
     with pytest.raises(InputError, match="takes another path at N = 2"):
