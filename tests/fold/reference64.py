@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from attention64 import Attention
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -197,4 +198,4 @@ class Upsample(OpRun):
         return (x,)
 
 
-OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, GridSample, *RECURRENT]
+OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, Attention, GridSample, *RECURRENT]

@@ -15,6 +15,7 @@ import onnx
 import onnx.inliner
 import torch
 import torch.nn.functional as F
+from attention64 import Attention
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -401,4 +402,4 @@ class GroupNormalization(OpRun):  # type: ignore[misc]
 
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
 OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
-OPERATORS += [LayerNormalization, RMSNormalization, GridSample, DeformConv, *RECURRENT]
+OPERATORS += [LayerNormalization, RMSNormalization, Attention, GridSample, DeformConv, *RECURRENT]
