@@ -126,6 +126,14 @@ def test_a_weight_with_a_default_that_a_caller_may_override_stays() -> None:
     check_refusal(proto, "its weight is not constant: w is an input of the model, which a caller may override (RNN")
 
 
+def test_a_weight_that_is_computed_of_constants_may_have_a_shape_that_nobody_inferred() -> None:
+    body = PRE + "o = Reshape (w, n)\n y = RNN <hidden_size=5> (t, o, r)"
+    proto = model(X, weights(1, bias=False) + ", int64[3] n = {1,5,3}", body)
+    info = onnx.helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, [1, None, None])
+    proto.graph.value_info.append(info)
+    check_fold(proto, "RNN")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "double"])
 def test_it_keeps_its_dtype(dtype: str) -> None:
     body = PRE + "y = LSTM <hidden_size=5> (t, w, r)"

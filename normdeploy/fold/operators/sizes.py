@@ -134,7 +134,10 @@ def by_scale(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> 
 
 def fixed(view: View, value: ir.Value | None, otherwise: int = 2) -> Shape:
     """Return the shape of ``value`` with ``otherwise`` for what is not fixed, to probe it with."""
-    return tuple(dim if isinstance(dim, int) else otherwise for dim in view.shape(value) or ())
+    shape = view.shape(value) or ()
+    if (tensor := view.constant(value)) is not None:  # inference may know less of it
+        shape = tuple(tensor.shape.numpy())
+    return tuple(dim if isinstance(dim, int) else otherwise for dim in shape)
 
 
 def trailing(shape: Sequence[Dim] | None) -> dict[int, int]:
