@@ -60,6 +60,12 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
             where=where,
             fix="write it with torch.where or torch.cond, or move it out of forward",
         )
+    if "torch._C.Generator" in text or "Optional[Generator]" in text:
+        return InputError(
+            "forward draws random numbers from a generator of its own, which a graph cannot",
+            where=where,
+            fix="let forward take the random numbers as an input, or leave them out in eval mode",
+        )
     return InputError(
         f"the module cannot be traced: {type(chain[-1]).__name__}: {_first_line(text)}",
         where=where,

@@ -204,3 +204,17 @@ def test_a_length_that_torch_fixes_on_its_way_to_onnx_is_refused(monkeypatch: py
     monkeypatch.setattr(sys.modules["normdeploy.export.trace"], "recurrent_layers", contextlib.nullcontext)
     error = refused(nn.LSTM(6, 5), "input:T=2..3..7x2x6")
     assert "fixes the sizes of output 'output.0' to [3, 2, 5]" in error.what
+
+
+def test_a_generator_of_its_own_is_named() -> None:
+    class Noisy(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.generator = torch.Generator().manual_seed(0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + torch.rand(3, generator=self.generator)
+
+    error = refused(inside(Noisy()), "x:N=1..2..4x3@f32")
+    assert "draws random numbers from a generator of its own" in error.what
+    assert "blocks.1" in error.where
