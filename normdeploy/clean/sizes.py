@@ -37,8 +37,12 @@ class Sizes:
             return None
         if self._scope.operator(node) in ("Shape", "Concat"):
             return np.array(numbers, np.int64)
-        shape = [size for size in self._shapes.of(self._scope, node.outputs[0]) or (None,) if isinstance(size, int)]
-        return np.array(numbers, np.int64).reshape(shape) if math.prod(shape) == len(numbers) else None
+        shape = self._shapes.of(self._scope, node.outputs[0])
+        if shape is None:  # a number or a vector of one: only who evaluates the operator knows
+            return None
+        fixed = [size for size in shape if isinstance(size, int)]
+        fits = len(fixed) == len(shape) and math.prod(fixed) == len(numbers)
+        return np.array(numbers, np.int64).reshape(fixed) if fits else None
 
     def of(self, value: ir.Value | None) -> Dims | None:
         """Return what is known of the elements of ``value``, in order; None where it is no vector of sizes."""

@@ -147,6 +147,17 @@ def test_a_body_returns_its_own_values(name: str) -> None:
     agrees(proto)
 
 
+def test_a_number_in_a_body_that_becomes_a_vector_stays_one() -> None:
+    """As Silero's voice detector has it: the size of a state, put together inside of an If."""
+    body = f"""y = If (k) <then_branch = a () => ({IMAGE} t) {{
+        n = Constant <value = int64 {{4}}> ()  at = Constant <value = int64[1] {{0}}> ()  h = Unsqueeze (n, at)
+        q = Shape (x)  b = Gather (q, zero)  v = Unsqueeze (b, at)  s = Concat <axis = 0> (v, h, rest)
+        f = Reshape (x, s)  c = Conv (f, w) {norm("c", "t")} }},
+      else_branch = b () => ({IMAGE} e) {{ e = Relu (x) }}>"""
+    weights = CONV_NORM + ", int64 zero = {0}, int64[2] rest = {6, 6}"
+    agrees(spelled(body, inputs=f"{IMAGE} x, bool k", weights=weights))
+
+
 def test_what_is_said_of_a_bodys_output_is_true() -> None:
     body = f"""y = If (k) <then_branch = a () => ({IMAGE} t) {{ s = Sigmoid (x) {norm("s", "t")} }},
       else_branch = b () => ({IMAGE} e) {{ e = Relu (x) }}>"""
