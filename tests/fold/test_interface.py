@@ -124,6 +124,17 @@ def test_declared_shapes_inside_stay_and_are_only_added_to() -> None:
     assert dims[2:] == [6, "side"]
 
 
+def test_a_negative_size_is_an_unknown_one() -> None:
+    """As Paddle declares them."""
+    weights = CONV_NORM + ", int64[3] to = {0, 4, -1}, float[4,1] k"
+    proto = spelled(
+        "c = Conv (x, w)\n r = Reshape (c, to)\n y = Mul (r, k)", weights=weights, outputs="float[2,4,36] y"
+    )
+    proto.graph.value_info.append(helper.make_tensor_value_info("c", 1, [-1, 4, -1, -1]))
+    new = agrees(proto)
+    assert op_types(new) == {"Conv": 1, "Reshape": 1}
+
+
 # -- borders ---------------------------------------------------------------------------------------
 
 BODIES = {

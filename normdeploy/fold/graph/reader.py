@@ -202,7 +202,8 @@ class View:
         shape = tensor.shape if tensor is not None else value.shape
         if shape is None:
             return None
-        return tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
+        sizes = (dim if isinstance(dim, int) else dim.value for dim in shape)
+        return tuple(None if isinstance(size, int) and size < 0 else size for size in sizes)  # Paddle declares -1
 
     def rank(self, value: ir.Value) -> int | None:
         """The number of axes of ``value``, also where its shape is unknown but a neighbour tells."""

@@ -79,7 +79,7 @@ def _filled(value: ir.Value, shape: ir.Shape) -> ir.Shape:
     assert value.shape is not None
     filled: ir.Shape = value.shape.copy(frozen=False)
     for axis, (declared, found) in enumerate(zip(value.shape, shape, strict=True)):
-        is_open = isinstance(declared, ir.SymbolicDim) and declared.value is None
+        is_open = declared < 0 if isinstance(declared, int) else declared.value is None  # Paddle declares -1
         if is_open and (isinstance(found, int) or not value.is_graph_output()):
             filled[axis] = found
     return filled
