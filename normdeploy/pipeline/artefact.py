@@ -92,7 +92,7 @@ def open_artefact(
     bundle = _bundle(path, threads) if path.is_dir() or is_plan else None
     if bundle is not None and (inputs or output_names):
         given = "--input" if inputs else "--output-names"
-        raise InputError("a bundle has its own specs and names", where=given, fix=f"leave {given} out")
+        raise InputError("a bundle has its own input specs and output names", where=given, fix=f"leave {given} out")
     if is_plan:
         _, sidecar = read_plan(path)
         specs = bundle.specs if bundle else specs_of(inputs, output_names)
