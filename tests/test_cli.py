@@ -29,7 +29,7 @@ from normdeploy.report.schema import Report
 from normdeploy.specs import parse
 
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
-COMMANDS = ("export", "fold", "verify", "judge", "bench", "build", "explain", "report")
+COMMANDS = ("export", "fold", "verify", "bisect", "judge", "bench", "build", "explain", "report")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

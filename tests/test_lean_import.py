@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,16 @@ def test_a_verb_stays_callable_after_its_namesake_room_is_imported() -> None:
         for verb in ("export", "fold", "bench", "build", "verify", "load_bundle")
     )
     assert "torch" in loaded(statement)
+
+
+@pytest.mark.parametrize("command", ["report", "judge", "explain"])
+def test_what_only_reads_needs_no_torch(command: str, digits_bundle: Path) -> None:
+    statement = (
+        f"from normdeploy import cli\nassert cli.main([{command!r}, {str(digits_bundle)!r}, '--json']) == 0\nprint()"
+    )
+    assert loaded(statement) & {"torch", "matplotlib", "onnxscript", "onnxruntime"} == set()
+
+
+def test_an_option_that_does_not_exist_needs_nothing() -> None:
+    statement = "from normdeploy import cli\nassert cli.main(['export', '--no-such-option']) == 2"
+    assert loaded(statement) & HEAVY == set()

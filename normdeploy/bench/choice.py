@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from normdeploy.bench.stats import FEWEST, ratio_interval
-from normdeploy.fold import Level, Target
+from normdeploy.fold.levels import Level, Target
 
 MARGIN = 0.02
 """What an advantage must exceed: two sessions of one and the same model differ by up to 0.6 %, and no number of rounds

@@ -7,8 +7,8 @@ blocks of about n^(1/3) rounds); independent rounds would promise too narrow an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,11 @@ class Comparison:
         note: what the interval does and does not show, in one sentence.
         threads: threads that each runner was given.
         feed: name of the feed.
+        unfolded: latency of the unfolded graph in the artefact's own runtime; None where it was not measured.
+        fold_ratio: its median over the artefact's: what folding brought, not what the runtime brings.
+        fold_low: lower end of that ratio's 95 % confidence interval.
+        fold_high: its upper end.
+        processes: fresh processes that were measured in.
     """
 
     eager: Latency
@@ -63,6 +68,11 @@ class Comparison:
     note: str
     threads: int
     feed: str
+    unfolded: Latency | None = None
+    fold_ratio: float | None = None
+    fold_low: float | None = None
+    fold_high: float | None = None
+    processes: int = 1
 
 
 def latency(runner: str, samples_ms: Sequence[float]) -> Latency:
@@ -96,6 +106,76 @@ def ratio_interval(
     )
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
+
+
+def hierarchical_interval(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Return the ratio median(first) / median(second) over several processes, with the ends of its 95 % interval.
+
+    ``pairs`` are the paired samples of each process. Where a process places its memory and code makes it faster or
+    slower than the next, so rounds of one process say little of another one: processes are resampled, and blocks of
+    rounds within each. The ratio is the geometric mean over the processes. A bootstrap over so few of them is too
+    narrow; it is widened as Student's t is wider than the normal distribution, and by sqrt(p / (p - 1)).
+
+    Raises InputError where there is no process, or samples cannot be paired.
+    """
+    if not pairs:
+        raise InputError("no process was measured", fix="measure at least one")
+    logs, draws = [], []
+    for index, (first_ms, second_ms) in enumerate(pairs):
+        first, second = _samples("first", first_ms), _samples("second", second_ms)
+        if first.size != second.size:
+            raise InputError(
+                f"{first.size} samples cannot be paired with {second.size}", fix="take both in every round"
+            )
+        logs.append(float(np.log(np.median(first) / np.median(second))))
+        drawn = [
+            np.log(np.median(first[rounds], axis=1) / np.median(second[rounds], axis=1))
+            for rounds in _resampled(first.size, resamples, seed + index)
+        ]
+        draws.append(np.concatenate(drawn))
+    count, middle = len(pairs), float(np.mean(logs))
+    chosen = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    means = np.stack(draws)[chosen, np.arange(resamples)[:, None]].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    wider = 1.0 if count == 1 else _STUDENT.get(count - 1, 2.0) / 1.96 * float(np.sqrt(count / (count - 1)))
+    return (
+        float(np.exp(middle)),
+        float(np.exp(middle + wider * (low - middle))),
+        float(np.exp(middle + wider * (high - middle))),
+    )
+
+
+_STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""Degrees of freedom → the 97.5 % point of Student's t."""
+
+
+def over_processes(
+    samples: Sequence[Mapping[str, Sequence[float]]],
+    names: Mapping[str, str],
+    *,
+    threads: int,
+    feed: str,
+    seed: int = 0,
+) -> Comparison:
+    """Return the comparison of what was measured in several processes.
+
+    ``samples`` has milliseconds by row, ``eager``, ``deployed`` and, where it was measured, ``unfolded``, for each
+    process; the i-th ones of a process belong to one round. ``names`` says what the runners are called.
+    """
+    runs = {row: latency(names[row], [time for process in samples for time in process[row]]) for row in samples[0]}
+    by_eager = [(process["eager"], process["deployed"]) for process in samples]
+    ratio, low, high = hierarchical_interval(by_eager, seed=seed)
+    noisy, note = _reading(min(len(process["deployed"]) for process in samples), ratio, low, high)
+    made = Comparison(runs["eager"], runs["deployed"], ratio, low, high, noisy, note, threads, feed)
+    if "unfolded" not in runs:
+        return replace(made, processes=len(samples))
+    fold = hierarchical_interval([(process["unfolded"], process["deployed"]) for process in samples], seed=seed)
+    return replace(
+        made, unfolded=runs["unfolded"], fold_ratio=fold[0], fold_low=fold[1], fold_high=fold[2],
+        processes=len(samples),
+    )  # fmt: skip
 
 
 def _resampled(n: int, resamples: int, seed: int) -> list[npt.NDArray[np.int64]]:

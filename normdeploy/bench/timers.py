@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 
@@ -119,6 +119,41 @@ def is_stable(pairs: list[Pair]) -> bool:
 
 def _columns(pairs: list[Pair]) -> tuple[list[float], list[float]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def take_rounds(
+    runners: Mapping[str, Runner],
+    feed: Feed,
+    *,
+    threads: int,
+    seconds: float,
+    warmup_seconds: float = 0.5,
+    seed: int = 0,
+    fewest: int = FEWEST_ROUNDS,
+) -> dict[str, list[float]]:
+    """Return milliseconds a call of each of several runners; the i-th samples belong to one round.
+
+    As :func:`take_turns`, for any number of runners.
+    """
+    calls = {name: _call(runner, feed) for name, runner in runners.items()}
+    order, samples = random.Random(seed), {name: list[float]() for name in runners}
+    with torch_threads(threads), collection_off():
+        end = time.perf_counter() + warmup_seconds
+        for call in calls.values():
+            timed(call)
+        while time.perf_counter() < end:
+            for call in calls.values():
+                timed(call)
+        end, rounds = time.perf_counter() + seconds, 0
+        while rounds < fewest or (time.perf_counter() < end and rounds < MOST_ROUNDS):
+            for name in order.sample([*calls], len(calls)):
+                samples[name].append(timed(calls[name]))
+            rounds += 1
+    return samples
+
+
+def _call(runner: Runner, feed: Feed) -> Callable[[], object]:
+    return lambda: runner(feed.arrays)
 
 
 @contextmanager

@@ -15,7 +15,19 @@ from cyclopts import App, CycloptsError, Parameter
 
 from normdeploy.cli import output
 from normdeploy.cli.config import NAME, ExportConfig
-from normdeploy.cli.options import EagerOptions, Level, Names, Out, ParityOptions, Precision, Talk, Target, listed
+from normdeploy.cli.options import (
+    EagerOptions,
+    Level,
+    Names,
+    Out,
+    ParityOptions,
+    Precision,
+    Talk,
+    Target,
+    byte_count,
+    listed,
+    share,
+)
 from normdeploy.errors import InputError, VerdictError
 
 
@@ -75,6 +87,8 @@ def export(
     plugin: bool = False,
     force: bool = False,
     no_bench: bool = False,
+    seconds: float = 2.0,
+    processes: int = 3,
     talk: Talk = Talk(),
 ) -> int:
     """Turn a trained checkpoint into a verified deployment folder.
@@ -93,6 +107,8 @@ def export(
         plugin: write a graph with LayerNorm plugins too, for the full TensorRT; with --target tensorrt.
         force: replace an older bundle.
         no_bench: leave the latency out.
+        seconds: to measure the latency for.
+        processes: fresh ones to measure it in, which share the seconds.
     """
     from normdeploy import pipeline
 
@@ -103,7 +119,7 @@ def export(
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
                 engine=engine, sm=listed(sm), plugin=plugin, force=force, bench=not no_bench, seed=parity.seed,
                 criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
-                command=output.command_line(), **eager.source(),
+                seconds=seconds, processes=processes, command=output.command_line(), **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)
@@ -183,6 +199,36 @@ def verify(
 
 
 @app.command
+def bisect(
+    artefact: Path,
+    /,
+    *,
+    model: str,
+    eager: EagerOptions = EagerOptions(),
+    parity: ParityOptions = ParityOptions(),
+    max_memory: str = "1GB",
+    talk: Talk = Talk(),
+) -> int:
+    """Name the module where a graph goes wrong, and the node that the runtime computes worst.
+
+    Args:
+        artefact: a bundle, which knows its inputs, or an ONNX file, which needs --input.
+        model: package.module:factory, a function that returns the module.
+        max_memory: of the values that are held at once, e.g. 500MB or 2GB.
+    """
+    from normdeploy import pipeline
+
+    limit = byte_count(max_memory)
+    with output.working(talk) as progress:
+        verdict = pipeline.bisect(
+            artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
+            seed=parity.seed, criteria=parity.criteria(), max_memory=limit, progress=progress, **eager.source(),
+        )  # fmt: skip
+    output.verdict(verdict, talk)
+    return 0 if verdict.passed else VerdictError.exit_code
+
+
+@app.command
 def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = None, talk: Talk = Talk()) -> int:
     """Judge the measurements of a saved report again, by other criteria; nothing is run.
 
@@ -210,6 +256,9 @@ def bench(
     eager: EagerOptions = EagerOptions(),
     seconds: float = 2.0,
     threads: int | None = None,
+    processes: int = 3,
+    against: Path | None = None,
+    fail_above: str = "5%",
     talk: Talk = Talk(),
 ) -> int:
     """Measure the latency of a bundle, an ONNX file or a plan, beside the eager module it came from.
@@ -220,14 +269,22 @@ def bench(
         input: name:dims@dtype[low..high], once for each input.
         seconds: to measure for.
         threads: of each runner; by default one core is left to the rest of the machine.
+        processes: fresh ones to measure in, which share the seconds.
+        against: an older report.json, or its folder; exit 1 where this is slower than it.
+        fail_above: slower by how much.
     """
     from normdeploy import pipeline
 
+    limit = share(fail_above)
     with output.working(talk) as progress:
+        before = None if against is None else pipeline.report_of(against)
         measured = pipeline.bench(
-            artefact, model, input, seconds=seconds, threads=threads, progress=progress, **eager.source()
-        )
+            artefact, model, input, seconds=seconds, threads=threads, processes=processes, progress=progress,
+            **eager.source(),
+        )  # fmt: skip
     output.latency(measured, talk)
+    if before is not None:
+        pipeline.require_as_fast(before, measured, limit)
     return 0
 
 

@@ -130,6 +130,26 @@ def criteria(k: float | None, floor_eps: float | None) -> Criteria:
     return Criteria(**{name: value for name, value in given.items() if value is not None})
 
 
+def share(text: str) -> float:
+    """Return ``5%`` as 0.05; InputError for what is no share."""
+    number = text.strip().removesuffix("%")
+    if text.strip().endswith("%") and number.replace(".", "", 1).isdecimal():
+        return float(number) / 100
+    raise InputError("no share that a latency may grow by", where=f"--fail-above {text}", fix="write e.g. 5%")
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def byte_count(text: str) -> int:
+    """Return how many bytes ``500MB`` are; InputError for what is no amount of memory."""
+    number = text.strip().upper().rstrip("BKMGT")
+    unit = text.strip().upper()[len(number) :]
+    if unit in _UNITS and number.strip().replace(".", "", 1).isdecimal() and float(number) > 0:
+        return int(float(number) * _UNITS[unit])
+    raise InputError("no such amount of memory", where=f"--max-memory {text}", fix="write e.g. 500MB or 2GB")
+
+
 def listed(text: str) -> tuple[str, ...]:
     """The parts of ``86,89,120``."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,8 +1,33 @@
-"""The heart: affine maps travel from the norms into the weights of their neighbours, and each step is proven."""
+"""The heart: affine maps travel from the norms into the weights of their neighbours, and each step is proven.
 
-from normdeploy.fold.driver import FoldResult, fold
-from normdeploy.fold.layernorm.reduce import Level
-from normdeploy.fold.layernorm.targets import Target
-from normdeploy.fold.ledger import Entry, Ledger
+Loaded when first used: who reads a ledger needs none of it.
+"""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normdeploy.fold.driver import FoldResult as FoldResult
+    from normdeploy.fold.driver import fold as fold
+    from normdeploy.fold.ledger import Entry as Entry
+    from normdeploy.fold.ledger import Ledger as Ledger
+    from normdeploy.fold.levels import Level as Level
+    from normdeploy.fold.levels import Target as Target
+
+_HOME = {
+    "Entry": "ledger",
+    "FoldResult": "driver",
+    "Ledger": "ledger",
+    "Level": "levels",
+    "Target": "levels",
+    "fold": "driver",
+}
 __all__ = ["Entry", "FoldResult", "Ledger", "Level", "Target", "fold"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -22,9 +22,9 @@ from normdeploy.fold.graph.light import light
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
 from normdeploy.fold.graph.state import GraphState, all_names
-from normdeploy.fold.layernorm.reduce import Level, Reducer
-from normdeploy.fold.layernorm.targets import Target
+from normdeploy.fold.layernorm.reduce import Reducer
 from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
+from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.maps import is_bias_of_product, map_of
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Slot

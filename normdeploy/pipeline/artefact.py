@@ -25,7 +25,7 @@ from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.optimizers import faithful
 from normdeploy.runtime.runner import Runner
 from normdeploy.runtime.tensorrt import TensorRTRunner
-from normdeploy.specs import TensorSpec, sizes_at
+from normdeploy.specs import Signature, TensorSpec, sizes_at
 
 _POINTS: tuple[Literal["min", "opt", "max"], ...] = ("min", "opt", "max")
 
@@ -59,6 +59,10 @@ class Artefact:
         carries = sidecar is not None and sidecar.carries_code
         trusted = (f"trusted to run code: the plan of sha256 {sidecar.sha256}",) if sidecar and carries else ()
         return (*trusted, *self.session_notes)
+
+    def texts(self) -> list[str]:
+        """Return its inputs as they are spelled, values that are no tensors included."""
+        return self.specs.texts() if isinstance(self.specs, Signature) else [*map(str, self.specs)]
 
     def here(self, threads: int) -> Runner:
         """Return it in this process, where it can be timed: it has run in another one without a crash."""

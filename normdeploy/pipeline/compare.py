@@ -7,10 +7,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
+import onnx_ir as ir
 from torch import nn
 
 from normdeploy.bench.stats import Comparison, Latency, latency
@@ -21,10 +22,12 @@ from normdeploy.errors import InputError
 from normdeploy.export import OPSETS, to_graph
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
+from normdeploy.parity.nodes import MOST_MEMORY, worst_node
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.artefact import Artefact, open_artefact
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.session import in_onnxruntime
+from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
+from normdeploy.pipeline.session import in_onnxruntime, written
 from normdeploy.pipeline.source import (
     Data,
     Progress,
@@ -41,6 +44,7 @@ from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.runner import Runner
 
 _WARM_UP = 10  # calls
+_MOST_PROCESSES = 10
 
 
 def verify(
@@ -62,30 +66,82 @@ def verify(
     :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise, and UnavailableError for a plan where there is
     no GPU; a failed verdict is returned.
     """
-    stages = Stages(progress)
-    with stages("load"):
-        opened = open_artefact(Path(artefact), inputs, output_names, trust=trusted(source))
-        checkpoint = load_beside(opened.specs, model, source)
-        feeds = feeds_for(opened.specs, data, seed, app_dir_of(source), checkpoint.module)
-    with stages("parity"):
-        verdict = verdict_on(
-            checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, criteria,
-            precision=opened.precision, options=opened.options,
-            unfolded=lambda: _unfolded(checkpoint.module, opened),
-        )  # fmt: skip
-    return replace(
-        verdict, notes=(*opened.notes, *checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes)
-    )
+    asked = _Asked(Path(artefact), model, inputs, output_names, data, seed, criteria, source)
+    return asked.verdict(Stages(progress))
+
+
+def bisect(
+    artefact: str | Path,
+    model: str,
+    inputs: Sequence[str] = (),
+    *,
+    output_names: Sequence[str] = (),
+    data: Data = None,
+    seed: int = 0,
+    criteria: Criteria | None = None,
+    max_memory: int = MOST_MEMORY,
+    progress: Progress | None = None,
+    **source: Unpack[Source],
+) -> Verdict:
+    """Return the verdict of :func:`verify` with the module and the node that are to blame, whether it passed or not.
+
+    The node is the one that the runtime computes worst from its own inputs; its values are held in at most
+    ``max_memory`` bytes at once. Raises what :func:`verify` raises, InputError for a plan, whose graph is gone.
+    """
+    asked = _Asked(Path(artefact), model, inputs, output_names, data, seed, criteria, source)
+    return asked.verdict(Stages(progress), bisect=max_memory)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What ``verify`` and ``bisect`` are asked."""
+
+    artefact: Path
+    model: str
+    inputs: Sequence[str]
+    output_names: Sequence[str]
+    data: Data
+    seed: int
+    criteria: Criteria | None
+    source: Source
+
+    def verdict(self, stages: Stages, bisect: int | None = None) -> Verdict:
+        """Return the verdict; with ``bisect``, bytes of values to hold, the worst node too."""
+        with stages("load"):
+            opened = open_artefact(self.artefact, self.inputs, self.output_names, trust=trusted(self.source))
+            if bisect is not None and opened.graph is None:
+                what = "a plan no longer has the graph that it was built of"
+                raise InputError(what, where=str(self.artefact), fix="bisect the bundle or the ONNX file")
+            checkpoint = load_beside(opened.specs, self.model, self.source)
+            app_dir = app_dir_of(self.source)
+            feeds = feeds_for(opened.specs, self.data, self.seed, app_dir, checkpoint.module)
+        with stages("parity"):
+            verdict = verdict_on(
+                checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, self.criteria,
+                precision=opened.precision, options=opened.options,
+                unfolded=lambda: _unfolded(checkpoint.module, opened), max_memory=bisect or MOST_MEMORY,
+            )  # fmt: skip
+        if bisect is not None and verdict.first_node is None and opened.graph is not None:
+            with stages("bisect"):
+                node = worst_node(opened.graph, feeds[0], opened.options, max_memory=bisect)
+                verdict = replace(verdict, first_node=None if node is None else str(node))
+        notes = (*opened.notes, *checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes)
+        return replace(verdict, notes=notes)
 
 
 @contextmanager
 def _unfolded(module: nn.Module, opened: Artefact) -> Iterator[Unfolded]:
-    """Give the module's own export, in the precision and at the opset of the artefact, in a session of its own."""
-    opset = opened.graph.opset_imports.get("") if opened.graph is not None else None
-    graph = to_graph(module, opened.specs, opset=opset if opset in OPSETS else None).model
-    graph = graph if opened.precision == "fp32" else to_precision(graph, opened.precision)
+    """Give the module's own export in a session of its own."""
+    graph = _exported(module, opened)
     with in_onnxruntime(graph, options=opened.options) as session:
         yield Unfolded(session.runner, graph)
+
+
+def _exported(module: nn.Module, opened: Artefact) -> ir.Model:
+    """Return the module's own export, in the precision and at the opset of the artefact."""
+    opset = opened.graph.opset_imports.get("") if opened.graph is not None else None
+    graph = to_graph(module, opened.specs, opset=opset if opset in OPSETS else None).model
+    return graph if opened.precision == "fp32" else to_precision(graph, opened.precision)
 
 
 def _other_weights(bundle: Bundle | None, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -101,31 +157,41 @@ def bench(
     *,
     seconds: float = 2.0,
     threads: int | None = None,
+    processes: int = PROCESSES,
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Comparison | Latency:
-    """The latency of ``artefact`` at its usual sizes, in turns with the module that ``model`` names.
+    """Return the latency of ``artefact`` at its usual sizes, in turns with the module and its unfolded graph.
 
     It is a bundle, or an ONNX file or a plan, which need ``inputs`` outside a bundle. Without ``model`` it is measured
-    alone: the factory that its manifest names is code, and code runs only
-    where the user names it. ``threads`` are each runner's; None leaves one core to the rest of the machine.
+    alone: the factory that its manifest names is code, and code runs only where the user names it. ``threads`` are each
+    runner's; None leaves one core to the rest of the machine. ``processes`` fresh ones share the ``seconds``; a plan is
+    measured in this one, without an unfolded graph.
 
     Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
     """
     stages, threads = Stages(progress), usual_threads() if threads is None else threads
     cores = os.cpu_count() or 1
-    if not 1 <= threads <= cores or not 0 < seconds < math.inf:
-        given = f"--threads {threads} --seconds {seconds:g}"
+    if not 1 <= threads <= cores or not 0 < seconds < math.inf or not 1 <= processes <= _MOST_PROCESSES:
+        given = f"--threads {threads} --seconds {seconds:g} --processes {processes}"
         fix = f"give 1 to {cores} threads, as many as this machine has cores, and a positive, finite time"
         raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source))
-        feed, deployed = opened.usual_feed(), opened.here(threads)
-        eager = None if model is None else EagerRunner(load_beside(opened.specs, model, source).module, opened.specs)
+        feed = opened.usual_feed()
+        module = None if model is None else load_beside(opened.specs, model, source).module
     with stages("latency"):
-        if eager is None:
-            return _alone(deployed, feed, seconds)
-        return interleave(eager, deployed, feed, threads=threads, seconds=seconds)
+        if model is None or module is None:
+            return _alone(opened.here(threads), feed, seconds)
+        if opened.graph is None:
+            eager = EagerRunner(module, opened.specs)
+            return interleave(eager, opened.here(threads), feed, threads=threads, seconds=seconds)
+        with written(opened.graph) as path, written(_exported(module, opened)) as unfolded:
+            job = Job(
+                model, plain(source), tuple(opened.texts()), str(path), str(unfolded), dict(opened.options), threads,
+                seconds, 0,
+            )  # fmt: skip
+            return measured(job, feed, processes)
 
 
 def _alone(runner: Runner, feed: Feed, seconds: float) -> Latency:

@@ -12,7 +12,6 @@ import onnx_ir as ir
 from torch import nn
 
 from normdeploy import bundle
-from normdeploy.bench.timers import interleave
 from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
 from normdeploy.engine.plugin_graph import to_plugins
@@ -27,7 +26,8 @@ from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on
-from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process
+from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
+from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
     Data,
     Progress,
@@ -42,7 +42,6 @@ from normdeploy.pipeline.source import (
 from normdeploy.pipeline.tune import Kept, Tuner
 from normdeploy.precision import Precision, to_precision
 from normdeploy.report.schema import Report
-from normdeploy.runtime.eager import EagerRunner
 from normdeploy.specs import TensorSpec
 
 
@@ -64,6 +63,8 @@ def export(
     plugin: bool = False,
     force: bool = False,
     bench: bool = True,
+    seconds: float = 2.0,
+    processes: int = PROCESSES,
     seed: int = 0,
     criteria: Criteria | None = None,
     verbose: bool = False,
@@ -93,7 +94,9 @@ def export(
         sm: compute capabilities to build it for, such as ``89``.
         plugin: write a graph with LayerNorm plugins beside the model, from which the engine is built.
         force: replace an older bundle.
-        bench: measure latency.
+        bench: measure latency: eager, the unfolded graph in the same runtime, and the deployed one.
+        seconds: to measure for, all processes together.
+        processes: fresh processes to measure in.
         seed: of the random inputs.
         criteria: of parity.
         verbose: let torch's own warnings through.
@@ -139,8 +142,12 @@ def export(
         if plugin and kept.verdict.passed:
             kept, plugin_model = _with_plugins(kept)
         if bench and kept.verdict.passed:
-            with stages("latency"), in_this_process(kept.folded.model, threads, kept.options) as deployed:
-                latency = interleave(EagerRunner(checkpoint.module, specs), deployed, feeds[0], threads=threads)
+            with stages("latency"), written(kept.folded.model) as path, written(forms.unfolded_graph()) as other:
+                job = Job(
+                    model, plain(source), tuple(specs.texts()), str(path), str(other), dict(kept.options), threads,
+                    seconds, 0,
+                )  # fmt: skip
+                latency = measured(job, feeds[0], processes)
         golden = Golden(feeds[0].arrays, session.runner(feeds[0].arrays))
     report = account(
         checkpoint, exported, kept.folded, kept.verdict, (*session.notes, *overflow_notes(kept.folded.model, feeds)),
@@ -192,10 +199,14 @@ class _Forms:
             precision=computes_in(folded.model), options=session.options, unfolded=self.unfolded, follow=follow,
         )  # fmt: skip
 
+    def unfolded_graph(self) -> ir.Model:
+        """Return the exported graph in the deployed precision."""
+        return self.exported if self.precision is None else to_precision(self.exported, self.precision)
+
     @contextmanager
     def unfolded(self) -> Iterator[Unfolded]:
         """Give the exported graph in the deployed precision, and a session of it."""
-        graph = self.exported if self.precision is None else to_precision(self.exported, self.precision)
+        graph = self.unfolded_graph()
         with in_onnxruntime(graph, feed=self.feeds[0]) as session:
             yield Unfolded(session.runner, graph)
 

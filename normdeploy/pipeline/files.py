@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import mmap
 import os
 import re
@@ -15,15 +14,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from normdeploy import onnxfile
-from normdeploy.bundle.manifest import MODEL, REPORT
 from normdeploy.bundle.write import EXTERNAL_ABOVE
-from normdeploy.disk import disk_errors, locked, read_plain, room, sha256_of
+from normdeploy.disk import disk_errors, locked, room, sha256_of
 from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.fold import Entry, Ledger, Level, Target, fold
-from normdeploy.fold.ledger import METADATA_KEY
+from normdeploy.fold import Ledger, Level, Target, fold
 from normdeploy.precision import Precision, to_precision
-from normdeploy.report.schema import Report, read
 
 _DIGITS = 16
 """Of the sha256 of weights, in the name of their file."""
@@ -181,40 +177,3 @@ def _needs_data(model: ir.Model, source: Path, external_above: int) -> bool:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     present = [tensor for tensor in tensors if tensor is not None]
     return bool(_data_files(source)) or sum(tensor.nbytes for tensor in present) > external_above
-
-
-def ledger_of(path: str | Path, name: str | None = None) -> tuple[Entry, ...]:
-    """What became of each norm of ``path``, a bundle or a folded ONNX file; of those that match ``name`` only.
-
-    ``name`` is a module's name or a pattern (fnmatch). Raises InputError where there is no ledger, or no such norm.
-    """
-    path = Path(path)
-    entries = _ledger(path / MODEL if path.is_dir() else Path(os.path.realpath(path))).entries
-    if name is None:
-        return entries
-    chosen = tuple(entry for entry in entries if fnmatch.fnmatchcase(entry.module or entry.node, name))
-    if not chosen:
-        known = ", ".join(entry.module or entry.node for entry in entries) or "none"
-        raise InputError(f"no norm is called {name!r}", where=str(path), fix=f"choose among: {known}")
-    return chosen
-
-
-def _ledger(path: Path) -> Ledger:
-    fix = "give a bundle, or a file that normdeploy fold wrote"
-    text = onnxfile.metadata(path).get(METADATA_KEY)
-    if text is None:
-        raise InputError("the model carries no ledger", where=str(path), fix=fix)
-    with suppress(ValueError, KeyError, TypeError):
-        return Ledger.from_json(text)
-    raise InputError("the model's ledger cannot be read", where=str(path), fix="fold the original model again")
-
-
-def report_of(path: str | Path) -> Report:
-    """The report in a bundle, or in a ``report.json``; InputError for anything else."""
-    path = Path(path)
-    file = path / REPORT if path.is_dir() else Path(os.path.realpath(path))  # a link that the user names is followed
-    fix = "give the folder that normdeploy export wrote"
-    try:
-        return read(Report, read_plain(file.parent, file.name, _MOST), where=str(file))
-    except OSError as error:
-        raise InputError(f"the report cannot be read: {error.strerror}", where=str(file), fix=fix) from error

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normdeploy.errors import InputError, NormdeployError, VerdictError
+from normdeploy.errors import NormdeployError, VerdictError
 from normdeploy.parity.bisect import first_divergent_module
 from normdeploy.parity.compare import RuntimeFailureError, Unfolded, measure
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.nodes import named_in, stuck_at, worst_node
+from normdeploy.parity.nodes import MOST_MEMORY, named_in, stuck_at, worst_node
 from normdeploy.parity.taps import observe, taps_of
 from normdeploy.parity.verdict import Criteria, Verdict, judge
 from normdeploy.precision import Precision
@@ -53,6 +53,7 @@ def verdict_on(
     options: Mapping[str, str] | None = None,
     unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
     follow: bool = True,
+    max_memory: int = MOST_MEMORY,
 ) -> Verdict:
     """Return the verdict on ``deployed``, which runs ``model``; a failed one names where it begins.
 
@@ -69,7 +70,9 @@ def verdict_on(
         raise _with_module(error, module, specs, model) from error
     notes = measured.notes if dtype is None else (*measured.notes, f"judged by what eager loses in {precision}")
     verdict = judge(measured.measurements, criteria, measured.reference, notes)
-    return verdict if model is None or not follow else _followed(verdict, module, specs, model, feeds, dtype, options)
+    if model is None or not follow:
+        return verdict
+    return _followed(verdict, module, specs, model, feeds, dtype, options, max_memory)
 
 
 def _followed(
@@ -80,6 +83,7 @@ def _followed(
     feeds: Sequence[Feed],
     dtype: torch.dtype | None,
     options: Mapping[str, str] | None,
+    max_memory: int,
 ) -> Verdict:
     """Return ``verdict`` with the module where the graph goes wrong, and the node that the runtime computes worst."""
     by_name = {each.name: each for feed in feeds for each in (feed, feed.instead) if each is not None}
@@ -91,7 +95,7 @@ def _followed(
     runtime = next((each for each in verdict.of("runtime") if each.excused or not each.passed), None)
     if runtime is not None and view.part_passed(verdict, "graph") is not False:
         try:
-            worst = worst_node(model, by_name[runtime.measurement.feed], options)
+            worst = worst_node(model, by_name[runtime.measurement.feed], options, max_memory=max_memory)
         except NormdeployError:  # it tells what it can, and its failure must not hide the verdict
             worst = None
         node = None if worst is None else str(worst)
@@ -111,18 +115,6 @@ def _with_module(
         return error
     fix = "replace that module, or fix the sizes it depends on in --input"
     return RuntimeFailureError(error.what, where=f"module {named}; {error.where}", fix=fix, feed=error.feed)
-
-
-def judge_again(report: Report, criteria: Criteria) -> Verdict:
-    """Return the verdict on the measurements that ``report`` holds, by other criteria; nothing is run.
-
-    Raises InputError for a report without parity.
-    """
-    saved = report.parity
-    if saved is None:
-        raise InputError("the report holds no parity to judge", where=report.factory, fix="export or verify again")
-    verdict = judge([each.measurement for each in saved.judgements], criteria, saved.reference, saved.notes)
-    return replace(verdict, first_divergent=saved.first_divergent, first_node=saved.first_node)
 
 
 def summary(verdict: Verdict) -> str:

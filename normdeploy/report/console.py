@@ -122,8 +122,10 @@ def show_tuning(tuning: Tuning, console: Console) -> None:
 def show_latency(latency: Comparison, console: Console) -> None:
     """Print both latencies and their ratio."""
     _line(console, f"latency  {latency.feed}, {view.count(latency.threads, 'thread')}", "bold")
-    show_latencies((latency.eager, latency.deployed), console)
-    _line(console, view.ratio(latency), "bold")
+    show_latencies(view.rows_of(latency), console)
+    if brought := view.fold_ratio(latency):
+        _line(console, brought, "bold")
+    _line(console, view.ratio(latency), "" if brought else "bold")
     if latency.noisy:
         _line(console, f"warning: {latency.note}", "bold yellow")
 

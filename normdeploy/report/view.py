@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, get_args
 
 from normdeploy import errors
-from normdeploy.bench.stats import Comparison
+from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry, Outcome
@@ -149,6 +149,21 @@ def _of_runtime(verdict: Verdict) -> str:
             "its kernels, not the deployment."
         )
     return f"The runtime is off from the graph by {sig(rms)} at most, in {at}."
+
+
+def rows_of(latency: Comparison) -> list[Latency]:
+    """Return the latencies that were measured: eager, the unfolded graph, the deployed one."""
+    return [run for run in (latency.eager, latency.unfolded, latency.deployed) if run is not None]
+
+
+def fold_ratio(latency: Comparison) -> str:
+    """Return what folding brought in one sentence; empty where the unfolded graph was not measured."""
+    ratio, low, high = latency.fold_ratio, latency.fold_low, latency.fold_high
+    if ratio is None or low is None or high is None:
+        return ""
+    equal = "no difference is shown: " if low <= 1 <= high else ""
+    interval = f"95 % confidence {sig(low)} to {sig(high)}, over {count(latency.processes, 'process', 'processes')}"
+    return f"{equal}{sig(ratio)} times as fast as the unfolded graph in the same runtime ({interval})"
 
 
 def ratio(latency: Comparison) -> str:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from normdeploy.bench.stats import Comparison, compare, latency, ratio_interval
+from normdeploy.bench.stats import (
+    Comparison,
+    compare,
+    hierarchical_interval,
+    latency,
+    over_processes,
+    ratio_interval,
+)
 from normdeploy.errors import InputError
 
 EVEN = np.linspace(1.0, 2.0, 101)
@@ -114,3 +122,59 @@ def test_few_rounds_cannot_tell_however_quiet() -> None:
     result = comparison(2.0, 0.0, n=5)
     assert result.noisy
     assert "only 5 rounds" in result.note
+
+
+def process(generator: np.random.Generator, ratio: float, placement: float, rounds: int = 60) -> Any:
+    first, second = (
+        middle * np.exp(generator.normal(0, placement)) * np.exp(0.02 * generator.gamma(2.0, size=rounds))
+        for middle in (ratio, 1.0)
+    )
+    return first.tolist(), second.tolist()
+
+
+def test_over_processes_the_ratio_is_their_geometric_mean() -> None:
+    pairs = [([4.0] * 20, [1.0] * 20), ([1.0] * 20, [1.0] * 20)]
+    ratio, low, high = hierarchical_interval(pairs)
+    assert ratio == pytest.approx(2.0)
+    assert low < 1.0 < 4.0 < high  # two processes that disagree tell next to nothing
+
+
+def test_processes_that_differ_widen_the_interval_and_a_is_a() -> None:
+    different = wrong = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        samples = [process(generator, 1.0, 0.03) for _ in range(3)]
+        _, low, high = hierarchical_interval(samples, seed=seed, resamples=200)
+        different += not low <= 1 <= high
+        pooled = [[time for one in samples for time in one[side]] for side in (0, 1)]
+        low, high = ratio_interval(*pooled, seed=seed, resamples=200)
+        wrong += not low <= 1 <= high
+    assert different <= 2
+    assert wrong > 10  # as of one process, it would be called different again and again
+
+
+def test_a_real_difference_is_shown_over_processes() -> None:
+    generator = np.random.default_rng(1)
+    ratio, low, high = hierarchical_interval([process(generator, 1.5, 0.01) for _ in range(3)])
+    assert 1.2 < low < ratio < high < 1.9
+
+
+def test_the_unfolded_graph_is_a_row_of_its_own() -> None:
+    generator = np.random.default_rng(2)
+    samples = []
+    for _ in range(3):
+        eager, deployed = process(generator, 5.0, 0.01)
+        samples.append({"eager": eager, "deployed": deployed, "unfolded": (np.array(deployed) * 1.3).tolist()})
+    names = {"eager": "eager", "deployed": "onnxruntime", "unfolded": "onnxruntime, unfolded"}
+    made = over_processes(samples, names, threads=1, feed="x")
+    assert made.processes == 3
+    assert made.fold_ratio == pytest.approx(1.3)
+    assert made.ratio == pytest.approx(5.0, rel=0.1)
+    assert made.unfolded is not None
+    assert made.unfolded.n == 180
+
+
+@pytest.mark.parametrize("pairs", [[], [([1.0, 2.0], [1.0])]])
+def test_what_cannot_be_paired_is_refused(pairs: Any) -> None:
+    with pytest.raises(InputError):
+        hierarchical_interval(pairs)

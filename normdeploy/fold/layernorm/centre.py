@@ -18,7 +18,8 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm.stream import Stream, stream_at
-from normdeploy.fold.layernorm.targets import Target, fast_spelling
+from normdeploy.fold.layernorm.targets import fast_spelling
+from normdeploy.fold.levels import Target
 from normdeploy.fold.plan import Plan, Step
 
 HAS_BIAS = "its bias could not go, and an RMSNorm has none"

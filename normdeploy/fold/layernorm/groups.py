@@ -11,8 +11,9 @@ import onnx_ir as ir
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import Core
-from normdeploy.fold.layernorm.targets import Target, spelling
+from normdeploy.fold.layernorm.targets import spelling
 from normdeploy.fold.layernorm.values import first, made_by
+from normdeploy.fold.levels import Target
 from normdeploy.graph import operator
 
 

@@ -20,8 +20,9 @@ from normdeploy.fold.graph.state import remove
 from normdeploy.fold.layernorm import groups, region
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
-from normdeploy.fold.layernorm.targets import Target, spelling
+from normdeploy.fold.layernorm.targets import spelling
 from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
+from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.session import Session
 from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator

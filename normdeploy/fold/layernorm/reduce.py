@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -14,14 +14,11 @@ from normdeploy.fold.layernorm import affine, centre
 from normdeploy.fold.layernorm.recognise import Recogniser
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.stream import Stream
-from normdeploy.fold.layernorm.targets import Target
+from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.norms import tail_of
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.session import Session
 from normdeploy.graph import label, operator
-
-Level = Literal["off", "recognise", "affine", "centre"]
-"""How far norms are reduced; each level includes the ones before."""
 
 
 @dataclass(frozen=True)

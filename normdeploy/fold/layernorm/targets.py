@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from normdeploy.fold.graph.reader import Refused
-
-Target = Literal["onnx", "onnxruntime", "tensorrt"]
-"""Who runs the model: ``onnx`` is any runtime that knows the standard's own operators."""
+from normdeploy.fold.levels import Target
 
 SINCE = {"LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization": 23}
 """The opset from which on the standard has a norm (GroupNormalization: with a scale for each channel)."""

@@ -1,0 +1,146 @@
+"""Latency in fresh processes: eager PyTorch, the unfolded graph and the deployed one, in turns in each of them.
+
+Where a process happens to place its memory and code decides a few percent, so the rounds of one process say little of
+the next; and a runtime that crashes takes only its own process along.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from normdeploy import child, errors
+from normdeploy.bench.stats import FEWEST, Comparison, over_processes
+from normdeploy.bench.timers import take_rounds
+from normdeploy.bundle import golden
+from normdeploy.errors import NormdeployError, VerdictError
+from normdeploy.parity.feeds import Feed
+from normdeploy.pipeline.source import Source, load
+from normdeploy.runtime.eager import EagerRunner
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import Runner
+from normdeploy.specs import parse
+
+PROCESSES = 3
+_INPUTS, _RESULT, _JOB = "inputs.npz", "result.json", "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures.
+
+    Attributes:
+        model: the factory of the eager module; None leaves eager out.
+        source: where its weights are.
+        inputs: specs and values of its inputs.
+        deployed: the deployed ONNX file.
+        unfolded: the unfolded one; None leaves it out.
+        options: session options of both.
+        threads: of each runner.
+        seconds: to measure for.
+        seed: of the order within rounds.
+    """
+
+    model: str | None
+    source: dict[str, Any]
+    inputs: tuple[str, ...]
+    deployed: str
+    unfolded: str | None
+    options: dict[str, str]
+    threads: int
+    seconds: float
+    seed: int
+
+
+def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
+    """Return what ``processes`` fresh processes measured on ``feed``, each for its share of the job's seconds.
+
+    Raises VerdictError where one of them dies, and what one raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="normdeploy-") as name:
+        folder = Path(name)
+        golden.save(folder / _INPUTS, feed.arrays)
+        samples = []
+        for index in range(processes):
+            share = {**asdict(job), "seconds": job.seconds / processes, "seed": job.seed + index}
+            dtypes = {key: array.dtype.name for key, array in feed.arrays.items()}
+            (folder / _JOB).write_text(json.dumps({"job": share, "dtypes": dtypes, "feed": feed.name}))
+            samples.append(_run(folder))
+    names = {"eager": "eager", "unfolded": "onnxruntime, unfolded", "deployed": "onnxruntime"}
+    return over_processes(samples, names, threads=job.threads, feed=feed.name, seed=job.seed)
+
+
+def plain(source: Source) -> dict[str, Any]:
+    """Return ``source`` as JSON can hold it, its paths absolute: a child works in a folder of its own."""
+    found: dict[str, Any] = {}
+    for key, value in source.items():
+        if key in ("app_dir", "weights") and value is not None:
+            value = str(Path(str(value)).resolve())
+        elif key == "trust":
+            value = [str(Path(str(each)).resolve()) for each in value]  # type: ignore[attr-defined]
+        elif isinstance(value, Mapping):
+            value = {str(name): str(each) for name, each in value.items()}
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            value = [*value]
+        found[key] = value
+    return found
+
+
+def _run(folder: Path) -> dict[str, list[float]]:
+    (folder / _RESULT).unlink(missing_ok=True)
+    with (
+        (folder / "stderr.txt").open("w") as stderr,
+        child.start("normdeploy.pipeline.latency", str(folder), folder=folder, stderr=stderr) as process,
+    ):
+        try:
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode or not (folder / _RESULT).exists():
+        code = process.returncode
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        said = (folder / "stderr.txt").read_text(errors="replace").splitlines()[-2:]
+        raise VerdictError(f"the process that measures latency died ({how})", where=" | ".join(said))
+    result = json.loads((folder / _RESULT).read_text())
+    if error := result.get("error"):
+        kind, what, where, fix = error
+        raise getattr(errors, kind)(what, where=where, fix=fix)
+    samples: dict[str, list[float]] = result["samples"]
+    return samples
+
+
+def _measure(folder: Path) -> dict[str, Any]:
+    asked = json.loads((folder / _JOB).read_text())
+    job = Job(**{**asked["job"], "inputs": tuple(asked["job"]["inputs"])})
+    feed = Feed(asked["feed"], golden.load(folder / _INPUTS, asked["dtypes"]))
+    runners: dict[str, Runner] = {}
+    if job.model is not None:
+        source: Any = job.source
+        runners["eager"] = EagerRunner(load(job.model, source).module, parse(job.inputs))
+    for row, path in (("unfolded", job.unfolded), ("deployed", job.deployed)):
+        if path is not None:
+            runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options)
+    samples = take_rounds(runners, feed, threads=job.threads, seconds=job.seconds, seed=job.seed, fewest=FEWEST)
+    return {"samples": samples}
+
+
+def main() -> None:
+    """Measure what the folder that is named asks for; the answer is a file in it."""
+    folder = Path(sys.argv[1])
+    try:
+        answer = _measure(folder)
+    except NormdeployError as error:
+        kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == "normdeploy.errors")
+        answer = {"error": [kind, error.what, error.where, error.fix]}
+    (folder / _RESULT).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Corners are drawn where the specs have them, and judge nobody where eager itself is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stand_ins import FunctionRunner
+from torch import nn
+
+from normdeploy.parity.compare import measure
+from normdeploy.parity.corners import corner_feeds, statistics_feed
+from normdeploy.parity.feeds import Feed, problems
+from normdeploy.parity.verdict import judge
+from normdeploy.specs import parse
+
+MASKED = parse(["x:N=1..1..4xT=2..6..9x4@f32", "mask:NxT@bool"])
+
+
+def drawn(specs: Any) -> dict[str, Feed]:
+    return {feed.name: feed for feed in corner_feeds(specs)}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["x:N=1..1..4xT=2..6..9x4@f32", "mask:NxT@bool"],
+        ["x:2x3xH=8..16..32%8@f32[-1..1]", "ids:5@i64[3..9]", "m:5@i32[0..1]"],
+        ["s:[]@f32", "b:[]@bool", "h:N=2..4..8x3@f16"],
+    ],
+)
+def test_every_corner_fits_the_specs(texts: list[str]) -> None:
+    specs = parse(texts)
+    for feed in corner_feeds(specs):
+        assert problems(specs, feed.arrays) == []
+        assert feed.instead is None or problems(specs, feed.instead.arrays) == []
+
+
+def test_sizes_that_are_none_of_the_three_are_met() -> None:
+    (odd,) = [feed for name, feed in drawn(MASKED).items() if name.startswith("odd")]
+    assert odd.arrays["x"].shape == (3, 7, 4)
+    assert not odd.corner  # it judges like any other
+    names = {feed.name for feed in corner_feeds(parse(["x:H=64..128..256%4@f32"]))}
+    assert "odd H=132" in names  # no size of this dimension is odd
+
+
+def test_masks_hide_everything_nothing_and_the_ends_of_rows() -> None:
+    feeds = drawn(MASKED)
+    masks = {name.removeprefix("mask: "): feed.arrays["mask"] for name, feed in feeds.items() if "mask" in name}
+    assert all(mask.shape == (3, 6) for mask in masks.values())  # several rows, though one is usual
+    assert not masks["all false"].any()
+    assert masks["all true"].all()
+    prefix = masks["true, then false"]
+    assert prefix[0].all()
+    assert len(set(prefix.sum(1).tolist())) > 1
+    assert (prefix[:, 1:] <= prefix[:, :-1]).all()
+    np.testing.assert_array_equal(masks["false, then true"], ~prefix)
+    assert (masks["one true"].sum(1) == 1).all()
+    assert not masks["a row of each"][0].any()
+    assert masks["a row of each"][-1].all()
+
+
+def test_integers_of_0_and_1_are_masks_and_others_have_ends() -> None:
+    feeds = drawn(parse(["ids:4x5@i64[3..9]", "mask:4x5@i64[0..1]"]))
+    assert (feeds["integers: all at the low end"].arrays["ids"] == 3).all()
+    assert (feeds["integers: all at the high end"].arrays["ids"] == 9).all()
+    assert not feeds["mask: all false"].arrays["mask"].any()
+
+
+def test_kinds_of_floats() -> None:
+    feeds = drawn(parse(["x:64x64@f32"]))
+    kinds = {name.removeprefix("floats: "): feed.arrays["x"] for name, feed in feeds.items() if "floats" in name}
+    assert abs(kinds["mean 100"].mean() - 100) < 1
+    assert abs(kinds["mean 10,000"].mean() - 1e4) < 1
+    assert 0 < kinds["tiny variance"].std() < 2e-3
+    assert (np.ptp(kinds["constant rows"], axis=1) == 0).all()
+    assert kinds["one outlier"].max() == 1000
+    assert not kinds["zeros"].any()
+    assert 0 < np.abs(kinds["subnormal"]).max() < np.finfo(np.float32).tiny
+
+
+def test_the_statistics_of_the_first_norm_are_drawn_where_it_sees_an_input() -> None:
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.copy_(torch.tensor([100.0, -5.0, 0.0]))
+    norm.running_var.copy_(torch.tensor([1.0, 4.0, 1e-4]))
+    specs = parse(["x:8x3x32x32@f32"])
+    feed = statistics_feed(nn.Sequential(norm, nn.Conv2d(3, 8, 1)), specs)
+    assert feed is not None
+    np.testing.assert_allclose(feed.arrays["x"].mean((0, 2, 3)), [100, -5, 0], atol=0.1)
+    np.testing.assert_allclose(feed.arrays["x"].std((0, 2, 3)), [1, 2, 0.01], rtol=0.05)
+    assert statistics_feed(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), specs) is None
+
+
+class Masked(nn.Module):
+    """The mean of what a mask leaves: NaN where that is nothing."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def masked_mean(x: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    wide = (x.astype(np.float64) * mask[..., None]).sum(1)
+    with np.errstate(invalid="ignore"):
+        return {"output": (wide / mask.sum(1, keepdims=True)).astype(np.float32)}
+
+
+def test_a_corner_where_eager_is_nan_is_replaced_and_said() -> None:
+    feeds = corner_feeds(MASKED)
+    measured = measure(Masked().eval(), MASKED, FunctionRunner(masked_mean), feeds)
+    names = {each.feed for each in measured.measurements}
+    assert "mask: all false" not in names
+    assert "random, in place of mask: all false" in names
+    assert "mask: all true" in names
+    assert any(note.startswith("mask: all false: eager PyTorch itself gives NaN") for note in measured.notes)
+    assert judge(measured.measurements).passed
+
+
+def test_a_fault_in_a_corner_alone_fails() -> None:
+    def wrong(x: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        right = masked_mean(x, mask)["output"]
+        return {"output": np.where(mask.all(1, keepdims=True), right * np.float32(1.1), right)}
+
+    feeds = [feed for feed in corner_feeds(MASKED) if feed.name == "mask: all true"]
+    assert not judge(measure(Masked().eval(), MASKED, FunctionRunner(wrong), feeds).measurements).passed
+
+
+class Sigmoid(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(-x / 4)
+
+
+def test_an_output_that_all_but_vanishes_in_a_corner_is_not_judged_there() -> None:
+    """A runtime that returns zeros for 1e-11 is off by all of it; beside the output's usual size that is nothing."""
+    specs = parse(["x:4x5@f32"])
+    usual = Feed("usual", {"x": np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)})
+    corner = next(feed for feed in corner_feeds(specs) if feed.name == "floats: mean 100")
+
+    def flushed(x: np.ndarray) -> dict[str, np.ndarray]:
+        y = 1 / (1 + np.exp(x.astype(np.float64) / 4))
+        return {"output": np.where(y < 1e-8, 0, y).astype(np.float32)}
+
+    measured = measure(Sigmoid(), specs, FunctionRunner(flushed), [usual, corner])
+    assert judge(measured.measurements).passed
+    assert any("all but vanishes" in note for note in measured.notes)
