@@ -106,7 +106,7 @@ def open_artefact(
         graph = read_graph(bundle.model_path)
         options = bundle.manifest.session_options
         return Artefact(bundle.specs, bundle.runner, computes_in(graph), graph, bundle, options)
-    specs, graph = specs_of(inputs, output_names), read_graph(path)
+    graph, specs = read_graph(path), specs_of(inputs, output_names)
     session = open_session(path, threads, faithful(graph), computes_in(graph))
     return Artefact(specs, session.runner, computes_in(graph), graph, None, session.options, session.notes)
 
