@@ -131,8 +131,12 @@ def test_a_negative_size_is_an_unknown_one() -> None:
         "c = Conv (x, w)\n r = Reshape (c, to)\n y = Mul (r, k)", weights=weights, outputs="float[2,4,36] y"
     )
     proto.graph.value_info.append(helper.make_tensor_value_info("c", 1, [-1, 4, -1, -1]))
-    new = agrees(proto)
-    assert op_types(new) == {"Conv": 1, "Reshape": 1}
+    result = fold(proto)
+    assert not result.ledger.dropped
+    assert [node.op_type for node in result.model.graph] == ["Conv", "Reshape"]
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 4, 6, 6)).astype(np.float32)}
+    (right,), (got,) = run(proto, feeds), run(ir.to_proto(result.model), feeds)
+    np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5)
 
 
 # -- borders ---------------------------------------------------------------------------------------
