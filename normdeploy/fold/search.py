@@ -374,6 +374,8 @@ def _meet(
 
     A shift alone ends in an Add: that one's turn to travel is yet to come.
     """
+    if node in plan.residues:
+        raise Refused("of the maps that would go together one lies behind the other", node)
     both = own.after(arrived)
     if stop_at_maps or (own.scales_nothing and arrived.scales_nothing):
         plan.residues[node] = both

@@ -75,6 +75,8 @@ REFUSED = [
          "float[3,1,1] k, float[4,1,1] h", "t = Mul (x, k)\n u = Mul (z, h)\n s = Concat <axis=1> (t, u)\n"
          "y = Sigmoid (s)",
          reason="the maps that meet act on tensors of different shape"),
+    Case("maps that meet, of which one lies behind the other", IMAGE, f"{CONV}, float[3,1,1] k, float[3,1,1] h",
+         "t = Mul (x, k)\n u = Mul (t, h)\n" + ADDED, reason="one lies behind the other"),
     Case("a sum that nothing behind can scale", BOTH, "float[3,1,1] k, float[3,1,1] h",
          "t = Mul (x, k)\n u = Mul (z, h)\n s = Add (t, u)\n y = Sigmoid (s)",
          reason="no affine map passes this operator (Sigmoid"),
