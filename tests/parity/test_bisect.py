@@ -22,6 +22,7 @@ from normdeploy.parity.feeds import random_feeds
 from normdeploy.parity.taps import observe
 from normdeploy.parity.verdict import Criteria, judge
 from normdeploy.precision import to_precision
+from normdeploy.runtime.float64 import NoFloat64Error
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.specs import TensorSpec, parse
 
@@ -79,7 +80,18 @@ def test_it_agrees_with_the_verdict_and_its_criteria(four_blocks: nn.Module) -> 
         assert (first_divergent_module(four_blocks, IMAGES, model, feeds[0], criteria) is None) is passed
 
 
-def test_the_values_are_those_of_the_artefacts_own_session(
+@pytest.fixture
+def no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that cannot be run in float64, as where it has an operator of a runtime's own."""
+
+    def refusing(model: ir.Model) -> None:
+        raise NoFloat64Error("an operator has no float64 here")
+
+    monkeypatch.setattr("normdeploy.parity.bisect.Float64Runner", refusing)
+
+
+@pytest.mark.usefixtures("no_float64")
+def test_without_float64_the_values_are_those_of_the_artefacts_own_session(
     four_blocks: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
@@ -236,13 +248,14 @@ def test_only_modules_with_one_call_and_one_tensor_are_observed() -> None:
             return self.once(self.scale(self.twice(a) + self.twice(b) - 1))
 
     feed = random_feeds(ROWS)[0]
-    eager, exact = observe(Net().eval(), ROWS, feed, None)
+    eager, exact, _ = observe(Net().eval(), ROWS, feed, None)
     assert list(eager) == list(exact) == ["scale", "once", "output output"]
     assert (eager["scale"] < 0).any()  # as it was before the ReLU overwrote it
     assert (eager["once"].dtype, exact["once"].dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(eager["scale"], exact["scale"], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.usefixtures("no_float64")
 def test_large_nets_go_through_a_file(four_blocks: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above 2 GB no model fits into one protobuf, so the weights lie beside it; here every weight does."""
     model = plant(to_graph(four_blocks, IMAGES).model, "blocks.3.conv")
@@ -282,7 +295,7 @@ def test_a_module_that_cannot_be_copied_is_followed_in_float64_too() -> None:
 def test_bfloat16_values_are_observed_as_they_are() -> None:
     net = trained(Functional())
     feed = random_feeds(ROWS)[0]
-    eager, exact = observe(net, ROWS, feed, torch.bfloat16)
+    eager, exact, _ = observe(net, ROWS, feed, torch.bfloat16)
     with torch.inference_mode():
         expected = copy.deepcopy(net.inner).bfloat16()(torch.from_numpy(feed.arrays["x"]).bfloat16())
     assert eager["inner"].dtype.name == "bfloat16"
