@@ -26,7 +26,7 @@ from normdeploy.fold.ledger import METADATA_KEY, Ledger
 from normdeploy.graph import operator
 from normdeploy.parity.compare import USELESS
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, errors, is_float
+from normdeploy.parity.metrics import EXACT, Errors, errors, is_float
 from normdeploy.parity.reference import Arrays
 from normdeploy.parity.taps import OUTPUT, Observed, observe, run_with_taps, taps_of
 from normdeploy.parity.verdict import Criteria, Measurement, judge_one
@@ -118,11 +118,18 @@ class _Comparison:
             return judge_one(
                 replace(base, deployed=errors(actual, eager, dtype), reference="eager"), self._criteria
             ).passed
-        exact, rounded = changed(exact), self._observed.rounded.get(own)
-        allowed = errors(eager if rounded is None else changed(rounded), exact, dtype)
-        allowed = allowed if allowed.finite and allowed.rms < USELESS else EXACT
+        exact = changed(exact)
+        others = [changed(values[own]) for values in self._observed.rounded if own in values] or [eager]
+        costs = [errors(other, exact, dtype) for other in others if other.shape == exact.shape]
+        usable = [cost for cost in costs if cost.finite and cost.rms < USELESS]
+        rms, largest = (max((cost[i] for cost in map(_both, usable)), default=0.0) for i in (0, 1))
+        allowed = replace(EXACT, rms=rms, max=largest)
         measured = replace(base, eager=allowed, deployed=errors(actual, exact, dtype))
         return judge_one(measured, self._criteria).passed
+
+
+def _both(found: Errors) -> tuple[float, float]:
+    return found.rms, found.max
 
 
 def _mean_taken_off(axis: int) -> Callable[[Array], Array]:

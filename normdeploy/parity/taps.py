@@ -24,18 +24,22 @@ OUTPUT = "output "
 """Before the names of the module's outputs, to tell them from the names of its modules: those hold no space."""
 
 
+_DRAWS = 4
+"""As many as the verdict makes at most."""
+
+
 class Observed(NamedTuple):
     """The values of modules and outputs by name, in the order they are complete.
 
     Attributes:
         eager: in eager's dtype.
         exact: in float64; empty where the module cannot run in it.
-        rounded: in float64 with the weights rounded to 16 bits; empty for other types.
+        rounded: in float64 with the weights rounded to 16 bits, to nearest and at random; empty for other types.
     """
 
     eager: Arrays
     exact: Arrays
-    rounded: Arrays
+    rounded: tuple[Arrays, ...]
 
 
 def observe(module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: torch.dtype | None) -> Observed:
@@ -48,7 +52,8 @@ def observe(module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: t
         exact = {} if outputs is None else recorder.taken(outputs)
         recorder.take()
         narrow = dtype in (torch.float16, torch.bfloat16) and outputs is not None
-        rounded = recorder.taken(oracle.rounded(feed.arrays)) if narrow else {}
+        draws = range(_DRAWS) if narrow else ()
+        rounded = tuple(recorder.taken(oracle.rounded(feed.arrays, draw)) for draw in draws)
     return Observed(eager, exact, rounded)
 
 
