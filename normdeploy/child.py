@@ -30,9 +30,13 @@ run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
+Process = subprocess.Popen[str]
+PIPE = subprocess.PIPE
+
+
 def start(
     module: str, *arguments: str, folder: Path, stderr: IO[str] | int, stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[str]:
+) -> Process:
     """Start ``module`` of this package with ``sys.argv[1:]`` as given, in ``folder``, which is nobody else's.
 
     Its standard output is a pipe of text, its standard input is empty unless ``stdin`` is a pipe, and it is in a

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -53,7 +52,7 @@ class IsolatedRunner:
         self._folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
         with (self._folder / "stderr.txt").open("w") as stderr:
             self._process = child.start(
-                "normdeploy.runtime.session_worker", folder=self._folder, stderr=stderr, stdin=subprocess.PIPE
+                "normdeploy.runtime.session_worker", folder=self._folder, stderr=stderr, stdin=child.PIPE
             )
         self._end = weakref.finalize(self, _end, self._process, self._folder)
         opened = self._ask(
@@ -108,7 +107,7 @@ class IsolatedRunner:
         )
 
 
-def _end(process: subprocess.Popen[str], folder: Path) -> None:
+def _end(process: child.Process, folder: Path) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):

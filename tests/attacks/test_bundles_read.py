@@ -103,11 +103,11 @@ def test_a_bundle_that_is_replaced_while_it_loads_is_one_of_the_two(
     before = getattr(load, step)
     left = [times]
 
-    def replaced(*arguments: Any) -> Any:
+    def replaced(*arguments: Any, **named: Any) -> Any:
         if left[0]:
             left[0] -= 1
             swap(bundle, other)
-        return before(*arguments)
+        return before(*arguments, **named)
 
     monkeypatch.setattr(load, step, replaced)
     loaded = load_bundle(bundle)
@@ -133,10 +133,10 @@ def test_a_file_written_to_while_it_is_read_is_not_what_runs(bundle: Path, monke
     model, opened = (bundle / "model.onnx").read_bytes(), load._opened
     expected = load_bundle(bundle)(samples.INPUTS)
 
-    def scribbled(*arguments: Any) -> Any:
+    def scribbled(*arguments: Any, **named: Any) -> Any:
         (bundle / "model.onnx").write_bytes(b"\0" * len(model))
         (bundle / "report.json").write_text("{}")
-        return opened(*arguments)
+        return opened(*arguments, **named)
 
     monkeypatch.setattr(load, "_opened", scribbled)
     loaded = load_bundle(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -69,8 +70,14 @@ def test_as_a_module_it_does_not_either(traps: Path, digits_bundle: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
-MODULES = ["normdeploy.engine.worker", "normdeploy.onnxtext"]
-"""Every module that is started as a child process."""
+_ASKED = {"open": "no job", "threads": 1, "providers": [], "options": {}, "where": "no job"}
+MODULES = {
+    "normdeploy.engine.worker": "",
+    "normdeploy.onnxtext": "",
+    "normdeploy.pipeline.latency": "",
+    "normdeploy.runtime.session_worker": json.dumps(_ASKED) + "\n",
+}
+"""Every module that is started as a child process, and what it is told on its standard input."""
 
 
 def test_the_list_of_child_processes_is_whole() -> None:
@@ -99,10 +106,10 @@ def test_no_child_process_runs_what_lies_around_it(
     monkeypatch.setenv("PYTHONSTARTUP", str(traps / "startup.py"))
     monkeypatch.setenv("PYTHONHOME", str(traps))
     monkeypatch.setenv("PYTHONUSERBASE", str(traps))
-    with child.start(module, str(tmp_path / "no job"), folder=traps, stderr=subprocess.PIPE) as process:
-        _, said = process.communicate()
+    pipe = subprocess.PIPE
+    with child.start(module, str(tmp_path / "no job"), folder=traps, stderr=pipe, stdin=pipe) as process:
+        said = "".join(process.communicate(MODULES[module]))
     assert not note.exists(), note.read_text()
-    assert process.returncode
     assert "no job" in said
     assert SPRUNG not in said
 
