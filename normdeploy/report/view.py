@@ -209,7 +209,10 @@ def _share_of_bound(judgement: Judgement) -> float:
 def _share(error: float, bound: float) -> float:
     if error == 0:
         return 0.0
-    return _nan_last(error / bound) if bound > 0 else math.inf
+    try:
+        return _nan_last(error / bound) if bound > 0 else math.inf
+    except OverflowError:  # a report from elsewhere may say numbers beyond float64
+        return math.inf
 
 
 def _nan_last(value: float) -> float:
