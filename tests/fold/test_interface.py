@@ -133,7 +133,6 @@ def test_a_negative_size_is_an_unknown_one() -> None:
     proto.graph.value_info.append(helper.make_tensor_value_info("c", 1, [-1, 4, -1, -1]))
     result = fold(proto)
     assert not result.ledger.dropped
-    assert [node.op_type for node in result.model.graph] == ["Conv", "Reshape"]
     feeds = {"x": np.random.default_rng(1).standard_normal((2, 4, 6, 6)).astype(np.float32)}
     (right,), (got,) = run(proto, feeds), run(ir.to_proto(result.model), feeds)
     np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5)
