@@ -193,11 +193,15 @@ def layer_precision(layer: EngineLayer) -> str:
     return f"{layer.precision}, averages in {layer.statistics}" if mixed else layer.precision
 
 
+_BEYOND = 1 << 80
+"""Bytes that no file has; a report from elsewhere may say more than a float64 takes."""
+
+
 def size(count: int) -> str:
     """Return a number of bytes in words, ``1.5 MB``."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= unit:
-            return f"{count / unit:.3g} {name}"
+            return f"{min(count // unit, _BEYOND) if count > _BEYOND else count / unit:.3g} {name}"
     return f"{count} bytes"
 
 
