@@ -29,7 +29,7 @@ from normdeploy.report.schema import Report
 from normdeploy.specs import parse
 
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
-COMMANDS = ("export", "fold", "verify", "bisect", "judge", "bench", "build", "explain", "report")
+COMMANDS = ("export", "fold", "verify", "bisect", "judge", "bench", "build", "explain", "report", "init")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -235,9 +235,10 @@ def test_a_terminal_that_knows_ascii_only_is_served(digits_bundle: Path) -> None
 
 def test_every_command_says_out_and_json_in_the_same_words() -> None:
     helps = {name: run(name, "--help").stdout for name in COMMANDS}
-    assert set(helps) == {name for name in app if not name.startswith("-")}
+    scripts = {"completion"}  # it prints a shell's script, and takes the shell's name alone
+    assert set(helps) | scripts == {name for name in app if not name.startswith("-")}
     assert all("--json" in text and "--debug" in text for text in helps.values())
-    assert all("--out -o" in helps[name] for name in ("export", "fold", "build"))
+    assert all("--out -o" in helps[name] for name in ("export", "fold", "build", "init"))
 
 
 def test_fold_takes_the_level_of_layernorms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

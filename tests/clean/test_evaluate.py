@@ -16,6 +16,12 @@ RNG = np.random.default_rng(5)
 DTYPES = {"f": np.float32, "d": np.float64, "e": np.float16, "i": np.int32, "q": np.int64}
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Let each test draw the same numbers, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(5).bit_generator.state
+
+
 def draw(dtype: str, *shape: int) -> np.ndarray:
     """Numbers of both signs, zero and ties of rounding among them; none is 0 where it may be a divisor's neighbour."""
     if dtype in "iq":

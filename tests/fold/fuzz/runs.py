@@ -11,15 +11,15 @@ from hypothesis.internal.conjecture.engine import ConjectureRunner
 from strategies import Case, cases
 
 
-def each_case(start: int, count: int, look: Callable[[Case], object]) -> None:
-    """Let ``look`` see ``count`` graphs, the same ones for the same ``start``; what it raises comes shrunk."""
+def each_case(start: int, count: int, look: Callable[[Case], object], *, shrink: bool = True) -> None:
+    """Let ``look`` see ``count`` graphs, the same ones for the same ``start``; what it raises comes shrunk if asked."""
 
     @seed(start)
     @settings(
         max_examples=count,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, *([Phase.shrink] if shrink else [])),
         report_multiple_bugs=False,
         print_blob=False,
         suppress_health_check=list(HealthCheck),

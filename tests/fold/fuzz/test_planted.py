@@ -36,7 +36,7 @@ GRAPHS = 600
 def drawn() -> list[tuple[Case, bytes]]:
     """The graphs that every mistake must be seen in, and what becomes of them without one."""
     found: list[Case] = []
-    each_case(0, GRAPHS, found.append)
+    each_case(0, GRAPHS, found.append, shrink=False)
     return [(case, outcome(case)) for case in found]
 
 
