@@ -19,6 +19,7 @@ import numpy as np
 
 from normdeploy import child, errors
 from normdeploy.errors import VerdictError
+from normdeploy.runtime.onnxruntime import require_installed
 from normdeploy.runtime.runner import check_names
 
 _TAIL = 2
@@ -47,6 +48,7 @@ class IsolatedRunner:
         options: Mapping[str, str | int | bool] | None = None,
         where: str = "",
     ) -> None:
+        require_installed()
         self.name = "onnxruntime"
         self._where, self.path = where or str(model), model
         self._folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))

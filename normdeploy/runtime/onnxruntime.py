@@ -6,6 +6,7 @@ import ctypes
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,16 @@ def operators_run(model: Path, options: Mapping[str, str | int | bool] | None = 
     return Counter((node.op_type, sum(map(bool, node.input))) for node in nodes)
 
 
+def require_installed() -> None:
+    """Raise UnavailableError, with the command that installs it, where ONNX Runtime is missing; it is not imported."""
+    if find_spec("onnxruntime") is None:
+        raise UnavailableError("onnxruntime is not installed", fix="pip install 'normdeploy[cpu]' or 'normdeploy[gpu]'")
+
+
 def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UnavailableError(
-            "onnxruntime is not installed", fix="pip install 'normdeploy[cpu]' or 'normdeploy[gpu]'"
-        ) from error
+    require_installed()
+    import onnxruntime
+
     return onnxruntime
 
 

@@ -172,7 +172,7 @@ def test_a_full_disk_costs_a_note_and_no_more(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(overflow.ir, "save", save)
     (note,) = overflow_notes(model, [feed()])
     assert "not known" in note
-    assert "No space left" in note
+    assert "the disk is full" in note
 
 
 def test_nothing_to_look_at_is_no_overflow() -> None:

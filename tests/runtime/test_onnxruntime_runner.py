@@ -59,7 +59,7 @@ def test_missing_weights_are_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "m.onnx.data").unlink()
     with pytest.raises(InputError) as caught:
         OnnxRuntimeRunner(path)
-    assert caught.value.where == str(path)
+    assert caught.value.where == str(tmp_path / "m.onnx.data")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", scaled().SerializeToString()[:-9]], ids=["empty", "text", "cut"])
