@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from support import RESNET, ROOT, SPEC, WEIGHTS, tree
 
 import normdeploy
-from normdeploy.bench.stats import Comparison, Latency
+from normdeploy.bench.stats import Comparison, Latency, over_processes
 from normdeploy.errors import InputError, NormdeployError, VerdictError
 from normdeploy.fold import FoldResult, fold, weights
-from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.reader import FAILED, Refused
 from normdeploy.fold.proof import commute
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline import ParityError, Source, fold_file, judge_again, ledger_of, report_of
@@ -237,17 +237,34 @@ def test_an_onnx_file_verifies_where_its_inputs_are_described(digits_bundle: Pat
     assert normdeploy.verify(model, RESNET, [SPEC], **SOURCE).passed
     with pytest.raises(InputError, match="no input is described"):
         normdeploy.verify(model, RESNET, **SOURCE)
-    with pytest.raises(InputError, match="own specs"):
+    with pytest.raises(InputError, match="own input specs and output names"):
         normdeploy.verify(digits_bundle, RESNET, [SPEC], **SOURCE)
 
 
-def test_a_bundle_is_measured_alone_or_beside_its_network(digits_bundle: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_bundle_is_measured_alone_or_beside_its_network(
+    digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    measured: list[Mapping[str, Sequence[float]]] = []
+
+    def seen(samples: Sequence[Mapping[str, Sequence[float]]], *rest: Any, **named: Any) -> Comparison:
+        measured.extend(samples)
+        return over_processes(samples, *rest, **named)
+
+    monkeypatch.setattr("normdeploy.pipeline.latency.over_processes", seen)
     alone = normdeploy.bench(digits_bundle, seconds=0.05)
     assert isinstance(alone, Latency)
     assert alone.p50_ms <= alone.p99_ms
-    both = normdeploy.bench(digits_bundle, RESNET, seconds=0.05, **SOURCE)
+    both = normdeploy.bench(digits_bundle, RESNET, seconds=0.05, processes=processes, **SOURCE)
     assert isinstance(both, Comparison)
-    assert both.ratio == pytest.approx(both.eager.p50_ms / both.deployed.p50_ms)
+    assert both.processes == len(measured) == processes
+    ratios = [np.median(one["eager"]) / np.median(one["deployed"]) for one in measured]
+    assert both.ratio == pytest.approx(np.prod(ratios) ** (1 / processes))
+    if processes == 1:
+        assert both.ratio == pytest.approx(both.eager.p50_ms / both.deployed.p50_ms)
+    for row in (both.eager, both.deployed):
+        assert row.p50_ms == pytest.approx(np.median(row.samples_ms))
+        assert row.n == sum(len(one["deployed"]) for one in measured)
 
 
 # -- fold a file -------------------------------------------------------------------------------
@@ -388,7 +405,7 @@ def test_strict_refuses_a_fold_that_dropped_a_plan(
     conv_bn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disproven(*_: Any, **__: Any) -> float:
-        raise Refused("the proof fails")
+        raise Refused(f"{FAILED}the outputs differ")
 
     monkeypatch.setattr(commute, "residual", disproven)
     with pytest.raises(VerdictError, match="failed its proof"):

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,8 @@ def computes(engine_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         class OnCpu:
             name, inputs, outputs = "tensorrt_rtx", model.inputs, model.outputs
 
-            def __init__(self, plan: Path) -> None:
-                read_plan(plan)
+            def __init__(self, plan: Path, *, trust: Sequence[Path] = ()) -> None:
+                _, self.sidecar = read_plan(plan)
 
             def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 return {name: array * np.float32(scale) for name, array in model(feeds).items()}
@@ -226,8 +226,11 @@ def test_the_engine_of_a_bundle_is_the_one_that_was_built(
     break_it: Callable[[Path], None], said: str, engine_bundle: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(engine_bundle, tmp_path / "bundle"))
-    assert normdeploy.load_bundle(folder).plan_path == folder / "model.plan"
+    bundle, built = normdeploy.load_bundle(folder), read_plan(folder / "model.plan")
+    assert bundle.plan_path == bundle.copy / "model.plan"
+    assert read_plan(bundle.plan_path) == built
     break_it(folder)
+    assert read_plan(bundle.plan_path) == built  # what was checked is what runs
     with pytest.raises(InputError, match="the bundle is not as it was written"):
         normdeploy.load_bundle(folder)
     _sign(folder)
