@@ -32,6 +32,7 @@ needs_rtx = pytest.mark.skipif(
 )
 SOURCE: Source = {"app_dir": ROOT, "weights": WEIGHTS}
 HALF_EPS = 2.0**-10
+FLOAT_EPS = 2.0**-23
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,13 @@ def test_parity_is_judged_by_what_eager_loses_in_16_bits(half_bundle: Path) -> N
     for judgement in parity.judgements:
         measured = judgement.measurement
         assert measured.dtype == "float16"
-        assert 1e-5 < measured.eager.rms < HALF_EPS  # float32 loses 1e-7, and 0 would be no measurement
-        assert judgement.bound_rms == pytest.approx(4 * measured.eager.rms + 8 * HALF_EPS)
+        if measured.feed.startswith("random N="):  # in corners it may lose more
+            assert 1e-5 < measured.eager.rms < HALF_EPS  # float32 loses 1e-7, and 0 would be no measurement
+        if measured.part == "graph":  # what rounding the weights costs, and float64 beside float32's own steps
+            assert judgement.bound_rms == pytest.approx(2 * measured.eager.rms + 2 * FLOAT_EPS)
+        else:
+            own = measured.eager.rms  # and never more than 8 times what eager itself loses
+            assert judgement.bound_rms == pytest.approx(min(4 * own + 8 * HALF_EPS, 8 * own))
     scans = np.random.default_rng(3).random((5, 1, 8, 8), dtype=np.float32)
     with torch.no_grad():
         truth = module.double()(torch.from_numpy(scans).double()).numpy()
@@ -109,7 +115,7 @@ def test_a_wrong_16_bit_model_is_refused_by_the_name_of_its_module(
         normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="fp16", bench=False, **SOURCE)
     assert "blocks.1" in caught.value.where
     assert caught.value.report.engine is None
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"], "a report of the failure, and no bundle"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +194,9 @@ def test_the_engine_is_in_the_bundle_with_its_layers_in_the_report(half_bundle: 
     for name in ("model.plan", "model.plan.json"):
         assert manifest.files[name] == sha256_of(half_bundle, name)
     assert "runtime_fusion" in (half_bundle / "report.html").read_text()
-    assert normdeploy.load_bundle(half_bundle).plan_path == half_bundle / "model.plan"
+    bundle = normdeploy.load_bundle(half_bundle)
+    assert bundle.plan_path is not None
+    assert bundle.plan_path.read_bytes() == plan
 
 
 @needs_rtx

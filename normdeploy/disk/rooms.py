@@ -282,10 +282,11 @@ def _new_room(folder: Path) -> tuple[Path, int]:
     while True:
         path = folder / f".normdeploy-{uuid.uuid4().hex[:12]}.tmp"
         path.mkdir(mode=0o700)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if not _is_held(descriptor) and path.exists():  # one that tidies up may have come in between
-            return path, descriptor
-        os.close(descriptor)
+        with suppress(FileNotFoundError):  # one that tidies up may come in between at each step
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if not _is_held(descriptor) and path.exists():
+                return path, descriptor
+            os.close(descriptor)
 
 
 def _clear_dead(path: Path) -> None:
