@@ -202,8 +202,8 @@ def running(model: ir.Model, precision: Precision) -> Iterator[Runner]:
     if precision == "bf16":
         yield Evaluator(model, np.float32)
     else:
-        with in_onnxruntime(model, 1) as runner:
-            yield runner
+        with in_onnxruntime(model, 1) as session:
+            yield session.runner
 
 
 def verdict(
