@@ -12,6 +12,10 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.clean.scope import Scope
+from normdeploy.limits import more_memory
+
+_MEMORY = 2**30
+"""Bytes that shape inference may take."""
 
 Dims = tuple[int | str | None, ...]
 """Sizes, names of sizes, None for what is not known."""
@@ -90,11 +94,15 @@ def _dims(shape: ir.Shape | None) -> Dims | None:
 
 def _infer(model: ir.Model) -> dict[str, onnx.TypeProto]:
     """Return the type of every value of the main graph that follows from its inputs."""
-    try:
-        found = onnx.shape_inference.infer_shapes(_skeleton(model), data_prop=True)
-    except Exception:  # it fails on models that can still be cleaned in part
-        return {}
-    return {info.name: info.type for info in found.graph.value_info}
+    given = _skeleton(model)
+    for follows_values in (True, False):  # which takes 150 bytes for each element of a vector
+        try:
+            with more_memory(_MEMORY):
+                found = onnx.shape_inference.infer_shapes(given, data_prop=follows_values)
+        except Exception:  # it fails on models that can still be cleaned in part
+            continue
+        return {info.name: info.type for info in found.graph.value_info}
+    return {}
 
 
 def _skeleton(model: ir.Model) -> onnx.ModelProto:

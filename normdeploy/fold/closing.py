@@ -15,7 +15,10 @@ import onnx_ir as ir
 from normdeploy.errors import NormdeployError
 from normdeploy.fold.graph.light import light
 from normdeploy.graph import operator
+from normdeploy.limits import more_memory
 
+_MEMORY = 2**30
+"""Bytes that the checker may take."""
 _MOST = 500
 """Characters of what the checker says."""
 _RUNTIMES_OWN = "SimplifiedLayerNormalization"
@@ -131,7 +134,8 @@ def _problem(proto: onnx.ModelProto) -> str | None:
     if any(renamed):
         proto.opset_import.append(onnx.helper.make_opsetid(_ANY, 1))
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        with more_memory(_MEMORY):
+            onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # it raises of its own, and of protobuf's and of shape inference's
         return " ".join(str(error).split())[:_MOST]
     return None

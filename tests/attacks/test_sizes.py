@@ -160,13 +160,27 @@ def test_a_constant_of_8_billion_elements_is_none(name: str) -> None:
     assert operator in [node.op_type for node in folded.model.graph]
 
 
-def test_constants_that_double_are_none() -> None:
+_FOLDED = """
+import resource, sys
+from pathlib import Path
+import onnx
+from normdeploy.fold import fold
+given = onnx.ModelProto.FromString(Path(sys.argv[1]).read_bytes())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fold(given)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before << 10)
+"""
+
+
+def test_constants_that_double_are_none(tmp_path: Path) -> None:
+    """In a process of its own: in one that has freed much memory, the limit on new memory comes late."""
     nodes = [helper.make_node("Concat", [f"d{k}", f"d{k}"], [f"d{k + 1}"], axis=0) for k in range(40)]
     last = [helper.make_node("ReduceSum", ["d40"], ["s"], keepdims=0), helper.make_node("Mul", ["x", "s"], ["y"])]
     given = model(*nodes, *last, tensors=(numpy_helper.from_array(np.ones(1, np.float32), "d0"),))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fold(onnx.ModelProto.FromString(given))
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 2 * MEMORY
+    (tmp_path / "model.onnx").write_bytes(given)
+    command = [sys.executable, "-c", _FOLDED, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2 * MEMORY
 
 
 @pytest.mark.parametrize("operator", ["Relu", "Identity"])
