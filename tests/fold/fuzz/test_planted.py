@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("planted")  # one process draws the graphs
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
 
-GRAPHS = 600
+GRAPHS = 1200
 
 
 @functools.cache
