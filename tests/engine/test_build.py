@@ -303,7 +303,7 @@ def test_an_interrupt_in_the_middle_kills_the_builder_and_leaves_no_file(
         started[0].send_signal(signal.SIGSTOP)  # a build that would not end by itself
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("normdeploy.engine.process.subprocess.Popen", Recorded)
+    monkeypatch.setattr("normdeploy.child.subprocess.Popen", Recorded)
     with pytest.raises(KeyboardInterrupt):
         build(net(), SPECS, progress=interrupt)
     assert [process.returncode for process in started] == [-signal.SIGKILL]
