@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "normdeploy"
 ORDER = [
     "errors",
+    "codes",
     "trust",
     "disk",
     "child",

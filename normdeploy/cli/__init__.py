@@ -333,12 +333,17 @@ def build(
 
 @app.command
 def explain(model: Path, name: str | None = None, /, *, talk: Talk = Talk()) -> int:
-    """Tell what became of the norms of a bundle or of a folded ONNX file.
+    """Tell what became of the norms of a bundle or of a folded ONNX file, or what a code such as NF201 means.
 
     Args:
-        model: a bundle, or a file that normdeploy fold wrote.
+        model: a bundle, or a file that normdeploy fold wrote; or a code that a command printed.
         name: a module's name, or a pattern of names; without it, all.
     """
+    from normdeploy import codes
+
+    if codes.is_code(str(model)) and not model.exists():
+        output.page(codes.page(str(model)), talk)
+        return 0
     from normdeploy import pipeline
 
     with output.working(talk):

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from textwrap import fill
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from normdeploy.bench.stats import Comparison, Latency
+    from normdeploy.codes import Page
     from normdeploy.engine import Sidecar
     from normdeploy.engine.process import Progress as BuildProgress
     from normdeploy.fold.ledger import Entry, Ledger
@@ -307,6 +309,20 @@ def _lines(entry: Entry) -> Iterator[str]:
         yield f"in detail: {entry.reason}"
     if entry.fix:
         yield f"fix: {entry.fix}"
+
+
+def page(page: Page, talk: Talk) -> None:
+    """Print what a code means; in JSON its page."""
+    if talk.json:
+        document(page)
+        return
+    print(f"{page.code}  {page.title}")
+    for heading in ("what", "why", "example", "fix"):
+        print(fill(f"{heading}: {getattr(page, heading)}", _TEXT, initial_indent="  ", subsequent_indent="    "))
+
+
+_TEXT = 100
+"""Columns of what is written for reading."""
 
 
 def document(content: Any) -> None:

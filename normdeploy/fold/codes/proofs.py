@@ -1,0 +1,89 @@
+"""NF400 to NF429: proofs that did not hold (those plans were dropped), and notes of the ledger."""
+
+from __future__ import annotations
+
+from normdeploy.codes import Page
+
+_REPORT = "The model is right without it. Report it with the model: a rule or a proof of normdeploy is mistaken."
+
+PAGES = (
+    Page(
+        "NF401", "both sides differ",
+        "In float64 the rewritten operator does not give what the original gives, to 1e-12 a channel.",
+        "A plan that is not proven is dropped, whatever rule asked for it.",
+        "None is known: a rule with a mistake.",
+        _REPORT,
+    ),
+    Page(
+        "NF402", "the proof cannot be run",
+        "An operator of the plan cannot be executed in float64, or not on a probe of a size that fits into memory.",
+        "What was not seen to be right is not done.",
+        "An operator for which onnx.reference has no implementation.",
+        _REPORT,
+    ),
+    Page(
+        "NF403", "a sign or a shift is not allowed here",
+        "A map with a shift or a scale that is not positive stands around an operator with a kink or a maximum.",
+        "A finite number of probes cannot show that such a map is right everywhere, so it is checked by itself.",
+        "None is known: a rule with a mistake.",
+        _REPORT,
+    ),
+    Page(
+        "NF404", "an input or output would change",
+        "The plan would change a value at the border of its graph.",
+        "Whoever runs the model must find there what was there before.",
+        "None is known: a rule with a mistake.",
+        _REPORT,
+    ),
+    Page(
+        "NF410", "small numbers became zero or lost digits",
+        "Numbers of a folded weight are below the smallest normal number of its dtype: float32 ones were flushed to 0.",
+        "Numbers that small do not matter to their channel, and cost some processors much time.",
+        "A BatchNorm with a gamma of 1e-30 in one channel.",
+        "None is needed.",
+    ),
+    Page(
+        "NF411", "a GroupNormalization that ONNX Runtime computes less exactly",
+        "A GroupNorm that was spelled out is one operator now, and the target is any runtime.",
+        "ONNX Runtime computes its variance on the CPU as E[x²] - E[x]², which loses groups with a large mean.",
+        "A GroupNorm of PyTorch folded with --target onnx.",
+        "Fold with --target onnxruntime if that is what runs the model.",
+    ),
+    Page(
+        "NF412", "inputs that have a default value",
+        "Initializers are also inputs of the model, which a caller may override (from IR version 4 on).",
+        "None of them counts as a constant, so nothing is folded into them.",
+        "A file that an old exporter wrote with keep_initializers_as_inputs=True.",
+        "Fold with --inputs-are-constants and the names, or all, where no caller overrides them.",
+    ),
+    Page(
+        "NF413", "functions bear names of ONNX's operators",
+        "A local function has the name and the domain of an operator that a fold writes, so nothing was folded.",
+        "What the fold writes would call that function.",
+        "A function Conv in the domain of ONNX.",
+        "Rename the function, or give it a domain of its own.",
+    ),
+    Page(
+        "NF414", "shapes could not be inferred",
+        "ONNX's shape inference failed on the model or on a part of it.",
+        "Maps are found only where ranks are known.",
+        "A model with contradicting declared shapes.",
+        "Look at what onnx.shape_inference.infer_shapes(model, strict_mode=True) says.",
+    ),
+    Page(
+        "NF415", "the graph was cleaned first",
+        "What only computes constants, changes nothing, or leads nowhere was taken out; functions that hid a norm were "
+        "inlined.",
+        "Exporters write constants as subgraphs, behind which no weight would be seen.",
+        "A file of torch.onnx.export(optimize=False).",
+        "None is needed.",
+    ),
+    Page(
+        "NF416", "the model was converted behind the fold",
+        "The folded model was taken to another precision, or its norms became plugins, as asked.",
+        "The ledger tells all that was done to a model.",
+        "normdeploy fold model.onnx --out folded.onnx --precision fp16",
+        "None is needed.",
+    ),
+)  # fmt: skip
+"""The pages, in the order of their codes."""
