@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,13 +14,14 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
 
 from models import digits
 from normdeploy import cli
 from normdeploy.bundle import load_bundle
-from normdeploy.engine.plugin_graph import with_definitions
+from normdeploy.engine import plugin_graph
+from normdeploy.parity import plugins
+from normdeploy.runtime.float64 import Float64Runner
 
 ROOT = Path(__file__).parent.parent
 VIT = ["--app-dir", str(ROOT), "--model", "models.digits:vit", "--weights", str(ROOT / "models/digits_vit.safetensors")]
@@ -52,10 +55,71 @@ def test_the_graph_of_plugins_computes_what_the_module_does(exported: Path) -> N
     x = np.random.default_rng(3).standard_normal((5, 1, 8, 8)).astype(np.float32)
     with torch.no_grad():
         reference = module.double().eval()(torch.from_numpy(x).double()).numpy()
-    graph = with_definitions(ir.load(exported / "model.plugin.onnx"))
-    (got,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"x": x})
+    (got,) = Float64Runner(ir.load(exported / "model.plugin.onnx"))({"x": x}).values()
     error = np.abs(got - reference).max() / np.abs(reference).max()
-    assert error < 16 * np.finfo(np.float32).eps
+    assert error < 4 * np.finfo(np.float32).eps, "its weights are rounded to float32, and nothing else is"
+
+
+def test_the_report_has_the_verdict_on_the_graph_of_plugins(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = json.loads((exported / "report.json").read_text())["plugin_parity"]
+    assert verdict["passed"]
+    assert verdict["reference"] == "float64"
+    assert {each["measurement"]["part"] for each in verdict["judgements"]} == {"graph"}
+    assert all(each["measurement"]["deployed"]["rms"] <= each["bound_rms"] for each in verdict["judgements"])
+    assert len(verdict["judgements"]) > 4, "random feeds and corners"
+    assert cli.main(["report", str(exported)]) == 0
+    assert "the graph of plugins passed, in float64 against the module" in capsys.readouterr().out
+    assert "the graph of plugins passed" in (exported / "report.html").read_text()
+
+
+def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every plugin have an epsilon of its own."""
+    put = plugin_graph._put
+
+    def mistaken(graph: ir.Graph, norm: plugin_graph._Norm, *arguments: Any, **integers: int) -> None:
+        put(graph, replace(norm, epsilon=norm.epsilon * 1.01), *arguments, **integers)
+
+    monkeypatch.setattr(plugin_graph, "_put", mistaken)
+
+
+def test_a_wrong_plugin_is_refused_and_nothing_is_written(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong(monkeypatch)
+    out = tmp_path / "out.onnx"
+    assert cli.main(["fold", str(exported / "model.onnx"), "-o", str(out), "--plugin", "--target", "tensorrt"]) == 1
+    assert "a plugin is not what it stands for" in capsys.readouterr().err
+    bundle = ["export", *VIT, *INPUT, "--out", str(tmp_path / "b"), "--plugin", "--target", "tensorrt", "--no-bench"]
+    assert cli.main(bundle) == 1
+    assert "a plugin is not what it stands for" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_of_plugins_that_fails_against_the_module_is_no_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the proof of each plugin the verdict on the whole graph still refuses."""
+    wrong(monkeypatch)
+    monkeypatch.setattr(plugins, "require_same", lambda before, after: None)
+    arguments = ["export", *VIT, *INPUT, "--out", str(tmp_path / "b"), "--plugin", "--target", "tensorrt", "--no-bench"]
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "the graph of plugins FAILED" in captured.out
+    assert "parity failed by the graph" in captured.err
+    assert not (tmp_path / "b").exists()
+    assert not json.loads((tmp_path / "b.failed" / "report.json").read_text())["plugin_parity"]["passed"]
+
+
+def test_a_file_of_plugins_is_built_by_the_full_tensorrt_only(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorRT-RTX's parser would end the process at the first of them."""
+    source = str(exported / "model.plugin.onnx")
+    command = ["build", source, "--input", "x:N=1..1..64x1x8x8@f32", "-o", str(tmp_path / "plan")]
+    for more in ([], ["--backend", "tensorrt_rtx"]):
+        assert cli.main([*command, *more]) == 3
+        assert "the full TensorRT" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_folded_to_plugins(exported: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from normdeploy.engine.backends import Backend, choose, choose_for_plugins
 from normdeploy.engine.job import PLAN, Job, Result
 from normdeploy.engine.layers import EngineLayer, Owner, from_inspector, from_log
 from normdeploy.engine.lint import Problem, lint, refuse, unsupported
-from normdeploy.engine.plugin_graph import to_plugins
+from normdeploy.engine.plugin_graph import has_plugins
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, sha256, write_plan
@@ -71,13 +71,13 @@ def build(
     version_compatible: bool = False,
     refit: bool = False,
     timing_cache: Path | None = None,
-    plugin: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> EngineBuild:
     """Build the engine of ``model``, an ONNX file or a graph, which is not changed. Nothing is written.
 
     Args:
-        model: float32, folded; or in ``precision`` already.
+        model: float32, folded; or in ``precision`` already, as a graph with LayerNorm plugins must be, for which the
+            full TensorRT is needed.
         specs: inputs with their ranges, which are the first optimization profile; fixed shapes may be left out.
         precision: what the engine computes in; inputs and outputs stay as they are.
         backend: ``tensorrt`` or ``tensorrt_rtx``; None takes the first that can build here.
@@ -87,7 +87,6 @@ def build(
         level: builder optimization level, 0 (fast build) to 5 (fast engine).
         version_compatible, refit: the backend's flags of these names; they need a GPU.
         timing_cache: folder that keeps kernel timings between builds; TensorRT only, TensorRT-RTX times nothing.
-        plugin: let the LayerNorm plugin run the norms, for which the full TensorRT is needed.
         progress: called with each step.
 
     Raises:
@@ -99,9 +98,10 @@ def build(
     if level is not None and level not in _LEVELS:
         raise InputError("no such builder optimization level", where=str(level), fix="choose 0 to 5")
     device = gpu.find()
+    given = onnxfile.load(model) if isinstance(model, Path) else model
+    plugin = has_plugins(given)
     chosen = (choose_for_plugins if plugin else choose)(backend, gpu=device is not None, sm=sm)
-    graph = _prepare(onnxfile.load(model) if isinstance(model, Path) else model, precision)
-    left = to_plugins(graph) if plugin else ()
+    graph = _prepare(given, precision)
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)
     problems = tuple(dict.fromkeys(problem for each in filled for problem in lint(graph, each)))
@@ -126,13 +126,18 @@ def build(
         refuse((*problems, *unsupported(graph, result.unknown_operators, chosen.title)))
         _refuse_failure(result, chosen, owners, workspace_mib)
         plan = (folder / PLAN).read_bytes()
-    sidecar = _sidecar(plan, graph, job, result, profiles, precision, owners, left)
+    sidecar = _sidecar(plan, graph, job, result, profiles, precision, owners)
     return EngineBuild(plan, sidecar, time.perf_counter() - started)
 
 
 def _prepare(model: ir.Model, precision: Precision) -> ir.Model:
     """A copy in ``precision``, functions inlined, every node with a name that is its own and safe in a log."""
-    graph = to_precision(model, precision)
+    graph = model.clone()
+    if not has_plugins(model):
+        graph = to_precision(model, precision)
+    elif wrong := wrong_precision(model, precision):
+        fix = f"fold with --plugin --precision {precision}, or leave --precision out"
+        raise InputError(f"a graph of plugins is not converted to {precision}", where=", ".join(wrong), fix=fix)
     InlinePass()(graph)
     if any(out.type is None for node in graph.graph.all_nodes() for out in node.outputs):
         with more_memory(1 << 30):
@@ -203,7 +208,6 @@ def _sidecar(
     profiles: tuple[dict[str, Range], ...],
     precision: Precision,
     owners: Mapping[str, Owner],
-    left: Sequence[str],
 ) -> Sidecar:
     layers = from_inspector(result.inspector, owners, HEAVY) if result.inspector else ()
     layers = layers or from_log(result.layers, owners, HEAVY)
@@ -229,5 +233,5 @@ def _sidecar(
         timing_cache_key=result.timing_cache_key,
         options={name: value for name, value in (options | flags).items() if value is not None and value is not False},
         layers=layers,
-        notes=(*notes, *left, *(_SOURCE.sub("", warning) for warning in result.warnings)),
+        notes=(*notes, *(_SOURCE.sub("", warning) for warning in result.warnings)),
     )

@@ -12,8 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnx_ir as ir
 
 from normdeploy.engine.plugin import DOMAIN, QUANTIZED
@@ -51,18 +49,9 @@ def to_plugins(model: ir.Model) -> tuple[str, ...]:
     return tuple(left)
 
 
-def with_definitions(model: ir.Model) -> ir.Model:
-    """Return a copy of ``model`` in which each plugin is a function of ONNX's own operators.
-
-    TensorRT takes no such model, since a function would take the plugin's place; everything else runs it.
-    """
-    copy = model.clone()
-    prefix = f"{DOMAIN}::"
-    called = {operator(node) for node in copy.graph.all_nodes()}
-    for name in sorted(name.removeprefix(prefix) for name in called if name.startswith(prefix)):
-        function = ir.serde.deserialize_function(_definition(name))
-        copy.functions[function.identifier()] = function
-    return copy
+def has_plugins(model: ir.Model) -> bool:
+    """Return True where ``model`` has operators of the plugins' domain."""
+    return any(node.domain == DOMAIN for node in model.graph.all_nodes())
 
 
 class _Stays(Exception):
@@ -219,18 +208,3 @@ def _put(
         value.name, new.name = f"{name}.replaced", name
     for old, _ in replaced:
         graph.remove(old, safe=True)
-
-
-def _definition(name: str) -> onnx.FunctionProto:
-    """Return what a plugin computes, as an ONNX function."""
-    norm = "LayerNormalization <axis: int = @axis, epsilon: float = @epsilon>"
-    bodies = {
-        "LayerNorm": f"LayerNorm <axis, epsilon> (x, gamma, beta) => (y) {{ y = {norm} (x, gamma, beta) }}",
-        "RMSNorm": "RMSNorm <axis, epsilon> (x, gamma) => (y)"
-        " { y = RMSNormalization <axis: int = @axis, epsilon: float = @epsilon> (x, gamma) }",
-        "AddLayerNorm": "AddLayerNorm <axis, epsilon> (x, residual, gamma, beta) => (y, sum)"
-        f" {{ sum = Add (x, residual) y = {norm} (sum, gamma, beta) }}",
-        "LayerNormQuantize": "LayerNormQuantize <axis, epsilon, to> (x, gamma, beta, scale) => (y)"
-        f" {{ n = {norm} (x, gamma, beta) y = QuantizeLinear <output_dtype: int = @to> (n, scale) }}",
-    }
-    return onnx.parser.parse_function(f'<opset_import: ["" : 23], domain: "{DOMAIN}"> {bodies[name]}')

@@ -64,7 +64,7 @@ class Unfolded(NamedTuple):
 def measure(
     module: nn.Module,
     specs: Sequence[TensorSpec],
-    deployed: Runner,
+    deployed: Runner | None,
     feeds: Sequence[Feed],
     *,
     dtype: torch.dtype | None = None,
@@ -77,7 +77,7 @@ def measure(
     Args:
         module: in eval mode.
         specs: its inputs.
-        deployed: the artefact.
+        deployed: the artefact; None where nothing here runs ``graph``, which is then measured alone.
         feeds: what all are run on.
         dtype: eager runs in it; None leaves the module as it is. Only where one is given may the artefact return wider
             floats than eager: a graph that computes in 16 bits keeps float32 borders.
@@ -116,7 +116,7 @@ class _Session:
     def __init__(
         self,
         oracle: Oracle,
-        deployed: Runner,
+        deployed: Runner | None,
         graph: ir.Model | None,
         unfolded: Callable[[], Unfolded] | None,
         criteria: Criteria,
@@ -146,12 +146,14 @@ class _Session:
         if not self._usual:
             self._usual = {name: _rms(value) for name, value in eager.items() if is_float(value.dtype.name)}
         self.served = self.served or exact is not None
-        actual = self._run(feed)
-        self._require_same_outputs(eager, actual, feed)
+        actual = None if self.deployed is None else self._run(self.deployed, feed)
+        if self.deployed is not None and actual is not None:
+            self._require_same_outputs(self.deployed.name, eager, actual, feed)
         meant = self._meant(feed)
         if meant is not None:
             yield from self._of_graph(feed, eager, exact, meant)
-        yield from self._of_runtime(feed, eager, exact, meant, actual)
+        if actual is not None:
+            yield from self._of_runtime(feed, eager, exact, meant, actual)
 
     def _replaced(self, feed: Feed, why: str) -> Iterator[Measurement]:
         """Return the measurements on what is taken in place of a corner, and note it."""
@@ -265,21 +267,21 @@ class _Session:
                 self.notes[f"the unfolded graph cannot be run beside it: {first_line(error)}"] = None
         return self._unfolded
 
-    def _run(self, feed: Feed) -> Arrays:
+    def _run(self, deployed: Runner, feed: Feed) -> Arrays:
         try:
-            return self.deployed(feed.arrays)
+            return deployed(feed.arrays)
         except UnavailableError:
             raise
         except Exception as error:  # eager took this feed, so whatever it is, the artefact is not its equal
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.arrays.items())
             raise RuntimeFailureError(
                 f"the artefact does not run where eager PyTorch does: {first_line(error)}",
-                where=f"{self.deployed.name}, feed {feed.name!r}, inputs {shapes}",
+                where=f"{deployed.name}, feed {feed.name!r}, inputs {shapes}",
                 fix="narrow the ranges in --input to what the artefact supports, or export it again",
                 feed=feed,
             ) from error
 
-    def _require_same_outputs(self, eager: Arrays, actual: Arrays, feed: Feed) -> None:
+    def _require_same_outputs(self, runner: str, eager: Arrays, actual: Arrays, feed: Feed) -> None:
         problems = []
         if missing := [name for name in eager if name not in actual]:
             problems.append(f"missing {', '.join(missing)}")
@@ -290,7 +292,7 @@ class _Session:
                 problems.append(f"{name} is {_kind(actual[name])}, eager's is {_kind(eager[name])}")
         if problems:
             raise RuntimeFailureError(
-                f"the outputs of {self.deployed.name} are not eager's: {'; '.join(sorted(problems))}",
+                f"the outputs of {runner} are not eager's: {'; '.join(sorted(problems))}",
                 where=f"feed {feed.name!r}",
                 fix="export the module again; a shape that follows a traced size belongs to a dimension given as fixed",
                 feed=feed,

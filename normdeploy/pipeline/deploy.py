@@ -14,18 +14,18 @@ from torch import nn
 from normdeploy import bundle
 from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
-from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError
 from normdeploy.export import in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
+from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
 from normdeploy.pipeline.files import check_plugin
-from normdeploy.pipeline.judge import ParityError, verdict_on
+from normdeploy.pipeline.judge import ParityError, verdict_on, verdict_on_plugins
 from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
 from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
@@ -134,14 +134,17 @@ def export(
                 with in_this_process(folded.model, threads, kept.options) as here:
                     kept = Tuner(kept, here, target, engine, forms.fold, forms.judge, feeds[0], threads).run()
                 session = sessions.enter_context(in_onnxruntime(kept.folded.model, threads, kept.options))
-        if engine and kept.verdict.passed:
-            with stages("engine"):
-                graph = kept.folded.model
-                built = build_engine(graph, specs, precision=computes_in(graph), sm=sm, plugin=plugin)
-        plugin_model = None
+        plugin_model = on_plugins = None
         if plugin and kept.verdict.passed:
-            kept, plugin_model = _with_plugins(kept)
-        if bench and kept.verdict.passed:
+            with stages("plugins"):
+                kept, plugin_model = _with_plugins(kept)
+                on_plugins = forms.judge_plugins(plugin_model, computes_in(kept.folded.model))
+        passed = kept.verdict.passed and (on_plugins is None or on_plugins.passed)
+        if engine and passed:
+            with stages("engine"):
+                precision_of = computes_in(kept.folded.model)
+                built = build_engine(plugin_model or kept.folded.model, specs, precision=precision_of, sm=sm)
+        if bench and passed:
             with stages("latency"), written(kept.folded.model) as path, written(forms.unfolded_graph()) as other:
                 job = Job(
                     model, plain(source), tuple(specs.texts()), str(path), str(other), dict(kept.options), threads,
@@ -155,10 +158,11 @@ def export(
         checkpoint, exported, kept.folded, kept.verdict, notes,
         inputs=specs.texts(), latency=latency, seconds=stages.seconds,
         model_args={name: str(value) for name, value in source.get("model_args", {}).items()}, command=command,
-        engine=built.sidecar if built else None, tuning=kept.tuning,
+        engine=built.sidecar if built else None, tuning=kept.tuning, plugin_parity=on_plugins,
     )  # fmt: skip
-    if not kept.verdict.passed:
-        raise ParityError(kept.verdict, report, bundle.write_failed(Path(out), report))
+    if not passed:
+        failed = on_plugins if on_plugins is not None and kept.verdict.passed else kept.verdict
+        raise ParityError(failed, report, bundle.write_failed(Path(out), report))
     with stages("bundle"):
         model_args = source.get("model_args", {})
         bundle.write(
@@ -171,9 +175,8 @@ def export(
 
 def _with_plugins(kept: Kept) -> tuple[Kept, ir.Model]:
     """Return what is kept, with notes on the norms that no plugin runs, and its graph with plugins for the others."""
-    graph = kept.folded.model.clone()
-    ledger = kept.folded.ledger
-    ledger = replace(ledger, notes=ledger.notes + to_plugins(graph))
+    graph, left = with_plugins(kept.folded.model)
+    ledger = replace(kept.folded.ledger, notes=kept.folded.ledger.notes + left)
     return replace(kept, folded=replace(kept.folded, ledger=ledger)), graph
 
 
@@ -200,6 +203,10 @@ class _Forms:
             self.module, self.specs, session.runner, folded.model, self.feeds, self.criteria,
             precision=computes_in(folded.model), options=session.options, unfolded=self.unfolded, follow=follow,
         )  # fmt: skip
+
+    def judge_plugins(self, graph: ir.Model, precision: Precision) -> Verdict | None:
+        """Return the verdict on a graph of plugins, before any engine is made of it; None where float64 is not had."""
+        return verdict_on_plugins(self.module, self.specs, graph, self.feeds, self.criteria, precision=precision)
 
     def unfolded_graph(self) -> ir.Model:
         """Return the exported graph in the deployed precision."""

@@ -18,6 +18,7 @@ from normdeploy.engine.process import Progress
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
+from normdeploy.parity.plugins import with_plugins
 from normdeploy.pipeline.files import check_paths
 from normdeploy.precision import Precision, to_precision, wrong_precision
 from normdeploy.specs import TensorSpec, parse
@@ -33,7 +34,6 @@ class BuildOptions(TypedDict, total=False):
     version_compatible: bool
     refit: bool
     timing_cache: Path | None
-    plugin: bool
 
 
 def build(
@@ -42,6 +42,7 @@ def build(
     inputs: Sequence[str] = (),
     *,
     precision: Precision | None = None,
+    plugin: bool = False,
     more_profiles: Sequence[Sequence[str]] = (),
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -54,6 +55,8 @@ def build(
         out: the plan; its sidecar has ``.json`` appended.
         inputs: one spec an input of an ONNX file; those of fixed shape may be left out.
         precision: what the engine computes in; None takes what the model computes in.
+        plugin: let the LayerNorm plugin run the norms: each is proven in float64 before the build. A file that has
+            plugins already needs no asking.
         more_profiles: the specs of further optimization profiles.
         force: replace an older plan.
         progress: called with each step of the builder.
@@ -63,22 +66,24 @@ def build(
     :func:`normdeploy.engine.build` raises, and what :func:`normdeploy.load_bundle` does; ``out`` then stays as it was.
     """
     model, out = Path(model), Path(out)
-    require_backend(options.get("backend"), options.get("sm", ()), plugin=options.get("plugin", False))
+    require_backend(options.get("backend"), options.get("sm", ()), plugin=plugin)
     _check_workspace(options.get("workspace_mib"))
     check_plan_path(model, out, force=force)
     graph, specs, feeds = _resolved(model, inputs)
     precision = precision or computes_in(graph)
+    deployed, left = with_plugins(to_precision(graph, precision)) if plugin else (graph, ())
     built = engine.build(
-        graph,
+        deployed,
         specs,
         precision=precision,
         more_profiles=[parse(each) for each in more_profiles],
         progress=progress,
         **options,
     )
-    if feeds:
-        notes = (*built.sidecar.notes, *overflow_notes(to_precision(graph, precision), feeds))
-        built = replace(built, sidecar=built.sidecar.model_copy(update={"notes": notes}))
+    notes = (*left, *(overflow_notes(to_precision(graph, precision), feeds) if feeds else ()))
+    if notes:
+        sidecar = built.sidecar.model_copy(update={"notes": (*built.sidecar.notes, *notes)})
+        built = replace(built, sidecar=sidecar)
     built.write(out, force=force)
     return built
 

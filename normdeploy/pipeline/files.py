@@ -16,9 +16,9 @@ import onnx_ir as ir
 from normdeploy import onnxfile
 from normdeploy.bundle.write import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, room, sha256_of
-from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fold import Ledger, Level, Target, fold
+from normdeploy.parity.plugins import with_plugins
 from normdeploy.precision import Precision, to_precision
 
 _DIGITS = 16
@@ -67,7 +67,7 @@ def fold_file(
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
         model = result.model if precision is None else to_precision(result.model, precision)
-        notes = to_plugins(model) if plugin else ()
+        model, notes = with_plugins(model) if plugin else (model, ())
         _install(model, out, source, external_above, force)
     return replace(result.ledger, notes=result.ledger.notes + notes)
 

@@ -75,6 +75,27 @@ def verdict_on(
     return _followed(verdict, module, specs, model, feeds, dtype, options, max_memory)
 
 
+def verdict_on_plugins(
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    criteria: Criteria | None = None,
+    *,
+    precision: Precision = "fp32",
+) -> Verdict | None:
+    """Return the verdict on a graph of plugins, in float64 against the module; None where it cannot be run so.
+
+    No runtime here runs it. What fails names its module, as for any graph.
+    """
+    criteria, dtype = criteria or Criteria(), _DTYPES[precision]
+    measured = measure(module, specs, None, feeds, dtype=dtype, graph=model, criteria=criteria)
+    if not measured.measurements:
+        return None
+    verdict = judge(measured.measurements, criteria, measured.reference, measured.notes)
+    return verdict if verdict.passed else _followed(verdict, module, specs, model, feeds, dtype, None, MOST_MEMORY)
+
+
 def _followed(
     verdict: Verdict,
     module: nn.Module,

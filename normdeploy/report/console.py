@@ -30,6 +30,9 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
     show_norms(report.ledger.norms(), console)
     if report.parity is not None:
         show_parity(report.parity, console)
+    if report.plugin_parity is not None:
+        passed = report.plugin_parity.passed
+        _line(console, view.plugins(report.plugin_parity), "bold" if passed else "bold red")
     if report.tuning is not None:
         show_tuning(report.tuning, console)
     if report.latency is not None:

@@ -55,6 +55,7 @@ class Report(Document):
         norms_after: the same, after it.
         ledger: what became of each norm.
         parity: the verdict; None where it was not asked for.
+        plugin_parity: the verdict on the graph of plugins, which is judged in float64 alone; None where there is none.
         latency: eager against deployed; None where it was not measured.
         engine: the TensorRT engine in the bundle, with the table of its layers; None where none was built.
         tuning: the forms that were measured, and which one is deployed; None where the form was given.
@@ -82,6 +83,7 @@ class Report(Document):
     norms_after: dict[str, int]
     ledger: Ledger
     parity: Verdict | None
+    plugin_parity: Verdict | None = None
     latency: Comparison | None
     notes: list[str]
     seconds: dict[str, float]

@@ -121,6 +121,12 @@ def sentence(verdict: Verdict) -> str:
     return " ".join(said for said in (_of_graph(verdict), _of_runtime(verdict)) if said)
 
 
+def plugins(verdict: Verdict) -> str:
+    """Return the outcome of a graph of plugins in one line."""
+    word = "passed" if verdict.passed else "FAILED"
+    return f"the graph of plugins {word}, in float64 against the module: {_of_graph(verdict)}"
+
+
 def _of_graph(verdict: Verdict) -> str:
     judged = worst(verdict, "graph")
     if judged is None:

@@ -9,8 +9,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
+from plugin_definitions import with_definitions
 
-from normdeploy.engine.plugin_graph import to_plugins, with_definitions
+from normdeploy.engine.plugin_graph import to_plugins
 from normdeploy.errors import InputError
 
 

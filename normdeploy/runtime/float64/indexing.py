@@ -250,6 +250,8 @@ def _quantize(step: Step, x: Array, scale: Array, zero: Array | None = None) -> 
     number = step.attribute("output_dtype", 0)
     dtype = np.dtype(np.uint8) if zero is None else zero.dtype
     dtype = ir.DataType(number).numpy() if number and zero is None else dtype
+    if dtype.name == "float8_e4m3fn" and not (zero is not None and zero.any()) and step.attribute("saturate", 1):
+        return np.asarray(np.clip(x / _block(step, scale, x.shape), -448, 448).astype(dtype))
     if dtype.name not in _QUANTIZED:
         raise TypeError(f"{dtype.name} has no float64")
     low, high = _QUANTIZED[dtype.name]

@@ -16,6 +16,7 @@ from normdeploy.runtime.float64.control import CONTROL
 from normdeploy.runtime.float64.elementwise import ELEMENTWISE
 from normdeploy.runtime.float64.heavy import HEAVY
 from normdeploy.runtime.float64.indexing import INDEXING
+from normdeploy.runtime.float64.plugins import PLUGINS
 from normdeploy.runtime.float64.resize import RESIZE
 from normdeploy.runtime.float64.step import Array, Step, Value, wide
 
@@ -71,7 +72,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "GlobalAveragePool": _global_average_pool,
     "Dropout": _dropout,
 }
-TABLE = {("", name): rule for name, rule in _OWN.items()}
+TABLE = {("", name): rule for name, rule in _OWN.items()} | PLUGINS
 """(Domain, operator) → its rule, called with the step and its inputs."""
 
 
