@@ -128,6 +128,27 @@ def test_a_file_is_folded_to_plugins(exported: Path, tmp_path: Path) -> None:
     assert operators(out)["normdeploy::AddLayerNorm"] == 6
 
 
+def test_the_form_is_in_the_graph_and_its_price_is_said(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(exported / "model.onnx"), tmp_path / "plugins.onnx"
+    fold = ["fold", model, "-o", str(out), "--target", "tensorrt"]
+    assert cli.main([*fold, "--plugin", "--plugin-form", "python"]) == 0
+    assert "leak" not in capsys.readouterr().out
+    assert forms(out) == {("2", 0)}
+    assert cli.main([*fold, "--plugin", "--force"]) == 0
+    assert "--plugin-form python" in capsys.readouterr().out
+    assert forms(out) == {("1", 1)}
+    assert cli.main([*fold, "--plugin-form", "python", "--force"]) == 2
+    assert "give --plugin too" in capsys.readouterr().err
+
+
+def forms(path: Path) -> set[tuple[str, int]]:
+    """Return version and ``aot`` of the plugins in a file."""
+    nodes = [node for node in ir.load(path).graph if node.domain == "normdeploy"]
+    return {(n.attributes["plugin_version"].as_string(), n.attributes["aot"].as_int()) for n in nodes}
+
+
 def test_plugins_are_for_tensorrt(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plugins.onnx"
     assert cli.main(["fold", str(exported / "model.onnx"), "-o", str(out), "--plugin"]) == 2

@@ -85,6 +85,7 @@ def export(
     engine: bool = False,
     sm: str = "",
     plugin: bool = False,
+    plugin_form: Literal["aot", "python"] = "aot",
     force: bool = False,
     no_bench: bool = False,
     seconds: float = 2.0,
@@ -105,6 +106,7 @@ def export(
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, e.g. 86,89,120; by default all that the backend knows.
         plugin: write a graph with LayerNorm plugins too, for the full TensorRT; with --target tensorrt.
+        plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
         force: replace an older bundle.
         no_bench: leave the latency out.
         seconds: to measure the latency for.
@@ -117,8 +119,8 @@ def export(
             report = pipeline.export(
                 model, parity.inputs(), out, output_names=listed(parity.output_names), data=parity.data,
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
-                engine=engine, sm=listed(sm), plugin=plugin, force=force, bench=not no_bench, seed=parity.seed,
-                criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
+                engine=engine, sm=listed(sm), plugin=plugin, plugin_form=plugin_form, force=force, bench=not no_bench,
+                seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
                 seconds=seconds, processes=processes, command=output.command_line(), **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
@@ -140,6 +142,7 @@ def fold(
     inputs_are_constants: Names = (),
     precision: Precision | None = None,
     plugin: bool = False,
+    plugin_form: Literal["aot", "python"] = "aot",
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,
@@ -155,6 +158,7 @@ def fold(
         target: what will run the model; onnxruntime allows an operator of its own.
         inputs_are_constants: inputs of the model with a default value that no caller overrides, or all.
         plugin: write LayerNorms as the plugin's operators, for the full TensorRT alone; with --target tensorrt.
+        plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
         precision: what the folded model computes in; its inputs and outputs stay float32.
         dump: an empty or new folder for the graph before and after each step.
         strict: exit 1, and write nothing, where a step failed its proof.
@@ -165,7 +169,7 @@ def fold(
     with output.working(talk):
         ledger = pipeline.fold_file(
             model, out, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants,
-            precision=precision, plugin=plugin, dump=dump, strict=strict, force=force,
+            precision=precision, plugin=plugin, plugin_form=plugin_form, dump=dump, strict=strict, force=force,
         )  # fmt: skip
     output.ledger(ledger, talk, out)
     return 0
@@ -302,6 +306,7 @@ def build(
     level: int | None = None,
     layers: bool = False,
     plugin: bool = False,
+    plugin_form: Literal["aot", "python"] = "aot",
     force: bool = False,
     talk: Talk = Talk(),
 ) -> int:
@@ -318,6 +323,7 @@ def build(
         level: 0, a fast build, to 5, a fast engine.
         layers: show each layer, with the PyTorch modules in it.
         plugin: let normdeploy's LayerNorm plugin run the norms; the full TensorRT only.
+        plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
         force: replace an older plan.
     """
     from normdeploy import pipeline
@@ -325,7 +331,7 @@ def build(
     with output.building(talk) as progress:
         built = pipeline.build(
             model, out, input, precision=precision, backend=backend, sm=listed(sm), workspace_mib=workspace,
-            level=level, plugin=plugin, force=force, progress=progress,
+            level=level, plugin=plugin, plugin_form=plugin_form, force=force, progress=progress,
         )  # fmt: skip
     output.engine(built.sidecar, talk, out, layers=layers)
     return 0

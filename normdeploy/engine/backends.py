@@ -69,9 +69,10 @@ class TensorRT(Backend):
 
     def register_plugins(self, trt: Any, sm: int) -> None:
         """Register the LayerNorm plugins, compiled for the compute capability ``sm``, such as 90."""
-        from normdeploy.engine import plugin
+        from normdeploy.engine import plugin, plugin_v3
 
         plugin.register(importlib.import_module("tensorrt.plugin"), trt, sm)
+        plugin_v3.register(trt, sm)
 
     def set_targets(self, trt: Any, config: Any, sm: Sequence[str]) -> tuple[str, ...]:
         """It builds for the GPU at hand and no other."""

@@ -19,7 +19,7 @@ from normdeploy.engine.backends import Backend, choose, choose_for_plugins
 from normdeploy.engine.job import PLAN, Job, Result
 from normdeploy.engine.layers import EngineLayer, Owner, from_inspector, from_log
 from normdeploy.engine.lint import Problem, lint, refuse, unsupported
-from normdeploy.engine.plugin_graph import has_plugins
+from normdeploy.engine.plugin_graph import plugin_form
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, sha256, write_plan
@@ -99,8 +99,8 @@ def build(
         raise InputError("no such builder optimization level", where=str(level), fix="choose 0 to 5")
     device = gpu.find()
     given = onnxfile.load(model) if isinstance(model, Path) else model
-    plugin = has_plugins(given)
-    chosen = (choose_for_plugins if plugin else choose)(backend, gpu=device is not None, sm=sm)
+    plugin = plugin_form(given)
+    chosen = (choose_for_plugins if plugin is not None else choose)(backend, gpu=device is not None, sm=sm)
     graph = _prepare(given, precision)
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)
@@ -119,7 +119,7 @@ def build(
             refit=refit,
             timing_cache=None if timing_cache is None else str(timing_cache.resolve()),
             gpu=None if device is None else str(device),
-            plugin_sm=int(device.capability.removeprefix("SM")) if plugin and device is not None else None,
+            plugin_sm=int(device.capability.removeprefix("SM")) if plugin is not None and device is not None else None,
         )
         owners = {str(node.name): Owner(module_name(node), operator(node)) for node in graph.graph.all_nodes()}
         result = run(job, folder, owners, progress)
@@ -133,7 +133,7 @@ def build(
 def _prepare(model: ir.Model, precision: Precision) -> ir.Model:
     """A copy in ``precision``, functions inlined, every node with a name that is its own and safe in a log."""
     graph = model.clone()
-    if not has_plugins(model):
+    if plugin_form(model) is None:
         graph = to_precision(model, precision)
     elif wrong := wrong_precision(model, precision):
         fix = f"fold with --plugin --precision {precision}, or leave --precision out"
@@ -228,6 +228,7 @@ def _sidecar(
         outputs=tuple(str(value.name) for value in graph.graph.outputs),
         profiles=profiles,
         precision=precision,
+        plugins=plugin_form(graph),
         sha256=sha256(plan),
         size=len(plan),
         timing_cache_key=result.timing_cache_key,

@@ -1,7 +1,7 @@
 """The LayerNorm kernel as TensorRT plugins, for the full TensorRT: TensorRT-RTX takes none.
 
-Each of ``OPERATORS`` is a quick plugin in two forms, chosen by the ONNX attribute ``aot``: ahead of time the PTX lies
-in the engine, which needs neither Python nor a library where it is served; otherwise Python launches the same PTX.
+Each of ``OPERATORS`` is a quick plugin, compiled ahead of time: its PTX lies in the engine, which needs neither Python
+nor a library where it is served. :mod:`normdeploy.engine.plugin_v3` has the same ones for Python to launch.
 What the vendor's own Python checks of a plugin is run in the tests; no engine with one has been built so far.
 """
 
@@ -16,8 +16,7 @@ from typing import Any
 
 from normdeploy.errors import InputError
 from normdeploy.kernels.compile import ENTRY, ptx
-from normdeploy.kernels.launch import launch
-from normdeploy.kernels.variants import DType, Norm, OutputType, Variant, tiles
+from normdeploy.kernels.variants import DType, Norm, OutputType, Variant, WeightType, tiles
 
 DOMAIN = "normdeploy"
 """The domain of the ONNX operators and the namespace of the plugins."""
@@ -25,7 +24,8 @@ DOMAIN = "normdeploy"
 ATTRIBUTES: Mapping[str, type] = {"epsilon": float, "axis": int}
 """As LayerNormalization has them; ``axis``, from where on a norm goes over all axes, counts from the end: -1, -2, …"""
 
-_STORED: Mapping[str, DType] = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+STORED: Mapping[str, DType] = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+"""What TensorRT calls the types of x, and what the kernel does."""
 QUANTIZED: Mapping[int, OutputType] = {3: "int8", 17: "float8_e4m3fn"}
 """The ``to`` of what is quantized (ONNX, TensorProto.DataType), and what the kernel calls it."""
 _STORED_TYPES = "FP32|FP16|BF16"
@@ -46,18 +46,56 @@ class Operator:
         return "scale" in self.inputs
 
 
-_NORM = {"gamma": "storage", "beta": "storage"}
 OPERATORS = (
-    Operator("LayerNorm", ("x", "gamma", "beta"), kernel=_NORM),
-    Operator("RMSNorm", ("x", "gamma"), kernel={"gamma": "storage", "beta": "none", "centre": False}),
+    Operator("LayerNorm", ("x", "gamma", "beta")),
+    Operator("RMSNorm", ("x", "gamma"), kernel={"centre": False}),
     Operator(
         "AddLayerNorm",
         ("x", "residual", "gamma", "beta"),
         ("y", "sum"),
-        kernel=_NORM | {"residual": True, "keep_sum": True},
+        kernel={"residual": True, "keep_sum": True},
     ),
-    Operator("LayerNormQuantize", ("x", "gamma", "beta", "scale"), kernel=_NORM),
+    Operator("LayerNormQuantize", ("x", "gamma", "beta", "scale")),
 )
+
+
+def attributes_of(operator: Operator) -> dict[str, type]:
+    """Return the attributes of ``operator`` and their types, in order."""
+    return dict(ATTRIBUTES) | ({"to": int} if operator.is_quantized else {})
+
+
+def kernel_of(
+    operator: Operator,
+    attributes: Mapping[str, Any],
+    sm: int,
+    tactic: int,
+    *,
+    features: int,
+    dtype: str,
+    weight: str,
+) -> Variant:
+    """Return the kernel of a plugin.
+
+    Args:
+        operator: which plugin.
+        attributes: of its node.
+        sm: the compute capability that it is compiled for.
+        tactic: which of its tiles, from 1; where there is but one, each is it.
+        features: the number of elements that the norm goes over.
+        dtype: TensorRT's name of the type of x.
+        weight: that of gamma and beta.
+    """
+    kind: WeightType = "storage" if weight == dtype else "float32"
+    norm = Norm(
+        features=features,
+        eps=attributes["epsilon"],
+        dtype=STORED[dtype],
+        gamma=kind,
+        beta=kind if "beta" in operator.inputs else "none",
+        output=QUANTIZED[attributes["to"]] if operator.is_quantized else "storage",
+        **operator.kernel,
+    )
+    return tiles(norm, sm)[: max(1, tactic)][-1]
 
 
 def register(trtp: Any, trt: Any, sm: int) -> None:
@@ -74,7 +112,7 @@ def register(trtp: Any, trt: Any, sm: int) -> None:
 
 def _register(operator: Operator, trtp: Any, trt: Any, sm: int) -> None:
     name = f"{DOMAIN}::{operator.name}"
-    attributes = dict(ATTRIBUTES) | ({"to": int} if operator.is_quantized else {})
+    attributes = attributes_of(operator)
     tensors = dict.fromkeys(operator.inputs, trtp.TensorDesc)
     described = _tuple_of(trtp.TensorDesc, operator)
     forms = _Forms(operator, trtp, trt, sm)
@@ -84,10 +122,6 @@ def _register(operator: Operator, trtp: Any, trt: Any, sm: int) -> None:
     )
     ahead = tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]
     trtp.aot_impl(name)(_signed(forms.ahead, tensors | attributes | {"outputs": described, "tactic": int}, ahead))
-    live = dict.fromkeys(operator.inputs, trtp.Tensor)
-    results = _tuple_of(trtp.Tensor, operator)
-    arguments = live | attributes | {"outputs": results, "stream": int, "tactic": int}
-    trtp.impl(name)(_signed(forms.now, arguments, None))
 
 
 def _tuple_of(kind: Any, operator: Operator) -> Any:
@@ -127,11 +161,13 @@ class _Forms:
 
     def autotune(self, *given: Any) -> list[Any]:
         """Return the types that the plugin takes, all linear, and a tactic for each tile."""
-        kinds = {"scale": "FP32"}
+        x, gamma = given[0], given[self.operator.inputs.index("gamma")]
+        stored = _STORED_TYPES if gamma.dtype == x.dtype else "FP16|BF16"
+        kinds = {"scale": "FP32"} | ({} if gamma.dtype == x.dtype else {"gamma": "FP32", "beta": "FP32"})
         if self.operator.is_quantized:
             kinds["y"] = "INT8" if QUANTIZED[self._attributes(given)["to"]] == "int8" else "FP8"
         names = (*self.operator.inputs, *self.operator.outputs)
-        taken = ", ".join(kinds.get(name, _STORED_TYPES) for name in names)
+        taken = ", ".join(kinds.get(name, stored) for name in names)
         return [self.trtp.AutoTuneCombination(taken, "LINEAR", [1, 2])]
 
     def ahead(self, *given: Any) -> tuple[str, bytes, Any, Any]:
@@ -144,34 +180,19 @@ class _Forms:
         arguments[0] = self.trtp.SymInt32(rows)
         return ENTRY, ptx(path, self.sm), launched, arguments
 
-    def now(self, *given: Any) -> None:
-        """Launch the same kernel from Python."""
-        path, count = self._path(given), len(self.operator.inputs)
-        outputs, stream = given[-3], given[-2]
-        tensors = dict(zip((*self.operator.inputs, *self.operator.outputs), (*given[:count], *outputs), strict=True))
-        rows = math.prod(tuple(tensors["x"].shape)[: self._attributes(given)["axis"]])
-        launch(path, self.sm, 0, {name: tensor.data_ptr for name, tensor in tensors.items()}, rows, stream)
-
     def _attributes(self, given: Sequence[Any]) -> dict[str, Any]:
-        names = [*ATTRIBUTES, *(["to"] if self.operator.is_quantized else [])]
-        first = len(self.operator.inputs)
+        names, first = list(attributes_of(self.operator)), len(self.operator.inputs)
         return dict(zip(names, given[first : first + len(names)], strict=True))
 
     def _path(self, given: Sequence[Any]) -> Variant:
-        x, attributes, tactic = given[0], self._attributes(given), given[-1]
-        norm = Norm(
-            features=self._features(x, attributes["axis"]),
-            eps=attributes["epsilon"],
-            dtype=_STORED[x.dtype.name],
-            output=QUANTIZED[attributes["to"]] if self.operator.is_quantized else "storage",
-            **self.operator.kernel,
-        )
-        return tiles(norm, self.sm)[: max(1, tactic)][-1]  # where there is one tile, both tactics are it
+        x, gamma, attributes = given[0], given[self.operator.inputs.index("gamma")], self._attributes(given)
+        return kernel_of(
+            self.operator, attributes, self.sm, given[-1],
+            features=self._features(x, attributes["axis"]), dtype=x.dtype.name, weight=gamma.dtype.name,
+        )  # fmt: skip
 
     def _features(self, x: Any, axis: int) -> int:
         """Return the number of elements that a norm goes over, which must be known when the engine is built."""
-        if hasattr(x, "data_ptr"):
-            return math.prod(tuple(x.shape)[axis:])
         sizes = list(x.shape_expr)[axis:]
         if not all(size.is_constant for size in sizes):
             raise InputError("the axes that a norm goes over have no fixed size", where=self.operator.name)

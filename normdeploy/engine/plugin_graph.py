@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from normdeploy.engine import plugin_v3
 from normdeploy.engine.plugin import DOMAIN, QUANTIZED
 from normdeploy.errors import InputError
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
@@ -21,11 +23,17 @@ from normdeploy.kernels.variants import LARGEST
 
 _NORMS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
 _STORED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_VERSION = 1
+PluginForm = Literal["aot", "python"]
+"""How TensorRT runs a plugin: compiled ahead of time into the engine, or launched by Python where it is served."""
+_VERSIONS: dict[PluginForm, str] = {"aot": "1", "python": plugin_v3.VERSION}
 
 
-def to_plugins(model: ir.Model) -> tuple[str, ...]:
+def to_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[str, ...]:
     """Replace, in ``model`` itself, each norm that a plugin can be; those in bodies stay.
+
+    Args:
+        model: in the precision that it is deployed in, its shapes known.
+        form: which of the two kinds of plugin.
 
     Returns:
         A sentence for each norm that stays, with its module name and the reason.
@@ -45,13 +53,33 @@ def to_plugins(model: ir.Model) -> tuple[str, ...]:
         raise InputError(
             f"the plugin runs no norm of this model: {reasons}", where="--plugin", fix="leave --plugin out"
         )
-    model.opset_imports[DOMAIN] = _VERSION
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            node.attributes["plugin_version"] = ir.AttrString("plugin_version", _VERSIONS[form])
+            node.attributes["aot"] = ir.AttrInt64("aot", int(form == "aot"))
+    model.opset_imports[DOMAIN] = 1
     return tuple(left)
 
 
-def has_plugins(model: ir.Model) -> bool:
-    """Return True where ``model`` has operators of the plugins' domain."""
-    return any(node.domain == DOMAIN for node in model.graph.all_nodes())
+def leak(model: ir.Model) -> tuple[str, ...]:
+    """Return a note where the plugins of ``model`` lie in the engine and meet shapes that change."""
+    plugins = [node for node in model.graph if node.domain == DOMAIN]
+    changing = any(value.shape is not None and not value.shape.is_static() for n in plugins for value in n.outputs)
+    if plugin_form(model) != "aot" or not changing:
+        return ()
+    return (
+        "its shapes change, and TensorRT is reported to leak a CUDA module at each change with plugins compiled ahead "
+        "of time (TensorRT issue 4849): fix the shapes, or give --plugin-form python, which needs Python and this "
+        "package where it is served",
+    )
+
+
+def plugin_form(model: ir.Model) -> PluginForm | None:
+    """Return the form of the plugins in ``model``; None where it has none."""
+    for node in model.graph.all_nodes():
+        if node.domain == DOMAIN:
+            return "python" if node.attributes.get_string("plugin_version", "1") == plugin_v3.VERSION else "aot"
+    return None
 
 
 class _Stays(Exception):
@@ -193,8 +221,7 @@ def _put(
     node = ir.node(
         kind, inputs, domain=DOMAIN, name=norm.node.name, num_outputs=len(replaced),
         attributes={
-            "epsilon": norm.epsilon, "axis": norm.axis, **integers,
-            "plugin_namespace": DOMAIN, "plugin_version": str(_VERSION), "aot": 1,
+            "epsilon": norm.epsilon, "axis": norm.axis, **integers, "plugin_namespace": DOMAIN,
         },
     )  # fmt: skip
     if module_name(norm.node):

@@ -44,6 +44,7 @@ class Sidecar(BaseModel):
         inputs, outputs: tensor names, in order.
         profiles: input name → range of shapes, one dictionary a profile.
         precision: what it was asserted to compute in.
+        plugins: how its LayerNorm plugins are run; None where it has none. Those of ``python`` need this package.
         tf32: whether float32 products may be rounded to 10 bits; never, so that float32 means float32.
         sha256, size: of the plan, the size in bytes.
         timing_cache_key: name of the timing cache that the build used; None where none was.
@@ -63,6 +64,7 @@ class Sidecar(BaseModel):
     outputs: tuple[str, ...]
     profiles: tuple[dict[str, Range], ...]
     precision: Precision
+    plugins: Literal["aot", "python"] | None = None
     tf32: Literal[False] = False
     sha256: str
     size: int

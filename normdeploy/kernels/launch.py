@@ -36,6 +36,11 @@ def launch(path: Variant, sm: int, device: int, addresses: Mapping[str, int], ro
     _call("cuLaunchKernel", _loaded(path, sm, device), *grid, *block, 0, stream, (values, types), 0)
 
 
+def current_device() -> int:
+    """Return the number of the device whose context is current."""
+    return int(_call("cuCtxGetDevice"))
+
+
 @functools.cache
 def _loaded(path: Variant, sm: int, device: int) -> Any:
     """Return the function in the driver; ``device`` keeps those of several contexts apart."""

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.engine.plugin import DOMAIN
-from normdeploy.engine.plugin_graph import to_plugins
+from normdeploy.engine.plugin_graph import PluginForm, leak, to_plugins
 from normdeploy.errors import VerdictError
 from normdeploy.graph import label
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
@@ -29,17 +29,19 @@ _SIZES = (1.0, 1e-3)
 """Of the numbers that a norm is tried on; beside the small ones epsilon counts."""
 
 
-def with_plugins(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """Return a copy of ``model`` with plugins, each of them proven, and a sentence for each norm that stays.
+def with_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[ir.Model, tuple[str, ...]]:
+    """Return a copy of ``model`` with plugins of ``form``, each of them proven, and what is to be said of them.
+
+    A norm that stays has a sentence with the reason.
 
     Raises:
         InputError: no norm of it can be a plugin.
         VerdictError: a plugin does not compute what it stands for, or another node has changed.
     """
     graph = model.clone()
-    left = to_plugins(graph)
+    left = to_plugins(graph, form)
     require_same(model, graph)
-    return graph, left
+    return graph, left + leak(graph)
 
 
 def require_same(before: ir.Model, after: ir.Model) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from normdeploy import bundle
 from normdeploy.bundle import Golden
 from normdeploy.engine import build as build_engine
+from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
 from normdeploy.export import in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
@@ -61,6 +62,7 @@ def export(
     engine: bool = False,
     sm: Sequence[str] = (),
     plugin: bool = False,
+    plugin_form: PluginForm = "aot",
     force: bool = False,
     bench: bool = True,
     seconds: float = 2.0,
@@ -93,6 +95,7 @@ def export(
         engine: build a TensorRT engine into the bundle.
         sm: compute capabilities to build it for, such as ``89``.
         plugin: write a graph with LayerNorm plugins beside the model, from which the engine is built.
+        plugin_form: ``aot``, compiled into the engine, or ``python``, for shapes that change, launched by Python.
         force: replace an older bundle.
         bench: measure latency: eager, the unfolded graph in the same runtime, and the deployed one.
         seconds: to measure for, all processes together.
@@ -107,6 +110,7 @@ def export(
     ``out``.failed then; InputError where anything given cannot be used; UnavailableError without onnxruntime, or
     without a TensorRT for ``engine``. Whatever is raised, ``out`` stays as it was.
     """
+    check_plugin(plugin, plugin_form, target)
     _check_options(engine, sm, layernorm, target, tune, plugin)
     specs = specs_of(inputs, output_names)
     stages = Stages(progress)
@@ -137,7 +141,7 @@ def export(
         plugin_model = on_plugins = None
         if plugin and kept.verdict.passed:
             with stages("plugins"):
-                kept, plugin_model = _with_plugins(kept)
+                kept, plugin_model = _with_plugins(kept, plugin_form)
                 on_plugins = forms.judge_plugins(plugin_model, computes_in(kept.folded.model))
         passed = kept.verdict.passed and (on_plugins is None or on_plugins.passed)
         if engine and passed:
@@ -173,9 +177,9 @@ def export(
     return report
 
 
-def _with_plugins(kept: Kept) -> tuple[Kept, ir.Model]:
+def _with_plugins(kept: Kept, form: PluginForm) -> tuple[Kept, ir.Model]:
     """Return what is kept, with notes on the norms that no plugin runs, and its graph with plugins for the others."""
-    graph, left = with_plugins(kept.folded.model)
+    graph, left = with_plugins(kept.folded.model, form)
     ledger = replace(kept.folded.ledger, notes=kept.folded.ledger.notes + left)
     return replace(kept, folded=replace(kept.folded, ledger=ledger)), graph
 
@@ -222,7 +226,6 @@ class _Forms:
 
 def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool, plugin: bool) -> None:
     """InputError where two options contradict each other, UnavailableError for an engine that cannot be built here."""
-    check_plugin(plugin, target)
     if tune and layernorm != "affine":
         fix = "leave --layernorm out, and the form is chosen; or --tune, and it is the one you name"
         raise InputError("a form is either given or chosen", where=f"--tune --layernorm {layernorm}", fix=fix)

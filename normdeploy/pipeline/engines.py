@@ -14,12 +14,13 @@ from normdeploy.bundle import load_bundle
 from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose, choose_for_plugins
+from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.engine.process import Progress
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.plugins import with_plugins
-from normdeploy.pipeline.files import check_paths
+from normdeploy.pipeline.files import check_paths, check_plugin
 from normdeploy.precision import Precision, to_precision, wrong_precision
 from normdeploy.specs import TensorSpec, parse
 
@@ -43,6 +44,7 @@ def build(
     *,
     precision: Precision | None = None,
     plugin: bool = False,
+    plugin_form: PluginForm = "aot",
     more_profiles: Sequence[Sequence[str]] = (),
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -57,6 +59,7 @@ def build(
         precision: what the engine computes in; None takes what the model computes in.
         plugin: let the LayerNorm plugin run the norms: each is proven in float64 before the build. A file that has
             plugins already needs no asking.
+        plugin_form: ``aot``, compiled into the engine, or ``python``, for shapes that change, launched by Python.
         more_profiles: the specs of further optimization profiles.
         force: replace an older plan.
         progress: called with each step of the builder.
@@ -66,12 +69,13 @@ def build(
     :func:`normdeploy.engine.build` raises, and what :func:`normdeploy.load_bundle` does; ``out`` then stays as it was.
     """
     model, out = Path(model), Path(out)
+    check_plugin(plugin, plugin_form, "tensorrt")
     require_backend(options.get("backend"), options.get("sm", ()), plugin=plugin)
     _check_workspace(options.get("workspace_mib"))
     check_plan_path(model, out, force=force)
     graph, specs, feeds = _resolved(model, inputs)
     precision = precision or computes_in(graph)
-    deployed, left = with_plugins(to_precision(graph, precision)) if plugin else (graph, ())
+    deployed, left = with_plugins(to_precision(graph, precision), plugin_form) if plugin else (graph, ())
     built = engine.build(
         deployed,
         specs,

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from normdeploy import onnxfile
 from normdeploy.bundle.write import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, room, sha256_of
+from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fold import Ledger, Level, Target, fold
 from normdeploy.parity.plugins import with_plugins
@@ -37,6 +38,7 @@ def fold_file(
     inputs_are_constants: Sequence[str] = (),
     precision: Precision | None = None,
     plugin: bool = False,
+    plugin_form: PluginForm = "aot",
     dump: Path | None = None,
     strict: bool = False,
     force: bool = False,
@@ -45,8 +47,9 @@ def fold_file(
     """Fold the ONNX file ``source`` into the file ``out``; with ``strict`` only if no plan failed its proof.
 
     ``keep``, ``layernorm``, ``target`` and ``inputs_are_constants`` are those of :func:`normdeploy.fold`. With
-    ``plugin`` LayerNorms are written as the operators of TensorRT plugins, which nothing else runs. With ``precision``
-    the folded graph is converted by :func:`normdeploy.precision.to_precision`; inputs and outputs stay float32.
+    ``plugin`` LayerNorms are written as the operators of TensorRT plugins, in ``plugin_form``, and proven. With
+    ``precision`` the folded graph is converted by :func:`normdeploy.precision.to_precision`; inputs and outputs stay
+    float32.
     Weights of more than ``external_above`` bytes, and those that lie outside ``source``, are written beside ``out``, to
     a file whose name tells their content, so that a graph is never read with the weights of another.
     Raises InputError where ``source`` cannot be read or ``out`` not be written, VerdictError where ``strict`` forbids
@@ -54,7 +57,7 @@ def fold_file(
     """
     source, out = Path(source), Path(out)
     out = Path(os.path.realpath(out.parent), out.name)
-    check_plugin(plugin, target)
+    check_plugin(plugin, plugin_form, target)
     with disk_errors(out, "the model"):
         check_paths(source, out, force)
         result = fold(
@@ -67,13 +70,15 @@ def fold_file(
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
         model = result.model if precision is None else to_precision(result.model, precision)
-        model, notes = with_plugins(model) if plugin else (model, ())
+        model, notes = with_plugins(model, plugin_form) if plugin else (model, ())
         _install(model, out, source, external_above, force)
     return replace(result.ledger, notes=result.ledger.notes + notes)
 
 
-def check_plugin(plugin: bool, target: Target) -> None:
-    """Raise InputError where plugins are asked for and the model is not for TensorRT."""
+def check_plugin(plugin: bool, form: PluginForm, target: Target) -> None:
+    """Raise InputError where plugins are asked for and the model is not for TensorRT, or a form of none."""
+    if form != "aot" and not plugin:
+        raise InputError("there are no plugins to be of a form", where=f"--plugin-form {form}", fix="give --plugin too")
     if plugin and target != "tensorrt":
         what = "only TensorRT runs the plugin's operators"
         raise InputError(what, where=f"--plugin --target {target}", fix="give --target tensorrt as well")

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from normdeploy.engine import gpu
+from normdeploy.engine import gpu, plugin_v3
 from normdeploy.engine.profiles import covering
 from normdeploy.engine.sidecar import Sidecar, read_plan, require_backend, require_gpu
 from normdeploy.errors import InputError
@@ -159,6 +159,8 @@ class TensorRTRunner:
     def _deserialize(self, data: bytes, plan: Path) -> Any:
         device = gpu.find()
         require_gpu(self.sidecar, None if device is None else str(device), [device.capability] if device else [])
+        if self.sidecar.plugins == "python" and device is not None:
+            plugin_v3.register(self._trt, int(device.capability.removeprefix("SM")))
         logger = self._trt.Logger(self._trt.Logger.ERROR)
         runtime = self._trt.Runtime(logger)
         runtime.engine_host_code_allowed = self.sidecar.carries_code  # which is trusted then

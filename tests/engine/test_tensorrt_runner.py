@@ -258,6 +258,22 @@ def test_trust_alone_lets_no_other_plan_run_code(tmp_path: Path, monkeypatch: py
     assert backend.seen == [False]
 
 
+@pytest.mark.parametrize("plugins", [None, "aot", "python"])
+def test_plugins_that_python_launches_are_there_before_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: str | None
+) -> None:
+    document = sidecar({}).model_copy(update={"plugins": plugins})
+    plan, backend, told = write_plan(tmp_path / "a.plan", b"plan", document), Loading(), []
+    monkeypatch.setattr("normdeploy.runtime.tensorrt._import", lambda _: backend)
+    monkeypatch.setattr("normdeploy.engine.gpu.find", lambda: SimpleNamespace(capability="SM89"))
+    monkeypatch.setattr(
+        "normdeploy.engine.plugin_v3.register", lambda trt, sm: told.append((trt, sm, list(backend.seen)))
+    )
+    with pytest.raises(InputError, match="cannot be deserialised"):
+        TensorRTRunner(plan)
+    assert told == ([(backend, 89, [])] if plugins == "python" else [])
+
+
 def sidecar(options: dict[str, bool]) -> Sidecar:
     return Sidecar(
         backend="tensorrt_rtx", backend_version="1", gpu=None, compute_capabilities=("SM89",), inputs=("x",),
