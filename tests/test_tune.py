@@ -351,10 +351,6 @@ def test_with_an_engine_there_is_no_form_that_tensorrt_would_take_apart(
     assert "has one kernel for LayerNormalization" in row.reason
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rounding attention's equal scalars to float16 costs more than the bound of the graph allows in two corners",
-)
 def test_16_bits_are_tuned_in_16_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Stopwatch(monkeypatch, rms)
     out = tmp_path / "out"

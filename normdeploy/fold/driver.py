@@ -23,7 +23,7 @@ from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
 from normdeploy.fold.graph.state import GraphState, all_names
 from normdeploy.fold.layernorm.reduce import Reducer
-from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
+from normdeploy.fold.ledger import KEPT, METADATA_KEY, Ledger, with_history
 from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.maps import is_bias_of_product, map_of
 from normdeploy.fold.operators.table import states
@@ -199,6 +199,6 @@ def _map_of(session: Session, view: View, node: ir.Node) -> AffineMap | None:
             node, [Refused(NOT_LINEAR if states(node).map is None else "its statistics are not constant")]
         )
     if m is not None and session.is_kept(node):
-        session.record.leave(node, [Refused("kept, as asked")])
+        session.record.leave(node, [Refused(KEPT)])
         return None
     return m

@@ -12,6 +12,11 @@ from typing import Literal
 
 METADATA_KEY = "normdeploy.ledger"
 
+KEPT = "kept, as asked"
+"""The reason of a norm that the user wanted to stay."""
+MEAN_IS_GONE = "its mean is gone"
+"""How the reason of a LayerNorm begins that lost its mean."""
+
 Outcome = Literal["folded", "composed", "reduced", "left"]
 
 

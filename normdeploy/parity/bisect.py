@@ -24,9 +24,8 @@ from torch import nn
 
 from normdeploy.fold.ledger import METADATA_KEY, Ledger
 from normdeploy.graph import operator
-from normdeploy.parity.compare import USELESS
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, errors, is_float
+from normdeploy.parity.metrics import EXACT, USELESS, Errors, errors, is_float
 from normdeploy.parity.reference import Arrays
 from normdeploy.parity.taps import OUTPUT, Observed, observe, run_with_taps, taps_of
 from normdeploy.parity.verdict import Criteria, Measurement, judge_one

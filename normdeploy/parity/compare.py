@@ -1,6 +1,7 @@
 """Runs the module, the graph and the artefact on the same feeds and measures every output of every feed, in two parts.
 
-The graph is measured in float64 against the module in float64; the artefact against the float64 run of that graph.
+The graph is measured in float64 against the module in float64; the artefact against the float64 run of that graph. Of a
+graph in 16 bits the one that it was rounded from is measured first, and then what the rounding costs.
 Without a graph, as where a plan is all there is, the artefact is measured against the module in float64.
 """
 
@@ -19,31 +20,30 @@ from torch import nn
 
 from normdeploy.errors import InputError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, eps, errors, is_float
+from normdeploy.parity.metrics import EXACT, USELESS, Errors, added, eps, errors, is_float, usable
 from normdeploy.parity.reference import Arrays, Oracle
-from normdeploy.parity.verdict import Criteria, Measurement, Reference, judge_one
+from normdeploy.parity.single import Single, beside_draws
+from normdeploy.parity.verdict import Criteria, Measurement, Part, Reference, judge_one
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.runner import Runner, first_line
 from normdeploy.specs import TensorSpec
 
 Array = npt.NDArray[Any]
 
-USELESS = 0.25
-"""Eager's own RMS error from which on ``4 * e_eager`` lets zeros pass: float64 is no reference of that output."""
-_DRAWS = (1, 2, 3)
-"""Roundings of the weights at random, made only where a graph fails beside the first estimate of what is allowed."""
-
-
 _VANISHES = 1e-4
 """Share of an output's usual size below which a corner does not judge it."""
 
 
 class Measured(NamedTuple):
-    """The measurements, the reference ("eager" where float64 served for none of them) and what is to be said."""
+    """The measurements, the reference ("eager" where float64 served for none of them) and what is to be said.
+
+    ``misrounded`` are the constants of a 16-bit graph that are no rounding of those of the float32 graph, in words.
+    """
 
     measurements: tuple[Measurement, ...]
     reference: Reference
     notes: tuple[str, ...]
+    misrounded: tuple[str, ...] = ()
 
 
 class RuntimeFailureError(VerdictError):
@@ -69,6 +69,7 @@ def measure(
     *,
     dtype: torch.dtype | None = None,
     graph: ir.Model | None = None,
+    single: ir.Model | None = None,
     unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
     criteria: Criteria | None = None,
 ) -> Measured:
@@ -82,6 +83,7 @@ def measure(
         dtype: eager runs in it; None leaves the module as it is. Only where one is given may the artefact return wider
             floats than eager: a graph that computes in 16 bits keeps float32 borders.
         graph: what ``deployed`` runs; None where it is not known.
+        single: the float32 graph that ``graph`` was rounded from; None where there is none, or it is not known.
         unfolded: asked for only where the runtime fails beside eager.
         criteria: by which it is decided what else to measure.
 
@@ -94,9 +96,12 @@ def measure(
         session = _Session(Oracle(module, specs, dtype), deployed, graph, make, criteria or Criteria())
         session.computes = _computes(module, specs, dtype)
         session.wider = dtype is not None
+        if graph is not None and single is not None:
+            session.single = Single.of(module, specs, single, graph, session.notes)
         measurements = [each for feed in feeds for each in session.measured(feed)]
     reference: Reference = "float64" if session.served else "eager"
-    return Measured(tuple(measurements), reference, (*notes, *session.oracle.notes, *session.notes))
+    misrounded = session.single.misrounded if session.single is not None else ()
+    return Measured(tuple(measurements), reference, (*notes, *session.oracle.notes, *session.notes), misrounded)
 
 
 def _computes(module: nn.Module, specs: Sequence[TensorSpec], dtype: torch.dtype | None) -> str:
@@ -112,6 +117,7 @@ class _Session:
     """Everything that is run on a feed."""
 
     computes, wider = "float32", False
+    single: Single | None = None
 
     def __init__(
         self,
@@ -188,6 +194,8 @@ class _Session:
             return None
 
     def _of_graph(self, feed: Feed, eager: Arrays, exact: Arrays | None, meant: Arrays) -> Iterator[Measurement]:
+        if self.single is not None and exact is not None:
+            yield from self.single.measured(feed, exact, self.criteria)
         for name, value in eager.items():
             wanted = value if exact is None else exact[name]
             if meant[name].shape != wanted.shape:
@@ -204,19 +212,21 @@ class _Session:
         if not is_float(dtype) and found != EXACT and np.array_equal(meant, eager):
             return replace(base, reference="eager")
         sixteen = self.computes in ("float16", "bfloat16") and is_float(dtype)
-        own = self._rounding(feed, name, exact, 0) if sixteen else _finite(errors(eager, exact, dtype))
-        measured = replace(base, eager=own, deployed=found)
-        for draw in _DRAWS:
-            if judge_one(measured, self.criteria).passed or not found.finite:
-                break
-            cost = self._rounding(feed, name, exact, draw)
-            measured = replace(measured, eager=_larger(measured.eager, cost) if sixteen else _sum(own, cost))
+        own = self._rounding(feed, name, exact, 0) if sixteen else usable(errors(eager, exact, dtype))
+        part: Part = "rounding" if sixteen and self.single is not None else "graph"
+        measured = beside_draws(
+            replace(base, eager=own, deployed=found, part=part),
+            self.criteria,
+            lambda draw: self._rounding(feed, name, exact, draw),
+        )
+        if self.single is not None and sixteen and not judge_one(measured, self.criteria).passed:
+            measured = replace(measured, eager=added(measured.eager, self.single.of_scalars(feed, name, dtype)))
         return measured
 
     def _rounding(self, feed: Feed, name: str, exact: Array, draw: int) -> Errors:
         """Return what rounding the weights costs this output."""
         rounded = self.oracle.rounded(feed.arrays, draw)[name]
-        return _finite(errors(rounded, exact, self.computes)) if rounded.shape == exact.shape else EXACT
+        return usable(errors(rounded, exact, self.computes)) if rounded.shape == exact.shape else EXACT
 
     def _wide(self, dtype: str) -> str:
         """Return what the network computes in, where that is coarser than the output's own type."""
@@ -388,16 +398,3 @@ def _rms(array: Array) -> float:
 
 def _kind(array: Array) -> str:
     return f"{array.dtype.name}{list(array.shape)}"
-
-
-def _finite(found: Errors) -> Errors:
-    """Return ``found``, or no error where it has no bound: that says nothing about what is allowed."""
-    return found if found.finite and found.rms < USELESS else EXACT
-
-
-def _larger(one: Errors, other: Errors) -> Errors:
-    return replace(one, rms=max(one.rms, other.rms), max=max(one.max, other.max))
-
-
-def _sum(one: Errors, other: Errors) -> Errors:
-    return replace(one, rms=one.rms + other.rms, max=one.max + other.max)

@@ -14,7 +14,7 @@ With d = actual − reference, over all elements that are finite in both::
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,6 +57,8 @@ class Errors:
 
 
 EXACT = Errors(rms=0.0, max=0.0, max_abs=0.0, max_rel=0.0, ulp=0.0, cosine=1.0, sqnr_db=math.inf, finite=True)
+USELESS = 0.25
+"""Eager's own RMS error from which on ``4 * e_eager`` lets zeros pass: float64 is no reference of that output."""
 _INCOMPARABLE = Errors(math.inf, math.inf, math.inf, math.inf, math.inf, cosine=0.0, sqnr_db=-math.inf, finite=False)
 
 
@@ -155,3 +157,18 @@ def _ulp(magnitude: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float
     exponent = np.frexp(np.maximum(magnitude, 2.0**lowest))[1] - 1
     spacing: npt.NDArray[np.float64] = np.ldexp(1.0, exponent - bits)
     return spacing
+
+
+def usable(found: Errors) -> Errors:
+    """Return ``found``, or no error where it has no bound: that says nothing about what is allowed."""
+    return found if found.finite and found.rms < USELESS else EXACT
+
+
+def larger(one: Errors, other: Errors) -> Errors:
+    """Return ``one`` with the larger of the RMS and of the maximum errors."""
+    return replace(one, rms=max(one.rms, other.rms), max=max(one.max, other.max))
+
+
+def added(one: Errors, other: Errors) -> Errors:
+    """Return ``one`` with the RMS and the maximum error of ``other`` on top."""
+    return replace(one, rms=one.rms + other.rms, max=one.max + other.max)

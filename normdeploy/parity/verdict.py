@@ -1,12 +1,15 @@
 """The verdict: measured errors against criteria, kept apart so that saved measurements can be judged again.
 
-It has two parts, for they have different causes:
+It has two parts, for they have different causes, and in 16 bits a third between them:
 
 1. **The graph**: the deployed graph, run in float64 by our own runner, against the eager module in float64. No runtime
    is in it, so the bound is sharp: ``e_graph <= e_eager + 2 ε`` (ε of float32), where e_eager is what eager PyTorch
-   itself loses; in 16 bits ``e_graph <= 2 e_rounding + 2 ε``, where e_rounding is what rounding its weights costs the
-   module in float64 arithmetic.
-2. **The runtime**: the artefact against the float64 run of the very same graph: ``e_runtime <= k e_eager + floor``, or
+   itself loses. In 16 bits this is the float32 graph that the deployed one was rounded from.
+2. **The rounding** to 16 bits: each constant lies within half a unit in the last place, nothing else has changed
+   (:mod:`normdeploy.parity.rounding`), and all of it costs no more than twice what it costs the module:
+   ``e_graph <= 2 e_rounding + 2 ε``, where e_rounding is what rounding its weights, and the scalars of its code, costs
+   the module in float64 arithmetic. Where the float32 graph is not known, this is all that is asked of the graph.
+3. **The runtime**: the artefact against the float64 run of the very same graph: ``e_runtime <= k e_eager + floor``, or
    no further off than the unfolded graph in the same runtime, whose kernels are then to blame. What the runtime alone
    may lose ends at 4096 ε in float32, and in 16 bits at 8 times eager's own error.
 
@@ -20,17 +23,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from normdeploy.errors import InputError
 from normdeploy.parity.metrics import Errors, eps
 
 Reference = Literal["float64", "eager"]
-Part = Literal["graph", "runtime"]
+Part = Literal["graph", "rounding", "runtime"]
 
 EAGER_FLOOR_EPS = 64.0
 """The least floor, in ε, where eager in its own dtype is the reference: it is off by rounding errors itself."""
 _SIXTEEN = ("float16", "bfloat16")
+_ORDER: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Measurement:
         deployed: errors of what is judged, against the reference.
         reference: what this output was compared with; eager for integers and booleans, whose ties may fall otherwise
             in float64, and wherever float64 is of no use.
-        part: what is judged: the graph, in float64, or the runtime, against the float64 run of the graph.
+        part: what is judged: the graph, in float64; what rounding it to 16 bits costs; or the runtime, against the
+            float64 run of the graph.
         computes: the dtype that the network computes in, where the output is wider; else empty.
         unfolded: errors of the unfolded graph in the same runtime; None where it was not run.
     """
@@ -131,7 +136,7 @@ class Criteria:
 
     def bound(self, measurement: Measurement, own: float, unfolded: float | None, reference: Reference) -> float:
         """Return the largest error that passes, beside ``own``, eager's, and that of the unfolded graph."""
-        if measurement.part == "graph":
+        if measurement.part != "runtime":
             k = self.factor(measurement)
             floor = self._graph_floor_eps(reference)
             return k * own + (floor * eps("float32") if measurement.eps else 0.0)
@@ -182,9 +187,11 @@ class Verdict:
 
     Attributes:
         reference: "eager" where float64 served for nothing.
-        formula: the criterion of the runtime; ``graph_formula`` is that of the graph, empty where none was judged.
+        formula: the criterion of the runtime; ``graph_formula`` and ``rounding_formula`` are those of the graph,
+            empty where it was not judged so.
         first_divergent: the PyTorch module where a failure begins; None where none can be named.
         first_node: the node whose kernel is the furthest off, in words, where the runtime is to blame.
+        misrounded: the constants of a 16-bit graph that are no rounding of the float32 graph's, in words.
     """
 
     passed: bool
@@ -196,6 +203,8 @@ class Verdict:
     first_divergent: str | None = None
     first_node: str | None = None
     graph_formula: str = ""
+    rounding_formula: str = ""
+    misrounded: tuple[str, ...] = ()
 
     @property
     def smallest_k(self) -> float:
@@ -205,7 +214,7 @@ class Verdict:
     def failures(self) -> tuple[Judgement, ...]:
         """Return the judgements that failed, those of the graph first, in the order of feeds and outputs."""
         failed = [judgement for judgement in self.judgements if not judgement.passed]
-        return tuple(sorted(failed, key=lambda judgement: judgement.measurement.part != "graph"))
+        return tuple(sorted(failed, key=lambda judgement: _ORDER.index(judgement.measurement.part)))
 
     def of(self, part: Part) -> tuple[Judgement, ...]:
         """Return the judgements of one part."""
@@ -217,8 +226,11 @@ def judge(
     criteria: Criteria | None = None,
     reference: Reference = "float64",
     notes: Iterable[str] = (),
+    misrounded: Iterable[str] = (),
 ) -> Verdict:
     """Return the verdict on ``measurements``; ``reference`` "eager" holds for all of them, whatever they say.
+
+    Constants that are ``misrounded`` fail it, whatever the outputs are.
 
     Raises InputError where there is nothing to judge: no evidence is no pass.
     """
@@ -226,12 +238,15 @@ def judge(
         raise InputError("parity has nothing to judge", fix="give at least one feed, and a model with an output")
     criteria = criteria or Criteria()
     judgements = tuple(judge_one(measurement, criteria, reference) for measurement in measurements)
-    passed = all(judgement.passed for judgement in judgements)
-    graph = [each for each in measurements if each.part == "graph"]
-    told = criteria.graph_formula(rounded=any(each.dtype in _SIXTEEN for each in graph)) if graph else ""
+    wrong = tuple(misrounded)
+    passed = all(judgement.passed for judgement in judgements) and not wrong
+    graph = [each.dtype in _SIXTEEN for each in measurements if each.part == "graph"]
+    rounded = any(each.part == "rounding" for each in measurements)
     return Verdict(
-        passed, reference, criteria, judgements, criteria.formula(reference), tuple(notes), graph_formula=told
-    )
+        passed, reference, criteria, judgements, criteria.formula(reference), tuple(notes), misrounded=wrong,
+        graph_formula=criteria.graph_formula(rounded=all(graph)) if graph else "",
+        rounding_formula=criteria.graph_formula(rounded=True) if rounded else "",
+    )  # fmt: skip
 
 
 def judge_one(measurement: Measurement, criteria: Criteria, reference: Reference = "float64") -> Judgement:
@@ -262,7 +277,7 @@ def _smallest_k(measurement: Measurement, own: list[float], criteria: Criteria, 
         return math.inf
     floor = criteria.floor_eps if reference == "float64" else max(criteria.floor_eps, EAGER_FLOOR_EPS)
     unit = measurement.eps
-    if measurement.part == "graph":
+    if measurement.part != "runtime":
         floor, unit = criteria._graph_floor_eps(reference), eps("float32") if unit else 0.0
     pairs = zip((deployed.rms, deployed.max), own, strict=True)
     return max(_least_k(error, eager, floor * unit) for error, eager in pairs)

@@ -18,8 +18,11 @@ from normdeploy.bench.stats import Comparison, Latency, latency
 from normdeploy.bench.timers import interleave, timed
 from normdeploy.bundle import Bundle
 from normdeploy.checkpoint import Checkpoint
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import OPSETS, to_graph
+from normdeploy.fold import Target, fold
+from normdeploy.fold.ledger import KEPT, MEAN_IS_GONE, METADATA_KEY, Ledger
+from normdeploy.graph import operator
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.nodes import MOST_MEMORY, worst_node
@@ -40,6 +43,7 @@ from normdeploy.pipeline.source import (
     usual_threads,
 )
 from normdeploy.precision import to_precision
+from normdeploy.precision.widen import widened
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.runner import Runner
 
@@ -118,7 +122,7 @@ class _Asked:
         with stages("parity"):
             verdict = verdict_on(
                 checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, self.criteria,
-                precision=opened.precision, options=opened.options,
+                precision=opened.precision, options=opened.options, single=_single(checkpoint.module, opened),
                 unfolded=lambda: _unfolded(checkpoint.module, opened), max_memory=bisect or MOST_MEMORY,
             )  # fmt: skip
         if bisect is not None and verdict.first_node is None and opened.graph is not None:
@@ -137,10 +141,36 @@ def _unfolded(module: nn.Module, opened: Artefact) -> Iterator[Unfolded]:
         yield Unfolded(session.runner, graph)
 
 
+def _single(module: nn.Module, opened: Artefact) -> ir.Model | None:
+    """Return the float32 graph that a 16-bit one was rounded from, made once more as its ledger tells."""
+    if opened.graph is None or opened.precision == "fp32":
+        return None
+    graph = to_graph(module, opened.specs, opset=_opset(opened)).model
+    text = opened.graph.metadata_props.get(METADATA_KEY)
+    if text is None:
+        return graph
+    kinds = {operator(node) for node in opened.graph.graph.all_nodes()}
+    try:
+        ledger = Ledger.from_json(text)
+    except ValueError:  # of another version of normdeploy, or nobody's
+        return None
+    centred = any(MEAN_IS_GONE in entry.reason for entry in ledger)
+    target: Target = "onnxruntime" if "SimplifiedLayerNormalization" in kinds else "onnx"
+    keep = [entry.module for entry in ledger if entry.reason == KEPT]
+    try:
+        return fold(widened(graph), keep=keep, layernorm="centre" if centred else "affine", target=target).model
+    except NormdeployError:  # what cannot be folded is judged by its outputs
+        return None
+
+
+def _opset(opened: Artefact) -> int | None:
+    opset = opened.graph.opset_imports.get("") if opened.graph is not None else None
+    return opset if opset in OPSETS else None
+
+
 def _exported(module: nn.Module, opened: Artefact) -> ir.Model:
     """Return the module's own export, in the precision and at the opset of the artefact."""
-    opset = opened.graph.opset_imports.get("") if opened.graph is not None else None
-    graph = to_graph(module, opened.specs, opset=opset if opset in OPSETS else None).model
+    graph = to_graph(module, opened.specs, opset=_opset(opened)).model
     return graph if opened.precision == "fp32" else to_precision(graph, opened.precision)
 
 

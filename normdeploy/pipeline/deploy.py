@@ -42,6 +42,7 @@ from normdeploy.pipeline.source import (
 )
 from normdeploy.pipeline.tune import Kept, Tuner
 from normdeploy.precision import Precision, to_precision
+from normdeploy.precision.widen import widened
 from normdeploy.report.schema import Report
 from normdeploy.specs import TensorSpec
 
@@ -185,6 +186,13 @@ def _with_plugins(kept: Kept, form: PluginForm) -> tuple[Kept, ir.Model]:
 
 
 @dataclass(frozen=True)
+class Form(FoldResult):
+    """A folded model in the precision that it is deployed in, with the float32 one, ``single``, that it was before."""
+
+    single: ir.Model | None = None
+
+
+@dataclass(frozen=True)
 class _Forms:
     """The forms of one network: how each is made of the exported graph, and judged against the module."""
 
@@ -196,16 +204,24 @@ class _Forms:
     precision: Precision | None
     criteria: Criteria
 
-    def fold(self, layernorm: Level, target: Target) -> FoldResult:
+    def fold(self, layernorm: Level, target: Target) -> Form:
         """Folded first, then rounded: a norm inside a float32 island no longer meets its neighbours."""
         folded = fold(self.exported, keep=self.keep, layernorm=layernorm, target=target)
-        return folded if self.precision is None else replace(folded, model=to_precision(folded.model, self.precision))
+        if self.precision is not None:
+            narrow = to_precision(folded.model, self.precision)
+            return Form(narrow, folded.ledger, None if self.precision == "fp32" else folded.model)
+        if computes_in(folded.model) == "fp32":
+            return Form(folded.model, folded.ledger)
+        # a module in 16 bits: its graph was folded and rounded at once, and is judged beside the same fold in float32
+        single = fold(widened(self.exported), keep=self.keep, layernorm=layernorm, target=target)
+        return Form(folded.model, folded.ledger, single.model)
 
     def judge(self, session: Session, folded: FoldResult, *, follow: bool = False) -> Verdict:
         """Return parity of ``session``, which runs ``folded``; ``follow`` a failure to where it begins."""
         return verdict_on(
             self.module, self.specs, session.runner, folded.model, self.feeds, self.criteria,
             precision=computes_in(folded.model), options=session.options, unfolded=self.unfolded, follow=follow,
+            single=folded.single if isinstance(folded, Form) else None,
         )  # fmt: skip
 
     def judge_plugins(self, graph: ir.Model, precision: Precision) -> Verdict | None:

@@ -51,6 +51,7 @@ def verdict_on(
     *,
     precision: Precision = "fp32",
     options: Mapping[str, str] | None = None,
+    single: ir.Model | None = None,
     unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
     follow: bool = True,
     max_memory: int = MOST_MEMORY,
@@ -59,20 +60,22 @@ def verdict_on(
 
     A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
     being gone, the artefact is compared with the module itself, and no module can be named. ``options`` are those of
-    its session, ``unfolded`` makes the unfolded graph in the same runtime, ``follow`` a failure to its module.
+    its session, ``single`` is the float32 graph that ``model`` was rounded from, ``unfolded`` makes the unfolded graph
+    in the same runtime, ``follow`` a failure to its module.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
     try:
         measured = measure(
-            module, specs, deployed, feeds, dtype=dtype, graph=model, unfolded=unfolded, criteria=criteria
-        )
+            module, specs, deployed, feeds, dtype=dtype, graph=model, single=single, unfolded=unfolded,
+            criteria=criteria,
+        )  # fmt: skip
     except RuntimeFailureError as error:
         raise _with_module(error, module, specs, model) from error
     notes = measured.notes if dtype is None else (*measured.notes, f"judged by what eager loses in {precision}")
-    verdict = judge(measured.measurements, criteria, measured.reference, notes)
+    verdict = judge(measured.measurements, criteria, measured.reference, notes, measured.misrounded)
     if model is None or not follow:
         return verdict
-    return _followed(verdict, module, specs, model, feeds, dtype, options, max_memory)
+    return _followed(verdict, module, specs, model, single, feeds, dtype, options, max_memory)
 
 
 def verdict_on_plugins(
@@ -101,6 +104,7 @@ def _followed(
     module: nn.Module,
     specs: Sequence[TensorSpec],
     model: ir.Model,
+    single: ir.Model | None,
     feeds: Sequence[Feed],
     dtype: torch.dtype | None,
     options: Mapping[str, str] | None,
@@ -111,8 +115,13 @@ def _followed(
     failures = verdict.failures()
     first = node = None
     if failures:
-        feed = by_name[failures[0].measurement.feed]
-        first = first_divergent_module(module, specs, model, feed, verdict.criteria, dtype=dtype, options=options)
+        failed = failures[0].measurement
+        feed, graph, width = by_name[failed.feed], model, dtype
+        if single is not None and failed.part == "graph" and failed.dtype == "float32":  # judged before the rounding
+            graph, width = single, torch.float32
+        first = first_divergent_module(module, specs, graph, feed, verdict.criteria, dtype=width, options=options)
+    if verdict.misrounded and first is None:
+        first = verdict.misrounded[0].partition(": ")[0]
     runtime = next((each for each in verdict.of("runtime") if each.excused or not each.passed), None)
     if runtime is not None and view.part_passed(verdict, "graph") is not False:
         try:
@@ -141,9 +150,11 @@ def _with_module(
 def summary(verdict: Verdict) -> str:
     """Return one sentence on a verdict that failed."""
     failures = verdict.failures()
+    if not failures:
+        return f"parity failed by the rounding to 16 bits: {'; '.join(verdict.misrounded)}"
     first = failures[0].measurement
-    whose = "the graph" if first.part == "graph" else "the runtime"
-    graph = sum(failure.measurement.part == "graph" for failure in failures)
+    whose = {"graph": "the graph", "rounding": "the graph, in 16 bits", "runtime": "the runtime"}[first.part]
+    graph = sum(failure.measurement.part != "runtime" for failure in failures)
     parts = f"{graph} of the graph, {len(failures) - graph} of the runtime" if graph else "all of the runtime"
     needed = view.sig(verdict.smallest_k)
     return (

@@ -71,7 +71,9 @@ def show_parity(verdict: Verdict, console: Console) -> None:
     """Print the verdict, and of each part the judgement that decides it."""
     word, style = ("passed", "bold green") if verdict.passed else ("FAILED", "bold red")
     _line(console, f"parity {word}", style)
-    parts: tuple[tuple[Part, str], ...] = (("graph", verdict.graph_formula), ("runtime", verdict.formula))
+    parts: tuple[tuple[Part, str], ...] = (
+        ("graph", verdict.graph_formula), ("rounding", verdict.rounding_formula), ("runtime", verdict.formula),
+    )  # fmt: skip
     for part, formula in parts:
         passed = view.part_passed(verdict, part)
         if passed is not None:

@@ -39,6 +39,7 @@ class Report(Document):
     """Everything that one export found out.
 
     Version 2: parity has a part for the graph and one for the runtime, and latency a row for the unfolded graph.
+    Version 3: in 16 bits the graph is the float32 one, and parity has a part for the rounding.
 
     Attributes:
         created: when, with its time zone.
@@ -67,7 +68,7 @@ class Report(Document):
         bytes_after: of the weights, as deployed.
     """
 
-    schema_version: Literal[2] = 2  # type: ignore[assignment]  # its own, beside that of other documents
+    schema_version: Literal[3] = 3  # type: ignore[assignment]  # its own, beside that of other documents
 
     created: datetime
     normdeploy_version: str

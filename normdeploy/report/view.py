@@ -113,12 +113,14 @@ def smallest_k(verdict: Verdict) -> float:
 def part_passed(verdict: Verdict, part: Part) -> bool | None:
     """Return True if everything of ``part`` passed, None where nothing of it was judged."""
     judged = verdict.of(part)
+    if part == "rounding" and verdict.misrounded:
+        return False
     return all(judgement.passed for judgement in judged) if judged else None
 
 
 def sentence(verdict: Verdict) -> str:
     """Return what a colleague should know of the verdict."""
-    return " ".join(said for said in (_of_graph(verdict), _of_runtime(verdict)) if said)
+    return " ".join(said for said in (_of_graph(verdict), _of_rounding(verdict), _of_runtime(verdict)) if said)
 
 
 def plugins(verdict: Verdict) -> str:
@@ -138,6 +140,19 @@ def _of_graph(verdict: Verdict) -> str:
     where = f", beginning at module {verdict.first_divergent}" if verdict.first_divergent else ""
     allowed = sig(judged.bound_rms)
     return f"The graph is wrong: in float64 it is off from the module by {sig(rms)} in {at}, {allowed} allowed{where}."
+
+
+def _of_rounding(verdict: Verdict) -> str:
+    judged = worst(verdict, "rounding")
+    if verdict.misrounded:
+        return f"It is not rounded to 16 bits as it should be: {'; '.join(verdict.misrounded)}."
+    if judged is None:
+        return ""
+    at = f"{judged.measurement.output!r} on {judged.measurement.feed!r}"
+    rms, dtype = sig(judged.measurement.deployed.rms), judged.measurement.computes or judged.measurement.dtype
+    if judged.passed:
+        return f"Rounding it to {dtype} moves {at} by {rms}, each constant by half a unit in the last place at most."
+    return f"Rounding it to {dtype} costs too much: {at} is off by {rms}, {sig(judged.bound_rms)} allowed."
 
 
 def _of_runtime(verdict: Verdict) -> str:

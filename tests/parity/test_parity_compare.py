@@ -46,7 +46,7 @@ def linear(x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_errors_of_both_are_measured_against_float64() -> None:
-    measurements, reference, notes = measure(LINEAR, SPECS, FunctionRunner(linear), FEEDS)
+    measurements, reference, notes, _ = measure(LINEAR, SPECS, FunctionRunner(linear), FEEDS)
     assert (reference, notes) == ("float64", ())
     assert [m.feed for m in measurements] == ["random N=2", "random N=1", "random N=4"]
     for feed, measured in zip(FEEDS, measurements, strict=True):

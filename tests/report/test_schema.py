@@ -114,7 +114,7 @@ def test_the_published_schema_refuses(report: Report, path: list[Any], value: An
 
 
 def test_a_newer_report_is_named_as_such(report: Report) -> None:
-    raw = strict(report.to_json()) | {"schema_version": 3, **{f"new_{i}": i for i in range(9)}}
+    raw = strict(report.to_json()) | {"schema_version": 4, **{f"new_{i}": i for i in range(9)}}
     with pytest.raises(InputError, match=r"reads: schema_version .*and 5 more") as caught:
         read(Report, json.dumps(raw), where="out/report.json")
     assert caught.value.where == "out/report.json"

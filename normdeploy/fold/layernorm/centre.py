@@ -19,6 +19,7 @@ from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm.stream import Stream, stream_at
 from normdeploy.fold.layernorm.targets import fast_spelling
+from normdeploy.fold.ledger import MEAN_IS_GONE
 from normdeploy.fold.levels import Target
 from normdeploy.fold.plan import Plan, Step
 
@@ -60,7 +61,7 @@ class Centred:
 
     def __str__(self) -> str:
         copied = f", after a copy of {self.copied / 2**20:.3g} MiB that others share" if self.copied else ""
-        return f"its mean is gone, it is {self.kind}: all {self.writers} writers of its stream are centred{copied}"
+        return f"{MEAN_IS_GONE}, it is {self.kind}: all {self.writers} writers of its stream are centred{copied}"
 
 
 def streams(

@@ -14,6 +14,7 @@ from normdeploy.fold.layernorm import affine, centre
 from normdeploy.fold.layernorm.recognise import Recogniser
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.stream import Stream
+from normdeploy.fold.ledger import KEPT
 from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.norms import tail_of
 from normdeploy.fold.rewrite import Writer
@@ -59,7 +60,7 @@ class Reducer:
             if operator(node) not in affine.AFFINE_NORMS or node.graph is None:
                 continue
             if self.session.is_kept(node):
-                self.session.record.norm(node, "left", "kept, as asked")
+                self.session.record.norm(node, "left", KEPT)
                 continue
             self._take_tail_off(state, writer, node)
             twin = cores.setdefault(affine.same_core(state, node) or node, node)

@@ -1,0 +1,88 @@
+"""The float32 graph that one in 16 bits was rounded from: judged as any in float32, beside eager in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from normdeploy.parity.feeds import Feed
+from normdeploy.parity.metrics import EXACT, Errors, added, errors, is_float, larger, usable
+from normdeploy.parity.reference import Arrays, Oracle
+from normdeploy.parity.rounding import Pair, UnlikeError, faults, pairs, prepared, with_scalars
+from normdeploy.parity.verdict import Criteria, Measurement, judge_one
+from normdeploy.runtime.float64 import Float64Runner
+from normdeploy.specs import TensorSpec
+
+
+class Single:
+    """The float32 graph that a graph in 16 bits was rounded from, and eager in float32."""
+
+    def __init__(self, module: nn.Module, specs: Sequence[TensorSpec], single: ir.Model, found: list[Pair]) -> None:
+        self.misrounded = faults(found)
+        self._oracle = Oracle(module, specs, torch.float32)
+        self._graph, self._scalars = Float64Runner(single), Float64Runner(with_scalars(single, found))
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        specs: Sequence[TensorSpec],
+        single: ir.Model,
+        narrow: ir.Model,
+        notes: dict[str, None],
+    ) -> Single | None:
+        """Return it; None, and a note, where the two graphs are not one network."""
+        single = prepared(single)
+        try:
+            return cls(module, specs, single, pairs(single, prepared(narrow)))
+        except UnlikeError as error:
+            told = f"the graph in 16 bits is not the float32 graph that this normdeploy makes, rounded ({error})"
+            notes[f"{told}: it is judged by its outputs alone, which see less"] = None
+            return None
+
+    def measured(self, feed: Feed, exact: Arrays, criteria: Criteria) -> Iterator[Measurement]:
+        """Return the errors of the float32 graph, beside those of eager in float32."""
+        eager, meant = self._oracle.eager(feed.arrays), self._graph(feed.arrays)
+        for name, value in eager.items():
+            dtype = value.dtype.name
+            if not is_float(dtype) or meant[name].shape != exact[name].shape:
+                continue  # judged in 16 bits, as the other outputs without a bound of their own
+            own, found = usable(errors(value, exact[name], dtype)), errors(meant[name], exact[name], dtype)
+            first = Measurement(feed.name, name, value.shape, dtype, own, found, part="graph")
+            yield beside_draws(first, criteria, partial(self._cost, feed, exact, name))
+
+    def _cost(self, feed: Feed, exact: Arrays, name: str, draw: int) -> Errors:
+        """Return what rounding the weights to float32 costs the module."""
+        rounded = self._oracle.rounded(feed.arrays, draw)[name]
+        return usable(errors(rounded, exact[name], "float32")) if rounded.shape == exact[name].shape else EXACT
+
+    def of_scalars(self, feed: Feed, name: str, dtype: str) -> Errors:
+        """Return what rounding the scalars of the code costs, which are no weights."""
+        rounded, meant = self._scalars(feed.arrays)[name], self._graph(feed.arrays)[name]
+        return usable(errors(rounded, meant, dtype)) if rounded.shape == meant.shape else EXACT
+
+
+def beside_draws(measured: Measurement, criteria: Criteria, cost: Callable[[int], Errors]) -> Measurement:
+    """Return ``measured`` with what a rounding of the weights costs allowed, where it fails without.
+
+    Eager's error, and the cost of rounding to nearest, are one draw of chance each, and the folded graph's weights were
+    rounded by another draw. Where an output has few elements one draw may happen to cost next to nothing. So up to
+    three more are made, which move each weight by at most half a unit in the last place: as far as a weight may lie
+    from what training meant. In float32 that is allowed beside eager's error, which has no rounding of weights in it;
+    in 16 bits the largest draw counts.
+    """
+    own, narrow = measured.eager, (measured.computes or measured.dtype) in ("float16", "bfloat16")
+    for draw in DRAWS:
+        if judge_one(measured, criteria).passed or not measured.deployed.finite:
+            break
+        measured = replace(measured, eager=larger(measured.eager, cost(draw)) if narrow else added(own, cost(draw)))
+    return measured
+
+
+DRAWS = (1, 2, 3)
+"""Roundings of the weights at random."""
