@@ -96,7 +96,9 @@ def verdict_on_plugins(
     if not measured.measurements:
         return None
     verdict = judge(measured.measurements, criteria, measured.reference, measured.notes)
-    return verdict if verdict.passed else _followed(verdict, module, specs, model, feeds, dtype, None, MOST_MEMORY)
+    return (
+        verdict if verdict.passed else _followed(verdict, module, specs, model, None, feeds, dtype, None, MOST_MEMORY)
+    )
 
 
 def _followed(
