@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from normdeploy.bundle import Bundle, load_bundle
     from normdeploy.fold import FoldResult, fold
+    from normdeploy.foldmodule import fold_module
     from normdeploy.pipeline import bench, build, export, verify
 
-__all__ = ["Bundle", "FoldResult", "bench", "build", "export", "fold", "load_bundle", "verify"]
+__all__ = ["Bundle", "FoldResult", "bench", "build", "export", "fold", "fold_module", "load_bundle", "verify"]
 
 _HOMES = {
     "Bundle": "normdeploy.bundle",
@@ -25,6 +26,7 @@ _HOMES = {
     "build": "normdeploy.pipeline",
     "export": "normdeploy.pipeline",
     "fold": "normdeploy.fold",
+    "fold_module": "normdeploy.foldmodule",
     "load_bundle": "normdeploy.bundle",
     "verify": "normdeploy.pipeline",
 }

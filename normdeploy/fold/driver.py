@@ -165,6 +165,8 @@ def _fold_one(session: Session, state: GraphState, writer: Writer, node: ir.Node
 
 
 def _merge_one(session: Session, state: GraphState, writer: Writer, total: ir.Node) -> bool:
+    if session.is_kept(total):
+        return False
     try:
         found = merge.merger(state, total)
         residual = session.merger(state, found)

@@ -1,0 +1,48 @@
+"""Pages of the codes ``NT…``: why a norm of a graph could go, and that of the PyTorch module cannot."""
+
+from __future__ import annotations
+
+from normdeploy.codes import Page
+
+PAGES = (
+    Page(
+        "NT001",
+        "one weight, several values",
+        "A parameter or a norm is used at several places, which want different values of it once the norms are folded.",
+        "The graph copies the weight for each place. A module has one, which all its calls and all names share.",
+        "y = bn1(conv(x)) + bn2(conv(x))",
+        "Give each place a layer of its own (copy.deepcopy), or deploy the ONNX model.",
+    ),
+    Page(
+        "NT003",
+        "a number in the code",
+        "The norm would change a number that is written in forward, or computed there, and no parameter holds.",
+        "fold_module changes parameters and buffers and never code: forward would compute with the old number.",
+        "y = bn(fc(x) * 0.5), or a convolution that standardizes its weight in each call",
+        "Keep the number in a parameter or buffer; store a computed weight once, in the factory.",
+    ),
+    Page(
+        "NT004",
+        "a norm without a module",
+        "The norm is spelled out in forward, or called as a function, on tensors that are no buffers of its module.",
+        "There is no module that could become an Identity, and forward would normalize as before.",
+        "y = torch.nn.functional.batch_norm(conv(x), mean.clone(), var.clone())",
+        "Use the layer of torch.nn in place of the function.",
+    ),
+    Page(
+        "NT005",
+        "a form that no module has",
+        "The graph would have another operator, or another shape of weight, than what forward calls.",
+        "A module keeps its layers: two cannot become one, and none can become another.",
+        "y = conv3x3(x) + conv1x1(x) + bn(x), which is one convolution in the graph",
+        "Merge the branches in the module itself (RepVGG's switch_to_deploy), or deploy the ONNX model.",
+    ),
+    Page(
+        "NT006",
+        "no place for a shift",
+        "The norm's shift has nowhere to go: what takes its scale has no bias, and none can be added.",
+        "A bias appears only on layers that have the attribute, such as those of torch.nn with bias=False.",
+        "y = bn(torch.nn.functional.linear(x, self.weight))",
+        "Use nn.Linear or nn.Conv2d, or pass self.bias to the function and let it be a parameter.",
+    ),
+)

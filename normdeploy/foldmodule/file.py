@@ -1,0 +1,78 @@
+"""A folded module as a safetensors file: its state dict, and in the header what makes its architecture the folded one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from normdeploy.disk import disk_errors, room
+from normdeploy.errors import InputError
+from normdeploy.foldmodule.recipe import Recipe
+from normdeploy.foldmodule.working import working_copy
+
+METADATA_KEY = "normdeploy.fold_module"
+
+
+def write_folded(module: nn.Module, recipe: Recipe, path: Path, *, force: bool) -> None:
+    """Write the state dict of the folded ``module``, and ``recipe``, to the file ``path``, whole or not at all.
+
+    Raises InputError where it is there and ``force`` is not given, or cannot be written.
+    """
+    check_free(path, force=force)
+    with disk_errors(path, "the folded weights"), room(path) as place:
+        save_file(_apart({**recipe.tensors, **module.state_dict()}), place.new, {METADATA_KEY: recipe.to_json()})
+        try:
+            place.settle(path, replace=force)
+        except FileExistsError as error:
+            raise _exists(path) from error
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Raise InputError where ``path`` is there and not to be replaced."""
+    if path.exists() and not force:
+        raise _exists(path)
+
+
+def load_folded(module: nn.Module, path: str | Path) -> nn.Module:
+    """Return a copy of ``module``, of the architecture that was folded, as the folded module that ``path`` holds.
+
+    Args:
+        module: as the factory makes it; its own weights do not matter.
+        path: what ``normdeploy export --to-torch`` wrote.
+
+    Raises InputError where the file is none of these, or of another architecture.
+    """
+    work, _ = working_copy(module)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY, "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        recipe = Recipe.from_json(text, tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        fix = "give a file that normdeploy export --to-torch wrote"
+        raise InputError("the file holds no folded module", where=str(path), fix=fix) from error
+    try:
+        folded = recipe.applied(work)
+        folded.load_state_dict({name: tensors[name] for name in folded.state_dict()}, strict=True)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        fix = "build the module as for the export that wrote the file"
+        raise InputError(f"the file is of another architecture: {error}", where=str(path), fix=fix) from error
+    return folded
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``tensors``, each in memory of its own, as the format asks for."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.detach().clone().contiguous() if memory in seen else tensor.detach().contiguous()
+        seen.add(memory)
+    return found
+
+
+def _exists(path: Path) -> InputError:
+    return InputError("the file exists already", where=str(path), fix="choose another --to-torch, or give --force")

@@ -1,0 +1,174 @@
+"""Modules whose weights took in their norms are what they were, in float64; what a module cannot express stays."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from module_cases import CASES, ModuleCase, Net, randomize
+from torch import Tensor, nn
+
+import normdeploy
+from normdeploy.errors import InputError, NormdeployError
+
+CORE = (
+    "conv without bias, bn", "grouped transposed conv, bn", "square linear of ones, bn", "bn, linear",
+    "linear on 3 axes, flattened, bn", "the same without bias", "as many steps as features, bn over the steps",
+    "one conv with two norms", "one norm, once behind a conv and once behind a relu", "one conv, one norm, twice",
+    "one weight in two layers", "RepVGG block", "relu, bn, padded conv", "ln, two linears", "pre-norm encoder",
+    "conv, frozen bn", "conv, bn with its activation inside", "weight_norm", "standardized conv, bn",
+    "linear, layer scale",
+)  # fmt: skip
+"""One of each kind; ``make test-real`` has them all."""
+
+
+def case(name: str) -> ModuleCase:
+    return next(each for each in CASES if each.name == name)
+
+
+def in_float64(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = copy.deepcopy(module).double()(*(tensor.double() for tensor in inputs))
+    return output
+
+
+def relative(actual: Tensor, wanted: Tensor) -> float:
+    return float((actual - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize(
+    "each", [pytest.param(c, marks=[] if c.name in CORE else pytest.mark.real) for c in CASES], ids=lambda c: c.name
+)
+def test_the_folded_module_is_the_module(each: ModuleCase) -> None:
+    module, inputs = each.module(), each.inputs()
+    before = copy.deepcopy(module.state_dict())
+    folded, ledger = normdeploy.fold_module(module, inputs)
+    # the weights are rounded to float32 once, the sums of a cancelling channel by some more
+    assert relative(in_float64(folded, inputs), in_float64(module, inputs)) < 3e-6
+    gone = {entry.module for entry in ledger.norms() if entry.outcome != "left"}
+    left = [entry for entry in ledger.norms() if entry.outcome == "left"]
+    assert (len(gone), len({entry.module for entry in left})) == (each.gone, each.left)
+    assert all(entry.reason for entry in left)
+    assert not folded.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_the_core_cases_are_there() -> None:
+    assert set(CORE) <= {each.name for each in CASES}
+    assert len({each.name for each in CASES}) == len(CASES) >= 49
+
+
+def test_norms_become_identities_and_biases_appear() -> None:
+    each = case("the same without bias")
+    folded, _ = normdeploy.fold_module(each.module(), each.inputs())
+    assert isinstance(folded.bn, nn.Identity)
+    assert isinstance(folded.fc, nn.Linear)
+    assert folded.fc.bias is not None
+
+
+def test_a_layer_norm_loses_scale_and_bias() -> None:
+    each = case("ln, two linears")
+    folded, _ = normdeploy.fold_module(each.module(), each.inputs())
+    assert isinstance(folded.ln, nn.LayerNorm)
+    assert (folded.ln.weight, folded.ln.bias) == (None, None)
+
+
+def test_a_norm_with_its_activation_inside_keeps_the_activation() -> None:
+    each = case("conv, bn with its activation inside")
+    folded, _ = normdeploy.fold_module(each.module(), each.inputs())
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(folded[1](x), torch.relu(x))
+
+
+def test_a_refusal_has_its_code() -> None:
+    each = case("one conv with two norms")
+    _, ledger = normdeploy.fold_module(each.module(), each.inputs())
+    assert {entry.reason.partition(":")[0] for entry in ledger.norms()} == {"NT001"}
+
+
+def test_a_parametrized_module_stays_as_it_is() -> None:
+    each = case("weight_norm")
+    module = each.module()
+    with torch.no_grad():
+        before = module(*each.inputs())
+        normdeploy.fold_module(module, each.inputs())
+        assert torch.equal(module(*each.inputs()), before)
+
+
+def test_torch_compiles_it() -> None:
+    each = case("pre-norm encoder")
+    folded, _ = normdeploy.fold_module(each.module(), each.inputs())
+    compiled: Any = torch.compile(folded, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*each.inputs()), folded(*each.inputs()))
+
+
+def test_arguments_by_name_and_values_that_are_no_tensors() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.bn = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor, *, double: bool = False) -> dict[str, Tensor]:
+            y = self.bn(self.fc(x))
+            return {"y": y * 2 if double else y}
+
+    module = Scaled().eval()
+    randomize(module.bn)
+    x = torch.randn(5, 3)
+    folded, ledger = normdeploy.fold_module(module, {"x": x, "double": True})
+    assert [entry.outcome for entry in ledger.norms()] == ["folded"]
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x)["y"], module(x)["y"], rtol=1e-4, atol=1e-5)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def _conv_bn() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+
+
+def test_a_norm_in_training_mode_is_refused() -> None:
+    module = _conv_bn()
+    module[1].train()
+    with pytest.raises(InputError, match="training mode"):
+        normdeploy.fold_module(module, torch.randn(1, 3, 5, 5))
+
+
+def test_hooks_are_refused() -> None:
+    module = _conv_bn()
+    module[0].register_forward_hook(lambda part, given, output: None)
+    with pytest.raises(InputError, match="hooks"):
+        normdeploy.fold_module(module, torch.randn(1, 3, 5, 5))
+
+
+def test_sixteen_bits_are_refused_and_the_advice_works() -> None:
+    module = _conv_bn().half()
+    with pytest.raises(InputError, match="rounded twice") as refused:
+        normdeploy.fold_module(module, torch.randn(1, 3, 5, 5).half())
+    assert "fold_module(module.float(), ...)[0].half()" in refused.value.fix
+    folded = normdeploy.fold_module(module.float(), torch.randn(1, 3, 5, 5))[0].half()
+    assert folded[0].weight.dtype == torch.float16
+
+
+def test_a_forward_that_skips_the_norm_at_another_batch_size_is_refused() -> None:
+    module = Net(lambda s, x: s.bn(s.fc(x)) if len(x) > 1 else s.fc(x), fc=nn.Linear(3, 4), bn=nn.BatchNorm1d(4)).eval()
+    randomize(module.bn)  # type: ignore[arg-type]  # Net keeps its parts as modules
+    with pytest.raises(NormdeployError, match="is off from the module") as refused:
+        normdeploy.fold_module(module, torch.randn(5, 3))
+    assert "branches on its sizes" in refused.value.fix
+
+
+def test_inputs_that_forward_does_not_take_are_refused() -> None:
+    with pytest.raises(InputError, match="not what forward takes"):
+        normdeploy.fold_module(_conv_bn(), (torch.randn(1, 3, 5, 5), 1, 2, 3))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "torch.compile"])
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    folded, ledger = normdeploy.fold_module(wrap(_conv_bn()), torch.randn(1, 3, 5, 5))
+    assert isinstance(folded, nn.Sequential)
+    assert any("wrapped" in note for note in ledger.notes)
