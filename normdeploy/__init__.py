@@ -14,10 +14,22 @@ if TYPE_CHECKING:
 
     from normdeploy.bundle import Bundle, load_bundle
     from normdeploy.fold import FoldResult, fold
-    from normdeploy.foldmodule import fold_module
+    from normdeploy.foldmodule.file import load_folded
+    from normdeploy.foldmodule.module import fold_module
     from normdeploy.pipeline import bench, build, export, verify
 
-__all__ = ["Bundle", "FoldResult", "bench", "build", "export", "fold", "fold_module", "load_bundle", "verify"]
+__all__ = [
+    "Bundle",
+    "FoldResult",
+    "bench",
+    "build",
+    "export",
+    "fold",
+    "fold_module",
+    "load_bundle",
+    "load_folded",
+    "verify",
+]
 
 _HOMES = {
     "Bundle": "normdeploy.bundle",
@@ -26,8 +38,9 @@ _HOMES = {
     "build": "normdeploy.pipeline",
     "export": "normdeploy.pipeline",
     "fold": "normdeploy.fold",
-    "fold_module": "normdeploy.foldmodule",
+    "fold_module": "normdeploy.foldmodule.module",
     "load_bundle": "normdeploy.bundle",
+    "load_folded": "normdeploy.foldmodule.file",
     "verify": "normdeploy.pipeline",
 }
 

@@ -66,6 +66,8 @@ def test_a_file_of_that_name_is_a_model(
     assert "NF001" in capsys.readouterr().err
 
 
-def test_it_needs_nothing_heavy() -> None:
-    statement = "from normdeploy import cli\nassert cli.main(['explain', 'NF001']) == 0\nprint()"
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_needs_nothing_heavy(family: str) -> None:
+    code = next(page.code for page in PAGES if page.code.startswith(family))
+    statement = f"from normdeploy import cli\nassert cli.main(['explain', '{code}']) == 0\nprint()"
     assert loaded(statement) & HEAVY == set()

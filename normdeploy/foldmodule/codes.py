@@ -14,7 +14,7 @@ PAGES = (
         "Give each place a layer of its own (copy.deepcopy), or deploy the ONNX model.",
     ),
     Page(
-        "NT003",
+        "NT002",
         "a number in the code",
         "The norm would change a number that is written in forward, or computed there, and no parameter holds.",
         "fold_module changes parameters and buffers and never code: forward would compute with the old number.",
@@ -22,7 +22,7 @@ PAGES = (
         "Keep the number in a parameter or buffer; store a computed weight once, in the factory.",
     ),
     Page(
-        "NT004",
+        "NT003",
         "a norm without a module",
         "The norm is spelled out in forward, or called as a function, on tensors that are no buffers of its module.",
         "There is no module that could become an Identity, and forward would normalize as before.",
@@ -30,7 +30,7 @@ PAGES = (
         "Use the layer of torch.nn in place of the function.",
     ),
     Page(
-        "NT005",
+        "NT004",
         "a form that no module has",
         "The graph would have another operator, or another shape of weight, than what forward calls.",
         "A module keeps its layers: two cannot become one, and none can become another.",
@@ -38,7 +38,7 @@ PAGES = (
         "Merge the branches in the module itself (RepVGG's switch_to_deploy), or deploy the ONNX model.",
     ),
     Page(
-        "NT006",
+        "NT005",
         "no place for a shift",
         "The norm's shift has nowhere to go: what takes its scale has no bias, and none can be added.",
         "A bias appears only on layers that have the attribute, such as those of torch.nn with bias=False.",

@@ -1,4 +1,4 @@
-"""A folded module as a safetensors file: its state dict, and in the header what makes its architecture the folded one."""
+"""A folded module as a safetensors file: its state dict, and what makes its architecture the folded one."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _to_keep(refusals: Mapping[str, Refusal], ledger: Ledger, kept: Mapping[str,
         everyone = [entry.node for entry in ledger if entry.outcome != "left" and entry.node not in kept]
         if not everyone:
             raise NormdeployError("the folded graph cannot be read back", where=", ".join(refusals), fix="report this")
-        found = dict.fromkeys(everyone, Refusal("NT005", "what became of it cannot be told apart"))
+        found = dict.fromkeys(everyone, Refusal("NT004", "what became of it cannot be told apart"))
     return found
 
 

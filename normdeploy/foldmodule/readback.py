@@ -61,6 +61,9 @@ class _Affine:
     scale: Array
     shift: Array
 
+    def equals(self, other: _Affine) -> bool:
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
+
     @property
     def is_identity(self) -> bool:
         return bool(np.all(self.scale == 1) and not np.any(self.shift))
@@ -93,9 +96,9 @@ class Readback:
                 continue
             index = next((i for i, tensor in enumerate(known) if tensor is not None), None)
             if index is None:
-                found[str(node.name)] = Refusal("NT005", "its branches are modules of their own")
+                found[str(node.name)] = Refusal("NT004", "its branches are modules of their own")
             elif self._origin(node, index) is None and not self._is_leaf(self.labels[str(node.name)]):
-                found[str(node.name)] = Refusal("NT003", "its constant is written in the code of forward")
+                found[str(node.name)] = Refusal("NT002", "its constant is written in the code of forward")
         return found
 
     def read(self, folded: ir.Model, ledger: Ledger) -> Recipe:
@@ -116,13 +119,13 @@ class Readback:
         for entry in ledger:
             node = known.get(entry.node)
             if entry.outcome == "reduced" and entry.norm and (node is None or operator(node) != entry.kind):
-                self._refuse(entry.node, "NT004", "it is spelled out in the code of forward")
+                self._refuse(entry.node, "NT003", "it is spelled out in the code of forward")
 
     def _compare(self, node: ir.Node, after: Mapping[str, ir.Node], ledger: Ledger) -> None:
         name, now = str(node.name), after.get(str(node.name))
         rest = [other for key, other in after.items() if key.startswith(f"{name}/")]
         if now is not None and (operator(now) != operator(node) or _attributes(now) != _attributes(node)):
-            self._refuse(name, "NT005", "another operator stands in its place")
+            self._refuse(name, "NT004", "another operator stands in its place")
         elif operator(node) == "BatchNormalization":
             self._batch_norm(node, now, rest)
         elif now is not None:
@@ -139,17 +142,17 @@ class Readback:
             elif new is not None and index == 2:
                 self._new_bias(node, new)
             elif new is not None:
-                self._refuse(str(node.name), "NT003", "a weight of it is computed in forward")
+                self._refuse(str(node.name), "NT002", "a weight of it is computed in forward")
 
     def _vote(self, node: ir.Node, index: int, old: Array, new: Array) -> None:
         same = old.shape == new.shape and np.array_equal(old, new, equal_nan=True)
         origin = self._origin(node, index)
         if origin is None:
             if not same:
-                self._refuse(str(node.name), "NT003", "a weight of it is computed in forward")
+                self._refuse(str(node.name), "NT002", "a weight of it is computed in forward")
             return
         if old.shape != new.shape:
-            self._refuse(str(node.name), "NT005", "a weight of it would have another shape")
+            self._refuse(str(node.name), "NT004", "a weight of it would have another shape")
             return
         self._of(origin).values[str(node.name)] = None if same else origin.turned(new)
 
@@ -157,7 +160,7 @@ class Readback:
         origin = self._origin(node, 1)
         part: Any = None if origin is None else self.module.get_submodule(origin.path)
         if origin is None or origin.name != "weight" or part._parameters.get("bias", bias) is not None:
-            self._refuse(str(node.name), "NT006", "it has no bias that could take the shift")
+            self._refuse(str(node.name), "NT005", "it has no bias that could take the shift")
             return
         self._of(Origin(origin.path, "bias", bias.shape)).values[str(node.name)] = bias
 
@@ -171,13 +174,13 @@ class Readback:
                 if (value := _array(node, index)) is not None:
                     self._vote(node, index, value, np.full_like(value, 1.0 if index == 1 else 0.0))
         elif rest:
-            self._refuse(name, "NT005", "a part of it would stay")
+            self._refuse(name, "NT004", "a part of it would stay")
         elif kind in (*SCALES, *SHIFTS) and origin is not None and old is not None:
             self._of(origin).values[name] = np.full_like(origin.turned(old), 1.0 if kind in SCALES else 0.0)
         elif kind in (*SCALES, *SHIFTS) and self._is_leaf(self.labels[name]):
             self._gone[self.labels[name]].add(name)
         elif kind not in _MOVERS:
-            self._refuse(name, "NT003", "its constant is written in the code of forward")
+            self._refuse(name, "NT002", "its constant is written in the code of forward")
 
     def _batch_norm(self, node: ir.Node, now: ir.Node | None, rest: list[ir.Node]) -> None:
         origin, name = self._origin(node, 3), str(node.name)
@@ -192,7 +195,7 @@ class Readback:
             affine = _affine(rest, len(_need(node, 1)))
         if origin is None or origin.name != "running_mean":
             if not same:
-                self._refuse(name, "NT004", "its statistics are no buffers of a module")
+                self._refuse(name, "NT003", "its statistics are no buffers of a module")
             return
         part = self.module.get_submodule(origin.path)
         self._paths.setdefault(id(part), origin.path)
@@ -234,11 +237,7 @@ class Readback:
             if all(value is None for value in values):
                 continue
             first = values[0]
-            if first is None or any(
-                value is None
-                or not (np.array_equal(value.scale, first.scale) and np.array_equal(value.shift, first.shift))
-                for value in values
-            ):
+            if first is None or not all(value is not None and value.equals(first) for value in values):
                 for name in votes:
                     self._refuse(name, "NT001", "it is called at several places, and could not go at each")
             else:
@@ -251,7 +250,7 @@ class Readback:
             stay = {name for name, label in self.labels.items() if label == path} - gone
             if stay or not _takes_one(self.module.get_submodule(path)):
                 for name in gone:
-                    self._refuse(name, "NT003", "its module does something else as well")
+                    self._refuse(name, "NT002", "its module does something else as well")
             else:
                 found.append(path)
         return found
@@ -262,7 +261,7 @@ class Readback:
         values = (affine.scale, affine.shift, np.zeros_like(affine.scale), np.ones_like(affine.scale))
         if not isinstance(getattr(part, "eps", None), float):
             for name in self._norms[id(part)]:
-                self._refuse(name, "NT005", "a part of it would stay")
+                self._refuse(name, "NT004", "a part of it would stay")
         like = part.running_mean
         return {
             f"{path}.{name}".lstrip("."): torch.from_numpy(value.copy()).to(like.dtype)

@@ -250,3 +250,14 @@ def test_a_norm_that_a_merged_convolution_took_has_its_proof() -> None:
     assert entry.outcome == "folded"
     assert entry.residual is not None
     assert entry.residual <= 1e-12
+
+
+def test_a_sum_that_is_kept_is_not_merged() -> None:
+    proto = model(
+        "float[2,4,8,11] x",
+        f"float[4,4,3,3] w, {bn(4)}",
+        "c = Conv <pads=[1,1,1,1]> (x, w)\n" + norm("x", "n") + "y = Add (c, n)",
+    )
+    proto.graph.node[-1].name = "total"
+    new, _ = folded(proto, keep=["total"])
+    assert [node.op_type for node in new.graph.node] == ["Conv", "BatchNormalization", "Add"]
