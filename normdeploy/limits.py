@@ -28,3 +28,20 @@ def more_memory(most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def to_what_is_free() -> None:
+    """Let this process, for good, take three quarters of what is free now; a machine that is full ends it first.
+
+    Linux only, elsewhere without effect.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(told["MemAvailable"].split()[0]) * 768  # told in KiB
+    resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

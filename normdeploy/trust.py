@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from normdeploy.disk import open_given
 from normdeploy.errors import InputError
 
 
@@ -30,11 +30,7 @@ class Content:
 def read_once(path: Path) -> Content:
     """Read the plain file ``path`` whole. Raises InputError where it is none, or cannot be read."""
     try:
-        # Without blocking: a pipe would wait for its writer before it could be refused.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError("not a file", where=str(path), fix="give the file itself")
+        with open_given(path) as file:
             data = file.read()
     except FileNotFoundError as error:
         raise InputError("no such file", where=str(path), fix="check its path") from error

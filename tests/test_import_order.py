@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "normdeploy"
 ORDER = [
     "errors",
     "codes",
-    "trust",
     "disk",
+    "trust",
     "child",
     "limits",
     "specs",

@@ -21,6 +21,7 @@ from normdeploy.disk import sha256_of
 from normdeploy.engine.sidecar import read_plan
 from normdeploy.errors import InputError
 from normdeploy.pipeline import report_of
+from normdeploy.pipeline.artefact import open_artefact
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 pytestmark = pytest.mark.skipif(
@@ -162,7 +163,7 @@ def computes(engine_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         class OnCpu:
             name, inputs, outputs = "tensorrt_rtx", model.inputs, model.outputs
 
-            def __init__(self, plan: Path, *, trust: Sequence[Path] = ()) -> None:
+            def __init__(self, plan: Path, *, trust: Sequence[Path] = (), where: Path | None = None) -> None:
                 _, self.sidecar = read_plan(plan)
 
             def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -236,6 +237,26 @@ def test_the_engine_of_a_bundle_is_the_one_that_was_built(
     _sign(folder)
     with pytest.raises(InputError, match=said):
         normdeploy.load_bundle(folder)
+
+
+def test_the_plan_of_a_bundle_runs_from_the_checked_copy_and_is_trusted_by_its_own_path(
+    engine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(engine_bundle, tmp_path / "bundle"))
+    path, opened = folder / "model.plan", []
+
+    def swapped(plan: Path, **named: Any) -> None:
+        path.write_bytes(b"another plan")
+        opened.append((plan, read_plan(plan)[1], named))
+        raise InputError("seen")
+
+    monkeypatch.setattr("normdeploy.pipeline.artefact.TensorRTRunner", swapped)
+    with pytest.raises(InputError, match="seen"):
+        open_artefact(path, (), trust=[path])
+    ((plan, sidecar, named),) = opened
+    assert plan.parent != folder
+    assert sidecar.size == (engine_bundle / "model.plan").stat().st_size
+    assert named == {"trust": [path], "where": path}
 
 
 def test_a_bundle_without_an_engine_has_no_plan(digits_bundle: Path) -> None:

@@ -22,7 +22,7 @@ def test_what_is_hashed_is_what_was_read(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(InputError, match=r"not a file|Is a directory"):
+        with pytest.raises(InputError, match="not a plain file"):
             read_once(path)
     with pytest.raises(InputError, match="no such file"):
         read_once(tmp_path / "nowhere")

@@ -86,9 +86,14 @@ class Bundle:
 def load_bundle(path: str | Path, *, threads: int = 0, isolated: bool = False) -> Bundle:
     """The bundle in folder ``path``, after checking that it is whole and computes here what it computed at home.
 
-    ``threads`` are those of ONNX Runtime, 0 for its own choice; ``isolated`` runs it in a process of its own, whose
-    crash is a VerdictError. Raises InputError for anything that is not a whole,
-    unaltered bundle, VerdictError when the golden outputs do not come out, UnavailableError without onnxruntime.
+    It is checked in a process of its own, whatever the model asks for: time that no model of its size needs, or more
+    memory than is free, is an error there. What is called after that runs in this process, as fast as ONNX Runtime is,
+    and without such limits: let nobody choose inputs for a model that you do not trust. ``isolated`` keeps it in its
+    own process instead; each call costs the transport of its arrays.
+
+    ``threads`` are those of ONNX Runtime, 0 for its own choice. Raises InputError for anything that is not a whole,
+    unaltered bundle, or does not answer in time (``NORMDEPLOY_SECONDS`` says in how many), VerdictError when the golden
+    outputs do not come out or ONNX Runtime dies of it, UnavailableError without onnxruntime.
     """
     folder, tries = Path(path), 0
     while True:
@@ -136,10 +141,17 @@ def _opened(folder: Path, copy: Path, manifest: Manifest, threads: int, *, isola
     _check_engine(folder, copy, manifest, report)
     specs, golden = _golden(folder, copy, manifest)
     options, where = manifest.session_options, str(folder / MODEL)
-    make = IsolatedRunner if isolated else OnnxRuntimeRunner
-    runner = make(copy / MODEL, threads=threads, options=options, where=where)
-    _check_names(folder, manifest, specs, runner)
-    golden_feed.judge(runner(golden.inputs), golden.outputs, report, where=folder)
+    apart = IsolatedRunner(copy / MODEL, threads=threads, options=options, where=where)
+    try:
+        _check_names(folder, manifest, specs, apart)
+        golden_feed.judge(apart(golden.inputs), golden.outputs, report, where=folder)
+    except BaseException:
+        apart.close()
+        raise
+    runner: Runner = apart
+    if not isolated:  # it has opened and answered: so it does here
+        apart.close()
+        runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where)
     return Bundle(folder, manifest, report, specs, golden, runner, copy)
 
 

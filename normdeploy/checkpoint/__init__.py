@@ -67,8 +67,9 @@ def load(
 
     Args:
         factory: ``package.module:attribute`` of a callable that returns an nn.Module.
-        app_dir: the only folder that is added to the import path; it stays there, for imports inside forward. The
-            current folder is taken where the factory's module is found in it and nowhere else.
+        app_dir: the only folder that is added to the import path: first while the factory runs, last from then on, for
+            imports inside forward. The current folder is taken where the factory's module is found in it and nowhere
+            else.
         model_args: arguments of the factory; a Python literal where the text is one, else the text itself.
         weights: a safetensors file or what torch.save wrote, on any device; an index of shards, or a folder.
         names: how the names in the file become the module's, as far as that is not clear by itself.

@@ -1,7 +1,8 @@
 """``package.module:attribute`` → the nn.Module that calling it returns.
 
 The import path is the interpreter's own without the current directory, with ``app_dir`` in front: what a name means
-must not depend on where the command is started, unless it means nothing elsewhere.
+must not depend on where the command is started, unless it means nothing elsewhere. Once the factory has returned,
+``app_dir`` comes last: what forward imports is found, and no file in it takes the place of a package used here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torch import nn
 from normdeploy.checkpoint.configured import configured
 from normdeploy.errors import InputError
 
+_LATER: list[str] = []
+"""What stands last on sys.path: the folder of the latest factory, then those of earlier ones."""
 _SYNTAX = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -79,7 +82,7 @@ def call(function: str, *, app_dir: Path | None) -> Any:
 
 @contextmanager
 def import_path(app_dir: Path | None) -> Iterator[None]:
-    """Put ``app_dir`` first on sys.path, for good if all goes well; hide the current directory meanwhile."""
+    """Put ``app_dir`` first on sys.path, and last afterwards if all goes well; hide the current directory meanwhile."""
     if app_dir is not None and not (app_dir.is_dir() and os.access(app_dir, os.R_OK | os.X_OK)):
         raise InputError(
             "no such folder, or none that may be read",
@@ -98,7 +101,9 @@ def import_path(app_dir: Path | None) -> Iterator[None]:
     except BaseException:
         sys.path[:] = before
         raise
-    sys.path[len(added) : len(added)] = [entry for entry in hidden if entry not in added]
+    _LATER[:] = added + [entry for entry in _LATER if entry in sys.path and entry not in added]
+    own = [entry for entry in sys.path if entry not in _LATER]
+    sys.path[:] = [entry for entry in hidden if entry not in _LATER] + own + _LATER
 
 
 def _shadowed(module_name: str, app_dir: Path | None) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from io import BufferedReader
 from normdeploy.errors import InputError
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Without O_NONBLOCK a pipe that came between the look and the opening would wait for its writer."""
+_GIVEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""Without O_NONBLOCK a pipe would wait for its writer before it could be refused."""
+_FILE = _GIVEN | os.O_NOFOLLOW
 
 
 @contextmanager
@@ -28,6 +29,14 @@ def opened_folder(path: str | os.PathLike[str]) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def open_given(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open the file ``path`` that the user names, through links if it is one, for reading.
+
+    Raises InputError for a pipe, a device or a folder; OSError where it is missing or may not be read.
+    """
+    return _plain_file(os.open(path, _GIVEN), os.fspath(path))
 
 
 def open_plain(folder: str | os.PathLike[str] | int, name: str) -> BufferedReader:
@@ -46,15 +55,9 @@ def open_plain(folder: str | os.PathLike[str] | int, name: str) -> BufferedReade
             descriptor = deeper
         found = os.stat(last, dir_fd=descriptor, follow_symlinks=False)
         _require_plain(found.st_mode, where)  # before it is opened: opening a device may already do something
-        file = os.fdopen(_opened(last, _FILE, descriptor, where), "rb")
+        return _plain_file(_opened(last, _FILE, descriptor, where), where)
     finally:
         os.close(descriptor)
-    try:
-        _require_plain(os.fstat(file.fileno()).st_mode, where)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def read_plain(folder: str | os.PathLike[str] | int, name: str, most: int) -> bytes:
@@ -116,6 +119,16 @@ def _opened(name: str, flags: int, folder: int, where: str) -> int:
             with suppress(OSError):
                 _require_no_link(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode, where)
         raise OSError(error.errno, os.strerror(error.errno or 0), where) from None
+
+
+def _plain_file(descriptor: int, where: str) -> BufferedReader:
+    """Return the reader of ``descriptor``, which is closed where it is of no plain file."""
+    try:
+        _require_plain(os.fstat(descriptor).st_mode, where)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _require_plain(mode: int, where: str) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from normdeploy.disk import disk_errors, is_plain, locked, read_plain, room, uninterrupted
+from normdeploy.disk import disk_errors, is_plain, locked, open_given, read_plain, room, uninterrupted
 from normdeploy.engine.backends import BACKENDS
 from normdeploy.engine.layers import EngineLayer
 from normdeploy.engine.profiles import Range
@@ -170,9 +170,8 @@ def read_plan(path: Path) -> tuple[bytes, Sidecar]:
 
 def _read(path: Path) -> bytes:
     try:
-        if not path.is_file() and path.exists():
-            raise InputError("the plan is no file", where=str(path), fix="give the file that normdeploy build wrote")
-        return path.read_bytes()
+        with open_given(path) as file:
+            return file.read()
     except OSError as error:
         raise InputError(f"cannot read the plan: {error.strerror}", where=str(path)) from error
 

@@ -7,18 +7,15 @@ read and not mapped, so a file that loses its end is an error and no SIGBUS.
 from __future__ import annotations
 
 import os
-import stat
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from normdeploy.disk.read import open_plain
+from normdeploy.disk import read
 from normdeploy.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
-
-_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer is no wait
 
 
 class File:
@@ -29,12 +26,10 @@ class File:
         size: in bytes, when it was opened.
     """
 
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self.path, self._descriptor = path, descriptor
-        weakref.finalize(self, os.close, descriptor)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError("this is not a regular file", where=str(path), fix="give a plain file")
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self.path, self._descriptor = path, os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
         self.size, self._state = found.st_size, _state(found)
 
     def read(self, start: int, end: int) -> bytes:
@@ -82,7 +77,8 @@ def open_given(path: Path) -> File:
         OSError: it may not be read.
         InputError: it is no regular file: a folder, a pipe, a device.
     """
-    return File(os.open(path, _READ), path)
+    with read.open_given(path) as file:
+        return File(file, path)
 
 
 def open_inside(folder: Path, name: str) -> File:
@@ -94,8 +90,8 @@ def open_inside(folder: Path, name: str) -> File:
     """
     fix = "copy the model's external data into its folder, the files themselves, e.g. with cp -L"
     try:
-        with open_plain(folder, name) as file:
-            return File(os.dup(file.fileno()), folder / name)
+        with read.open_plain(folder, name) as file:
+            return File(file, folder / name)
     except InputError as error:
         what = f"the model names a file that is not read, {name!r}: {error.what}"
         raise InputError(what, where=str(folder), fix=fix) from error

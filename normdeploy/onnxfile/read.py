@@ -207,7 +207,7 @@ def _as_protobuf(text: File) -> File:
     with tempfile.TemporaryFile() as file:
         file.write(model)
         file.flush()
-        return File(os.dup(file.fileno()), text.path)
+        return File(file, text.path)
 
 
 def _external(tensor: onnx.TensorProto) -> ir.ExternalTensor:

@@ -25,6 +25,7 @@ from normdeploy.parity.reference import Arrays, Oracle
 from normdeploy.parity.single import Single, beside_draws
 from normdeploy.parity.verdict import Criteria, Measurement, Part, Reference, judge_one
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
+from normdeploy.runtime.isolated import PatienceError
 from normdeploy.runtime.runner import Runner, first_line
 from normdeploy.specs import TensorSpec
 
@@ -280,7 +281,7 @@ class _Session:
     def _run(self, deployed: Runner, feed: Feed) -> Arrays:
         try:
             return deployed(feed.arrays)
-        except UnavailableError:
+        except (UnavailableError, PatienceError):
             raise
         except Exception as error:  # eager took this feed, so whatever it is, the artefact is not its equal
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.arrays.items())

@@ -98,10 +98,11 @@ def open_artefact(
         given = "--input" if inputs else "--output-names"
         raise InputError("a bundle has its own input specs and output names", where=given, fix=f"leave {given} out")
     if is_plan:
-        _, sidecar = read_plan(path)
+        plan = (bundle and bundle.plan_path) or path  # of a bundle what was checked, not what has its name by now
         specs = bundle.specs if bundle else specs_of(inputs, output_names)
-        _require_covered(sidecar, specs)
-        return Artefact(specs, TensorRTRunner(path, trust=trust), sidecar.precision, None, bundle)
+        _require_covered(read_plan(plan)[1], specs)
+        runner = TensorRTRunner(plan, trust=trust, where=path)
+        return Artefact(specs, runner, runner.sidecar.precision, None, bundle)
     if bundle is not None:
         graph = read_graph(bundle.model_path)
         options = bundle.manifest.session_options
@@ -115,7 +116,7 @@ def _bundle(path: Path, threads: int) -> Bundle | None:
     """The bundle that ``path`` is, or that the plan ``path`` lies in."""
     if path.is_dir():
         return load_bundle(path, threads=threads, isolated=True)
-    return load_bundle(path.parent) if path.name == PLAN and (path.parent / MANIFEST).is_file() else None
+    return load_bundle(path.parent, isolated=True) if path.name == PLAN and (path.parent / MANIFEST).is_file() else None
 
 
 def _require_covered(sidecar: Sidecar, specs: Sequence[TensorSpec]) -> None:

@@ -209,6 +209,7 @@ def bench(
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source))
         feed = opened.usual_feed()
+        opened.runner(feed.arrays)  # in its own process, which has limits, before it is timed in one without
         module = None if model is None else load_beside(opened.specs, model, source).module
     with stages("latency"):
         if model is None or module is None:

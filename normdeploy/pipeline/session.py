@@ -14,7 +14,7 @@ from normdeploy.errors import InputError, UnavailableError
 from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.engines import computes_in
 from normdeploy.precision import Precision
-from normdeploy.runtime.isolated import CrashError, IsolatedRunner
+from normdeploy.runtime.isolated import CrashError, IsolatedRunner, PatienceError
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.optimizers import ALTERS_WEIGHTS, crash_free, faithful, without
 from normdeploy.runtime.runner import Runner
@@ -114,7 +114,7 @@ def _opened(
     if feed is not None:
         try:
             runner(feed.arrays)
-        except CrashError:
+        except (CrashError, PatienceError):
             raise
         except Exception:  # it refuses the feed: parity will say so
             return runner

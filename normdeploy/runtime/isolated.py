@@ -1,28 +1,36 @@
 """ONNX Runtime in a process of its own: what crashes there is a message here, and leaves nothing behind.
 
 The process is asked by lines of JSON on its standard input; arrays go through files in a folder that both know.
+A model from elsewhere may ask for any time and memory: an answer is waited for as long as a model of its size may take,
+and the process gets no more memory than the machine has to spare.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import signal
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import ml_dtypes
 import numpy as np
 
 from normdeploy import child, errors
-from normdeploy.errors import VerdictError
+from normdeploy.errors import InputError, VerdictError
 from normdeploy.runtime.onnxruntime import require_installed
 from normdeploy.runtime.runner import check_names
 
 _TAIL = 2
+PATIENCE = "NORMDEPLOY_SECONDS"
+"""The environment variable that says how many seconds an answer may take."""
+_LEAST, _A_SECOND = 120.0, 8 << 20
+"""The seconds that any model may take, and the bytes of one that may take a second more."""
 
 
 class CrashError(VerdictError):
@@ -33,10 +41,15 @@ class CrashError(VerdictError):
         super().__init__(what, where=where, fix=fix)
 
 
+class PatienceError(InputError):
+    """The runtime's process did not answer in time, and was ended."""
+
+
 class IsolatedRunner:
     """An ``.onnx`` file in ONNX Runtime, in a process of its own; the arguments are those of OnnxRuntimeRunner.
 
-    The process ends with this object. Raises CrashError where it dies, and what it raised itself.
+    The process ends with this object. Raises CrashError where it dies, PatienceError where it does not answer in time,
+    and what it raised itself.
     """
 
     def __init__(
@@ -50,7 +63,7 @@ class IsolatedRunner:
     ) -> None:
         require_installed()
         self.name = "onnxruntime"
-        self._where, self.path = where or str(model), model
+        self._where, self.path, self._seconds = where or str(model), model, patience(model)
         self._folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
         with (self._folder / "stderr.txt").open("w") as stderr:
             self._process = child.start(
@@ -75,38 +88,65 @@ class IsolatedRunner:
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         """Return the answer to ``request``. Raises what was raised there, CrashError where the process died."""
+        doing = "opens the model" if "open" in request else "runs the model"
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError("the process was started without pipes")
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
-            line = stdout.readline()
+            line = self._line(stdout, doing)
         except BrokenPipeError:
             line = ""
         except BaseException:
             self.close()  # an interrupt: whatever it does now, nobody waits for it
             raise
         if not line:
-            self._died("open" in request)
+            self._died(doing)
         answer: dict[str, Any] = json.loads(line)
         if error := answer.get("error"):
             kind, what, where, fix = error
             raise getattr(errors, kind)(what, where=where, fix=fix)
         return answer
 
-    def _died(self, opening: bool) -> NoReturn:
+    def _line(self, stdout: IO[str], doing: str) -> str:
+        if select.select([stdout], [], [], self._seconds)[0]:
+            return stdout.readline()  # an answer is written at once
+        raise PatienceError(
+            f"onnxruntime has no answer after {self._seconds:g} s where it {doing}",
+            where=self._where,
+            fix=f"if the model is meant to take that long, set {PATIENCE} to the seconds that it may",
+        )
+
+    def _died(self, doing: str) -> NoReturn:
         code = self._process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         said = (self._folder / "stderr.txt").read_text(errors="replace").splitlines()
         self.close()
-        doing = "opens the model" if opening else "runs the model"
+        fix = "report it to onnxruntime; another version of it, another opset or another precision may not crash"
+        if how == "SIGKILL" or any("bad_alloc" in line for line in said):
+            fix = "it may be for want of memory: ask for smaller inputs, or use a machine that has more"
         raise CrashError(
             f"onnxruntime crashes ({how}) where it {doing}",
             where=" | ".join([self._where, *said[-_TAIL:]]),
-            fix="report it to onnxruntime; another version of it, another opset or another precision may not crash",
+            fix=fix,
             how=how,
         )
+
+
+def patience(model: Path) -> float:
+    """Return how many seconds an answer of ``model`` may take: more for a larger one, or what ``PATIENCE`` says."""
+    given = os.environ.get(PATIENCE)
+    if given is None:
+        beside = model.parent.glob(f"{model.name}*")  # its weights too
+        return round(_LEAST + sum(path.stat().st_size for path in beside) / _A_SECOND)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError("this is no number of seconds", where=f"{PATIENCE}={given}", fix="give one above 0, or none")
+    return seconds
 
 
 def _end(process: child.Process, folder: Path) -> None:

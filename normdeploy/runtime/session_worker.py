@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from normdeploy import limits
 from normdeploy.errors import NormdeployError
 from normdeploy.runtime.isolated import _load, _save
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -15,6 +16,7 @@ from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 def main() -> None:
     """Answer until the input ends; what libraries print goes to stderr."""
+    limits.to_what_is_free()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     runner: OnnxRuntimeRunner | None = None

@@ -8,6 +8,7 @@ profiles, with a stand-in for the engine that computes on the CPU.
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ class TensorRTRunner:
         plan: a file that ``normdeploy build`` wrote, its sidecar beside it.
         cuda_graph: capture each shape when it first comes and replay it then; every shape keeps its own memory.
         trust: files that may run code: a version-compatible plan carries its runtime, and is loaded only if among them.
+        where: its path in a bundle, by which it is trusted and called, where ``plan`` is the checked copy.
 
     Raises:
         InputError: the plan is not the one its sidecar describes, was built by another version or for another GPU, or
@@ -101,16 +103,19 @@ class TensorRTRunner:
         UnavailableError: no GPU, or the backend is not installed.
     """
 
-    def __init__(self, plan: Path, *, cuda_graph: bool = False, trust: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, plan: Path, *, cuda_graph: bool = False, trust: Sequence[Path] = (), where: Path | None = None
+    ) -> None:
         data, self.sidecar = read_plan(plan)
-        if self.sidecar.carries_code and not is_trusted(plan, trust):
+        called = where or plan
+        if self.sidecar.carries_code and not is_trusted(called, trust):
             raise InputError(
                 "a version-compatible plan carries code of its own, and nothing says that it is trusted",
-                where=str(plan),
-                fix=f"if you trust who made it, give --trust {plan}",
+                where=str(called),
+                fix=f"if you trust who made it, give --trust {shlex.quote(str(called))}",
             )
         self._trt = _import(self.sidecar)
-        self._engine = self._deserialize(data, plan)
+        self._engine = self._deserialize(data, called)
         self._queue = self._open_queue()
         self._context = self._engine.create_execution_context()
         self._graphs: dict[tuple[torch.Size, ...], _Captured] | None = {} if cuda_graph else None

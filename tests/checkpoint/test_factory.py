@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,12 +171,27 @@ def test_what_the_factory_prints_stays_off_stdout(app: App, tmp_path: Path, caps
     assert capsys.readouterr() == ("", "importing\nbuilding\n")
 
 
-def test_app_dir_is_on_the_path_once_and_first(app: App, tmp_path: Path) -> None:
-    name = app("def net():\n    return nn.Identity()")
+def test_app_dir_is_on_the_path_once_first_for_the_factory_and_last_behind_it(app: App, tmp_path: Path) -> None:
+    name = app("import sys\ndef net():\n    net.first = sys.path[0]\n    return nn.Identity()")
     before = list(sys.path)
     for _ in range(2):
         build(f"{name}:net", app_dir=tmp_path, model_args={})
-    assert sys.path == [str(tmp_path), *before]
+        assert sys.modules[name].net.first == str(tmp_path)
+    assert sys.path == [*before, str(tmp_path)]
+
+
+def test_what_lies_beside_the_factory_takes_no_packages_place_later(app: App, tmp_path: Path) -> None:
+    """A user's folder has a json.py, or a report.py that imports one: what is imported after the factory is not it."""
+    name = app("def net():\n    return nn.Identity()")
+    for package in ("jinja2", "this"):
+        (tmp_path / f"{package}.py").write_text("raise RuntimeError('the wrong one')")
+    kept = {key: sys.modules.pop(key) for key in list(sys.modules) if key.partition(".")[0] in ("jinja2", "this")}
+    try:
+        build(f"{name}:net", app_dir=tmp_path, model_args={})
+        assert importlib.import_module("jinja2").__file__ != str(tmp_path / "jinja2.py")
+        assert importlib.util.find_spec("this").origin != str(tmp_path / "this.py")  # type: ignore[union-attr]
+    finally:
+        sys.modules.update(kept)
 
 
 def test_a_failure_leaves_the_import_path_as_it_was(app: App, tmp_path: Path) -> None:
@@ -192,7 +208,8 @@ def test_a_later_app_dir_comes_before_an_earlier_one(app: App, tmp_path: Path) -
         )
     for folder in ("one", "two", "one"):
         build(f"only_{folder}:net", app_dir=tmp_path / folder, model_args={})
-        assert sys.path[0] == str(tmp_path / folder)
+        last = [entry for entry in sys.path if Path(entry).parent == tmp_path]
+        assert last[0] == str(tmp_path / folder)
     assert sys.path.count(str(tmp_path / "one")) == 1
 
 
@@ -245,7 +262,7 @@ from normdeploy.checkpoint.factory import build, usual_app_dir
 from normdeploy.errors import InputError
 try:
     build("here:net", app_dir={app_dir}, model_args={{}})
-    print("built", sys.path[0])
+    print("built", sys.path[-1])
 except InputError as error:
     print(error.what, "|", error.fix)
 """

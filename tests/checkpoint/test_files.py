@@ -117,7 +117,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert refusal(tmp_path / "pipe").what == "not a file"
+    assert refusal(tmp_path / "pipe").what == "this is a pipe, not a plain file"
 
 
 def test_a_file_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
