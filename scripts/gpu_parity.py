@@ -47,6 +47,7 @@ from normdeploy.parity.feeds import random_feeds
 from normdeploy.parity.verdict import Criteria, judge
 from normdeploy.precision import Precision, to_precision
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.placement import placed
 from normdeploy.runtime.runner import Runner
 from normdeploy.runtime.tensorrt import TensorRTRunner
 from normdeploy.specs import TensorSpec, parse
@@ -122,7 +123,7 @@ def artefacts(subject: Subject, precision: Precision, graph: ir.Model, folder: P
     ir.save(narrow, model, external_data=f"{model.name}.data")
     yield "eager CUDA", lambda: EagerCuda(subject, dtype)
     yield "torch.compile", lambda: EagerCuda(subject, dtype, compiled=True)
-    yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, providers=("CUDAExecutionProvider",))
+    yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, placement=placed("cuda"))
     for backend in BACKENDS:
         plan = model.with_suffix(f".{backend.name}.plan")
 

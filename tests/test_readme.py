@@ -114,6 +114,12 @@ def test_the_python_runs(sandbox: Path) -> None:
     assert "(3, 10) True" in told
 
 
+def test_a_bundle_is_a_suite_of_tests(sandbox: Path) -> None:
+    (command,) = commands("pytest")
+    plugin = ("-p", "normdeploy.pytest_plugin")  # found by itself where this version is installed
+    assert " passed" in run(sys.executable, "-m", "pytest", *plugin, *shlex.split(command)[1:], folder=sandbox)
+
+
 def test_the_bundle_holds_what_is_listed(sandbox: Path) -> None:
     listed = next(block for block in blocks("text") if "golden/" in block)
     names = {line.split()[0].rstrip("/") for line in listed.splitlines()}

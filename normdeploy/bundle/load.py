@@ -36,6 +36,7 @@ from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
 from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.placement import CPU, Placement, placed
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec, parse
 
@@ -83,7 +84,16 @@ class Bundle:
         return self.runner(given.check(self.specs, {**(inputs or {}), **named}))
 
 
-def load_bundle(path: str | Path, *, threads: int = 0, isolated: bool = False) -> Bundle:
+def load_bundle(
+    path: str | Path,
+    *,
+    threads: int = 0,
+    isolated: bool = False,
+    device: str = "cpu",
+    provider: str | None = None,
+    tf32: bool = False,
+    cuda_graph: bool = False,
+) -> Bundle:
     """The bundle in folder ``path``, after checking that it is whole and computes here what it computed at home.
 
     It is checked in a process of its own, whatever the model asks for: time that no model of its size needs, or more
@@ -91,16 +101,18 @@ def load_bundle(path: str | Path, *, threads: int = 0, isolated: bool = False) -
     and without such limits: let nobody choose inputs for a model that you do not trust. ``isolated`` keeps it in its
     own process instead; each call costs the transport of its arrays.
 
-    ``threads`` are those of ONNX Runtime, 0 for its own choice. Raises InputError for anything that is not a whole,
-    unaltered bundle, or does not answer in time (``NORMDEPLOY_SECONDS`` says in how many), VerdictError when the golden
-    outputs do not come out or ONNX Runtime dies of it, UnavailableError without onnxruntime.
+    ``threads`` are those of ONNX Runtime, 0 for its own choice. ``device``, ``provider``, ``tf32`` and ``cuda_graph``
+    are those of :func:`normdeploy.runtime.placement.placed`: it runs there, or this is an UnavailableError. Raises
+    InputError for anything that is not a whole, unaltered bundle, or does not answer in time (``NORMDEPLOY_SECONDS``
+    says in how many), VerdictError when the golden outputs do not come out or ONNX Runtime dies of it,
+    UnavailableError without onnxruntime.
     """
-    folder, tries = Path(path), 0
+    folder, tries, placement = Path(path), 0, placed(device, provider, tf32=tf32, cuda_graph=cuda_graph)
     while True:
         try:
             with opened_folder(folder) as opened:
                 try:
-                    return _load(folder, opened, threads, isolated)
+                    return _load(folder, opened, threads, isolated, placement)
                 except (OSError, InputError):
                     tries += 1
                     if tries == _TRIES or os.path.samestat(os.fstat(opened), folder.stat()):
@@ -121,13 +133,13 @@ def check(folder: Path) -> None:
         bundle.runner.close()
 
 
-def _load(folder: Path, opened: int, threads: int, isolated: bool) -> Bundle:
+def _load(folder: Path, opened: int, threads: int, isolated: bool, placement: Placement) -> Bundle:
     manifest = _manifest(folder, opened)
     copy, remove = new_scratch()
     try:
         (copy / GOLDEN_INPUTS).parent.mkdir()
         _copy(folder, opened, manifest, copy)
-        bundle = _opened(folder, copy, manifest, threads, isolated=isolated)
+        bundle = _opened(folder, copy, manifest, threads, isolated=isolated, placement=placement)
         weakref.finalize(bundle, remove)
     except BaseException:
         remove()
@@ -135,13 +147,15 @@ def _load(folder: Path, opened: int, threads: int, isolated: bool) -> Bundle:
     return bundle
 
 
-def _opened(folder: Path, copy: Path, manifest: Manifest, threads: int, *, isolated: bool) -> Bundle:
+def _opened(
+    folder: Path, copy: Path, manifest: Manifest, threads: int, *, isolated: bool, placement: Placement = CPU
+) -> Bundle:
     """The bundle of ``folder``, all of it read from ``copy``."""
     report = read(Report, (copy / REPORT).read_bytes(), where=str(folder / REPORT))
     _check_engine(folder, copy, manifest, report)
     specs, golden = _golden(folder, copy, manifest)
     options, where = manifest.session_options, str(folder / MODEL)
-    apart = IsolatedRunner(copy / MODEL, threads=threads, options=options, where=where)
+    apart = IsolatedRunner(copy / MODEL, threads=threads, options=options, where=where, placement=placement)
     try:
         _check_names(folder, manifest, specs, apart)
         golden_feed.judge(apart(golden.inputs), golden.outputs, report, where=folder)
@@ -151,7 +165,7 @@ def _opened(folder: Path, copy: Path, manifest: Manifest, threads: int, *, isola
     runner: Runner = apart
     if not isolated:  # it has opened and answered: so it does here
         apart.close()
-        runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where)
+        runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where, placement=placement)
     return Bundle(folder, manifest, report, specs, golden, runner, copy)
 
 

@@ -24,6 +24,7 @@ from normdeploy.cli.options import (
     Precision,
     Talk,
     Target,
+    Where,
     byte_count,
     listed,
     share,
@@ -183,6 +184,7 @@ def verify(
     model: str,
     eager: EagerOptions = EagerOptions(),
     parity: ParityOptions = ParityOptions(),
+    where: Where = Where(),
     talk: Talk = Talk(),
 ) -> int:
     """Judge a bundle, an ONNX file or a plan against the eager module it came from.
@@ -196,7 +198,8 @@ def verify(
     with output.working(talk) as progress:
         verdict = pipeline.verify(
             artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
-            seed=parity.seed, criteria=parity.criteria(), progress=progress, **eager.source(),
+            seed=parity.seed, criteria=parity.criteria(), placement=where.placement(), progress=progress,
+            **eager.source(),
         )  # fmt: skip
     output.verdict(verdict, talk)
     return 0 if verdict.passed else VerdictError.exit_code
@@ -210,6 +213,7 @@ def bisect(
     model: str,
     eager: EagerOptions = EagerOptions(),
     parity: ParityOptions = ParityOptions(),
+    where: Where = Where(),
     max_memory: str = "1GB",
     talk: Talk = Talk(),
 ) -> int:
@@ -226,7 +230,8 @@ def bisect(
     with output.working(talk) as progress:
         verdict = pipeline.bisect(
             artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
-            seed=parity.seed, criteria=parity.criteria(), max_memory=limit, progress=progress, **eager.source(),
+            seed=parity.seed, criteria=parity.criteria(), max_memory=limit, placement=where.placement(),
+            progress=progress, **eager.source(),
         )  # fmt: skip
     output.verdict(verdict, talk)
     return 0 if verdict.passed else VerdictError.exit_code
@@ -263,6 +268,7 @@ def bench(
     processes: int = 3,
     against: Path | None = None,
     fail_above: str = "5%",
+    where: Where = Where(),
     talk: Talk = Talk(),
 ) -> int:
     """Measure the latency of a bundle, an ONNX file or a plan, beside the eager module it came from.
@@ -283,8 +289,8 @@ def bench(
     with output.working(talk) as progress:
         before = None if against is None else pipeline.report_of(against)
         measured = pipeline.bench(
-            artefact, model, input, seconds=seconds, threads=threads, processes=processes, progress=progress,
-            **eager.source(),
+            artefact, model, input, seconds=seconds, threads=threads, processes=processes,
+            placement=where.placement(), progress=progress, **eager.source(),
         )  # fmt: skip
     output.latency(measured, talk)
     if before is not None:

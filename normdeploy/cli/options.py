@@ -14,6 +14,7 @@ from normdeploy.errors import InputError
 if TYPE_CHECKING:
     from normdeploy.parity.verdict import Criteria
     from normdeploy.pipeline import Source
+    from normdeploy.runtime.placement import Placement
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 """Several words behind one option."""
@@ -104,6 +105,31 @@ class ParityOptions:
     def criteria(self) -> Criteria:
         """Return the criteria, their own defaults where nothing is given."""
         return criteria(self.k, self.floor_eps)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a model runs.
+
+    Attributes:
+        device: cpu or cuda.
+        provider: of ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx, … or its own name; it must run the model, or
+            this is an error.
+        tf32: let float32 products be rounded to TF32 on a GPU, in eager PyTorch as well.
+        cuda_graph: capture the launches of a run once and replay them.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    provider: str | None = None
+    tf32: bool = False
+    cuda_graph: bool = False
+
+    def placement(self) -> Placement:
+        """Return where to run; UnavailableError where this machine cannot."""
+        from normdeploy.runtime.placement import placed
+
+        return placed(self.device, self.provider, tf32=self.tf32, cuda_graph=self.cuda_graph)
 
 
 @Parameter(name="*")

@@ -26,6 +26,7 @@ from normdeploy.parity.single import Single, beside_draws
 from normdeploy.parity.verdict import Criteria, Measurement, Part, Reference, judge_one
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.isolated import PatienceError
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner, first_line
 from normdeploy.specs import TensorSpec
 
@@ -73,6 +74,7 @@ def measure(
     single: ir.Model | None = None,
     unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
     criteria: Criteria | None = None,
+    placement: Placement = CPU,
 ) -> Measured:
     """Return the errors of ``graph`` and of ``deployed``, which runs it, for each output and feed.
 
@@ -87,6 +89,7 @@ def measure(
         single: the float32 graph that ``graph`` was rounded from; None where there is none, or it is not known.
         unfolded: asked for only where the runtime fails beside eager.
         criteria: by which it is decided what else to measure.
+        placement: where eager runs, so that its error is that of the device that ``deployed`` runs on.
 
     Raises RuntimeFailureError, by feed and output, where the artefact does not run, where outputs are missing or
     unexpected, and where one has another shape or dtype: nothing is broadcast or cast to make it comparable.
@@ -94,7 +97,7 @@ def measure(
     notes = dict.fromkeys(note for feed in feeds for note in feed.notes)
     with ExitStack() as stack:
         make = None if unfolded is None else lambda: stack.enter_context(unfolded())
-        session = _Session(Oracle(module, specs, dtype), deployed, graph, make, criteria or Criteria())
+        session = _Session(Oracle(module, specs, dtype, placement), deployed, graph, make, criteria or Criteria())
         session.computes = _computes(module, specs, dtype)
         session.wider = dtype is not None
         if graph is not None and single is not None:

@@ -19,6 +19,7 @@ from normdeploy.errors import InputError
 from normdeploy.export.encoder import has_fast_path, one_path
 from normdeploy.parity.metrics import eps, errors
 from normdeploy.runtime.eager import EagerRunner
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner, first_line
 from normdeploy.runtime.widths import KeepFloat64, RoundedError, rounded_to
 from normdeploy.specs import TensorSpec
@@ -34,12 +35,19 @@ Arrays = dict[str, npt.NDArray[Any]]
 class Oracle:
     """Eager PyTorch in the deployed dtype and, for as long as it can, in float64; ``notes`` says what it could not.
 
-    ``dtype`` is the one that eager runs in; None leaves the module as it is. Where the module does not run in 16 bits
+    ``dtype`` is the one that eager runs in; None leaves the module as it is. ``placement`` is where; float64 is the
+    CPU's. Where the module does not run in 16 bits
     on the CPU, that is emulated: weights and the result of each operator are rounded.
     """
 
-    def __init__(self, module: nn.Module, specs: Sequence[TensorSpec], dtype: torch.dtype | None = None) -> None:
-        self._module, self._specs, self._dtype = module, specs, dtype
+    def __init__(
+        self,
+        module: nn.Module,
+        specs: Sequence[TensorSpec],
+        dtype: torch.dtype | None = None,
+        placement: Placement = CPU,
+    ) -> None:
+        self._module, self._specs, self._dtype, self._placement = module, specs, dtype, placement
         self.notes: dict[str, None] = {}
         self._eager: Runner | None = None
         self._float64: EagerRunner | None = None
@@ -52,7 +60,7 @@ class Oracle:
     def eager(self, feed: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Return the outputs in the deployed dtype. Raises InputError where forward raises."""
         if self._eager is None:
-            self._eager = EagerRunner(self._module, self._specs, dtype=self._dtype)
+            self._eager = EagerRunner(self._module, self._specs, dtype=self._dtype, placement=self._placement)
         try:
             with one_path():
                 return self._eager(feed)

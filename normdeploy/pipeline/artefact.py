@@ -23,6 +23,7 @@ from normdeploy.precision import Precision
 from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.optimizers import faithful
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner
 from normdeploy.runtime.tensorrt import TensorRTRunner
 from normdeploy.specs import Signature, TensorSpec, sizes_at
@@ -42,6 +43,7 @@ class Artefact:
         bundle: the one that it is, or that it lies in.
         options: session options that it runs with: a bundle's own, or those that a file needs.
         session_notes: why a file needs them.
+        placement: where an ONNX model runs.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -51,6 +53,7 @@ class Artefact:
     bundle: Bundle | None
     options: Mapping[str, str] = field(default_factory=dict)
     session_notes: tuple[str, ...] = ()
+    placement: Placement = CPU
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -68,7 +71,7 @@ class Artefact:
         """Return it in this process, where it can be timed: it has run in another one without a crash."""
         if not isinstance(self.runner, IsolatedRunner):
             return self.runner
-        return OnnxRuntimeRunner(self.runner.path, threads=threads, options=self.options)
+        return OnnxRuntimeRunner(self.runner.path, threads=threads, options=self.options, placement=self.placement)
 
     def usual_feed(self) -> Feed:
         """Inputs at the usual sizes: a bundle's golden ones, else random ones."""
@@ -82,18 +85,20 @@ def open_artefact(
     *,
     threads: int = 0,
     trust: Sequence[Path] = (),
+    placement: Placement = CPU,
 ) -> Artefact:
     """The artefact at ``path``; ``inputs`` are the specs of one that is not, and does not lie in, a bundle.
 
     ``output_names`` are what its outputs are called, where that is not by the keys of what forward returns.
 
-    ``trust`` names the files that may run code, as a plan that carries its own runtime does.
+    ``trust`` names the files that may run code, as a plan that carries its own runtime does. ``placement`` is where an
+    ONNX model runs; a plan runs on its GPU.
 
     Raises what :func:`normdeploy.load_bundle` does; for a plan InputError where it is damaged, does not fit the specs,
     or was built by another version or for another GPU, UnavailableError without a GPU.
     """
     is_plan = path.suffix == ".plan" or sidecar_path(path).is_file()
-    bundle = _bundle(path, threads) if path.is_dir() or is_plan else None
+    bundle = _bundle(path, threads, placement) if path.is_dir() or is_plan else None
     if bundle is not None and (inputs or output_names):
         given = "--input" if inputs else "--output-names"
         raise InputError("a bundle has its own input specs and output names", where=given, fix=f"leave {given} out")
@@ -106,16 +111,18 @@ def open_artefact(
     if bundle is not None:
         graph = read_graph(bundle.model_path)
         options = bundle.manifest.session_options
-        return Artefact(bundle.specs, bundle.runner, computes_in(graph), graph, bundle, options)
+        notes = (*placement.notes, *getattr(bundle.runner, "notes", ()))
+        return Artefact(bundle.specs, bundle.runner, computes_in(graph), graph, bundle, options, notes, placement)
     graph, specs = read_graph(path), specs_of(inputs, output_names)
-    session = open_session(path, threads, faithful(graph), computes_in(graph))
-    return Artefact(specs, session.runner, computes_in(graph), graph, None, session.options, session.notes)
+    session = open_session(path, threads, faithful(graph), computes_in(graph), placement=placement)
+    notes = (*placement.notes, *session.notes)
+    return Artefact(specs, session.runner, computes_in(graph), graph, None, session.options, notes, placement)
 
 
-def _bundle(path: Path, threads: int) -> Bundle | None:
+def _bundle(path: Path, threads: int, placement: Placement) -> Bundle | None:
     """The bundle that ``path`` is, or that the plan ``path`` lies in."""
     if path.is_dir():
-        return load_bundle(path, threads=threads, isolated=True)
+        return load_bundle(path, threads=threads, isolated=True, **placement.as_json())
     return load_bundle(path.parent, isolated=True) if path.name == PLAN and (path.parent / MANIFEST).is_file() else None
 
 

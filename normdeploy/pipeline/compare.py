@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
+import onnx
 import onnx_ir as ir
 from torch import nn
 
@@ -18,6 +19,7 @@ from normdeploy.bench.stats import Comparison, Latency, latency
 from normdeploy.bench.timers import interleave, timed
 from normdeploy.bundle import Bundle
 from normdeploy.checkpoint import Checkpoint
+from normdeploy.doctor.training import require_eval
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import OPSETS, to_graph
 from normdeploy.fold import Target, fold
@@ -28,6 +30,7 @@ from normdeploy.parity.feeds import Feed
 from normdeploy.parity.nodes import MOST_MEMORY, worst_node
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.artefact import Artefact, open_artefact
+from normdeploy.pipeline.engines import computes_in
 from normdeploy.pipeline.judge import verdict_on
 from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
 from normdeploy.pipeline.session import in_onnxruntime, written
@@ -39,13 +42,16 @@ from normdeploy.pipeline.source import (
     app_dir_of,
     feeds_for,
     load_beside,
+    specs_of,
     trusted,
     usual_threads,
 )
 from normdeploy.precision import to_precision
 from normdeploy.precision.widen import widened
 from normdeploy.runtime.eager import EagerRunner
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner
+from normdeploy.specs import Signature, TensorSpec
 
 _WARM_UP = 10  # calls
 _MOST_PROCESSES = 10
@@ -60,17 +66,19 @@ def verify(
     data: Data = None,
     seed: int = 0,
     criteria: Criteria | None = None,
+    placement: Placement = CPU,
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Verdict:
     """The parity verdict on ``artefact``, a bundle, an ONNX file or a plan, against the module that ``model`` names.
 
     A bundle's sha256s and golden outputs are checked first, and its input specs hold; an ONNX file, and a plan outside
-    a bundle, need ``inputs``. What computes in 16 bits is judged by what eager loses in them. Raises what
+    a bundle, need ``inputs``. What computes in 16 bits is judged by what eager loses in them. ``placement`` is where it
+    runs, and eager PyTorch, whose error is allowed, runs on the same device. Raises what
     :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise, and UnavailableError for a plan where there is
     no GPU; a failed verdict is returned.
     """
-    asked = _Asked(Path(artefact), model, inputs, output_names, data, seed, criteria, source)
+    asked = _Asked(Path(artefact), model, inputs, output_names, data, seed, criteria, placement, source)
     return asked.verdict(Stages(progress))
 
 
@@ -84,6 +92,7 @@ def bisect(
     seed: int = 0,
     criteria: Criteria | None = None,
     max_memory: int = MOST_MEMORY,
+    placement: Placement = CPU,
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Verdict:
@@ -92,8 +101,49 @@ def bisect(
     The node is the one that the runtime computes worst from its own inputs; its values are held in at most
     ``max_memory`` bytes at once. Raises what :func:`verify` raises, InputError for a plan, whose graph is gone.
     """
-    asked = _Asked(Path(artefact), model, inputs, output_names, data, seed, criteria, source)
+    asked = _Asked(Path(artefact), model, inputs, output_names, data, seed, criteria, placement, source)
     return asked.verdict(Stages(progress), bisect=max_memory)
+
+
+def verdict_of(
+    module: nn.Module,
+    inputs: Sequence[str] | Sequence[TensorSpec],
+    artefact: str | Path | ir.Model | onnx.ModelProto | Runner,
+    *,
+    criteria: Criteria | None = None,
+    feeds: Sequence[Feed] | None = None,
+    placement: Placement = CPU,
+) -> Verdict:
+    """Return the verdict on ``artefact`` against a module at hand, as in a test of one's own.
+
+    Args:
+        module: in eval mode.
+        inputs: its specs, or their texts.
+        artefact: a bundle, an ONNX file or a plan, by its path; a model of onnx or onnx_ir; or anything that runs.
+        criteria: of parity.
+        feeds: what both are run on; random ones and corners if none are given.
+        placement: where it runs, and eager PyTorch.
+    """
+    require_eval(module, force=False)
+    texts = [each for each in inputs if isinstance(each, str)]
+    specs = specs_of(texts) if texts else Signature(each for each in inputs if isinstance(each, TensorSpec))
+    feeds = feeds or feeds_for(specs, None, 0, module=module)
+    if isinstance(artefact, str | Path):
+        path = Path(artefact)
+        opened = open_artefact(path, () if path.is_dir() else specs.texts(), placement=placement)
+        return verdict_on(
+            module, opened.specs, opened.runner, opened.graph, feeds, criteria, precision=opened.precision,
+            options=opened.options, single=_single(module, opened), unfolded=lambda: _unfolded(module, opened),
+            placement=placement,
+        )  # fmt: skip
+    if isinstance(artefact, ir.Model | onnx.ModelProto):
+        model = artefact if isinstance(artefact, ir.Model) else ir.from_proto(artefact)
+        with in_onnxruntime(model, placement=placement) as session:
+            return verdict_on(
+                module, specs, session.runner, model, feeds, criteria, precision=computes_in(model),
+                options=session.options, placement=placement,
+            )  # fmt: skip
+    return verdict_on(module, specs, artefact, None, feeds, criteria, placement=placement)
 
 
 @dataclass(frozen=True)
@@ -107,12 +157,15 @@ class _Asked:
     data: Data
     seed: int
     criteria: Criteria | None
+    placement: Placement
     source: Source
 
     def verdict(self, stages: Stages, bisect: int | None = None) -> Verdict:
         """Return the verdict; with ``bisect``, bytes of values to hold, the worst node too."""
         with stages("load"):
-            opened = open_artefact(self.artefact, self.inputs, self.output_names, trust=trusted(self.source))
+            opened = open_artefact(
+                self.artefact, self.inputs, self.output_names, trust=trusted(self.source), placement=self.placement
+            )
             if bisect is not None and opened.graph is None:
                 what = "a plan no longer has the graph that it was built of"
                 raise InputError(what, where=str(self.artefact), fix="bisect the bundle or the ONNX file")
@@ -124,6 +177,7 @@ class _Asked:
                 checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, self.criteria,
                 precision=opened.precision, options=opened.options, single=_single(checkpoint.module, opened),
                 unfolded=lambda: _unfolded(checkpoint.module, opened), max_memory=bisect or MOST_MEMORY,
+                placement=self.placement,
             )  # fmt: skip
         if bisect is not None and verdict.first_node is None and opened.graph is not None:
             with stages("bisect"):
@@ -137,7 +191,7 @@ class _Asked:
 def _unfolded(module: nn.Module, opened: Artefact) -> Iterator[Unfolded]:
     """Give the module's own export in a session of its own."""
     graph = _exported(module, opened)
-    with in_onnxruntime(graph, options=opened.options) as session:
+    with in_onnxruntime(graph, options=opened.options, placement=opened.placement) as session:
         yield Unfolded(session.runner, graph)
 
 
@@ -188,6 +242,7 @@ def bench(
     seconds: float = 2.0,
     threads: int | None = None,
     processes: int = PROCESSES,
+    placement: Placement = CPU,
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Comparison | Latency:
@@ -207,7 +262,7 @@ def bench(
         fix = f"give 1 to {cores} threads, as many as this machine has cores, and a positive, finite time"
         raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
-        opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source))
+        opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source), placement=placement)
         feed = opened.usual_feed()
         opened.runner(feed.arrays)  # in its own process, which has limits, before it is timed in one without
         module = None if model is None else load_beside(opened.specs, model, source).module
@@ -215,12 +270,12 @@ def bench(
         if model is None or module is None:
             return _alone(opened.here(threads), feed, seconds)
         if opened.graph is None:
-            eager = EagerRunner(module, opened.specs)
+            eager = EagerRunner(module, opened.specs, placement=placement)
             return interleave(eager, opened.here(threads), feed, threads=threads, seconds=seconds)
         with written(opened.graph) as path, written(_exported(module, opened)) as unfolded:
             job = Job(
                 model, plain(source), tuple(opened.texts()), str(path), str(unfolded), dict(opened.options), threads,
-                seconds, 0,
+                seconds, 0, placement.as_json(),
             )  # fmt: skip
             return measured(job, feed, processes)
 

@@ -21,6 +21,7 @@ from normdeploy.parity.verdict import Criteria, Verdict, judge
 from normdeploy.precision import Precision
 from normdeploy.report import view
 from normdeploy.report.schema import Report
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec
 
@@ -55,19 +56,20 @@ def verdict_on(
     unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
     follow: bool = True,
     max_memory: int = MOST_MEMORY,
+    placement: Placement = CPU,
 ) -> Verdict:
     """Return the verdict on ``deployed``, which runs ``model``; a failed one names where it begins.
 
     A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
     being gone, the artefact is compared with the module itself, and no module can be named. ``options`` are those of
     its session, ``single`` is the float32 graph that ``model`` was rounded from, ``unfolded`` makes the unfolded graph
-    in the same runtime, ``follow`` a failure to its module.
+    in the same runtime, ``follow`` a failure to its module. Eager runs where ``placement`` says.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
     try:
         measured = measure(
             module, specs, deployed, feeds, dtype=dtype, graph=model, single=single, unfolded=unfolded,
-            criteria=criteria,
+            criteria=criteria, placement=placement,
         )  # fmt: skip
     except RuntimeFailureError as error:
         raise _with_module(error, module, specs, model) from error

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.source import Source, load
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.placement import from_json
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import parse
 
@@ -45,6 +46,7 @@ class Job:
         threads: of each runner.
         seconds: to measure for.
         seed: of the order within rounds.
+        placement: where all of them run.
     """
 
     model: str | None
@@ -56,6 +58,7 @@ class Job:
     threads: int
     seconds: float
     seed: int
+    placement: dict[str, Any] = field(default_factory=dict)
 
 
 def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
@@ -121,12 +124,13 @@ def _measure(folder: Path) -> dict[str, Any]:
     job = Job(**{**asked["job"], "inputs": tuple(asked["job"]["inputs"])})
     feed = Feed(asked["feed"], golden.load(folder / _INPUTS, asked["dtypes"]))
     runners: dict[str, Runner] = {}
+    placement = from_json(job.placement)
     if job.model is not None:
         source: Any = job.source
-        runners["eager"] = EagerRunner(load(job.model, source).module, parse(job.inputs))
+        runners["eager"] = EagerRunner(load(job.model, source).module, parse(job.inputs), placement=placement)
     for row, path in (("unfolded", job.unfolded), ("deployed", job.deployed)):
         if path is not None:
-            runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options)
+            runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options, placement=placement)
     samples = take_rounds(runners, feed, threads=job.threads, seconds=job.seconds, seed=job.seed, fewest=FEWEST)
     return {"samples": samples}
 

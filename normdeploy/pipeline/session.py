@@ -17,6 +17,7 @@ from normdeploy.precision import Precision
 from normdeploy.runtime.isolated import CrashError, IsolatedRunner, PatienceError
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.optimizers import ALTERS_WEIGHTS, crash_free, faithful, without
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner
 
 
@@ -37,7 +38,11 @@ class Session:
 
 @contextmanager
 def in_onnxruntime(
-    model: ir.Model, threads: int = 0, options: Mapping[str, str] | None = None, feed: Feed | None = None
+    model: ir.Model,
+    threads: int = 0,
+    options: Mapping[str, str] | None = None,
+    feed: Feed | None = None,
+    placement: Placement = CPU,
 ) -> Iterator[Session]:
     """Open ``model`` in ONNX Runtime, with these session options and those without which it is not itself.
 
@@ -45,7 +50,9 @@ def in_onnxruntime(
     no optimizer is.
     """
     with written(model) as path:
-        session = open_session(path, threads, {**faithful(model), **(options or {})}, computes_in(model), feed)
+        session = open_session(
+            path, threads, {**faithful(model), **(options or {})}, computes_in(model), feed, placement
+        )
     try:
         yield session
     finally:
@@ -66,12 +73,18 @@ def close(runner: Runner) -> None:
 
 
 def open_session(
-    path: Path, threads: int, options: Mapping[str, str], precision: Precision, feed: Feed | None = None
+    path: Path,
+    threads: int,
+    options: Mapping[str, str],
+    precision: Precision,
+    feed: Feed | None = None,
+    placement: Placement = CPU,
 ) -> Session:
     """Return a session of the file ``path``, the optimizers that crash it off."""
     notes = (_ALTERS,) if ALTERS_WEIGHTS in options.get("disabled_optimizers", "") else ()
     try:
-        return Session(_opened(path, threads, options, precision, feed), options, notes)
+        runner = _opened(path, threads, options, precision, feed, placement)
+        return Session(runner, options, (*notes, *runner.notes))
     except CrashError as error:
         guilty = crash_free(path, options, None if feed is None else feed.arrays)
         if guilty is None:
@@ -80,7 +93,7 @@ def open_session(
         crash = (
             f"onnxruntime crashes ({error.signal}) on this model by its optimizer {names}: switched off in the session"
         )
-        return Session(_opened(path, threads, options, precision, feed), options, (*notes, crash))
+        return Session(_opened(path, threads, options, precision, feed, placement), options, (*notes, crash))
 
 
 _ALTERS = f"onnxruntime's {ALTERS_WEIGHTS} makes other weights of a quantized network's: it is off in the session"
@@ -102,10 +115,15 @@ def written(model: ir.Model) -> Iterator[Path]:
 
 
 def _opened(
-    path: Path, threads: int, options: Mapping[str, str], precision: Precision, feed: Feed | None
+    path: Path,
+    threads: int,
+    options: Mapping[str, str],
+    precision: Precision,
+    feed: Feed | None,
+    placement: Placement,
 ) -> IsolatedRunner:
     try:
-        runner = IsolatedRunner(path, threads=threads, options=options)
+        runner = IsolatedRunner(path, threads=threads, options=options, placement=placement)
     except UnavailableError as error:
         if precision != "bf16":
             raise

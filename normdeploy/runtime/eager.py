@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import dtypes
 from normdeploy.export.call import HOW, arguments, bind_inputs
 from normdeploy.export.values import example_inputs, flatten_outputs
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import check_names, first_line
 from normdeploy.runtime.widths import (
     Convert,
@@ -38,6 +40,7 @@ class EagerRunner:
         threads: torch's threads while it runs; 0 leaves them as they are.
         emulate: for 16 bits, round weights and results of the float32 module instead of running it in ``dtype``.
         weights: what becomes of each parameter and buffer, where casting to ``dtype`` is not it.
+        placement: a copy of the module runs there; a CPU's is the module itself.
 
     Raises:
         InputError: the specs do not fit forward, or forward raises.
@@ -52,8 +55,12 @@ class EagerRunner:
         threads: int = 0,
         emulate: bool = False,
         weights: Convert | None = None,
+        placement: Placement = CPU,
     ) -> None:
         bind_inputs(module, specs)
+        self._device = placement.device
+        if self._device != "cpu":
+            module = on_device(module, placement)
         self._module, self._specs, self._dtype, self._threads = module, specs, dtype, threads
         self._emulate, self._outputs = emulate, tuple[str, ...]()
         self._held = {} if dtype is None else converted(module, weights or _conversion(dtype, emulate))
@@ -73,13 +80,14 @@ class EagerRunner:
         check_names(feeds, self.inputs, self.name)
         outputs = self._run({name: _tensor(array) for name, array in feeds.items()})
         narrow = self._dtype if self._emulate else None
-        return {name: array_of(tensor, narrow) for name, tensor in outputs.items()}
+        return {name: array_of(tensor.cpu(), narrow) for name, tensor in outputs.items()}
 
     def _run(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._threads and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         try:
             cast = {name: self._cast(tensor) for name, tensor in feeds.items()}
+            cast = {name: tensor.to(self._device) for name, tensor in cast.items()}
             args, kwargs = arguments(self._module, self._specs, cast)
             with swapped(self._module, self._held), torch.inference_mode(), self._width():
                 result = self._module(*args, **kwargs)
@@ -119,6 +127,12 @@ class EagerRunner:
             return tensor
         convert = rounded_to(self._dtype, torch.float32) if self._emulate else to_dtype(self._dtype)
         return convert(tensor)
+
+
+def on_device(module: nn.Module, placement: Placement) -> nn.Module:
+    """Return a copy of ``module`` on a GPU, where float32 products are rounded to TF32 as it is asked for."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.tf32
+    return copy.deepcopy(module).to(placement.device)
 
 
 def _conversion(dtype: torch.dtype, emulate: bool) -> Convert:

@@ -24,6 +24,7 @@ import numpy as np
 from normdeploy import child, errors
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.runtime.onnxruntime import require_installed
+from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import check_names
 
 _TAIL = 2
@@ -57,7 +58,7 @@ class IsolatedRunner:
         model: Path,
         *,
         threads: int = 0,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        placement: Placement = CPU,
         options: Mapping[str, str | int | bool] | None = None,
         where: str = "",
     ) -> None:
@@ -71,8 +72,10 @@ class IsolatedRunner:
             )
         self._end = weakref.finalize(self, _end, self._process, self._folder)
         opened = self._ask(
-            open=str(model.resolve()), threads=threads, providers=[*providers], options=dict(options or {}), where=where
-        )
+            open=str(model.resolve()), threads=threads, placement=placement.as_json(), options=dict(options or {}),
+            where=where,
+        )  # fmt: skip
+        self.notes = tuple(opened["notes"])
         self.inputs, self.outputs = tuple(opened["inputs"]), tuple(opened["outputs"])
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

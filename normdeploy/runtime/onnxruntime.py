@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import onnx
 from normdeploy import onnxfile
 from normdeploy.disk import scratch
 from normdeploy.errors import InputError, NormdeployError, UnavailableError
+from normdeploy.runtime.placement import CPU, Placement, add_to, require_taken
 from normdeploy.runtime.runner import check_names, first_line
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
@@ -37,7 +38,7 @@ class OnnxRuntimeRunner:
     Args:
         model: an ``.onnx`` file, its external data beside it, or the bytes of one without.
         threads: threads of one operator (operators run one after another); 0 leaves it to ONNX Runtime.
-        providers: execution providers, in order of preference; each must really be there.
+        placement: where it runs; what was asked for must really run it.
         options: ``graph_optimization_level`` (disable, basic, extended, all), ``disabled_optimizers`` (names of graph
             optimizers, with commas between them), any other attribute of ``onnxruntime.SessionOptions``, or a
             configuration entry such as ``session.set_denormal_as_zero``.
@@ -55,24 +56,22 @@ class OnnxRuntimeRunner:
         model: Path | bytes,
         *,
         threads: int = 0,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        placement: Placement = CPU,
         options: Mapping[str, str | int | bool] | None = None,
         where: str = "",
     ) -> None:
         self._where = where or (str(model) if isinstance(model, Path) else "the given model")
         onnxruntime = _import()
-        _check_providers(providers, onnxruntime.get_available_providers(), "this onnxruntime package")
         session_options = _session_options(onnxruntime, threads, options or {})
+        arguments = {**add_to(session_options, placement, onnxruntime), **_arguments(options or {})}
         if isinstance(model, Path):
             onnxfile.check(model)
-        source, arguments = str(model) if isinstance(model, Path) else model, _arguments(options or {})
+        source = str(model) if isinstance(model, Path) else model
         try:
-            self._session = onnxruntime.InferenceSession(
-                source, session_options, providers=list(providers), **arguments
-            )
+            self._session = onnxruntime.InferenceSession(source, session_options, **arguments)
         except Exception as error:
             raise self._refusal(error) from error
-        _check_providers(providers, self._session.get_providers(), "this machine")
+        self.notes = require_taken(self._session, placement)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self._dtypes = [value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())]
@@ -134,16 +133,6 @@ def _import() -> Any:
     import onnxruntime
 
     return onnxruntime
-
-
-def _check_providers(wanted: Sequence[str], present: Sequence[str], where: str) -> None:
-    missing = [provider for provider in wanted if provider not in present]
-    if missing:
-        raise UnavailableError(
-            f"{', '.join(missing)} cannot be used",
-            where=f"{where} has {', '.join(present)}",
-            fix="install the package and the driver that the provider needs, or ask for another provider",
-        )
 
 
 def _arguments(options: Mapping[str, str | int | bool]) -> dict[str, Any]:

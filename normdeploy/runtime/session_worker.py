@@ -12,6 +12,7 @@ from normdeploy import limits
 from normdeploy.errors import NormdeployError
 from normdeploy.runtime.isolated import _load, _save
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.placement import from_json
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
         try:
             if "open" in request:
                 runner = _opened(request)
-                answer: dict[str, Any] = {"inputs": runner.inputs, "outputs": runner.outputs}
+                answer: dict[str, Any] = {"inputs": runner.inputs, "outputs": runner.outputs, "notes": runner.notes}
             elif runner is not None:
                 answer = {"dtypes": _run(runner)}
         except NormdeployError as error:
@@ -39,7 +40,7 @@ def _opened(request: dict[str, Any]) -> OnnxRuntimeRunner:
     return OnnxRuntimeRunner(
         Path(request["open"]),
         threads=request["threads"],
-        providers=request["providers"],
+        placement=from_json(request["placement"]),
         options=request["options"],
         where=request["where"],
     )

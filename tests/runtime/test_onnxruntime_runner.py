@@ -116,23 +116,6 @@ def test_a_dtype_without_kernel_is_unavailable_not_wrong() -> None:
     assert caught.value.exit_code == 3
 
 
-def test_a_provider_that_is_not_there_is_unavailable() -> None:
-    with pytest.raises(UnavailableError, match="TensorrtExecutionProvider"):
-        OnnxRuntimeRunner(scaled().SerializeToString(), providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
-
-
-def test_a_provider_that_the_session_dropped_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine whose package has CUDA and whose driver has not: ONNX Runtime goes on, on the CPU."""
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    session = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(wanted))
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *args, providers: session(*args, providers=["CPUExecutionProvider"])
-    )
-    with pytest.raises(UnavailableError, match="CUDAExecutionProvider"):
-        OnnxRuntimeRunner(scaled().SerializeToString(), providers=wanted)
-
-
 def test_onnxruntime_that_is_not_installed_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UnavailableError, match="not installed") as caught:
