@@ -22,7 +22,7 @@ import normdeploy
 from normdeploy.bench.stats import Comparison, Latency, over_processes
 from normdeploy.errors import InputError, NormdeployError, VerdictError
 from normdeploy.fold import FoldResult, fold, weights
-from normdeploy.fold.graph.reader import FAILED, Refused
+from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.proof import commute
 from normdeploy.parity.verdict import Criteria
 from normdeploy.pipeline import ParityError, Source, fold_file, judge_again, ledger_of, report_of
@@ -405,7 +405,7 @@ def test_strict_refuses_a_fold_that_dropped_a_plan(
     conv_bn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def disproven(*_: Any, **__: Any) -> float:
-        raise Refused(f"{FAILED}the outputs differ")
+        raise Refused("NF401", "validation: the outputs differ")
 
     monkeypatch.setattr(commute, "residual", disproven)
     with pytest.raises(VerdictError, match="failed its proof"):

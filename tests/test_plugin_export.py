@@ -21,6 +21,7 @@ from normdeploy import cli
 from normdeploy.bundle import load_bundle
 from normdeploy.engine import plugin_graph
 from normdeploy.parity import plugins
+from normdeploy.pipeline import fold_file
 from normdeploy.runtime.float64 import Float64Runner
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,14 @@ def test_every_norm_is_a_plugin_and_the_model_stays_portable(exported: Path) -> 
     assert operators(exported / "model.onnx")["LayerNormalization"] == 7
     assert "model.plugin.onnx" in json.loads((exported / "manifest.json").read_text())["files"]
     assert load_bundle(exported).specs, "it loads with all its checks"
+
+
+def test_a_norm_that_no_plugin_runs_is_noted(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[2,3,8] x, float[8] s) => (float[2,3,8] y)
+        <float[8] k = {1, 2, 3, 4, 5, 6, 7, 8}> { n = LayerNormalization (x, k)  y = LayerNormalization (n, s) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    ledger = fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx", plugin=True, target="tensorrt")
+    assert [note.code for note in ledger.notes] == ["NF416"]
 
 
 def test_the_graph_of_plugins_computes_what_the_module_does(exported: Path) -> None:

@@ -19,6 +19,7 @@ from textwrap import fill
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from normdeploy import codes
 from normdeploy.cli.options import Talk
 from normdeploy.disk import WRITTEN
 from normdeploy.errors import InputError, NormdeployError, plain, printable
@@ -309,6 +310,8 @@ def _lines(entry: Entry) -> Iterator[str]:
         yield f"in detail: {entry.reason}"
     if entry.fix:
         yield f"fix: {entry.fix}"
+    for code in entry.codes:
+        yield f"normdeploy explain {code}: {codes.page(code).title}"
 
 
 def page(page: Page, talk: Talk) -> None:

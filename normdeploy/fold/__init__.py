@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from normdeploy.fold.driver import fold as fold
     from normdeploy.fold.ledger import Entry as Entry
     from normdeploy.fold.ledger import Ledger as Ledger
+    from normdeploy.fold.ledger import Note as Note
     from normdeploy.fold.levels import Level as Level
     from normdeploy.fold.levels import Target as Target
 
@@ -21,10 +22,11 @@ _HOME = {
     "FoldResult": "driver",
     "Ledger": "ledger",
     "Level": "levels",
+    "Note": "ledger",
     "Target": "levels",
     "fold": "driver",
 }
-__all__ = ["Entry", "FoldResult", "Ledger", "Level", "Target", "fold"]
+__all__ = ["Entry", "FoldResult", "Ledger", "Level", "Note", "Target", "fold"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,12 +23,12 @@ from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
 from normdeploy.fold.graph.state import GraphState, all_names
 from normdeploy.fold.layernorm.reduce import Reducer
-from normdeploy.fold.ledger import KEPT, METADATA_KEY, Ledger, with_history
+from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
 from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.maps import is_bias_of_product, map_of
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Slot
-from normdeploy.fold.record import NOT_LINEAR
+from normdeploy.fold.record import AS_ASKED, NOT_CONSTANT, NOT_LINEAR
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.search import plans
 from normdeploy.fold.session import Session
@@ -114,11 +114,12 @@ def _fold_model(session: Session, reducer: Reducer, need_unchanged: Callable[[],
     opening.require_known_names(model, session.keep)
     unread = {value for value in model.graph.inputs if not value.uses()}
     if left := opening.put_in_order(model):
-        session.record.note(left)
+        session.record.note("NF413", left)
         return
-    session.record.note(clean(model, keep=session.is_kept))
+    session.record.note("NF415", clean(model, keep=session.is_kept))
     opening.drop_spare_outputs(model)
-    session.record.note([*infer(model), *opening.overridable_note(model)])
+    session.record.note("NF414", infer(model))
+    session.record.note("NF412", opening.overridable_note(model))
     session.show("before")
     names, cache = all_names(model), WeightCache(need_unchanged, proven=session.validate)
     for graph, opset in opening.graphs(model):
@@ -197,10 +198,8 @@ def _map_of(session: Session, view: View, node: ir.Node) -> AffineMap | None:
         session.record.leave(node, [refusal])
         return None
     if m is None and states(node).norm:
-        session.record.leave(
-            node, [Refused(NOT_LINEAR if states(node).map is None else "its statistics are not constant")]
-        )
+        session.record.leave(node, [NOT_LINEAR if states(node).map is None else NOT_CONSTANT])
     if m is not None and session.is_kept(node):
-        session.record.leave(node, [Refused(KEPT)])
+        session.record.leave(node, [AS_ASKED])
         return None
     return m

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 METADATA_KEY = "normdeploy.ledger"
 
-KEPT = "kept, as asked"
-"""The reason of a norm that the user wanted to stay."""
+KEPT = "NF008"
+"""The code of a norm that the user wanted to stay."""
 MEAN_IS_GONE = "its mean is gone"
 """How the reason of a LayerNorm begins that lost its mean."""
 
@@ -37,6 +37,7 @@ class Entry:
         residual: largest relative error of the float64 validation; None if nothing was rewritten.
         reason: why it was left; empty otherwise.
         fix: what would make it foldable; empty otherwise.
+        codes: of each reason, in their order; ``normdeploy explain CODE`` tells more.
     """
 
     module: str
@@ -50,23 +51,39 @@ class Entry:
     residual: float | None = None
     reason: str = ""
     fix: str = ""
+    codes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         path = f" through {', '.join(self.through)}" if self.through else ""
         if self.outcome == "left":
-            return f"left: {self.reason}"
+            return f"left: {self.reason} [{', '.join(self.codes)}]"
         return f"{self.outcome} into {', '.join(self.into)}{path}" if self.into else self.outcome + path
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something else to know of a fold: a sentence, and its code, of which ``normdeploy explain CODE`` tells more."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.code}]"
+
+
+@dataclass(frozen=True)
 class Ledger:
-    """All entries of one fold, with the notes on what was dropped and the seconds it took."""
+    """All entries of one fold, with notes, those on the plans whose proof failed by themselves, and the seconds.
+
+    ``schema_version`` goes up when a field changes its meaning or goes away. Version 2: notes have codes.
+    """
 
     entries: tuple[Entry, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     seconds: float = 0.0
     validation_seconds: float = 0.0
-    dropped: tuple[str, ...] = field(default=())
+    dropped: tuple[Note, ...] = ()
+    schema_version: Literal[2] = 2
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

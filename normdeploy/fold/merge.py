@@ -65,7 +65,7 @@ def merger(state: GraphState, total: ir.Node) -> Merger:
     branches = [_branch(state, value, total) for value in total.inputs]
     convs = [branch for branch in branches if branch.is_conv]
     if not convs or any(branch.data is not branches[0].data for branch in branches):
-        raise Refused("its branches are not convolutions and maps of one value", total)
+        raise Refused("NF214", "its branches are not convolutions and maps of one value", total)
     steps = {branch.node: _step(state, branch.node) for branch in convs}
     main = max(convs, key=lambda branch: int(np.prod(_window(steps[branch.node]).kernel)))
     found = _merged(state, total, branches, main, steps)
@@ -77,7 +77,7 @@ def merger(state: GraphState, total: ir.Node) -> Merger:
 
 def _branch(state: GraphState, value: ir.Value | None, total: ir.Node) -> Branch:
     if value is None:
-        raise Refused("a branch is missing", total)
+        raise Refused("NF013", "a branch is missing", total)
     node = value.producer()
     if node is None or node not in state.order or len(value.uses()) > 1 or value.is_graph_output():
         return Branch(None, value)
@@ -109,7 +109,7 @@ def _merged(
         if other is not None:
             part, where = _weight(other), _window(other)
             if other.attr("group", 1) != groups or part.shape[:2] != base.shape[:2]:
-                raise other.refuse("the branches have different groups")
+                raise other.refuse("NF214", "the branches have different groups")
             bias = bias + _bias(other)
         else:
             part, shift = _as_kernel(step, branch, base.shape, groups)
@@ -128,14 +128,14 @@ def _merged(
 def _weight(step: Step) -> Array:
     edit = step.edit(1)
     if edit is None:
-        raise step.refuse("its weight is not constant")
+        raise step.refuse("NF101", "its weight is not constant")
     return edit.exact()
 
 
 def _bias(step: Step) -> Array | float:
     edit = step.edit(2)
     if edit is None and step.input(2) is not None:
-        raise step.refuse("its bias is not constant")
+        raise step.refuse("NF101", "its bias is not constant")
     return 0.0 if edit is None else edit.exact()
 
 
@@ -143,7 +143,7 @@ def _window(step: Step) -> Window:
     shape = step.view.need_shape(step.data(1), step.node)
     kernel = tuple(int(dim) for dim in shape[2:] if isinstance(dim, int))
     if step.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        raise step.refuse("its padding depends on the input (auto_pad)")
+        raise step.refuse("NF214", "its padding depends on the input (auto_pad)")
     ones, zeros = (1,) * len(kernel), (0,) * 2 * len(kernel)
     return Window(
         kernel,
@@ -157,16 +157,16 @@ def _taps(step: Step, large: Window, small: Window) -> tuple[slice, ...]:
     """Where the small kernel sits in the large one so that both read the same cells."""
     taps, spatial = [], len(large.kernel)
     if large.strides != small.strides:
-        raise step.refuse("the branches have different strides")
+        raise step.refuse("NF214", "the branches have different strides")
     for axis in range(spatial):
         dilation, span = large.dilations[axis], large.kernel[axis] - small.kernel[axis]
         if small.kernel[axis] > 1 and small.dilations[axis] != dilation:
-            raise step.refuse("the branches have different dilations")
+            raise step.refuse("NF214", "the branches have different dilations")
         before = large.pads[axis] - small.pads[axis]
         after = large.pads[spatial + axis] - small.pads[spatial + axis]
         first = before // dilation
         if before % dilation or not 0 <= first <= span or after != dilation * (span - first):
-            raise step.refuse("the branches see different padding")
+            raise step.refuse("NF214", "the branches see different padding")
         taps.append(slice(first, first + small.kernel[axis]))
     return tuple(taps)
 
@@ -175,10 +175,10 @@ def _as_kernel(step: Step, branch: Branch, shape: tuple[int, ...], groups: int) 
     """An identity or affine map as a 1x1 kernel and a bias."""
     channels = shape[0]
     if channels != groups * shape[1]:
-        raise step.refuse("an identity branch needs as many output as input channels")
+        raise step.refuse("NF214", "an identity branch needs as many output as input channels")
     m = branch.map
     if m is not None and set(m.axes) - {1}:
-        raise step.refuse("the map of a branch varies over other axes than the channels")
+        raise step.refuse("NF214", "the map of a branch varies over other axes than the channels")
     scale = np.broadcast_to(1.0 if m is None else m.scale.reshape(-1), (channels,))
     kernel = np.zeros((channels, shape[1], *(1,) * (len(shape) - 2)))
     kernel.reshape(channels, shape[1])[np.arange(channels), np.arange(channels) % shape[1]] = scale
@@ -198,7 +198,7 @@ def residual(state: GraphState, found: Merger) -> float:
     x[0] = 0.0
     parts = [_run(state, branch, x) for branch in found.branches]
     if any(part.shape != parts[0].shape for part in parts):
-        raise Refused("validation: the branches have different sizes", found.total)
+        raise Refused("NF401", "validation: the branches have different sizes", found.total)
     bias = None if found.bias is None else found.bias.exact()
     merged = run(
         operator(found.into), _attributes(state, found.into), [x, found.weight.exact(), bias], state.view.opset
@@ -208,7 +208,7 @@ def residual(state: GraphState, found: Merger) -> float:
     size = np.sum([np.abs(part) for part in parts], axis=0).max(axis=axes)
     worst = float(np.max(np.divide(error, size, out=np.where(error > 0, np.inf, 0.0), where=size > 0)))
     if not worst <= TOLERANCE:
-        raise Refused("validation: the merged convolution differs from its branches", found.total)
+        raise Refused("NF401", "validation: the merged convolution differs from its branches", found.total)
     return worst
 
 

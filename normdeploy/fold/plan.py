@@ -71,9 +71,9 @@ class Step:
     node: ir.Node
     plan: Plan
 
-    def refuse(self, reason: str, fix: str = "") -> Refused:
-        """The refusal to raise, naming this node."""
-        return Refused(reason, self.node, fix)
+    def refuse(self, code: str, reason: str, fix: str = "") -> Refused:
+        """Return the refusal to raise, naming this node."""
+        return Refused(code, reason, self.node, fix)
 
     def input(self, index: int) -> ir.Value | None:
         """Input ``index``, or None where it is absent."""
@@ -83,7 +83,7 @@ class Step:
         """Input ``index``, which the operator's specification requires."""
         value = self.input(index)
         if value is None:
-            raise self.refuse(f"input {index} is missing")
+            raise self.refuse("NF013", f"input {index} is missing")
         return value
 
     def rank(self, index: int = 0) -> int:
@@ -97,7 +97,7 @@ class Step:
     def choose(self, inputs: list[int]) -> int:
         """Return which of ``inputs`` takes the map: the first, in another journey one of the others."""
         if not inputs:
-            raise self.refuse("each factor is broadcast along the axis of the map, or summed over it")
+            raise self.refuse("NF020", "each factor is broadcast along the axis of the map, or summed over it")
         return self.plan.choices.setdefault(self.node, inputs)[0]
 
     def edit(self, index: int) -> Edit | None:
@@ -155,10 +155,10 @@ class Quantized:
         step = Step(reader.view, maker, reader.plan)
         codes, scale = step.edit(0), step.edit(1)
         if codes is None or scale is None:
-            raise reader.refuse("its quantized weight has no constant integers and scale")
+            raise reader.refuse("NF101", "its quantized weight has no constant integers and scale")
         zero = np.zeros(()) if step.input(2) is None else reader.view.array(step.input(2))
         if zero is None:
-            raise reader.refuse("its quantized weight has no constant zero point")
+            raise reader.refuse("NF101", "its quantized weight has no constant zero point")
         axis = step.attr("axis", 1) % max(len(codes.shape), 1)
         granules = Granules(codes.shape, scale.shape, axis, step.attr("block_size", 0))
         return cls(step, codes, scale, granules.over(zero.astype(np.float64)), granules)
@@ -172,15 +172,15 @@ class Quantized:
         """Multiply the weight: its scale by sizes, its integers by signs; a factor of 0 leaves the zero point."""
         step, weight = self.step, self.step.node.outputs[0]
         if len(weight.uses()) > 1:
-            raise step.refuse("its quantized weight has other readers")
+            raise step.refuse("NF005", "its quantized weight has other readers")
         factor = np.asarray(left * right)
         self._turn(np.sign(factor))
         sizes = self.granules.shared(np.where(factor == 0, 1.0, np.abs(factor)))
         if sizes is None and np.any(right != 1.0):
-            raise step.refuse("its weight is quantized, and a scale per input channel does not fit its scale")
+            raise step.refuse("NF120", "its weight is quantized, and a scale per input channel does not fit its scale")
         if sizes is None:
             what = "its weight is quantized per tensor or over another axis"
-            raise step.refuse(what, "quantize it per output channel")
+            raise step.refuse("NF120", what, "quantize it per output channel")
         step.put(1, self.scale.scaled(left=sizes))
         rank = len(self.granules.weight)
         m = AffineMap.of(factor, 0.0, rank)
@@ -191,8 +191,10 @@ class Quantized:
         if np.all(signs == 1):
             return
         if not self.codes.dtype.is_integer():
-            raise self.step.refuse("its weight is quantized to floats, and not scaled by a number that is not positive")
+            raise self.step.refuse(
+                "NF121", "its weight is quantized to floats, and not scaled by a number that is not positive"
+            )
         turned = self.codes.scaled(left=signs).shifted(self.zero * (1.0 - signs))
         if not fits(turned.exact(), self.codes.dtype.numpy()):
-            raise self.step.refuse("its weight is quantized, and an integer of it has no negative in its type")
+            raise self.step.refuse("NF121", "its weight is quantized, and an integer of it has no negative in its type")
         self.step.put(0, turned)

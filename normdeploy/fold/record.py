@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TypedDict
 
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.reader import Refused
-from normdeploy.fold.ledger import Entry, Ledger
+from normdeploy.fold.ledger import KEPT, Entry, Ledger, Note
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan
 from normdeploy.graph import label, operator
 
-NOT_LINEAR = "it divides by statistics of its own input, which is not linear"
+NOT_LINEAR = Refused("NF302", "it divides by statistics of its own input, which is not linear")
 """What is said of a norm of which there is nothing else to say."""
+NOT_CONSTANT = Refused("NF101", "its statistics are not constant")
+AS_ASKED = Refused(KEPT, "kept, as asked")
 
 
 @dataclass
@@ -31,24 +33,22 @@ class Record:
     joined: dict[ir.Node, ir.Node] = field(default_factory=dict)
     given: dict[ir.Node, ir.Node] = field(default_factory=dict)
     biases: dict[ir.Node, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    notes: dict[Note, None] = field(default_factory=dict)
+    dropped: dict[Note, None] = field(default_factory=dict)
 
-    def note(self, notes: Iterable[str]) -> None:
-        """Add ``notes``, each once."""
-        self.notes.extend(note for note in dict.fromkeys(notes) if note not in self.notes)
+    def note(self, code: str, texts: Iterable[str]) -> None:
+        """Add notes of one kind, each once."""
+        self.notes |= dict.fromkeys(Note(code, text) for text in texts)
 
     def drop(self, source: ir.Node, refusal: Refused) -> None:
         """Note a proof that failed."""
-        dropped = f"{label(source)}: {refusal.reason}"
-        self.dropped.extend([dropped] if dropped not in self.dropped else [])
+        self.dropped[Note(refusal.codes[0], f"{label(source)}: {refusal.reason}")] = None
 
     # -- maps ----------------------------------------------------------------------------------
 
     def leave(self, node: ir.Node, refusals: Sequence[Refused]) -> None:
         """Enter that ``node`` is left, where nothing is said of it yet."""
-        reason, fix = _why(refusals)
-        self.entries.setdefault(self._given(node), replace(blank(self._given(node)), reason=reason, fix=fix))
+        self.entries.setdefault(self._given(node), replace(blank(self._given(node)), **_why(refusals)))
 
     def forget(self, node: ir.Node) -> None:
         """Take back what was said of ``node``: it is looked at anew."""
@@ -60,7 +60,7 @@ class Record:
         """Enter what ``plan`` does to each of its maps; before it is carried out, while they are there to be asked."""
         entries = {node: self.entry(plan, node, residual, refusals) for node in plan.residues}
         if self._leaves_only_biases(plan, maps):
-            entries = {node: replace(entry, outcome="folded", reason="", fix="") for node, entry in entries.items()}
+            entries = {node: replace(entry, outcome="folded", **_why(())) for node, entry in entries.items()}
         stays = [node for node, rest in plan.residues.items() if rest is not None]
         for node, entry in entries.items():
             if node not in stays or node is plan.source:
@@ -85,7 +85,8 @@ class Record:
         ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
         ends = (end for end, rest in plan.residues.items() if rest is not None and end is not plan.source)
         stays = [label(self._given(end)) for end in ends]
-        reason, fix = _why(refusals) if left is not None else ("", "")
+        why = _why(refusals if left is not None else ())
+        reason = f"its shift stays as one Add: {why['reason']}" if why["reason"] else ""
         return replace(
             blank(self._given(node)),
             outcome="reduced" if left is not None else "composed" if stays else "folded",
@@ -93,8 +94,9 @@ class Record:
             through=tuple(dict.fromkeys(operator(step) for step in plan.through)),
             ulps=ulps,
             residual=residual,
-            reason=f"its shift stays as one Add: {reason}" if reason else "",
-            fix=fix,
+            reason=reason,
+            fix=why["fix"],
+            codes=why["codes"],
         )
 
     def _leaves_only_biases(self, plan: Plan, maps: dict[ir.Node, AffineMap]) -> bool:
@@ -114,23 +116,19 @@ class Record:
 
     # -- norms ---------------------------------------------------------------------------------
 
-    def norm(
-        self,
-        node: ir.Node,
-        outcome: Literal["reduced", "left"],
-        reason: str,
-        *,
-        fix: str = "",
-        residual: float | None = None,
-    ) -> None:
-        """Enter what became of a norm, behind what was said of it before."""
-        self.add(node, replace(blank(node), outcome=outcome, reason=reason, fix=fix, residual=residual))
+    def leave_norm(self, node: ir.Node, *refusals: Refused) -> None:
+        """Enter why a norm stays, behind what was said of it before."""
+        self.add(node, replace(blank(node), **_why(refusals)))
+
+    def reduce_norm(self, node: ir.Node, became: str, residual: float | None) -> None:
+        """Enter what a norm became, behind what was said of it before."""
+        self.add(node, replace(blank(node), outcome="reduced", reason=became, residual=residual))
 
     def add(self, node: ir.Node, entry: Entry) -> None:
         """Enter what became of a norm, behind what was said of it before: one that was reduced stays so."""
         before = self.entries.get(node)
         if before is not None:
-            said = [e.reason for e in (before, entry) if e.reason and e.reason != NOT_LINEAR]
+            said = [e for e in (before, entry) if e.reason and e.reason != NOT_LINEAR.reason] or [before]
             proofs = [e.residual for e in (before, entry) if e.residual is not None]
             entry = replace(
                 before,
@@ -139,8 +137,9 @@ class Record:
                 through=tuple(dict.fromkeys(before.through + entry.through)),
                 ulps=before.ulps if entry.ulps is None else entry.ulps,
                 residual=max(proofs, default=None),
-                reason="; ".join(said) or before.reason,
+                reason="; ".join(each.reason for each in said),
                 fix=entry.fix or before.fix,
+                codes=tuple(dict.fromkeys(code for each in said for code in each.codes)),
             )
         self.entries[node] = entry
 
@@ -156,7 +155,7 @@ class Record:
 
     def not_recognised(self, end: ir.Node, kind: str, refusal: Refused) -> None:
         """Enter why what ends in ``end`` and looks like a norm is none."""
-        self.entries[end] = Entry(label(end), str(end.name), kind, True, "left", reason=refusal.reason, fix=refusal.fix)
+        self.entries[end] = Entry(label(end), str(end.name), kind, True, "left", **_why([refusal]))
 
     # -- the ledger ----------------------------------------------------------------------------
 
@@ -181,8 +180,18 @@ def blank(node: ir.Node) -> Entry:
     return Entry(label(node), str(node.name), operator(node), states(node).norm, "left")
 
 
-def _why(refusals: Iterable[Refused]) -> tuple[str, str]:
-    """All reasons, and all that would help, each once."""
+class _Why(TypedDict):
+    """What an entry says of refusals."""
+
+    reason: str
+    fix: str
+    codes: tuple[str, ...]
+
+
+def _why(refusals: Iterable[Refused]) -> _Why:
+    """Return all reasons, all that would help, and all codes, each once."""
+    refusals = list(refusals)
     reasons = dict.fromkeys(refusal.reason for refusal in refusals)
     fixes = dict.fromkeys(refusal.fix for refusal in refusals if refusal.fix)
-    return "; ".join(reasons), "; ".join(fixes)
+    codes = dict.fromkeys(code for refusal in refusals for code in refusal.codes)
+    return {"reason": "; ".join(reasons), "fix": "; ".join(fixes), "codes": tuple(codes)}

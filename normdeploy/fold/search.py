@@ -16,7 +16,7 @@ from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.operators.maps import data_input
-from normdeploy.fold.operators.table import row_of, states
+from normdeploy.fold.operators.table import OPAQUE, row_of, states
 from normdeploy.fold.plan import Plan, Step
 
 
@@ -95,7 +95,7 @@ def _scale_down_shift_stays(state: GraphState, node: ir.Node, m: AffineMap) -> P
 def _shift_first(m: AffineMap, node: ir.Node) -> AffineMap:
     before = m.shift_before_scale()
     if before is None:
-        raise Refused("a scale of 0 cannot follow its shift", node)
+        raise Refused("NF205", "a scale of 0 cannot follow its shift", node)
     return before
 
 
@@ -121,7 +121,7 @@ def require_fewer(plan: Plan, node: ir.Node, *, than: int | None = None) -> None
     pair = 1 if plan.has_norm else 2  # what a map with a scale and a shift is written as
     count = sum(1 if rest.scales_nothing or rest.shifts_nothing else pair for rest in left)
     if count >= (len(plan.residues) if than is None else than + 1):
-        raise Refused("as many operators would be left as there are", node)
+        raise Refused("NF006", "as many operators would be left as there are", node)
 
 
 def _new(state: GraphState, node: ir.Node) -> Plan:
@@ -164,13 +164,13 @@ def _down_with_partners(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     Each partner is left with ``u / s``, and what it makes lacks ``s`` and ``v`` from now on.
     """
     if not m.scale.all():
-        raise Refused("a scale of 0 cannot be taken out of a sum", node)
+        raise Refused("NF205", "a scale of 0 cannot be taken out of a sum", node)
     plan, due = _new(state, node), {}
     for partner in _partners(state, node):
         own = state.maps[partner]
         rest = m.divides(own)
         if rest is None:
-            raise Refused("the maps that meet act on tensors of different shape", partner)
+            raise Refused("NF215", "the maps that meet act on tensors of different shape", partner)
         plan.residues[partner] = None if rest.is_identity else rest
         due[partner] = AffineMap(m.scale, own.shift)
     travel_down(state, plan, node, m, together=due)
@@ -243,7 +243,7 @@ def _pass_up(state: GraphState, plan: Plan, node: ir.Node, outs: list[AffineMap 
         return {node.inputs.index(data): outs[0].after(own)}
     row = row_of(state.view, node)
     if row is None or row.up is None:
-        raise Refused(row.why if row else "no affine map passes this operator", node)
+        raise Refused(*(row.why if row else OPAQUE), node)
     asked = row.up(Step(state.view, node, plan), outs)
     if asked:
         plan.through.append(node)
@@ -262,13 +262,13 @@ def _want(
 ) -> None:
     """Ask for ``m`` on ``value``: of a constant at once, of an operator when all its readers have asked."""
     if not m.is_finite:
-        raise Refused("the composed map is not finite", reader)
+        raise Refused("NF105", "the composed map is not finite", reader)
     if state.view.is_constant(value):
         _edit_constant(state, plan, reader, index, m)
         return
     producer = value.producer()
     if producer is None:
-        raise Refused(state.view.told_input(value), reader)
+        raise Refused("NF003", state.view.told_input(value), reader)
     if value not in wanted:
         if not any(out in wanted for out in producer.outputs):
             heapq.heappush(queue, -state.position(producer))
@@ -284,11 +284,11 @@ def _agreed(
     if asked is None:
         return None
     if value.is_graph_output():
-        raise Refused(state.view.told_output(value), node)
+        raise Refused("NF002", state.view.told_output(value), node)
     if sum(not states(use.node).shape_only for use in value.uses()) != len(asked):
-        raise Refused(f"{value.name} has other readers", node)
+        raise Refused("NF005", f"{value.name} has other readers", node)
     if not all(m.equals(asked[0]) for m in asked):
-        raise Refused(f"the readers of {value.name} need different maps", node)
+        raise Refused("NF005", f"the readers of {value.name} need different maps", node)
     plan.up[value] = asked[0]
     return asked[0]
 
@@ -298,9 +298,9 @@ def _edit_constant(state: GraphState, plan: Plan, reader: ir.Node, index: int, m
     edit = step.edit(index)
     shape = None if edit is None else edit.exact().shape
     if edit is None or shape is None or not state.view.is_float(step.data(index)):
-        raise step.refuse("the constant it would change is not floating-point")
+        raise step.refuse("NF103", "the constant it would change is not floating-point")
     if any(m.size(axis) not in (1, shape[axis]) for axis in range(m.rank)):
-        raise step.refuse("the map would enlarge a constant")
+        raise step.refuse("NF104", "the map would enlarge a constant")
     step.put(index, edit.scaled(left=m.scale).shifted(m.shift))
     step.absorbed()
 
@@ -360,7 +360,7 @@ def _pass_down(
         return [_meet(plan, node, own, arrived, stop_at_maps, past_adds)]
     row = row_of(state.view, node)
     if row is None or row.down is None:
-        raise Refused(row.why if row else "no affine map passes this operator", node)
+        raise Refused(*(row.why if row else OPAQUE), node)
     carried = row.down(Step(state.view, node, plan), ins)
     if any(m is not None for m in carried):
         plan.through.append(node)
@@ -375,7 +375,7 @@ def _meet(
     A shift alone ends in an Add: that one's turn to travel is yet to come.
     """
     if node in plan.residues:
-        raise Refused("of the maps that would go together one lies behind the other", node)
+        raise Refused("NF011", "of the maps that would go together one lies behind the other", node)
     both = own.after(arrived)
     if stop_at_maps or (own.scales_nothing and arrived.scales_nothing):
         plan.residues[node] = both
@@ -390,9 +390,9 @@ def _meet(
 def _carry(state: GraphState, plan: Plan, queue: list[int], value: ir.Value, m: AffineMap, node: ir.Node) -> None:
     """Let every reader of ``value`` meet ``m``."""
     if not m.is_finite:
-        raise Refused("the composed map is not finite", node)
+        raise Refused("NF105", "the composed map is not finite", node)
     if value.is_graph_output():
-        raise Refused(state.view.told_output(value), node)
+        raise Refused("NF002", state.view.told_output(value), node)
     plan.down[value] = m
     for position in {state.position(use.node) for use in value.uses()}:
         if position not in queue:

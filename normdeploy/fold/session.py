@@ -77,7 +77,7 @@ class Session:
         if self.validate:
             with self.proving(plan.source):
                 residual = commute.residual(plan, state.view, state.committed)
-        self.record.note(notes)
+        self.record.note("NF410", notes)
         return residual
 
     def square(self, plan: Plan, state: GraphState, node: ir.Node) -> float | None:

@@ -31,7 +31,7 @@ def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
     for (node, index), edit in plan.edits.items():
         old = node.inputs[index] if index < len(node.inputs) else None
         if old is not None and len(old.uses()) > 1 and edit.nbytes > COPY_LIMIT:
-            raise Refused(f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
+            raise Refused("NF113", f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
         if proven:
             edit.exact()
         lost = edit.check(_channels(Step(view, node, plan), index))
@@ -51,7 +51,7 @@ def _channels(step: Step, index: int) -> Channels:
     parameters = states(step.node).parameters
     told = parameters.get(index) or parameters.get(None)
     if told is None:
-        raise step.refuse(f"which channels its input {index} has is not known")
+        raise step.refuse("NF115", f"which channels its input {index} has is not known")
     return told(step)
 
 
@@ -59,7 +59,7 @@ def spellings(node: ir.Node, rest: AffineMap, *, norm: bool) -> tuple[Spelling, 
     """Return the operators that spell ``rest``, in place of the map ``node``; Refused where there are none."""
     found = spelled(rest, channels(node), norm=norm)
     if found is None:
-        raise Refused("what would be left of the map is no single operator", node)
+        raise Refused("NF114", "what would be left of the map is no single operator", node)
     return found
 
 
@@ -67,7 +67,7 @@ def constants(node: ir.Node, spelling: Spelling) -> dict[str, Edit]:
     """Return the constants of an operator in place of ``node``, as tensors of its dtype."""
     dtype = node.outputs[0].dtype or (node.inputs[0].dtype if node.inputs[0] is not None else None)
     if dtype is None:
-        raise Refused("the dtype of its output is not known", node)
+        raise Refused("NF109", "the dtype of its output is not known", node)
     return {name: Edit(None, dtype, shift=array) for name, array in spelling.constants.items()}
 
 

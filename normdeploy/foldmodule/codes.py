@@ -45,4 +45,12 @@ PAGES = (
         "y = bn(torch.nn.functional.linear(x, self.weight))",
         "Use nn.Linear or nn.Conv2d, or pass self.bias to the function and let it be a parameter.",
     ),
+    Page(
+        "NT006",
+        "the copy was prepared",
+        "Wrappers were taken off the copy, its training mode was left, or weights that it computes were stored.",
+        "Norms fold into weights that are stored, of a module in eval mode.",
+        "fold_module(torch.nn.DataParallel(net), x)",
+        "None is needed: the module that was given is as it was.",
+    ),
 )

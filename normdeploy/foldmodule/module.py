@@ -20,7 +20,7 @@ from normdeploy.doctor.inventory import norms
 from normdeploy.errors import NormdeployError
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Ledger, fold
-from normdeploy.fold.ledger import Entry, Outcome
+from normdeploy.fold.ledger import Entry, Note, Outcome
 from normdeploy.foldmodule import graph
 from normdeploy.foldmodule.agreement import require_agreement
 from normdeploy.foldmodule.examples import example_feed
@@ -54,7 +54,7 @@ def fold_module(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Ledg
     result = recipe.applied(copy.deepcopy(work))
     require_agreement(work, result, folded.model, specs, feed)
     ledger = folded.ledger
-    return result, replace(ledger, notes=(*notes, *ledger.notes))
+    return result, replace(ledger, notes=(*(Note("NT006", text) for text in notes), *ledger.notes))
 
 
 def folded_recipe(module: nn.Module, specs: Signature) -> tuple[FoldResult, Recipe]:
@@ -99,7 +99,7 @@ def _told(ledger: Ledger, module: nn.Module, labels: Mapping[str, str], kept: Ma
         refusal, name = kept.get(entry.node), label(entry.node)
         told = replace(entry, module=name, into=tuple(dict.fromkeys(map(label, entry.into))))
         if refusal is not None:
-            told = replace(told, outcome="left", reason=str(refusal), fix="")
+            told = replace(told, outcome="left", reason=refusal.reason, fix="", codes=(refusal.code,))
         if name in spelled:
             entries[name] = _joined(entries.get(name), replace(told, norm=True, kind=kinds[name]))
         elif told.norm or told.outcome != "left":
@@ -113,4 +113,6 @@ def _joined(before: Entry | None, entry: Entry) -> Entry:
         return before or entry
     outcome: Outcome = before.outcome if before.outcome == entry.outcome else "reduced"
     into = tuple(dict.fromkeys(before.into + entry.into))
-    return replace(entry, outcome=outcome, into=into, reason=before.reason or entry.reason)
+    return replace(
+        entry, outcome=outcome, into=into, reason=before.reason or entry.reason, codes=before.codes or entry.codes
+    )

@@ -42,9 +42,6 @@ class Refusal:
     code: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.code}: {self.reason}"
-
 
 @dataclass
 class _Votes:

@@ -210,7 +210,7 @@ def _single(module: nn.Module, opened: Artefact) -> ir.Model | None:
         return None
     centred = any(MEAN_IS_GONE in entry.reason for entry in ledger)
     target: Target = "onnxruntime" if "SimplifiedLayerNormalization" in kinds else "onnx"
-    keep = [entry.module for entry in ledger if entry.reason == KEPT]
+    keep = [entry.module for entry in ledger if KEPT in entry.codes]
     try:
         return fold(widened(graph), keep=keep, layernorm="centre" if centred else "affine", target=target).model
     except NormdeployError:  # what cannot be folded is judged by its outputs

@@ -17,7 +17,7 @@ from normdeploy.engine import build as build_engine
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
 from normdeploy.export import in_float32, to_graph
-from normdeploy.fold import FoldResult, Level, Target, fold
+from normdeploy.fold import FoldResult, Level, Note, Target, fold
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
@@ -181,7 +181,8 @@ def export(
 def _with_plugins(kept: Kept, form: PluginForm) -> tuple[Kept, ir.Model]:
     """Return what is kept, with notes on the norms that no plugin runs, and its graph with plugins for the others."""
     graph, left = with_plugins(kept.folded.model, form)
-    ledger = replace(kept.folded.ledger, notes=kept.folded.ledger.notes + left)
+    said = (Note("NF416", text) for text in left)
+    ledger = replace(kept.folded.ledger, notes=(*kept.folded.ledger.notes, *said))
     return replace(kept, folded=replace(kept.folded, ledger=ledger)), graph
 
 

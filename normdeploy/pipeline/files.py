@@ -18,7 +18,7 @@ from normdeploy.bundle.write import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, room, sha256_of
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.fold import Ledger, Level, Target, fold
+from normdeploy.fold import Ledger, Level, Note, Target, fold
 from normdeploy.parity.plugins import with_plugins
 from normdeploy.precision import Precision, to_precision
 
@@ -66,13 +66,13 @@ def fold_file(
         if strict and result.ledger.dropped:
             raise VerdictError(
                 "a step failed its proof and was dropped, so nothing was written",
-                where="; ".join(result.ledger.dropped),
+                where="; ".join(map(str, result.ledger.dropped)),
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
         model = result.model if precision is None else to_precision(result.model, precision)
-        model, notes = with_plugins(model, plugin_form) if plugin else (model, ())
+        model, said = with_plugins(model, plugin_form) if plugin else (model, ())
         _install(model, out, source, external_above, force)
-    return replace(result.ledger, notes=result.ledger.notes + notes)
+    return replace(result.ledger, notes=(*result.ledger.notes, *(Note("NF416", text) for text in said)))
 
 
 def check_plugin(plugin: bool, form: PluginForm, target: Target) -> None:

@@ -39,7 +39,8 @@ class Report(Document):
     """Everything that one export found out.
 
     Version 2: parity has a part for the graph and one for the runtime, and latency a row for the unfolded graph.
-    Version 3: in 16 bits the graph is the float32 one, and parity has a part for the rounding.
+    Version 3: in 16 bits the graph is the float32 one, and parity has a part for the rounding; entries and notes of the
+    ledger have codes.
 
     Attributes:
         created: when, with its time zone.

@@ -57,12 +57,13 @@ def before_after(report: Report) -> str:
 
 def notes(report: Report) -> list[str]:
     """The notes of the export and of its fold, and the plans that the fold's validation dropped."""
-    return [*report.notes, *report.ledger.notes, *(f"dropped: {text}" for text in report.ledger.dropped)]
+    ledger = report.ledger
+    return [*report.notes, *map(str, ledger.notes), *(f"dropped: {dropped}" for dropped in ledger.dropped)]
 
 
 def outcome(entry: Entry) -> str:
     """What became of ``entry`` without the names that differ from norm to norm."""
-    return f"left: {entry.reason}" if entry.outcome == "left" else entry.outcome
+    return str(entry) if entry.outcome == "left" else entry.outcome
 
 
 def groups(entries: Iterable[Entry]) -> list[list[Entry]]:

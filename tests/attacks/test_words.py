@@ -95,7 +95,7 @@ def texts(document: object) -> list[str]:
 
 ENTRY = {
     "module": "bn", "node": "bn", "kind": "BatchNormalization", "norm": True, "outcome": "left", "into": [],
-    "through": [], "ulps": None, "residual": None, "reason": "", "fix": "",
+    "through": [], "ulps": None, "residual": None, "reason": "", "fix": "", "codes": [],
 }  # fmt: skip
 EMPTY = {"entries": [], "notes": [], "dropped": [], "seconds": 0.0, "validation_seconds": 0.0}
 WRONG = [

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import helper, numpy_helper
 from reference64 import FLOATS, Arrays, is_float, truth
+from support import says
 
 from normdeploy.fold import FoldResult, Ledger, fold
 from normdeploy.fold.ledger import METADATA_KEY
@@ -218,11 +219,12 @@ def check_fold(proto: onnx.ModelProto, becomes: str, *, onnxruntime: bool = True
 
 
 def check_refusal(proto: onnx.ModelProto, reason: str) -> Ledger:
-    """Nothing of ``proto`` changes, and the ledger gives ``reason``; no reason: nothing in it is a map at all."""
+    """Nothing of ``proto`` changes, and the ledger gives ``reason``, a code and perhaps a node; none: it has no map."""
     new, ledger = folded(proto)
     left = [entry for entry in ledger if entry.outcome == "left"]
     if reason:
-        assert any(reason in entry.reason for entry in left), [str(entry) for entry in ledger]
+        assert any(says(entry, reason) for entry in left), [str(entry) for entry in ledger]
+    assert all(entry.codes for entry in left)
     assert not ledger.dropped, "a rule asked for what its proof refuses"
     assert skeleton(new) == skeleton(proto)
     assert len(left) == len(ledger.entries)

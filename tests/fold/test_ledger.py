@@ -13,7 +13,7 @@ from harness import bn, folded, initializers, model, norm
 from onnx import numpy_helper
 
 from normdeploy.errors import InputError
-from normdeploy.fold import Entry, Ledger, fold
+from normdeploy.fold import Entry, Ledger, Note, fold
 from normdeploy.fold.ledger import METADATA_KEY, left
 from normdeploy.graph import MODULE_KEY
 
@@ -59,8 +59,9 @@ def test_why_a_norm_stayed() -> None:
     _, ledger = folded(two_norms())
     entry = ledger.entries[1]
     assert (entry.outcome, entry.into, entry.residual, entry.ulps) == ("left", (), None, None)
-    assert entry.reason.startswith("no affine map passes this operator (Sigmoid stem.act)")
-    assert str(entry) == f"left: {entry.reason}"
+    assert entry.codes[0] == "NF001"
+    assert "(Sigmoid stem.act)" in entry.reason
+    assert str(entry) == f"left: {entry.reason} [{', '.join(entry.codes)}]"
     assert left(ledger) == [entry]
 
 
@@ -150,8 +151,21 @@ def test_a_ledger_that_is_not_ours_is_replaced(text: str) -> None:
 
 
 def test_json_there_and_back() -> None:
-    entry = Entry("a.b", "n", "BatchNormalization", True, "folded", ("c",), ("Relu", "Conv"), 3.5, 1e-16, "r", "f")
-    ledger = Ledger((entry,), ("note",), 1.5, 0.25, ("dropped",))
+    entry = Entry(
+        "a.b",
+        "n",
+        "BatchNormalization",
+        True,
+        "folded",
+        ("c",),
+        ("Relu", "Conv"),
+        3.5,
+        1e-16,
+        "r",
+        "f",
+        ("NF001", "NF108"),
+    )
+    ledger = Ledger((entry,), (Note("NF415", "note"),), 1.5, 0.25, (Note("NF401", "dropped"),))
     assert Ledger.from_json(ledger.to_json()) == ledger
 
 

@@ -9,6 +9,8 @@ import pytest
 from harness import assert_same, bn, check_fold, check_refusal, folded, initializers, model, norm
 from onnx import numpy_helper
 
+from normdeploy.fold import Note
+
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "double": np.float64, "float": np.float32}
 
 
@@ -85,13 +87,13 @@ def test_what_underflows_only_in_between_is_folded() -> None:
 def test_what_overflows_in_the_end_is_refused() -> None:
     proto = conv_norm("float16")
     set_values(proto, gamma=6e4, var=1e-3)
-    check_refusal(proto, "overflows float16")
+    check_refusal(proto, "NF111")
 
 
 def test_what_underflows_in_the_end_is_refused() -> None:
     proto = conv_norm("float16")
     set_values(proto, gamma=6e-8, mean=0.0, beta=0.0)
-    check_refusal(proto, "underflows float16")
+    check_refusal(proto, "NF112")
 
 
 def test_one_channel_that_overflows_refuses_the_plan() -> None:
@@ -99,7 +101,7 @@ def test_one_channel_that_overflows_refuses_the_plan() -> None:
     (gamma,) = (tensor for tensor in proto.graph.initializer if tensor.name == "gamma")
     gamma.CopyFrom(numpy_helper.from_array(np.array([1, 1, 6e4, 1, 1], np.float16), "gamma"))
     set_values(proto, var=1e-3)
-    check_refusal(proto, "overflows float16")
+    check_refusal(proto, "NF111")
 
 
 def test_subnormal_float32_weights_are_flushed_and_noted() -> None:
@@ -110,7 +112,7 @@ def test_subnormal_float32_weights_are_flushed_and_noted() -> None:
     weight.CopyFrom(numpy_helper.from_array(values, "w"))
     new, ledger = folded(proto)
     assert not np.any(initializers(new)["w"][:, 0])
-    assert "45 elements of w became 0 in float" in ledger.notes
+    assert Note("NF410", "45 elements of w became 0 in float") in ledger.notes
     assert_same(proto, new)
 
 
@@ -144,4 +146,4 @@ def test_a_map_passes_a_cast_into_the_wider_dtype(source: str, target: str, upwa
 @pytest.mark.parametrize(("source", "target", "upward"), [("float16", "float", True), ("float", "float16", False)])
 def test_a_map_does_not_pass_a_cast_into_the_narrower_dtype(source: str, target: str, upward: bool) -> None:
     """Its values would have to fit the narrower dtype, where nothing says that they do."""
-    check_refusal(with_cast(source, target, upward=upward), "the cast narrows")
+    check_refusal(with_cast(source, target, upward=upward), "NF212")

@@ -32,7 +32,7 @@ INTO = [
       for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1))
       for name, directions, bias, attributes, onnxruntime in [
           ("forward", 1, True, "", True),
-          ("without a bias", 1, False, "", True),
+          ("NF208", 1, False, "", True),
           ("reverse", 1, True, ', direction="reverse"', True),
           ("bidirectional", 2, True, ', direction="bidirectional"', True),
           ("bidirectional without a bias", 2, False, ', direction="bidirectional"', True),
@@ -81,21 +81,21 @@ INTO = [
 
 REFUSED = [
     Case("a map over the steps", X, "float[4,1,1] k, float[1,5,3] w, float[1,5,5] r",
-         "t = Mul (x, k)\n y = RNN <hidden_size=5> (t, w, r)", reason="the map varies over steps or samples"),
+         "t = Mul (x, k)\n y = RNN <hidden_size=5> (t, w, r)", reason="NF016"),
     Case("a map over the samples", X, "float[2,1] k, float[1,5,3] w, float[1,5,5] r",
-         "t = Mul (x, k)\n y = RNN <hidden_size=5> (t, w, r)", reason="the map varies over steps or samples"),
+         "t = Mul (x, k)\n y = RNN <hidden_size=5> (t, w, r)", reason="NF016"),
     Case("a map over the output", X, "float[5] k, float[1,5,3] w, float[1,5,5] r",
-         "t = RNN <hidden_size=5> (x, w, r)\n y = Mul (t, k)", reason="its gates bend what comes out of it (RNN"),
+         "t = RNN <hidden_size=5> (x, w, r)\n y = Mul (t, k)", reason="NF001 (RNN"),
     Case("a map over the first state", X + ", float[1,2,5] h0", "float[5] k, float[1,5,3] w, float[1,5,5] r",
          "t = Mul (h0, k)\n y = RNN <hidden_size=5> (x, w, r, , , t)",
-         reason="the map is on another input or output than the data (RNN"),
+         reason="NF011 (RNN"),
     Case("a weight that is an input", X + ", float[1,5,3] w", "float[3] k, float[1,5,5] r",
-         "t = Mul (x, k)\n y = RNN <hidden_size=5> (t, w, r)", reason="its weight is not constant (RNN"),
+         "t = Mul (x, k)\n y = RNN <hidden_size=5> (t, w, r)", reason="NF101 (RNN"),
     Case("a bias that is an input", X + ", float[1,10] b", "float[3] a, float[1,5,3] w, float[1,5,5] r",
-         "t = Add (x, a)\n y = RNN <hidden_size=5> (t, w, r, b)", reason="its bias is not constant (RNN"),
+         "t = Add (x, a)\n y = RNN <hidden_size=5> (t, w, r, b)", reason="NF101 (RNN"),
     Case("a weight that is quantized", X, "float[3] k, int8[1,5,3] q, float s = {0.1}, float[1,5,5] r",
          "t = Mul (x, k)\n w = DequantizeLinear (q, s)\n y = RNN <hidden_size=5> (t, w, r)",
-         reason="its weight is quantized"),
+         reason="NF120"),
 ]
 # fmt: on
 
@@ -123,7 +123,7 @@ def test_a_weight_that_others_read_keeps_its_numbers() -> None:
 def test_a_weight_with_a_default_that_a_caller_may_override_stays() -> None:
     proto = model(X, weights(1, bias=False), PRE + "y = RNN <hidden_size=5> (t, w, r)")
     proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [1, 5, 3]))
-    check_refusal(proto, "its weight is not constant: w is an input of the model, which a caller may override (RNN")
+    check_refusal(proto, "NF102 (RNN")
 
 
 def test_a_weight_that_is_computed_of_constants_may_have_a_shape_that_nobody_inferred() -> None:

@@ -64,21 +64,21 @@ PASSED = [
 
 REFUSED = [
     Case("a map over cells", "float[2,3,5,5] x, float[2,5,5,2] g", "float[4,3,1,1] w, float[5] k",
-         "c = Conv (x, w)\n t = GridSample (c, g)\n y = Mul (t, k)", reason="mixed here (GridSample", opset=20),
+         "c = Conv (x, w)\n t = GridSample (c, g)\n y = Mul (t, k)", reason="NF015 (GridSample", opset=20),
     Case("a shift behind zeros", GRIDDED, f"{CONV}, float[5,1,1] a",
          "c = Conv (x, w, b)\n t = GridSample (c, g)\n u = Add (t, a)\n y = Relu (u)",
-         reason="cells outside the image are read as 0", opset=20),
+         reason="NF201", opset=20),
     Case("a map on the grid", GRIDDED, "float[2] k", "t = Mul (g, k)\n y = GridSample (x, t)",
-         reason="the map is on another input or output than the data (GridSample", opset=20),
+         reason="NF011 (GridSample", opset=20),
     Case("a shift in front of a deformed convolution", PLACED, "float[5,3,3,3] w, float[3,1,1] a",
-         "t = Add (x, a)\n y = DeformConv (t, w, o)", reason="cells outside the image are read as 0", opset=19),
+         "t = Add (x, a)\n y = DeformConv (t, w, o)", reason="NF201", opset=19),
     Case("a map on the offsets", PLACED, "float[5,3,3,3] w, float k", "t = Mul (o, k)\n y = DeformConv (x, w, t)",
-         reason="the map is on another input or output than the data (DeformConv", opset=19),
+         reason="NF011 (DeformConv", opset=19),
     Case("a map on the mask", PLACED + ", float[2,9,6,9] m", "float[5,3,3,3] w, float k",
          "t = Mul (m, k)\n y = DeformConv (x, w, o, , t)",
-         reason="the map is on another input or output than the data (DeformConv", opset=19),
+         reason="NF011 (DeformConv", opset=19),
     Case("a bias that is an input", PLACED + ", float[5] b", "float[5,3,3,3] w, float[5,1,1] k",
-         "c = DeformConv (x, w, o, b)\n y = Mul (c, k)", reason="its bias is not constant (DeformConv", opset=19),
+         "c = DeformConv (x, w, o, b)\n y = Mul (c, k)", reason="NF101 (DeformConv", opset=19),
 ]
 # fmt: on
 

@@ -97,12 +97,12 @@ class Tapped(nn.Module):
     """A ViT's classifier in which, between two layers, something more reads the stream, or writes into it."""
 
     KINDS: ClassVar[dict[str, str]] = {
-        "a head": "what reads it keeps the mean (MatMul extra)",
-        "a pooled head": "what reads it keeps the mean (Gemm extra)",
-        "a tap": "what reads it keeps the mean (Tanh",
-        "an output": "hidden is an output of the model",
-        "a pooled output": "hidden is an output of the model",
-        "an activation that writes": "what writes into it cannot be centred (Tanh",
+        "a head": "NF321 (MatMul extra)",
+        "a pooled head": "NF321 (Gemm extra)",
+        "a tap": "NF321 (Tanh",
+        "an output": "NF002",
+        "a pooled output": "NF002",
+        "an activation that writes": "NF322 (Tanh",
     }
     """What is planted, and what the ledger says of it."""
 
@@ -214,11 +214,11 @@ class SentenceEncoder(nn.Module):
 
 
 IMAGE, TOKENS = "pixel_values:N=1..2..4x3x16x16@f32", "input_ids:B=1..2..3xT=1..5..9@i64[0..49]"
-POST_LN = "with scale and bias writes into it (post-LN)"
-RESIDUAL = "the branches of the sum do not have the same scale"
+POST_LN = "NF325"
+RESIDUAL = "NF206"
 OUTPUT = "is an output of the model"
-A_NORM = "it divides by statistics of its own input (LayerNormalization"
-A_BIAS = "its bias could not go, and an RMSNorm has none"
+A_NORM = "NF302 (LayerNormalization"
+A_BIAS = "NF326"
 
 # A projection with a bias is two writers, MatMul and Add, or where its input has two axes one Gemm.
 NETWORKS = [
@@ -239,20 +239,20 @@ NETWORKS = [
             {"*.embeddings.*": A_BIAS, "*.layer.*": POST_LN}),
     # the last one is multiplied with the mask
     Network("MiniLM", SentenceEncoder, (TOKENS, "attention_mask:BxT@i64[1..1]"), 7,
-            {"*.2.output.*": "no affine map passes this operator (Mul", "*": RESIDUAL},
+            {"*.2.output.*": "NF001 (Mul", "*": RESIDUAL},
             {"*.embeddings.*": A_BIAS, "*.layer.*": POST_LN}),
     # the first norm writes the stream; depthwise convolutions read it, mean and all, and write without a common one
     Network("ConvNeXt", network("ConvNext", "ForImageClassification", hidden_sizes=[16, 24], depths=[2, 1],
-            num_stages=2, patch_size=2, num_labels=5), (IMAGE,), 6, {"*.embeddings.*": "padded cells hold 0"},
-            {"*.embeddings.*": A_BIAS, "*.layers.?.layernorm": "do not all read the same channels",
-             "*": "what reads it keeps the mean (Conv convnext.encoder.stages."}),
+            num_stages=2, patch_size=2, num_labels=5), (IMAGE,), 6, {"*.embeddings.*": "NF201"},
+            {"*.embeddings.*": A_BIAS, "*.layers.?.layernorm": "NF322",
+             "*": "NF321 (Conv convnext.encoder.stages."}),
     # a norm writes the first stage's stream; where patches are merged, four of them stand side by side, and the
     # linear behind has no bias. The second stage's is written by it and 4 projections, and read by norms alone
     Network("Swin", network("Swin", "ForImageClassification", image_size=16, patch_size=1, embed_dim=16, depths=[2, 2],
             num_heads=[2, 4], window_size=4, mlp_ratio=2.0, num_labels=5), (IMAGE,), 11,
             {"*.embeddings.norm": A_NORM, "*.downsample.norm": A_NORM},
             {"*.embeddings.norm": A_BIAS, "*.layers.0.blocks.*": POST_LN,
-             "*.downsample.norm": "what writes into it cannot be centred (Concat"}, writers=9),
+             "*.downsample.norm": "NF322 (Concat"}, writers=9),
     # a norm writes the stream, which is an output; the projection without bias is a Gemm, which has room for one
     Network("CLIP vision", _clip("Vision", image_size=16, patch_size=4), (IMAGE,), 6, {"*.pre_layrnorm": A_NORM},
             {"*.pre_layrnorm": A_BIAS, "*": f"vision_model.pre_layrnorm); last_hidden_state {OUTPUT}"}),
@@ -262,7 +262,7 @@ NETWORKS = [
     # keys have no bias; the last norm is the output; an activation writes the stream
     Network("Whisper encoder", _whisper, ("input_features:B=1..2..3x8x30@f32",), 5,
             {"*.self_attn_layer_norm": ".self_attn)", "layer_norm": OUTPUT},
-            {"*": "what writes into it cannot be centred (Gelu"}),
+            {"*": "NF322 (Gelu"}),
     # 7 writers: the stem, 2 projections, 2 pointwise convolutions
     Network("FCPE", PitchTracker, ("mel:B=1..2..3xT=4..9..20x20@f32",), 5, writers=7),
 ]  # fmt: skip

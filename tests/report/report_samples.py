@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from normdeploy.bench.stats import Comparison, compare, latency
-from normdeploy.fold.ledger import Entry, Ledger
+from normdeploy.fold.ledger import Entry, Ledger, Note
 from normdeploy.parity.metrics import EXACT, Errors
 from normdeploy.parity.verdict import Measurement, Verdict, judge
 from normdeploy.report.schema import Report
@@ -59,7 +59,7 @@ def entries(count: int) -> list[Entry]:
         Entry("norm", "n2", "LayerNormalization", True, "reduced", ("head.fc",), (), 1.0, 4e-16),
         Entry(
             "stem.bn", "n3", "BatchNormalization", True, "left",
-            reason="its input is a graph output", fix="do not return it",
+            reason="its input is a graph output", fix="do not return it", codes=("NF002",),
         ),
         Entry("scale", "n4", "Mul", False, "composed", ("stem.bn",)),
     ]  # fmt: skip
@@ -84,10 +84,10 @@ def make(
         norms_after={"BatchNormalization": 1},
         ledger=Ledger(
             tuple(entries(3) if ledger is None else ledger),
-            ("one weight was flushed to zero",),
+            (Note("NF410", "one weight was flushed to zero"),),
             0.2,
             0.1,
-            ("x.bn: 2 ulp",),
+            (Note("NF401", "x.bn: 2 ulp"),),
         ),
         parity=parity,
         latency=latency,

@@ -87,7 +87,7 @@ def test_it_says_what_the_report_says(report: Report) -> None:
         "6 → 1",
         "passed",
         "folded into head.fc through Flatten, Reshape",
-        "left: its input is a graph output do not return it",
+        "left: its input is a graph output [NF002] do not return it",
         "4 folded",
         "1 reduced",
         "1 left",
@@ -96,9 +96,9 @@ def test_it_says_what_the_report_says(report: Report) -> None:
         "x:N=1..1..64x1x8x8@f32",
         "ab" * 32,
         "torch 2.13.0",
-        "one weight was flushed to zero",
+        "one weight was flushed to zero [NF410]",
         "top-k ties may fall otherwise",
-        "dropped: x.bn: 2 ulp",
+        "dropped: x.bn: 2 ulp [NF401]",
     ):
         assert words in said, words
 

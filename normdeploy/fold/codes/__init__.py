@@ -1,7 +1,7 @@
 """The codes of the fold, ``NF…``: why a norm or map was left, why a plan was dropped, what a note says.
 
-A new kind of refusal is one more page in the file of its family, and a case in ``tests/fold/test_codes.py`` that gives
-its code.
+A new kind of refusal is one more page in the file of its family, and a case in ``tests/fold/test_fold_codes.py`` that
+gives its code.
 """
 
 from __future__ import annotations

@@ -79,11 +79,11 @@ PAGES = (
         "None is needed.",
     ),
     Page(
-        "NF416", "the model was converted behind the fold",
-        "The folded model was taken to another precision, or its norms became plugins, as asked.",
-        "The ledger tells all that was done to a model.",
-        "normdeploy fold model.onnx --out folded.onnx --precision fp16",
-        "None is needed.",
+        "NF416", "norms and their plugins",
+        "Plugins were asked for, and this norm stays an operator of ONNX, or the plugins have a limit that is told.",
+        "A plugin holds scale and bias, knows how long its rows are, computes in 16 or 32 bits, and makes one output.",
+        "A LayerNorm whose scale is an input of the model, beside one whose scale is constant, with --plugin.",
+        "None is needed: TensorRT runs such a norm as it is.",
     ),
 )  # fmt: skip
 """The pages, in the order of their codes."""

@@ -224,7 +224,7 @@ class Edit:
         """
         if not self._rounded.fits:
             largest = float(np.abs(self.exact()).max())
-            raise Refused(f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
+            raise Refused("NF111", f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
         if self._rounded.small:
             self._check_loss(channels)
         return Lost(self._rounded.small, self._rounded.zeros)
@@ -236,7 +236,9 @@ class Edit:
         loss = np.where(small, np.abs(stored.astype(np.float64) - exact), 0.0)
         worst = loss > float(limits.eps) * channels.largest(np.abs(exact), self.left)
         if np.any(worst):
-            raise Refused(f"the folded weight underflows {self.dtype.name.lower()} in {int(worst.sum())} elements")
+            raise Refused(
+                "NF112", f"the folded weight underflows {self.dtype.name.lower()} in {int(worst.sum())} elements"
+            )
 
 
 @dataclass(frozen=True)

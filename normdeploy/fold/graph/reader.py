@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,17 +26,30 @@ _DEEPEST = 20
 
 _MODEL, _INSIDE = "the model", "the body or function that it is in"
 
-FAILED = "validation: "
-"""How the reason begins where a proof failed."""
+INFER = "run onnx shape inference on the model"
+"""What helps where a rank or shape is not known."""
+
+FAILED_PROOFS = frozenset({"NF401", "NF402", "NF403", "NF404"})
+"""The codes of proofs that did not hold."""
 
 
 class Refused(Exception):
-    """Why a map does not pass or a plan does not hold: a reason, where, and what would change it."""
+    """Why a map does not pass or a plan does not hold.
 
-    def __init__(self, reason: str, node: ir.Node | None = None, fix: str = "") -> None:
+    Attributes:
+        codes: the code of the kind of refusal, then those of what it sums up.
+        reason: what is wrong, and at which node.
+        fix: what would change it; may be empty.
+        is_failed_proof: a rule asked for what its proof refuses.
+    """
+
+    def __init__(
+        self, code: str, reason: str, node: ir.Node | None = None, fix: str = "", *, sums_up: Iterable[str] = ()
+    ) -> None:
+        self.codes = (code, *dict.fromkeys(sums_up))
         self.reason = f"{reason} ({operator(node)} {label(node)})" if node is not None else reason
         self.fix = fix
-        self.is_failed_proof = reason.startswith(FAILED)
+        self.is_failed_proof = code in FAILED_PROOFS
         super().__init__(self.reason)
 
 
@@ -102,9 +115,11 @@ class View:
         """Return the refusal of ``what``, that is not constant: ``values``, which may be inputs with a default."""
         named = [str(value.name) for value in values if value is not None and self.is_overridable(value)]
         if not named:
-            return Refused(f"{what} not constant", node)
+            return Refused("NF101", f"{what} not constant", node)
         reason = f"{what} not constant: {', '.join(named)} is an input of the model, which a caller may override"
-        return Refused(reason, node, f"fold with --inputs-are-constants {' '.join(named)}, where no caller does")
+        return Refused(
+            "NF102", reason, node, f"fold with --inputs-are-constants {' '.join(named)}, where no caller does"
+        )
 
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether :meth:`constant` finds a tensor."""
@@ -238,14 +253,14 @@ class View:
         """The rank of ``value``, or a refusal."""
         rank = self.rank(value)
         if rank is None:
-            raise Refused(f"the rank of {value.name} is not known", node, "run onnx shape inference on the model")
+            raise Refused("NF009", f"the rank of {value.name} is not known", node, INFER)
         return rank
 
     def need_shape(self, value: ir.Value, node: ir.Node) -> tuple[Dim, ...]:
         """The shape of ``value``, or a refusal."""
         shape = self.shape(value)
         if shape is None:
-            raise Refused(f"the shape of {value.name} is not known", node, "run onnx shape inference on the model")
+            raise Refused("NF009", f"the shape of {value.name} is not known", node, INFER)
         return shape
 
     def is_float(self, value: ir.Value) -> bool:
@@ -261,14 +276,14 @@ class View:
         if attr is None:
             return default
         if attr.is_ref():
-            raise Refused(f"attribute {name} is a parameter of the function", node)
+            raise Refused("NF010", f"attribute {name} is a parameter of the function", node)
         return list(attr.value) if isinstance(attr.value, (tuple, list)) else attr.value
 
     def need_known_attributes(self, node: ir.Node) -> None:
         """Refuse a node with an attribute that each call of the function around it gives anew."""
         for name, attr in node.attributes.items():
             if attr.is_ref():
-                raise Refused(f"attribute {name} is a parameter of the function", node)
+                raise Refused("NF010", f"attribute {name} is a parameter of the function", node)
 
     def parameter(self, node: ir.Node, name: str, index: int, default: Any = None) -> Any:
         """A parameter that is an attribute at older opsets and input ``index`` at newer ones, as Python numbers."""
@@ -278,7 +293,7 @@ class View:
             return default
         array = self.array(node.inputs[index])
         if array is None:
-            raise Refused(f"{name} is not constant", node)
+            raise Refused("NF101", f"{name} is not constant", node)
         return array.tolist()
 
     def is_used(self, node: ir.Node, output: int) -> bool:

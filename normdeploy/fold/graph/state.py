@@ -49,12 +49,14 @@ class GraphState:
         """Count an operator that a journey visits; Refused where all journeys together have been too long."""
         self.steps += 1
         if self.steps > _STEPS + _STEPS_PER_NODE * len(self.nodes):
-            raise Refused("the search was given up: the maps of this graph have too many operators to pass", node)
+            raise Refused(
+                "NF007", "the search was given up: the maps of this graph have too many operators to pass", node
+            )
 
     def position(self, node: ir.Node) -> int:
         """The topological index of ``node``; a refusal when it lies in another graph."""
         if node not in self.order:
-            raise Refused("the value crosses the border of a subgraph", node)
+            raise Refused("NF004", "the value crosses the border of a subgraph", node)
         return self.order[node]
 
 

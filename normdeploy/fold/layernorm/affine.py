@@ -43,7 +43,7 @@ def _need_scales_to_meet(state: GraphState, plan: Plan) -> None:
     """Refuse to make a scale of an Add: what it had may have gone up into this very norm, and would do so again."""
     for node, residue in plan.residues.items():
         if residue is not None and not residue.scales_nothing and state.maps[node].scales_nothing:
-            raise Refused("the scale would stay in a map that has none", node)
+            raise Refused("NF317", "the scale would stay in a map that has none", node)
 
 
 def drop_bias(state: GraphState, node: ir.Node) -> None:

@@ -23,7 +23,11 @@ from normdeploy.fold.ledger import MEAN_IS_GONE
 from normdeploy.fold.levels import Target
 from normdeploy.fold.plan import Plan, Step
 
-HAS_BIAS = "its bias could not go, and an RMSNorm has none"
+
+def has_bias() -> Refused:
+    """Return the refusal of a norm that has a bias."""
+    return Refused("NF326", "its bias could not go, and an RMSNorm has none")
+
 
 _NAMED = 3
 """How many of its problems a stream is refused with."""
@@ -98,11 +102,13 @@ def centred(state: GraphState, stream: Stream, target: Target, is_kept: Callable
     if stream.problems:
         reasons = list(dict.fromkeys(problem.reason for problem in stream.problems))
         more = f", and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-        raise Refused("its stream cannot be centred: " + "; ".join(reasons[:_NAMED]) + more)
+        codes = [code for problem in stream.problems for code in problem.codes]
+        named = "; ".join(reasons[:_NAMED]) + more
+        raise Refused("NF320", f"its stream cannot be centred: {named}", sums_up=codes)
     asked = [norm for norm in stream.norms if not is_kept(norm)]
     norms, others = (tuple(norm for norm in asked if (len(norm.inputs) == 2) is bare) for bare in (True, False))
     if not norms:
-        raise Refused(HAS_BIAS)
+        raise has_bias()
     kind = fast_spelling(state.view.opset, target)
     plan = Plan(source=norms[0], committed=state.committed, kinds=dict.fromkeys(norms, kind))
     for norm in norms:  # the defaults of another operator are its own affair
@@ -129,7 +135,7 @@ def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | Non
     """
     for value in plan.up:  # where no operator stands on one side, no square would tell
         if value.is_graph_output() or value.producer() is None:
-            raise Refused(f"validation: {value.name} is an input or output of its graph and would change")
+            raise Refused("NF404", f"validation: {value.name} is an input or output of its graph and would change")
     residuals: list[float] = []
     for node in plan.touched():
         own = [edit for (owner, _), edit in plan.edits.items() if owner is node]

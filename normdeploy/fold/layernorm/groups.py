@@ -58,7 +58,7 @@ def _over_channels(view: View, node: ir.Node, index: int, channels: int, groups:
         return np.full(channels, 1.0 if index == 1 else 0.0)
     vector = view.exact(node.inputs[index])
     if vector is None:
-        raise Refused("the scale and bias of its groups are not constant", node)
+        raise Refused("NF101", "the scale and bias of its groups are not constant", node)
     return np.repeat(vector, channels // groups)
 
 

@@ -86,10 +86,10 @@ def _need_plain(view: View, taken: Mean, node: ir.Node) -> None:
     if taken.factor != 1:
         n = count(view, taken.inner, taken.axes)
         if n and n > 1 and math.isclose(taken.factor, n / (n - 1), rel_tol=1e-6):
-            raise Refused("its variance is unbiased (it divides by N - 1)", node)
-        raise Refused(f"its variance is scaled by {float(taken.factor):.9g}", node)
+            raise Refused("NF310", "its variance is unbiased (it divides by N - 1)", node)
+        raise Refused("NF310", f"its variance is scaled by {float(taken.factor):.9g}", node)
     if not taken.fits:
-        raise Refused("its variance is broadcast along another axis than it was taken over", node)
+        raise Refused("NF312", "its variance is broadcast along another axis than it was taken over", node)
 
 
 def _moments(view: View, value: ir.Value) -> Spread | None:
@@ -114,7 +114,7 @@ def centred(view: View, value: ir.Value, node: ir.Node | None) -> tuple[ir.Value
             continue
         if not taken.fits:
             if node is not None:
-                raise Refused("its mean is broadcast along another axis than it was taken over", node)
+                raise Refused("NF312", "its mean is broadcast along another axis than it was taken over", node)
             continue
         return x, taken.axes
     return None

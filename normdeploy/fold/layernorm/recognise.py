@@ -123,7 +123,7 @@ def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
 
 def _need_float32(core: Core) -> None:
     if core.epsilon < 0 or float(np.float32(core.epsilon)) != core.epsilon:
-        raise Refused(f"its epsilon {core.epsilon!r} is not a float32 number of at least 0", core.terminal)
+        raise Refused("NF311", f"its epsilon {core.epsilon!r} is not a float32 number of at least 0", core.terminal)
 
 
 def _plain(view: View, core: Core, target: Target) -> Norm:
@@ -132,7 +132,7 @@ def _plain(view: View, core: Core, target: Target) -> Norm:
     rank = view.need_rank(data, core.terminal)
     sizes = fixed(view, data, core.axes)
     if sizes is None:
-        raise Refused("the size of the axes it normalizes over is not fixed", core.terminal)
+        raise Refused("NF014", "the size of the axes it normalizes over is not fixed", core.terminal)
     attributes = {"axis": -len(core.axes), "epsilon": core.epsilon, "stash_type": _stash_type(data)}
     perm = (*(axis for axis in range(rank) if axis not in core.axes), *core.axes)
     scale, bias = (None if array is None else _over(core, array, rank, sizes) for array in (core.scale, core.bias))
@@ -147,7 +147,7 @@ def _over(core: Core, array: Array, rank: int, sizes: tuple[int, ...]) -> Array:
     """A constant that broadcasts against the data, as the scale or bias of a norm over ``core.axes``."""
     padded = array.reshape((1,) * (rank - array.ndim) + array.shape)
     if padded.ndim > rank or any(n != 1 for axis, n in enumerate(padded.shape) if axis not in core.axes):
-        raise Refused("its scale or bias varies over an axis that it does not normalize", core.terminal)
+        raise Refused("NF304", "its scale or bias varies over an axis that it does not normalize", core.terminal)
     return np.broadcast_to(padded.reshape([padded.shape[axis] for axis in core.axes]), sizes).copy()
 
 
@@ -164,7 +164,7 @@ def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
         assert node is not None, "bare() stepped over nothing else"
         value = node.inputs[0] or last
     if value.dtype is None or value.dtype != wanted:
-        raise Refused(f"it reads {value.dtype} and makes {wanted}", end)
+        raise Refused("NF314", f"it reads {value.dtype} and makes {wanted}", end)
     return value
 
 
@@ -174,12 +174,12 @@ def _need_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, list[i
     for node in insides[norm.end]:
         for value in node.outputs if node is not norm.end else ():
             if value.is_graph_output():
-                raise Refused(f"inside of it {view.told_output(value)}", norm.end)
+                raise Refused("NF313", f"inside of it {view.told_output(value)}", norm.end)
             other = next(
                 (use.node for use in value.uses() if use.node not in ours and operator(use.node) != "Shape"), None
             )
             if other is not None:
-                raise Refused(f"{value.name}, inside of it, is also read by {label(other)}", norm.end)
+                raise Refused("NF313", f"{value.name}, inside of it, is also read by {label(other)}", norm.end)
 
 
 # -- writing ---------------------------------------------------------------------------------------

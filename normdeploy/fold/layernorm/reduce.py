@@ -14,9 +14,9 @@ from normdeploy.fold.layernorm import affine, centre
 from normdeploy.fold.layernorm.recognise import Recogniser
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.stream import Stream
-from normdeploy.fold.ledger import KEPT
 from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.norms import tail_of
+from normdeploy.fold.record import AS_ASKED
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.session import Session
 from normdeploy.graph import label, operator
@@ -40,7 +40,7 @@ class Reducer:
         if not self.goes_to("recognise"):
             return
         written = Recogniser(writer, self.target, self.session).run()
-        self.session.record.note(_group_norm_notes(written, self.target))
+        self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
             self.session.show("recognised")
 
@@ -60,7 +60,7 @@ class Reducer:
             if operator(node) not in affine.AFFINE_NORMS or node.graph is None:
                 continue
             if self.session.is_kept(node):
-                self.session.record.norm(node, "left", KEPT)
+                self.session.record.leave_norm(node, AS_ASKED)
                 continue
             self._take_tail_off(state, writer, node)
             twin = cores.setdefault(affine.same_core(state, node) or node, node)
@@ -71,19 +71,19 @@ class Reducer:
         try:
             tail = tail_of(state.view, node)
         except Refused as refusal:
-            self.session.record.norm(node, "left", refusal.reason, fix=refusal.fix)
+            self.session.record.leave_norm(node, refusal)
             return
         if tail is None:
             affine.drop_bias(state, node)
             return
         plan, residual, refusals = self.session.first_proven(affine.plans(state, node, tail), state)
         if plan is None:
-            self.session.record.norm(node, "left", "; ".join(dict.fromkeys(refusal.reason for refusal in refusals)))
+            self.session.record.leave_norm(node, *refusals)
             return
         entry = self.session.record.entry(plan, node, residual, refusals)
         self.session.carry_out(plan, writer, residual, refusals)
         affine.drop_bias(state, node)
-        self.session.record.add(node, replace(entry, outcome="reduced", reason="its scale and bias are gone"))
+        self.session.record.add(node, replace(entry, outcome="reduced", reason="its scale and bias are gone", codes=()))
 
     def _unite(self, node: ir.Node, twin: ir.Node) -> None:
         node.outputs[0].replace_all_uses_with(twin.outputs[0])
@@ -103,13 +103,13 @@ class Reducer:
                 ready.append(self._proven(state, stream))
             except Refused as refusal:
                 for norm in readers:
-                    self.session.record.norm(norm, "left", refusal.reason, fix=refusal.fix)
+                    self.session.record.leave_norm(norm, refusal)
         for found, residual in ready:
             writer.carry_out(found.plan)
             for norm in found.norms:
-                self.session.record.norm(norm, "reduced", str(found), residual=residual)
+                self.session.record.reduce_norm(norm, str(found), residual)
             for norm in found.others:
-                self.session.record.norm(norm, "left", centre.HAS_BIAS)
+                self.session.record.leave_norm(norm, centre.has_bias())
             self.session.show(label(found.plan.source))
 
     def _proven(self, state: GraphState, stream: Stream | Refused) -> tuple[centre.Centred, float | None]:
@@ -119,7 +119,7 @@ class Reducer:
         try:
             return found, centre.proven(found.plan, lambda node: self.session.square(found.plan, state, node))
         except Refused as refusal:
-            if "validation" in refusal.reason:  # the border of the model, not a square
+            if refusal.is_failed_proof:  # the border of the model, not a square
                 self.session.record.drop(found.plan.source, refusal)
             raise
 

@@ -96,7 +96,7 @@ def residual(view: View, norm: Norm) -> float:
 
 def _difference(norm: Norm, x: Array, old: Array, new: Array) -> float:
     if old.shape != new.shape:
-        raise Refused(f"validation: its shape {old.shape} would become {new.shape}", norm.end)
+        raise Refused("NF401", f"validation: its shape {old.shape} would become {new.shape}", norm.end)
     centred = x - x.mean(axis=norm.axes, keepdims=True)
     variance = (centred**2).mean(axis=norm.axes, keepdims=True) + norm.attributes["epsilon"]
     with np.errstate(all="ignore"):
@@ -104,7 +104,7 @@ def _difference(norm: Norm, x: Array, old: Array, new: Array) -> float:
         error = np.where(old == new, 0.0, np.abs(old - new)) / np.where(variance > 0, lost, 1.0)
     worst = float(np.max(np.where(np.isnan(old) & np.isnan(new), 0.0, error), initial=0.0))
     if not worst <= TOLERANCE:
-        raise Refused(f"validation: relative error {worst:.2g}", norm.end)
+        raise Refused("NF401", f"validation: relative error {worst:.2g}", norm.end)
     return worst
 
 
@@ -158,7 +158,7 @@ class _Region:
     def _computed(self, value: ir.Value) -> np.ndarray:
         node = value.producer()
         if node is None or not is_of_onnx(node):
-            raise Refused(f"validation: {value.name} comes from outside of the norm", self.norm.end)
+            raise Refused("NF402", f"validation: {value.name} comes from outside of the norm", self.norm.end)
         attributes = {name: self.view.attr(node, name) for name in node.attributes}
         if operator(node) == "Shape" and node.inputs[0] is not None and node.inputs[0] not in self.known:
             return self._shape(node.inputs[0])[slice(attributes.get("start", 0), attributes.get("end"))]
@@ -166,13 +166,15 @@ class _Region:
         try:
             results = run(operator(node), attributes, inputs, self.view.opset, len(node.outputs))
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
-            raise Refused(f"validation: it cannot be executed ({type(error).__name__}: {error})", node) from error
+            raise Refused(
+                "NF402", f"validation: it cannot be executed ({type(error).__name__}: {error})", node
+            ) from error
         return results[node.outputs.index(value)]
 
     def _shape(self, value: ir.Value) -> np.ndarray:
         dims: Sequence[Dim] = self.view.need_shape(value, self.norm.end)
         if any(dim is None or (isinstance(dim, str) and dim not in self.sizes) for dim in dims):
-            raise Refused(f"validation: the shape of {value.name} is not known", self.norm.end)
+            raise Refused("NF402", f"validation: the shape of {value.name} is not known", self.norm.end)
         return np.array([self.sizes[dim] if isinstance(dim, str) else dim for dim in dims], np.int64)
 
 

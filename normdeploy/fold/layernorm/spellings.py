@@ -66,7 +66,7 @@ def core_at(view: View, node: ir.Node) -> Core | None:
         factor, scale = _unscaled(view, factor) if power == 1 else (factor, np.ones(()))
         base, exponent = parts.power(view, factor, power)
         if exponent == -1 and parts.is_deviation_plus_epsilon(view, base):
-            raise Refused("its epsilon is added to the deviation, not to the variance", node)
+            raise Refused("NF311", "its epsilon is added to the deviation, not to the variance", node)
         if exponent != -0.5:
             continue
         variance, epsilon = parts.split_epsilon(view, base)
@@ -95,9 +95,9 @@ def _core(view: View, node: ir.Node, numerator: ir.Value, spread: parts.Spread, 
         if own is None:
             own, by = parts.centred(view, unscaled, node), scale * inner
         if own is None:
-            raise Refused("its numerator is not centred, but its variance is", node)
+            raise Refused("NF312", "its numerator is not centred, but its variance is", node)
         if own[1] != spread.axes or not same(view, own[0], spread.of):
-            raise Refused("its numerator is centred with another mean than its variance", node)
+            raise Refused("NF312", "its numerator is centred with another mean than its variance", node)
         return Core("LayerNormalization", node, own[0], spread.axes, epsilon, by)
     if same(view, numerator, spread.of):
         return Core("RMSNormalization", node, numerator, spread.axes, epsilon, scale)
@@ -105,8 +105,8 @@ def _core(view: View, node: ir.Node, numerator: ir.Value, spread: parts.Spread, 
         return Core("RMSNormalization", node, unscaled, spread.axes, epsilon, scale * inner)
     own = parts.centred(view, unscaled, node)
     if own is not None and same(view, own[0], spread.of):
-        raise Refused("its numerator is centred, but its mean square is not", node)
-    raise Refused("it divides by the mean square of another value", node)
+        raise Refused("NF312", "its numerator is centred, but its mean square is not", node)
+    raise Refused("NF312", "it divides by the mean square of another value", node)
 
 
 def _unscaled(view: View, value: ir.Value) -> tuple[ir.Value, Array]:

@@ -62,7 +62,7 @@ def stream_at(state: GraphState, norm: ir.Node) -> Stream:
     value = norm.inputs[0]
     shape = () if value is None else state.view.need_shape(value, norm)
     if value is None or not shape or not isinstance(size := shape[-1], int) or size < 2:
-        raise Refused("the number of its features is not fixed", norm)
+        raise Refused("NF014", "the number of its features is not fixed", norm)
     stream = Stream(size)
     _Explorer(state, stream).follow(value, len(shape) - 1)
     return stream
@@ -96,16 +96,16 @@ class _Explorer:
             self.stream.axes[value] = axis
             self.pending.append(value)
         elif known != axis:
-            raise Refused(f"{value.name} holds the features along two axes")
+            raise Refused("NF323", f"{value.name} holds the features along two axes")
 
     # -- one value -----------------------------------------------------------------------------
 
     def _look_up(self, value: ir.Value) -> None:
         if value.is_graph_output():
-            self.stream.problems.append(Refused(self.view.told_output(value)))
+            self.stream.problems.append(Refused("NF002", self.view.told_output(value)))
         node = value.producer()
         if node is None:
-            raise Refused(self.view.told_input(value))
+            raise Refused("NF003", self.view.told_input(value))
         self.state.position(node)
         axis, output = self.stream.axes[value], node.outputs.index(value)
         ends = self._ends(node, None, output, axis)
@@ -124,7 +124,7 @@ class _Explorer:
         elif operator(node) == "LayerNormalization" and index == 0:
             self._read_by_norm(node, axis)
         elif not states(node).shape_only and not self._is_annihilated(node, index, axis):
-            raise Refused("what reads it keeps the mean", node)
+            raise Refused("NF321", "what reads it keeps the mean", node)
 
     def _connect(self, node: ir.Node, ends: Ends) -> None:
         inputs, outputs = ends
@@ -142,13 +142,13 @@ class _Explorer:
         whole = 0 <= axis < len(shape) and shape[axis] == self.stream.size
         if not self.view.is_constant(value):
             if axis < 0 or (isinstance(shape[axis], int) and not whole):
-                raise Refused(f"{value.name} is broadcast over the features", node)
+                raise Refused("NF323", f"{value.name} is broadcast over the features", node)
             self._join(value, axis)
             return
         if not self.view.is_float(value):
-            raise Refused(f"{value.name} is not floating-point", node)
+            raise Refused("NF103", f"{value.name} is not floating-point", node)
         if not whole and 0 <= axis < len(shape) and shape[axis] != 1:
-            raise Refused(f"{value.name} does not have the features along one axis", node)
+            raise Refused("NF323", f"{value.name} does not have the features along one axis", node)
         self.stream.weights[node, index] = axis if whole else None
         self.stream.writers[node] = None
 
@@ -214,14 +214,14 @@ class _Explorer:
         """Note the weights of a writer that are to be centred."""
         write = states(node).centre if output == 0 else None
         if write is None:
-            raise Refused("what writes into it cannot be centred", node)
+            raise Refused("NF322", "what writes into it cannot be centred", node)
         self.view.need_known_attributes(node)
         step = Step(self.view, node, Plan(node, self.state.committed))
         for feature in write(step, axis):
             if feature.added:
                 self._source(node, feature.index, feature.axis)
             elif step.edit(feature.index) is None:
-                raise step.refuse("a weight that writes into it is not constant")
+                raise step.refuse("NF101", "a weight that writes into it is not constant")
             else:
                 self.stream.weights[node, feature.index] = feature.axis
 
@@ -230,9 +230,9 @@ class _Explorer:
     def _read_by_norm(self, node: ir.Node, axis: int) -> None:
         step = Step(self.view, node, Plan(node, self.state.committed))
         if axis != step.rank() - 1 or step.attr("axis", -1) % step.rank() != axis:
-            raise step.refuse("a norm that reads it normalizes other axes than its features")
+            raise step.refuse("NF324", "a norm that reads it normalizes other axes than its features")
         if self.view.is_used(node, 1) or self.view.is_used(node, 2):
-            raise step.refuse("the mean or deviation of a norm that reads it is used")
+            raise step.refuse("NF211", "the mean or deviation of a norm that reads it is used")
         if node not in self.stream.norms:
             self.stream.norms.append(node)
 
@@ -257,5 +257,5 @@ def _probe(size: int, axis: int, rank: int) -> AffineMap:
 def _axis_of(step: Step, m: AffineMap, probe: AffineMap) -> int:
     """The axis along which all features stand in order."""
     if len(m.axes) != 1 or not np.array_equal(m.scale.reshape(-1), probe.scale.reshape(-1)):
-        raise step.refuse("it takes the features apart")
+        raise step.refuse("NF323", "it takes the features apart")
     return m.axes[0]

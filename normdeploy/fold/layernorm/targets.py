@@ -17,7 +17,9 @@ def spelling(kind: str, opset: int, target: Target) -> str:
     """
     if kind == "GroupNormalization" and target == "onnxruntime":
         # No kernel of its own, and E[x²] - E[x]² for the variance: at a mean of 1e3 deviations it is off by a tenth.
-        raise Refused("ONNX Runtime takes GroupNormalization apart, in a way that loses groups with a large mean")
+        raise Refused(
+            "NF316", "ONNX Runtime takes GroupNormalization apart, in a way that loses groups with a large mean"
+        )
     since = SINCE[kind]
     if opset >= since:
         return kind
@@ -26,11 +28,11 @@ def spelling(kind: str, opset: int, target: Target) -> str:
     fix = f"export with --opset {since}"
     if kind == "RMSNormalization":
         fix += ", or fold for onnxruntime"
-    raise Refused(f"ONNX has {kind} from opset {since} on, and this is opset {opset}", fix=fix)
+    raise Refused("NF315", f"ONNX has {kind} from opset {since} on, and this is opset {opset}", fix=fix)
 
 
 def fast_spelling(opset: int, target: Target) -> str:
     """As :func:`spelling` of an RMS norm, where the target runs it as one kernel."""
     if target == "tensorrt":
-        raise Refused("TensorRT takes RMSNormalization apart, and has one kernel for LayerNormalization")
+        raise Refused("NF316", "TensorRT takes RMSNormalization apart, and has one kernel for LayerNormalization")
     return spelling("RMSNormalization", opset, target)

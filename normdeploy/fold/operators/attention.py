@@ -33,7 +33,7 @@ def attention_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Send the map of V down, and put the scales of Q and K into the scale of their product."""
     queries, keys, values, *others = ins
     if any(m is not None for m in others):
-        raise step.refuse("the map is on its mask or cache")
+        raise step.refuse("NF011", "the map is on its mask or cache")
     if queries is not None or keys is not None:
         _scale_product(step, queries, keys)
     passed = None if values is None else _of_values(step, values, upward=False)
@@ -77,7 +77,7 @@ def _regrouped(step: Step, m: AffineMap, *, upward: bool) -> AffineMap:
         return m.moved(repeated)
     one = m.moved(first)
     if not one.equals(m) and not (one.axes and one.moved(repeated).equals(m)):
-        raise step.refuse("heads that share their values need different maps")
+        raise step.refuse("NF018", "heads that share their values need different maps")
     return one
 
 
@@ -88,20 +88,20 @@ def _heads(step: Step, rank: int) -> tuple[int, int]:
     else:
         counts = [step.view.need_shape(step.data(index), step.node)[1] for index in (0, 2)]
     if not all(isinstance(count, int) for count in counts):
-        raise step.refuse("the number of its heads is not fixed")
+        raise step.refuse("NF014", "the number of its heads is not fixed")
     return counts[0], counts[1]
 
 
 def _need_a_key_for_each_query(step: Step) -> None:
     windows = any(step.attr(f"{side}_window_size", -1) >= 0 for side in ("left", "right"))
     if windows or step.input(_MASK) is not None or step.input(_LENGTHS) is not None:
-        raise step.refuse("a query that may see no key comes out as 0, so a shift does not pass")
+        raise step.refuse("NF201", "a query that may see no key comes out as 0, so a shift does not pass")
 
 
 def _need_no_cache(step: Step, *, values: bool) -> None:
     used = step.view.is_used(step.node, 2 if values else 1)
     if used or any(step.input(index) is not None for index in _PAST):
-        raise step.refuse("a map does not pass its cache of keys and values")
+        raise step.refuse("NF210", "a map does not pass its cache of keys and values")
 
 
 # -- Q and K ---------------------------------------------------------------------------------------
@@ -110,11 +110,11 @@ def _need_no_cache(step: Step, *, values: bool) -> None:
 def _scale_product(step: Step, queries: AffineMap | None, keys: AffineMap | None) -> None:
     for m in (queries, keys):
         if m is not None and not m.shifts_nothing:
-            raise step.refuse("a shift of queries or keys does more to their product than to scale it")
+            raise step.refuse("NF207", "a shift of queries or keys does more to their product than to scale it")
     if keys is not None:
         _need_no_cache(step, values=False)
     if step.view.is_used(step.node, 3):
-        raise step.refuse("the product of queries and keys is an output")
+        raise step.refuse("NF211", "the product of queries and keys is an output")
     _put_scale(step, _scale(step) * _factor(step, queries, keys))
 
 
@@ -125,14 +125,14 @@ def _factor(step: Step, queries: AffineMap | None, keys: AffineMap | None) -> fl
     if all(not m.axes for m in both):
         return float(np.prod([m.scale.reshape(()) for m in both]))
     if len(both) < 2:
-        raise step.refuse("the scale varies over features of the queries or keys alone")
+        raise step.refuse("NF208", "the scale varies over features of the queries or keys alone")
     left, right = (m.scale if rank == 4 else _by_head(step, m, count)
                    for m, count in zip(both, _heads(step, rank), strict=True))  # fmt: skip
     if left.ndim == right.ndim == 4 and 1 < right.shape[1] < left.shape[1]:
         right = np.repeat(right, left.shape[1] // right.shape[1], axis=1)
     product = left * right
     if product[..., :1, :].shape != product.shape or np.ptp(product) > _EQUAL * np.abs(product).max():
-        raise step.refuse("the scales of queries and keys do not come to one number")
+        raise step.refuse("NF208", "the scales of queries and keys do not come to one number")
     return float(product.flat[0])
 
 
@@ -150,16 +150,16 @@ def _scale(step: Step) -> float:
     size = step.view.need_shape(step.data(), step.node)[-1]
     heads = step.attr("q_num_heads", 1) if step.rank() == 3 else 1
     if not isinstance(size, int):
-        raise step.refuse("the number of features of a head is not fixed, on which its scale depends")
+        raise step.refuse("NF014", "the number of features of a head is not fixed, on which its scale depends")
     return float(1.0 / np.sqrt(size // heads))
 
 
 def _put_scale(step: Step, scale: float) -> None:
     """Let the product be scaled by ``scale``, an attribute in float32 of which the root is taken."""
     if not np.finfo(np.float32).tiny <= scale <= np.finfo(np.float32).max:
-        raise step.refuse("its scale must be a positive float32 number")
+        raise step.refuse("NF209", "its scale must be a positive float32 number")
     if step.data().dtype == ir.DataType.DOUBLE and float(np.float32(scale)) != scale:
-        raise step.refuse("its scale is a float32 number, which would lose digits of its float64 data")
+        raise step.refuse("NF209", "its scale is a float32 number, which would lose digits of its float64 data")
     step.plan.attributes[step.node, "scale"] = scale
     step.absorbed()
 
@@ -180,19 +180,19 @@ def multi_head_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Send a scale of V down, out of its part of the bias, and put one number on Q or K into the scale."""
     queries, keys, values, *others = (*ins, None, None)
     if any(m is not None for m in others):
-        raise step.refuse("the map is on its mask, bias or cache")
+        raise step.refuse("NF011", "the map is on its mask, bias or cache")
     if values is not None:
         if not values.scale.all():
-            raise step.refuse("a scale of 0 cannot be taken out of its bias")
+            raise step.refuse("NF205", "a scale of 0 cannot be taken out of its bias")
         _scale_values(step, values, 1.0 / values.scale)
     numbers = [m for m in (queries, keys) if m is not None]
     if any(m.axes or not m.shifts_nothing for m in numbers) or (numbers and step.input(_BIAS) is not None):
-        raise step.refuse("of its queries and keys only one number passes, and only without a bias")
+        raise step.refuse("NF208", "of its queries and keys only one number passes, and only without a bias")
     if numbers:
         _need_tokens(step)
         size = step.view.need_shape(step.data(), step.node)[-1]
         if not isinstance(size, int):
-            raise step.refuse("the number of features of a head is not fixed, on which its scale depends")
+            raise step.refuse("NF014", "the number of features of a head is not fixed, on which its scale depends")
         scale = step.attr("scale") or 1.0 / np.sqrt(size // step.attr("num_heads"))
         _put_scale(step, float(scale * np.prod([m.scale.reshape(()) for m in numbers])))
     return [values, *[None] * (len(step.node.outputs) - 1)]
@@ -201,21 +201,21 @@ def multi_head_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 def _need_tokens(step: Step) -> None:
     """Refuse inputs that are packed or laid out by head, and a cache."""
     if any(step.input(index) is None or step.rank(index) != 3 for index in (0, 1, 2)):
-        raise step.refuse("its queries, keys and values are not apart, each (samples, positions, features)")
+        raise step.refuse("NF210", "its queries, keys and values are not apart, each (samples, positions, features)")
     used = any(step.view.is_used(step.node, output) for output in range(1, len(step.node.outputs)))
     if used or any(step.input(index) is not None for index in _CACHE):
-        raise step.refuse("a map does not pass its cache of keys and values")
+        raise step.refuse("NF210", "a map does not pass its cache of keys and values")
 
 
 def _scale_values(step: Step, m: AffineMap, of_bias: Array) -> None:
     _need_tokens(step)
     if not m.shifts_nothing or set(m.axes) - {2}:
-        raise step.refuse("only a scale over its features passes it")
+        raise step.refuse("NF015", "only a scale over its features passes it")
     if step.input(_BIAS) is None:
         return
     bias, size = step.edit(_BIAS), step.view.need_shape(step.data(2), step.node)[2]
     if bias is None or not isinstance(size, int):
-        raise step.refuse("its bias is not constant, or the number of its features is not fixed")
+        raise step.refuse("NF014", "its bias is not constant, or the number of its features is not fixed")
     factor = np.ones(bias.shape)
     factor[-size:] = of_bias.reshape(-1)
     step.put(_BIAS, bias.scaled(left=factor))

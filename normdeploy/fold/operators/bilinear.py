@@ -47,13 +47,13 @@ def product_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 def _shapes(step: Step) -> list[tuple[Dim, ...]]:
     if step.view.opset < 7:
-        raise step.refuse("before opset 7 its broadcasting follows other rules")
+        raise step.refuse("NF012", "before opset 7 its broadcasting follows other rules")
     return [step.view.need_shape(step.data(index), step.node) for index in (0, 1)]
 
 
 def _need_no_zero(step: Step, m: AffineMap) -> None:
     if not np.all(m.scale):
-        raise step.refuse("a scale of 0 cannot divide")
+        raise step.refuse("NF205", "a scale of 0 cannot divide")
 
 
 def divisor(random: np.random.Generator, shapes: Sequence[Shape]) -> Array:
@@ -78,14 +78,14 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     rank = max(len(shape) for shape in _matrices(step))
     first, second = (_only_scale(step, m, rank) for m in ins)
     if first.size(rank - 1) != 1 or second.size(rank - 2) != 1:
-        raise step.refuse("the map varies over the axis that is summed over")
+        raise step.refuse("NF015", "the map varies over the axis that is summed over")
     return [_of_scale(first.scale * second.scale)]
 
 
 def _matrices(step: Step) -> list[tuple[Dim, ...]]:
     shapes = [step.view.need_shape(step.data(index), step.node) for index in (0, 1)]
     if any(len(shape) < 2 for shape in shapes):
-        raise step.refuse("a factor is a vector")
+        raise step.refuse("NF110", "a factor is a vector")
     return shapes
 
 
@@ -109,7 +109,7 @@ def _only_scale(step: Step, m: AffineMap | None, rank: int | None = None) -> Aff
     if m is None:
         return AffineMap.identity(rank or 0)
     if not m.shifts_nothing:
-        raise step.refuse("a shift does not pass a product of two activations")
+        raise step.refuse("NF207", "a shift does not pass a product of two activations")
     return m if rank is None else AffineMap.of(m.scale, m.shift, rank)
 
 

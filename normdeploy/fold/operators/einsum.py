@@ -47,7 +47,7 @@ def einsum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """Scale the weight over its letters in the result; an Einsum has no bias."""
     terms, m = _terms(step), only_first(step, outs)
     if not m.shifts_nothing:
-        raise step.refuse("an Einsum has no bias to take a shift")
+        raise step.refuse("NF108", "an Einsum has no bias to take a shift")
     step.scale_weight(terms.index, left=_over_weight(step, terms, m.scale, terms.result))
     return {}
 
@@ -68,16 +68,16 @@ def _terms(step: Step) -> Terms:
     left, arrow, result = equation.partition("->")
     parts = left.split(",")
     if "." in equation:
-        raise step.refuse("its equation has an ellipsis")
+        raise step.refuse("NF213", "its equation has an ellipsis")
     if operands != 2 or len(parts) != 2:
-        raise step.refuse("it has other than two operands")
+        raise step.refuse("NF213", "it has other than two operands")
     if not arrow:  # numpy's rule, and ONNX's: what occurs once, in the order of ASCII
         result = "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
     if any(len(set(term)) < len(term) for term in (*parts, result)):
-        raise step.refuse("its equation repeats a letter in one term")
+        raise step.refuse("NF213", "its equation repeats a letter in one term")
     stored = [step.edit(i) is not None or is_quantized(step.data(i).producer()) for i in (0, 1)]
     if stored[0] == stored[1]:
-        raise step.refuse("neither operand is constant")
+        raise step.refuse("NF101", "neither operand is constant")
     index = int(stored[1])
     return Terms(parts[1 - index], parts[index], result, index)
 
@@ -91,14 +91,14 @@ def _over_weight(step: Step, terms: Terms, factor: Array, letters: str) -> Array
     shape = step.view.need_shape(step.data(terms.index), step.node)
     varied = [letter for letter, size in zip(letters, factor.shape, strict=True) if size != 1]
     if not set(varied) <= set(terms.weight):
-        raise step.refuse("the map varies over an axis that the weight does not have")
+        raise step.refuse("NF016", "the map varies over an axis that the weight does not have")
     order = [letters.index(letter) for letter in terms.weight if letter in letters]
     few = factor.squeeze(tuple(i for i, letter in enumerate(letters) if letter not in terms.weight))
     kept = [letter for letter in letters if letter in terms.weight]
     few = few.transpose([kept.index(letters[i]) for i in order])
     spread: Array = few.reshape([factor.shape[letters.index(x)] if x in letters else 1 for x in terms.weight])
     if any(n not in (1, dim) for n, dim in zip(spread.shape, shape, strict=True)):
-        raise step.refuse("the map would enlarge the weight")
+        raise step.refuse("NF104", "the map would enlarge the weight")
     return spread
 
 
@@ -108,7 +108,7 @@ def _shift(step: Step, terms: Terms, shift: Array) -> AffineMap:
     shapes = dict(zip(terms.weight, weight.shape, strict=True))
     summed = set(terms.data) - set(terms.result)
     if any(sizes[terms.data.index(x)] != shapes.get(x) for x in summed):
-        raise step.refuse("how many elements of its data it adds up is not fixed by the weight")
+        raise step.refuse("NF014", "how many elements of its data it adds up is not fixed by the weight")
     wide = np.broadcast_to(
         shift, [shapes[x] if x in summed else n for x, n in zip(terms.data, shift.shape, strict=True)]
     )

@@ -74,7 +74,7 @@ def _need_no_padding(step: Step, shape: Sequence[int]) -> None:
     one_tap = all(size == 1 for size in shape[2:])
     if any(step.attr("pads", [])) if auto_pad == "NOTSET" else auto_pad != "VALID" and not one_tap:
         raise step.refuse(
-            "padded cells hold 0, which a shift would have to change", "pad with the value the shift maps to 0"
+            "NF201", "padded cells hold 0, which a shift would have to change", "pad with the value the shift maps to 0"
         )
 
 
@@ -114,7 +114,7 @@ def _need_full_kernel(step: Step, shape: Sequence[int]) -> None:
     plain = step.attr("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in step.node.attributes
     strided = any(s != 1 for s in step.attr("strides", [1] * spatial)) or any(step.attr("output_padding", [0]))
     if not plain or strided or any(pad < need for pad, need in zip(pads, reach * 2, strict=True)):
-        raise step.refuse("not every output cell sees the whole kernel, so the shift is no constant there")
+        raise step.refuse("NF201", "not every output cell sees the whole kernel, so the shift is no constant there")
 
 
 # -- Gemm ------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def matmul_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     if right is None:
         return bilinear.matmul_up(step, m)
     if not m.shifts_nothing:
-        raise step.refuse("a MatMul has no bias to take a shift")
+        raise step.refuse("NF108", "a MatMul has no bias to take a shift")
     factor = _as_matrix(m.scale, *_are_vectors(step, m, right))
     step.scale_weight(int(right), left=_over_weight(step, factor, right, mixed=-2 if right else -1))
     return {}
@@ -177,7 +177,7 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
         return bilinear.matmul_down(step, ins)
     m = ins[0 if right else 1]
     if m is None or ins[1 if right else 0] is not None:
-        raise step.refuse("the map is on the weight")
+        raise step.refuse("NF011", "the map is on the weight")
     rank = step.view.need_rank(step.node.outputs[0], step.node)
     vectors = _are_vectors(step, m, right)
     scale, shift = (_as_matrix(a, vectors[0] and right, vectors[1] and not right) for a in (m.scale, m.shift))
@@ -185,7 +185,7 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     residue = None
     if not m.shifts_nothing:
         if shift.shape[-2 if right else -1] != 1:
-            raise step.refuse("the map varies over an axis that the weight does not have")
+            raise step.refuse("NF016", "the map varies over an axis that the weight does not have")
         weight = _as_matrix(exact_weight(step, int(right)), vectors[0] and not right, vectors[1] and right)
         inner = weight.shape[-2 if right else -1]
         shift = np.broadcast_to(shift, (*shift.shape[:-2], *((1, inner) if right else (inner, 1))))
@@ -229,12 +229,12 @@ def _over_weight(step: Step, factor: Array, right: bool, *, mixed: int) -> Array
     matrix = shape if len(shape) > 1 else (*shape, 1) if right else (1, *shape)
     extra = factor.ndim - len(matrix)
     if factor.shape[mixed] != 1 or any(size != 1 for size in factor.shape[: max(extra, 0)]):
-        raise step.refuse("the map varies over an axis that the weight does not have")
+        raise step.refuse("NF016", "the map varies over an axis that the weight does not have")
     factor = factor.reshape(factor.shape[max(extra, 0) :])
     aligned = matrix[len(matrix) - factor.ndim :]
     pairs: list[tuple[int, Dim]] = list(zip(factor.shape, aligned, strict=True))
     if any(extent not in (1, dim) for extent, dim in pairs):
-        raise step.refuse("the map would enlarge the weight")
+        raise step.refuse("NF104", "the map would enlarge the weight")
     return factor if len(shape) > 1 else np.squeeze(factor, -1 if right else -2)
 
 
@@ -265,7 +265,7 @@ def _channels(step: Step) -> int:
 def _weight_shape(step: Step) -> tuple[int, ...]:
     shape = step.view.need_shape(step.data(1), step.node)
     if not all(isinstance(dim, int) for dim in shape):
-        raise step.refuse("the shape of its weight is not fixed")
+        raise step.refuse("NF014", "the shape of its weight is not fixed")
     return tuple(int(dim) for dim in shape if dim is not None)
 
 
@@ -273,7 +273,7 @@ def exact_weight(step: Step, index: int = 1) -> Array:
     """Return the weight at input ``index`` in float64, as the plan would leave it."""
     weight = step.weight(index)
     if weight is None:
-        raise step.refuse("its weight is not constant, so a shift cannot be multiplied through")
+        raise step.refuse("NF101", "its weight is not constant, so a shift cannot be multiplied through")
     return weight
 
 
@@ -282,7 +282,7 @@ def bias_dtype(step: Step) -> ir.DataType:
     weight = step.edit(1)
     dtype = weight.dtype if weight is not None else step.data(1).dtype or step.data(0).dtype
     if dtype is None:
-        raise step.refuse("the dtype of its new bias is not known")
+        raise step.refuse("NF109", "the dtype of its new bias is not known")
     return dtype
 
 
@@ -292,16 +292,16 @@ def bias_dtype(step: Step) -> ir.DataType:
 def _matmul_writes(step: Step, axis: int) -> Written:
     behind = axis - step.view.need_rank(step.node.outputs[0], step.node)
     if behind not in (-1, -2):
-        raise step.refuse("it writes the features along an axis that its weight does not have")
+        raise step.refuse("NF322", "it writes the features along an axis that its weight does not have")
     index = 1 if behind == -1 else 0
     if len(step.view.need_shape(step.data(index), step.node)) < 2:
-        raise step.refuse("its weight is a vector")
+        raise step.refuse("NF322", "its weight is a vector")
     yield Feature(index, behind)
 
 
 def _gemm_writes(step: Step, axis: int) -> Written:
     if axis != 1:
-        raise step.refuse("it writes the features along its rows")
+        raise step.refuse("NF322", "it writes the features along its rows")
     yield Feature(1, -2 if step.attr("transB", 0) else -1)
     if step.attr("beta", 1.0) != 0.0 and step.input(2) is not None:
         yield Feature(2, step.rank(2) - 1, added=True)
@@ -309,7 +309,7 @@ def _gemm_writes(step: Step, axis: int) -> Written:
 
 def _conv_writes(step: Step, axis: int) -> Written:
     if axis != 1 or step.attr("group", 1) != 1:
-        raise step.refuse("its output channels do not all read the same channels, so they have no common mean")
+        raise step.refuse("NF322", "its output channels do not all read the same channels, so they have no common mean")
     yield Feature(1, 0)
     if step.input(2) is not None:
         yield Feature(2, 0)

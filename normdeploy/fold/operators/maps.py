@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.graph.reader import INFER, Refused, View
 from normdeploy.fold.operators import bilinear, poolers, sizes
 from normdeploy.fold.operators.rows import Nature, Row, states
 from normdeploy.graph import operator
@@ -30,9 +30,9 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
     row = states(node)
     found = row.map(view, node) if row.map else None
     if found is not None and not (found.scale.size and found.shift.size):
-        raise Refused("it acts on nothing: an axis of its constants is empty", node)
+        raise Refused("NF107", "it acts on nothing: an axis of its constants is empty", node)
     if found is not None and not found.is_finite:
-        raise Refused("its scale or shift is not finite", node, "re-estimate its running statistics")
+        raise Refused("NF105", "its scale or shift is not finite", node, "re-estimate its running statistics")
     return None if found is None else found.moved(lambda a: a)  # what is equal for all channels is one number
 
 
@@ -41,7 +41,7 @@ def data_input(view: View, node: ir.Node) -> ir.Value:
     first_is_constant = len(node.inputs) == 2 and view.is_constant(node.inputs[0])
     value = node.inputs[int(first_is_constant)]
     if value is None:
-        raise Refused("its input is missing", node)
+        raise Refused("NF013", "its input is missing", node)
     return value
 
 
@@ -79,15 +79,15 @@ def _elementwise(
 
 def _need_not_enlarging(view: View, node: ir.Node, constant: tuple[int, ...], data: ir.Value) -> None:
     if view.opset < 7:
-        raise Refused("before opset 7 its broadcasting follows other rules", node)
+        raise Refused("NF012", "before opset 7 its broadcasting follows other rules", node)
     shape = view.shape(data)
     if shape is None:
         if all(size == 1 for size in constant) and view.rank(data) is not None:
             return
-        raise Refused("the shape it acts on is not known", node, "run onnx shape inference on the model")
+        raise Refused("NF009", "the shape it acts on is not known", node, INFER)
     aligned = shape[len(shape) - len(constant) :]
     if len(constant) > len(shape) or any(n not in (1, dim) for n, dim in zip(constant, aligned, strict=True)):
-        raise Refused("its constant may enlarge what it meets", node)
+        raise Refused("NF104", "its constant may enlarge what it meets", node)
 
 
 def _divide(constant: Array, first: bool) -> tuple[Array, Array] | None:

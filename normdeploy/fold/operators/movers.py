@@ -48,7 +48,7 @@ def squeeze(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     if axes is None:
         shape = step.view.need_shape(step.data(), step.node)
         if not all(isinstance(dim, int) for dim in shape):
-            raise step.refuse("which axes it squeezes depends on a dimension that is not fixed")
+            raise step.refuse("NF014", "which axes it squeezes depends on a dimension that is not fixed")
         axes = [axis for axis, dim in enumerate(shape) if dim == 1]
     positive = _positive(axes, step.rank())
     return m.moved(lambda a: np.expand_dims(a, positive) if upward else np.squeeze(a, positive))
@@ -67,7 +67,7 @@ def reshape(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     after = step.view.need_shape(step.node.outputs[0], step.node)
     moved = regrouped(m, after, before) if upward else regrouped(m, before, after)
     if moved is None:
-        raise step.refuse("it mixes the axis of the map with one of unknown size")
+        raise step.refuse("NF017", "it mixes the axis of the map with one of unknown size")
     return moved
 
 
@@ -153,7 +153,7 @@ def expand(step: Step, m: AffineMap, upward: bool) -> AffineMap:
         inner = axis - extra if upward else axis
         outer = inner + extra
         if inner < 0 or before[inner] != m.size(axis) or after[outer] != m.size(axis):
-            raise step.refuse("the map varies over an axis that is repeated here")
+            raise step.refuse("NF015", "the map varies over an axis that is repeated here")
     return m.moved(lambda a: a.reshape(a.shape[extra:]) if upward else a.reshape((1,) * extra + a.shape))
 
 
@@ -162,19 +162,19 @@ def tile(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     if not m.axes:
         return m
     if step.view.opset < 6:
-        raise step.refuse("Tile before opset 6 takes other inputs")
+        raise step.refuse("NF012", "Tile before opset 6 takes other inputs")
     repeats = step.view.parameter(step.node, "repeats", 1)
     factors = [count if axis in m.axes else 1 for axis, count in enumerate(repeats)]
     if not upward:
         return m.moved(lambda a: np.tile(a, factors))
     if any(m.size(axis) % factor for axis, factor in enumerate(factors)):
-        raise step.refuse("the map does not repeat as the tiles do")
+        raise step.refuse("NF018", "the map does not repeat as the tiles do")
     sizes = tuple(slice(0, m.size(axis) // factor) for axis, factor in enumerate(factors))
     first = m.moved(lambda a: a[tuple(s if a.shape[i] > 1 else slice(None) for i, s in enumerate(sizes))])
     if not first.moved(lambda a: np.tile(a, [f if n > 1 else 1 for f, n in zip(factors, a.shape, strict=True)])).equals(
         m
     ):
-        raise step.refuse("the map does not repeat as the tiles do")
+        raise step.refuse("NF018", "the map does not repeat as the tiles do")
     return first
 
 
@@ -240,7 +240,7 @@ def split_down(step: Step, ins: Maps) -> list[AffineMap | None]:
         return [m] * len(step.node.outputs)
     sizes = [size for size in _part_sizes(step, axis) if isinstance(size, int)]
     if len(sizes) < len(step.node.outputs):
-        raise step.refuse("the sizes along the axis are not fixed")
+        raise step.refuse("NF014", "the sizes along the axis are not fixed")
     return [_taken(m, axis, np.arange(a, b)) for a, b in itertools.pairwise(np.cumsum([0, *sizes]))]
 
 
@@ -282,10 +282,10 @@ def gather_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     index = step.view.array(step.data(1))
     size = _size(step, step.view.need_shape(step.data(), step.node), axis)
     if index is None or width != 1:
-        raise step.refuse("the map varies over the gathered axis, and the indices are not a constant vector")
+        raise step.refuse("NF019", "the map varies over the gathered axis, and the indices are not a constant vector")
     spread = _spread(m, axis, np.asarray(index) % size, size)
     if not _taken(spread, axis, np.asarray(index) % size).equals(m):
-        raise step.refuse("one element is gathered to places with different maps")
+        raise step.refuse("NF018", "one element is gathered to places with different maps")
     return {0: spread}
 
 
@@ -297,7 +297,7 @@ def gather_down(step: Step, ins: Maps) -> list[AffineMap | None]:
         return [m.moved(lambda a: a.reshape(a.shape[:axis] + (1,) * width + a.shape[axis + 1 :]))]
     index = step.view.array(step.data(1))
     if index is None:
-        raise step.refuse("the map varies over the gathered axis, and the indices are not constant")
+        raise step.refuse("NF019", "the map varies over the gathered axis, and the indices are not constant")
     return [m.moved(lambda a: np.take(a, np.asarray(index) % m.size(axis), axis=axis))]
 
 
@@ -318,7 +318,7 @@ def space_to_depth(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 def _phased(step: Step, m: AffineMap, phases: int, *, spread: bool, interleaved: bool) -> AffineMap:
     if set(m.axes) - {1}:
-        raise step.refuse("the map varies over other axes than the channels")
+        raise step.refuse("NF015", "the map varies over other axes than the channels")
     if m.size(1) == 1:
         return m
     if spread:
@@ -332,7 +332,7 @@ def _phased(step: Step, m: AffineMap, phases: int, *, spread: bool, interleaved:
         else _phased(step, narrow, phases, spread=True, interleaved=interleaved)
     )
     if not back.equals(m):
-        raise step.refuse("the map differs between the phases that become one channel")
+        raise step.refuse("NF018", "the map differs between the phases that become one channel")
     return narrow
 
 
@@ -342,7 +342,7 @@ def _phased(step: Step, m: AffineMap, phases: int, *, spread: bool, interleaved:
 def _size(step: Step, shape: Sequence[Dim], axis: int) -> int:
     size = shape[axis]
     if not isinstance(size, int):
-        raise step.refuse(f"the size of axis {axis} is not fixed")
+        raise step.refuse("NF014", f"the size of axis {axis} is not fixed")
     return size
 
 

@@ -41,7 +41,7 @@ def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
         step.put(2, bias.scaled(left=np.broadcast_to(factor, shape)).shifted(np.broadcast_to(shift, shape)))
     elif np.any(shift):
         if operator(step.node) != "LayerNormalization":
-            raise step.refuse("it has no bias to take a shift")
+            raise step.refuse("NF108", "it has no bias to take a shift")
         shape = _parameter_shape(step, scale, shift)
         step.put(2, Edit(None, scale.dtype, shift=np.broadcast_to(shift, shape).copy()))
     shape = _parameter_shape(step, scale, factor)
@@ -60,9 +60,9 @@ def _parameter_shape(step: Step, old: Edit, *moved: Array) -> tuple[int, ...]:
     sizes = step.view.need_shape(step.data(), step.node)[step.attr("axis", -1) % step.rank() :]
     fixed = tuple(size for size in sizes if isinstance(size, int))
     if len(fixed) < len(sizes):
-        raise step.refuse("its parameters would have to grow to a size that is not fixed")
+        raise step.refuse("NF014", "its parameters would have to grow to a size that is not fixed")
     if any(size != 1 for size in old.shape[: max(len(old.shape) - len(sizes), 0)]):
-        raise step.refuse("its parameters vary over an axis that it does not normalize")
+        raise step.refuse("NF304", "its parameters vary over an axis that it does not normalize")
     return fixed
 
 
@@ -76,7 +76,7 @@ def _trimmed(array: Array) -> Array:
 def group_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """The same over the channels, since opset 21; before, the scale was one number a group."""
     if step.view.opset < 21:
-        raise step.refuse("its scale and bias are not constant numbers for each channel")
+        raise step.refuse("NF303", "its scale and bias are not constant numbers for each channel")
     return instance_norm_up(step, outs)
 
 
@@ -106,7 +106,7 @@ def tail_of(view: View, node: ir.Node) -> AffineMap | None:
         raise view.not_constant("its scale and bias are", node, *node.inputs[1:])
     tail = AffineMap.of(scale, bias, rank)
     if not tail.is_finite:
-        raise Refused("its scale or bias is not finite", node)
+        raise Refused("NF105", "its scale or bias is not finite", node)
     return None if tail.is_identity else tail
 
 
@@ -123,7 +123,7 @@ def _layer_norm_writes(step: Step, axis: int) -> Written:
         bare = False
     last = step.rank() - 1
     if not bare or axis != last or step.attr("axis", -1) % (last + 1) != last:
-        raise step.refuse("a norm with scale and bias writes into it (post-LN)")
+        raise step.refuse("NF325", "a norm with scale and bias writes into it (post-LN)")
     yield from ()
 
 
@@ -138,7 +138,9 @@ def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
     eps = float(np.float32(view.attr(node, "epsilon", 1e-5)))
     with np.errstate(all="ignore"):
         if np.any(var + eps <= 0):
-            raise Refused("its running variance plus epsilon is not positive", node, "re-estimate its statistics")
+            raise Refused(
+                "NF106", "its running variance plus epsilon is not positive", node, "re-estimate its statistics"
+            )
         factor = scale / np.sqrt(var + eps)
         channels = (-1, *(1,) * (rank - 2))
         return AffineMap.of(factor.reshape(channels), (bias - factor * mean).reshape(channels), rank)
@@ -146,15 +148,15 @@ def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
 
 def _need_inference(view: View, node: ir.Node) -> None:
     if view.attr(node, "training_mode", 0):
-        raise Refused("it is in training mode (training_mode=1)", node, "export the module after .eval()")
+        raise Refused("NF301", "it is in training mode (training_mode=1)", node, _EVAL)
     if any(view.is_used(node, output) for output in range(1, len(node.outputs))):
-        raise Refused("its statistics are outputs: it is in training mode", node, "export the module after .eval()")
+        raise Refused("NF301", "its statistics are outputs: it is in training mode", node, _EVAL)
     if view.opset < 14 and sum(bool(out.name) for out in node.outputs) > 1:
-        raise Refused("it has more than one output, which means training mode", node, "export after .eval()")
+        raise Refused("NF301", "it has more than one output, which means training mode", node, "export after .eval()")
     if view.opset < 7 and not view.attr(node, "is_test", 0):
-        raise Refused("it is in training mode (is_test=0)", node)
+        raise Refused("NF301", "it is in training mode (is_test=0)", node)
     if view.opset < 9 and not view.attr(node, "spatial", 1):
-        raise Refused("it normalizes every cell by statistics of its own (spatial=0)", node)
+        raise Refused("NF303", "it normalizes every cell by statistics of its own (spatial=0)", node)
 
 
 def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
@@ -163,7 +165,7 @@ def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
         name = ("input", "scale", "bias", "mean", "variance")[index]
         raise view.not_constant(f"its {name} is", node, *node.inputs[index : index + 1])
     if array.ndim != 1:
-        raise Refused("its parameters are not vectors over the channels", node)
+        raise Refused("NF303", "its parameters are not vectors over the channels", node)
     return array.astype(np.float64)
 
 
@@ -175,7 +177,8 @@ def _added_up(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tu
 
 # -- the rows --------------------------------------------------------------------------------------
 
-_STATISTICS = "it divides by statistics of its own input"
+_EVAL = "export the module after .eval()"
+_STATISTICS = ("NF302", "it divides by statistics of its own input")
 _TRAILING = sizes.Probing(pins=sizes.by_scale)
 _PER_CHANNEL = sizes.Probing(pins=sizes.by_channels)
 _PARAMETERS: Parameters = {1: all_but(), 2: along()}

@@ -34,7 +34,7 @@ def average_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     padded = any(step.attr("pads", [])) or step.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     outside = padded or step.attr("ceil_mode", 0)
     if step.attr("count_include_pad", 0) and outside and not m.shifts_nothing:
-        raise step.refuse("padded cells count as 0 in the average, so a shift does not pass")
+        raise step.refuse("NF201", "padded cells count as 0 in the average, so a shift does not pass")
     return need_not_over(step, m, _spatial(m))
 
 
@@ -48,9 +48,9 @@ def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """The largest stays the largest under a positive scale; ties and the index need it to be above 0."""
     del upward
     if np.any(m.scale < 0):
-        raise step.refuse("a negative scale turns the largest into the smallest")
+        raise step.refuse("NF204", "a negative scale turns the largest into the smallest")
     if step.view.is_used(step.node, 1) and not np.all(m.scale > 0):
-        raise step.refuse("a scale of 0 makes all indices tie")
+        raise step.refuse("NF204", "a scale of 0 makes all indices tie")
     return need_not_over(step, m, _spatial(m))
 
 
@@ -75,12 +75,12 @@ def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """Interpolation weights sum to 1; only a crop filled with an extrapolation value breaks that."""
     del upward
     if step.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        raise step.refuse("cells outside the crop hold the extrapolation value")
+        raise step.refuse("NF201", "cells outside the crop hold the extrapolation value")
     before = step.view.need_shape(step.data(), step.node)
     after = step.view.need_shape(step.node.outputs[0], step.node)
     same = [axis for axis in m.axes if before[axis] is not None and before[axis] == after[axis]]
     if same != list(m.axes) or any(_scale_along(step, axis) != 1.0 for axis in m.axes):
-        raise step.refuse("the map varies over a resized axis")
+        raise step.refuse("NF015", "the map varies over a resized axis")
     return m
 
 
@@ -110,17 +110,17 @@ def pad(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 def _move_constant(step: Step, m: AffineMap, upward: bool) -> None:
     edit = step.edit(2)
     if step.input(2) is not None and edit is None:
-        raise step.refuse("its constant is not known")
+        raise step.refuse("NF202", "its constant is not known")
     old = float(edit.exact().reshape(())) if edit is not None else float(step.attr("value", 0.0))
     if not upward and not np.all(m.scale):
-        raise step.refuse("a scale of 0 leaves no constant to pad with")
+        raise step.refuse("NF205", "a scale of 0 leaves no constant to pad with")
     new = m.scale * old + m.shift if upward else (old - m.shift) / m.scale
     if not np.all(new == new.flat[0]):
-        raise step.refuse("the padded constant would have to differ from channel to channel")
+        raise step.refuse("NF202", "the padded constant would have to differ from channel to channel")
     if new.flat[0] == old:
         return
     if edit is None:
-        raise step.refuse("its constant is an attribute or a default")
+        raise step.refuse("NF202", "its constant is an attribute or a default")
     step.put(2, edit.scaled(left=np.zeros(())).shifted(np.asarray(new.flat[0])))
 
 
@@ -128,16 +128,16 @@ def positively_homogeneous(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """``f(s x) = s f(x)`` for s > 0: ReLU and its leaky kin; a shift moves the kink."""
     del upward
     if not m.shifts_nothing:
-        raise step.refuse("a shift would move its kink")
+        raise step.refuse("NF203", "a shift would move its kink")
     if not np.all(m.scale > 0):
-        raise step.refuse("a scale that is not positive would turn its sides")
+        raise step.refuse("NF204", "a scale that is not positive would turn its sides")
     return m
 
 
 def prelu(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """As :func:`positively_homogeneous`, whatever the slope is, constant or not; the slope stays."""
     if step.view.opset < 7:
-        raise step.refuse("before opset 7 its slope follows other rules of broadcasting")
+        raise step.refuse("NF012", "before opset 7 its slope follows other rules of broadcasting")
     return positively_homogeneous(step, m, upward)
 
 
@@ -145,10 +145,10 @@ def cast(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """A cast to the same or, seen in the direction of travel, a wider float type."""
     source, target = step.data().dtype, step.node.outputs[0].dtype
     if not (step.view.is_float(step.data()) and step.view.is_float(step.node.outputs[0])):
-        raise step.refuse("it casts to or from integers")
+        raise step.refuse("NF212", "it casts to or from integers")
     narrow, wide = (target, source) if upward else (source, target)
     if source != target and (narrow is None or wide is None or narrow.itemsize >= wide.itemsize):
-        raise step.refuse("the cast narrows what the map would have to survive")
+        raise step.refuse("NF212", "the cast narrows what the map would have to survive")
     return m
 
 
@@ -158,9 +158,9 @@ def dropout(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     view, node = step.view, step.node
     training = view.opset >= 12 and view.parameter(node, "training_mode", 2, default=False)
     if training or (view.opset < 7 and not step.attr("is_test", 0)):
-        raise step.refuse("it is in training mode")
+        raise step.refuse("NF301", "it is in training mode")
     if view.is_used(node, 1):
-        raise step.refuse("its mask is used")
+        raise step.refuse("NF211", "its mask is used")
     return m
 
 
@@ -198,7 +198,7 @@ def _onto(step: Step, m: AffineMap, value: ir.Value) -> AffineMap:
     shape = step.view.need_shape(value, step.node)
     extra = m.rank - len(shape)
     if any(axis < extra or shape[axis - extra] != m.size(axis) for axis in m.axes):
-        raise step.refuse("a branch is broadcast along the axis of the map")
+        raise step.refuse("NF020", "a branch is broadcast along the axis of the map")
     return m.moved(lambda a: a.reshape(a.shape[extra:]))
 
 
@@ -208,9 +208,9 @@ def sum_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     shape = step.view.need_shape(step.node.outputs[0], step.node)
     maps = [_lifted(m, rank) for m in ins]
     if any(not np.all(m.scale == maps[0].scale) for m in maps):
-        raise step.refuse("the branches of the sum do not have the same scale")
+        raise step.refuse("NF206", "the branches of the sum do not have the same scale")
     if any(shape[axis] != m.size(axis) for m in maps for axis in m.axes):
-        raise step.refuse("a branch is broadcast along the axis of the map")
+        raise step.refuse("NF020", "a branch is broadcast along the axis of the map")
     sign = -1.0 if operator(step.node) == "Sub" else 1.0
     shift = maps[0].shift + sum((sign * m.shift for m in maps[1:]), np.zeros((1,) * rank))
     return [AffineMap(maps[0].scale, shift)]

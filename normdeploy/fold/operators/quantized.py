@@ -8,12 +8,12 @@ from normdeploy.fold.operators.rows import Row, Shift, all_but
 
 ROWS = (
     Row(
-        (DEQUANTIZE,), why="what it reads was rounded to integers, by the scale that it has", shift=Shift.STOPPED,
-        evaluate=execute.dequantize_linear, parameters={0: all_but(), 1: all_but()},
+        (DEQUANTIZE,), why=("NF122", "what it reads was rounded to integers, by the scale that it has"),
+        shift=Shift.STOPPED, evaluate=execute.dequantize_linear, parameters={0: all_but(), 1: all_but()},
     ),
-    Row(("QuantizeLinear", "DynamicQuantizeLinear"), why="it rounds to integers", shift=Shift.STOPPED),
+    Row(("QuantizeLinear", "DynamicQuantizeLinear"), why=("NF122", "it rounds to integers"), shift=Shift.STOPPED),
     Row(
         ("com.microsoft::DynamicQuantizeMatMul", "com.microsoft::MatMulIntegerToFloat", "com.microsoft::MatMulNBits"),
-        why="it multiplies integers, whose scales are its own", heavy=True, shift=Shift.STOPPED,
+        why=("NF122", "it multiplies integers, whose scales are its own"), heavy=True, shift=Shift.STOPPED,
     ),
 )  # fmt: skip

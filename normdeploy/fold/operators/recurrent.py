@@ -29,7 +29,7 @@ def recurrent_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Scale the input features of W, (directions, gates * hidden, features), and add ``W t`` to Wb."""
     m = only_first(step, ins)
     if any(axis != m.rank - 1 for axis in m.axes):
-        raise step.refuse("the map varies over steps or samples, and the weight does not")
+        raise step.refuse("NF016", "the map varies over steps or samples, and the weight does not")
     shift = m.shift.reshape(-1)
     if np.any(shift):
         weight = exact_weight(step)
@@ -45,7 +45,7 @@ def _add_to_input_bias(step: Step, moved: Array) -> None:
     if bias is not None:
         step.put(_BIAS, bias.shifted(both))
     elif step.input(_BIAS) is not None:
-        raise step.refuse("its bias is not constant")
+        raise step.refuse("NF101", "its bias is not constant")
     else:
         step.put(_BIAS, Edit(None, bias_dtype(step), shift=both))
 
@@ -91,7 +91,7 @@ ROWS = (
     Row(
         ("LSTM", "GRU", "RNN"),
         down=recurrent_down,
-        why="its gates bend what comes out of it",
+        why=("NF001", "its gates bend what comes out of it"),
         nature=Nature.LINEAR,
         heavy=True,
         parameters={1: all_but(-1), 2: all_but(-1), _BIAS: along()},

@@ -37,6 +37,10 @@ Absolute = Callable[[dict[str, Any], list[np.ndarray | None]], tuple[dict[str, A
 """Attributes and inputs, these by their sizes → with them the operator adds up and takes nothing from anything."""
 
 
+OPAQUE = ("NF001", "no affine map passes this operator")
+"""The code and the reason of a refusal where nothing more is known."""
+
+
 @dataclass(frozen=True)
 class Feature:
     """An input of an operator that writes features: which, along which axis, and whether it is only added to them."""
@@ -85,7 +89,7 @@ class Row:
     Attributes:
         names: full names of the operators that it holds for, see :func:`normdeploy.graph.operator`.
         up, down: how maps pass it.
-        why: the reason where a direction is missing.
+        why: the code and the reason where a direction is missing.
         since, until: the first and the last opset of its domain at which the row holds; None: to this day.
         nature: linear, positively homogeneous or monotone in its data.
         heavy: its arithmetic dominates: no plan may add one.
@@ -108,7 +112,7 @@ class Row:
     names: tuple[str, ...]
     up: Up | None = None
     down: Down | None = None
-    why: str = "no affine map passes this operator"
+    why: tuple[str, str] = OPAQUE
     since: int = 1
     until: int | None = None
     nature: Nature = Nature.OTHER
@@ -170,21 +174,21 @@ def only_first(step: Step, maps: Maps) -> AffineMap:
     """Return the map on the first value, when it is on no other."""
     first, *others = maps
     if first is None or any(m is not None for m in others):
-        raise step.refuse("the map is on another input or output than the data")
+        raise step.refuse("NF011", "the map is on another input or output than the data")
     return first
 
 
 def vector(step: Step, m: AffineMap, axis: int) -> tuple[Array, Array]:
     """Return scale and shift of ``m`` as vectors (of size 1 or that of ``axis``); it must vary over no other axis."""
     if any(other != axis for other in m.axes):
-        raise step.refuse("the map varies over other axes than the channels")
+        raise step.refuse("NF015", "the map varies over other axes than the channels")
     return m.scale.reshape(-1), m.shift.reshape(-1)
 
 
 def need_not_over(step: Step, m: AffineMap, axes: Sequence[int]) -> AffineMap:
     """Return ``m`` when it varies over none of ``axes``."""
     if set(m.axes) & set(axes):
-        raise step.refuse("the map varies over an axis that is mixed here")
+        raise step.refuse("NF015", "the map varies over an axis that is mixed here")
     return m
 
 
@@ -217,7 +221,7 @@ def concatenated(step: Step, maps: Maps, sizes: Sequence[Dim], axis: int, rank: 
         return full[0]
     known = [size for size in sizes if isinstance(size, int)]
     if len(known) < len(full):
-        raise step.refuse("the sizes along the axis are not fixed")
+        raise step.refuse("NF014", "the sizes along the axis are not fixed")
     extents = [max(m.size(i) for m in full) for i in range(rank)]
     parts = [m.broadcast([*extents[:axis], size, *extents[axis + 1 :]]) for m, size in zip(full, known, strict=True)]
     scale = np.concatenate([part.scale for part in parts], axis=axis)

@@ -36,7 +36,7 @@ def grid_sample(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """A map over samples and channels passes, its shift where cells outside are borders or reflections."""
     del upward
     if not m.shifts_nothing and step.attr("padding_mode", "zeros") in ("zeros", b"zeros"):
-        raise step.refuse("cells outside the image are read as 0, so a shift does not pass")
+        raise step.refuse("NF201", "cells outside the image are read as 0, so a shift does not pass")
     return need_not_over(step, m, range(2, m.rank))
 
 
@@ -70,7 +70,7 @@ def deform_conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Scale the input channels of the weight."""
     scale, shift = vector(step, only_first(step, ins), axis=1)
     if np.any(shift):
-        raise step.refuse("cells outside the image are read as 0, so a shift does not pass")
+        raise step.refuse("NF201", "cells outside the image are read as 0, so a shift does not pass")
     scale_input_channels(step, scale)
     return [None]
 

@@ -24,9 +24,9 @@ from normdeploy.fold.operators import (
     recurrent,
     sampling,
 )
-from normdeploy.fold.operators.rows import TABLE, Row, row_of, states
+from normdeploy.fold.operators.rows import OPAQUE, TABLE, Row, row_of, states
 
-__all__ = ["NORMS", "TABLE", "Row", "row_of", "run", "states"]
+__all__ = ["NORMS", "OPAQUE", "TABLE", "Row", "row_of", "run", "states"]
 
 FAMILIES = (attention, einsum, linear, maps, movers, norms, poolers, quantized, recurrent, sampling)
 

@@ -56,7 +56,7 @@ def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
     worst = 0.0
     for value in (*plan.up, *plan.down):
         if value.is_graph_output():
-            raise Refused(f"validation: {view.told_output(value)} and would change")
+            raise Refused("NF404", f"validation: {view.told_output(value)} and would change")
     for node in plan.touched():
         worst = max(worst, square(plan, view, committed, node))
     return worst
@@ -84,7 +84,7 @@ class _Square:
         try:
             return max(self._trial(zero=True), self._trial(zero=False))
         except ValueError as error:  # numpy's word for shapes that do not fit
-            raise self._broken(f"a map does not fit its probe ({error})") from error
+            raise self._broken("NF402", f"a map does not fit its probe ({error})") from error
 
     def _check_signs(self) -> None:
         """What no finite number of probes can show of an operator that is not linear."""
@@ -93,17 +93,17 @@ class _Square:
             if m is None:
                 continue
             if self.row.nature is Nature.HOMOGENEOUS and not (m.shifts_nothing and np.all(m.scale > 0)):
-                raise self._broken("only a positive scale without a shift passes a kink")
+                raise self._broken("NF403", "only a positive scale without a shift passes a kink")
             if self.row.nature is Nature.MONOTONE and np.any(m.scale < 0):
-                raise self._broken("only a scale that is not negative passes a maximum")
+                raise self._broken("NF403", "only a scale that is not negative passes a maximum")
 
     def _trial(self, *, zero: bool) -> float:
         pairs = self._inputs(zero)
         olds, news = self._before(pairs), self._after(pairs)
         if any(self.view.is_used(self.node, output) for output in range(len(olds), len(self.node.outputs))):
-            raise self._broken("an output that is used cannot be executed")
+            raise self._broken("NF402", "an output that is used cannot be executed")
         if not any(old.size or self._is_empty(value) for value, old in zip(self.node.outputs, olds, strict=False)):
-            raise self._broken("a probe comes out empty")
+            raise self._broken("NF402", "a probe comes out empty")
         worst = 0.0
         for index, (value, old, new) in enumerate(zip(self.node.outputs, olds, news, strict=False)):
             error = self._compare(value, old, new, 0.0)
@@ -111,7 +111,7 @@ class _Square:
                 # Sums that cancel are not wrong: measure against what was added up.
                 error = self._compare(value, old, new, self._summands(pairs)[index])
             if not error <= TOLERANCE:
-                raise self._broken(f"relative error {error:.2g}")
+                raise self._broken("NF401", f"relative error {error:.2g}")
             worst = max(worst, error)
         return worst
 
@@ -160,9 +160,9 @@ class _Square:
         expected = old if up is None else up(old)
         actual = new if up is not None or down is None else down(new)
         if expected.shape != actual.shape:
-            raise self._broken(f"shape {expected.shape} became {actual.shape}")
+            raise self._broken("NF401", f"shape {expected.shape} became {actual.shape}")
         if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
-            raise self._broken("a probe is not finite")
+            raise self._broken("NF402", "a probe is not finite")
         if np.array_equal(expected, actual):  # what only moves elements: no sizes are needed
             return 0.0
         if up is not None:
@@ -173,8 +173,8 @@ class _Square:
             magnitude = np.abs(old) + np.abs(new) + summands
         return _worst_channel(np.abs(expected - actual), magnitude)
 
-    def _broken(self, what: str) -> Refused:
-        return Refused(f"validation: {what}", self.node)
+    def _broken(self, code: str, what: str) -> Refused:
+        return Refused(code, f"validation: {what}", self.node)
 
     # -- probes --------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class _Square:
         if (parameter := self._parameter_of_shape(value, shape)) is not None:
             return Pair(parameter, parameter)
         if math.prod(shape) > _LARGEST_DRAWN:
-            raise self._broken(f"a probe of {math.prod(shape):,} numbers is too large")
+            raise self._broken("NF402", f"a probe of {math.prod(shape):,} numbers is too large")
         x = np.zeros(shape) if zero else normal(self.random, shape)
         m = self.maps.get(value)
         if not zero and not self.is_linear:
@@ -249,7 +249,7 @@ class _Square:
         given = self.row.probing.given
         array = given(self, value, shape) if given is not None else None
         if array is None and whole:
-            raise self._broken(f"its input {value.name} is not constant")
+            raise self._broken("NF402", f"its input {value.name} is not constant")
         return array
 
     def symbols(self) -> dict[str, int]:
@@ -326,7 +326,7 @@ class _Square:
         except Refused:
             raise
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
-            raise self._broken(f"it cannot be executed ({type(error).__name__}: {error})") from error
+            raise self._broken("NF402", f"it cannot be executed ({type(error).__name__}: {error})") from error
 
 
 def _worst_channel(difference: Array, magnitude: Array) -> float:

@@ -24,7 +24,7 @@ class Tally:
         self.operators: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.passed: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
+        self.codes: Counter[str] = Counter()
 
     def add(self, case: Case, ledger: Ledger) -> None:
         """Count one graph and its fold."""
@@ -37,7 +37,7 @@ class Tally:
         self.traits.update([f"graphs with a map {name}" for name in moved])
         self.traits.update(["graphs in which something folds"] * bool(moved))
         self.passed.update({name for entry in ledger for name in entry.through})
-        self.reasons.update({part for e in ledger if e.outcome == "left" for part in e.reason.split("; ")})
+        self.codes.update({code for entry in ledger if entry.outcome == "left" for code in entry.codes})
 
     def __str__(self) -> str:
         parts = {

@@ -234,7 +234,7 @@ GROUP_NORMS = [
 
 @dataclass(frozen=True)
 class Lookalike:
-    """What looks like a norm and must stay, bit for bit; the ledger's reason, or None where it is not even listed."""
+    """What looks like a norm and must stay, bit for bit; the code in the ledger, or None where it is not listed."""
 
     name: str
     body: str
@@ -252,71 +252,71 @@ class Lookalike:
 
 LOOKALIKES = [
     Lookalike("unbiased variance", MEAN + "s = Mul (d, d)\n a = ReduceMean (s, last)\n b = Mul (a, six)\n"
-              "v = Div (b, five)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "unbiased",
+              "v = Div (b, five)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF310",
               weights="float six = {6.0}, float five = {5.0}"),
     Lookalike("unbiased variance by sum", MEAN + "s = Mul (d, d)\n a = ReduceSum (s, last)\n v = Div (a, five)\n"
-              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "unbiased", weights="float five = {5.0}"),
+              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF310", weights="float five = {5.0}"),
     Lookalike("scaled variance", MEAN + "s = Mul (d, d)\n a = ReduceMean (s, last)\n v = Mul (a, two)\n"
-              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "scaled by 2"),
+              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF310"),
     Lookalike("rounded count", MEAN + "s = Mul (d, d)\n a = ReduceSum (s, last)\n v = Mul (a, sixth)\n"
-              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "scaled by 1.0000000",
+              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF310",
               weights="float sixth = {0.16666667}"),
     Lookalike("epsilon outside of the root", VARIANCE + "r = Sqrt (v)\n e = Add (r, eps)\n y = Div (d, e)",
-              "epsilon is added to the deviation"),
+              "NF311"),
     Lookalike("another mean in the numerator", MEAN + "s = Mul (d, d)\n v = ReduceMean (s, last)\n e = Add (v, eps)\n"
               "r = Sqrt (e)\n n = ReduceMean (x, second)\n b = Sub (x, n)\n y = Div (b, r)",
-              "centred with another mean"),
+              "NF312"),
     Lookalike("the mean of another value in the numerator", MEAN + "s = Mul (d, d)\n v = ReduceMean (s, last)\n"
               "e = Add (v, eps)\n r = Sqrt (e)\n n = ReduceMean (u, last)\n b = Sub (u, n)\n y = Div (b, r)",
-              "centred with another mean", inputs="float[N,7,6] x, float[N,7,6] u"),
-    Lookalike("numerator not centred", ROOT + "y = Div (x, r)", "numerator is not centred"),
+              "NF312", inputs="float[N,7,6] x, float[N,7,6] u"),
+    Lookalike("numerator not centred", ROOT + "y = Div (x, r)", "NF312"),
     Lookalike("mean square not centred", MEAN + "s = Mul (x, x)\n v = ReduceMean (s, last)\n e = Add (v, eps)\n"
-              "r = Sqrt (e)\n y = Div (d, r)", "mean square is not"),
-    Lookalike("mean square of another value", SQUARES + "r = Sqrt (e)\n y = Div (u, r)", "of another value",
+              "r = Sqrt (e)\n y = Div (d, r)", "NF312"),
+    Lookalike("mean square of another value", SQUARES + "r = Sqrt (e)\n y = Div (u, r)", "NF312",
               inputs="float[N,7,6] x, float[N,7,6] u"),
     Lookalike("variance over other axes than the mean", MEAN + "s = Mul (d, d)\n v = ReduceMean (s, second)\n"
               "e = Add (v, eps)\n r = Sqrt (e)\n n = ReduceMean (x, second)\n b = Sub (x, n)\n y = Div (b, r)",
-              "of another value"),
+              "NF312"),
     Lookalike("keepdims=0 meets another axis", "m = ReduceMean <keepdims=0> (x, last)\n d = Sub (x, m)\n"
               "s = Mul (d, d)\n v = ReduceMean <keepdims=0> (s, last)\n e = Add (v, eps)\n r = Sqrt (e)\n"
-              "y = Div (d, r)", "broadcast along another axis", inputs="float[6,6] x"),
+              "y = Div (d, r)", "NF312", inputs="float[6,6] x"),
     Lookalike("keepdims=0 in the mean only", "m = ReduceMean <keepdims=0> (x, last)\n d = Sub (x, m)\n"
               "s = Mul (d, d)\n v = ReduceMean (s, last)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)",
-              "broadcast along another axis", inputs="float[6,6] x"),
+              "NF312", inputs="float[6,6] x"),
     Lookalike("keepdims=0 in the variance only", MEAN + "s = Mul (d, d)\n v = ReduceMean <keepdims=0> (s, last)\n"
-              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "broadcast along another axis",
+              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF312",
               inputs="float[6,6,6] x"),
     Lookalike("axes put back elsewhere", "n = ReduceMean <keepdims=0> (x, last)\n m = Unsqueeze (n, second)\n"
               "d = Sub (x, m)\n s = Mul (d, d)\n v = ReduceMean (s, last)\n e = Add (v, eps)\n r = Sqrt (e)\n"
-              "y = Div (d, r)", "broadcast along another axis", inputs="float[2,6,6] x"),
+              "y = Div (d, r)", "NF312", inputs="float[2,6,6] x"),
     Lookalike("an epsilon for each token", VARIANCE + "e = Add (v, pos)\n r = Sqrt (e)\n y = Div (d, r)", None,
               weights="float[7,1] pos"),
-    Lookalike("a scale for each token", ROOT + "t = Mul (d, each)\n y = Div (t, r)", "axis that it does not normalize",
+    Lookalike("a scale for each token", ROOT + "t = Mul (d, each)\n y = Div (t, r)", "NF304",
               weights="float[7,1] each"),
     Lookalike("multiplied out with another factor", ROOT + "i = Reciprocal (r)\n a = Mul (x, i)\n b = Mul (m, u)\n"
-              "y = Sub (a, b)", "numerator is not centred", inputs="float[N,7,6] x, float[N,7,1] u"),
+              "y = Sub (a, b)", "NF312", inputs="float[N,7,6] x, float[N,7,1] u"),
     Lookalike("multiplied out with another mean", ROOT + "i = Reciprocal (r)\n n = ReduceMean (x, second)\n"
-              "a = Mul (x, i)\n b = Mul (n, i)\n y = Sub (a, b)", "numerator is not centred"),
-    Lookalike("a negative epsilon", VARIANCE + "e = Add (v, minus)\n r = Sqrt (e)\n y = Div (d, r)", "epsilon",
+              "a = Mul (x, i)\n b = Mul (n, i)\n y = Sub (a, b)", "NF312"),
+    Lookalike("a negative epsilon", VARIANCE + "e = Add (v, minus)\n r = Sqrt (e)\n y = Div (d, r)", "NF311",
               weights="float minus = {-0.001}"),
     Lookalike("an epsilon that is no float32", "m = ReduceMean (x, last)\n d = Sub (x, m)\n s = Mul (d, d)\n"
-              "v = ReduceMean (s, last)\n e = Add (v, h)\n r = Sqrt (e)\n y = Div (d, r)", "not a float32 number",
+              "v = ReduceMean (s, last)\n e = Add (v, h)\n r = Sqrt (e)\n y = Div (d, r)", "NF311",
               inputs="double[N,7,6] x", outputs="double[] y", weights="double h = {0.00001}"),
-    Lookalike("the mean is an output", ROOT + "y = Div (d, r)", "is an output of the model",
+    Lookalike("the mean is an output", ROOT + "y = Div (d, r)", "NF313",
               outputs="float[] y, float[] m"),
-    Lookalike("the deviation is read again", ROOT + "z = Div (d, r)\n y = Mul (z, r)", "is also read by"),
+    Lookalike("the deviation is read again", ROOT + "z = Div (d, r)\n y = Mul (z, r)", "NF313"),
     Lookalike("a size that is not fixed", "m = ReduceMean (x, second)\n d = Sub (x, m)\n s = Mul (d, d)\n"
-              "v = ReduceMean (s, second)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "is not fixed",
+              "v = ReduceMean (s, second)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF014",
               inputs="float[N,T] x"),
     Lookalike("axes that are not constant", "m = ReduceMean (x, axes)\n d = Sub (x, m)\n s = Mul (d, d)\n"
               "v = ReduceMean (s, axes)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)",
-              "the rank of s is not known", inputs="float[7,6] x, int64[1] axes", outputs="float[7,6] y"),
+              "NF009", inputs="float[7,6] x, int64[1] axes", outputs="float[7,6] y"),
     Lookalike("layer norm below opset 17", MEAN_OLD + "s = Mul (d, d)\n v = ReduceMean <axes=[-1]> (s)\n"
-              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "from opset 17 on", opset=16),
-    Lookalike("rms norm below opset 23", SQUARES + "r = Sqrt (e)\n y = Div (x, r)", "from opset 23 on", opset=22),
-    Lookalike("group norm below opset 21", GROUPS + "y = Reshape (n, h)", "from opset 21 on",
+              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF315", opset=16),
+    Lookalike("rms norm below opset 23", SQUARES + "r = Sqrt (e)\n y = Div (x, r)", "NF315", opset=22),
+    Lookalike("group norm below opset 21", GROUPS + "y = Reshape (n, h)", "NF315",
               inputs="float[N,6,8,11] x", weights=SPLIT, opset=20),
-    Lookalike("group norm spelled out below opset 21", GROUP_CORE + "y = Reshape (n, h)", "from opset 21 on",
+    Lookalike("group norm spelled out below opset 21", GROUP_CORE + "y = Reshape (n, h)", "NF315",
               inputs="float[N,6,8,11] x", weights="int64[3] split = {0, 2, -1}", opset=20),
     Lookalike("a mean over no axes", "m = ReduceMean <noop_with_empty_axes=1> (x)\n d = Sub (x, m)\n s = Mul (d, d)\n"
               "v = ReduceMean <noop_with_empty_axes=1> (s)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", None),
