@@ -133,7 +133,8 @@ def verdict_of(
         opened = open_artefact(path, () if path.is_dir() else specs.texts(), placement=placement)
         return verdict_on(
             module, opened.specs, opened.runner, opened.graph, feeds, criteria, precision=opened.precision,
-            options=opened.options, single=_single(module, opened), unfolded=lambda: _unfolded(module, opened),
+            options=opened.options, single=_single(module, opened), exported=lambda: _in_float32(module, opened),
+            unfolded=lambda: _unfolded(module, opened),
             placement=placement,
         )  # fmt: skip
     if isinstance(artefact, ir.Model | onnx.ModelProto):
@@ -176,6 +177,7 @@ class _Asked:
             verdict = verdict_on(
                 checkpoint.module, opened.specs, opened.runner, opened.graph, feeds, self.criteria,
                 precision=opened.precision, options=opened.options, single=_single(checkpoint.module, opened),
+                exported=lambda: _in_float32(checkpoint.module, opened),
                 unfolded=lambda: _unfolded(checkpoint.module, opened), max_memory=bisect or MOST_MEMORY,
                 placement=self.placement,
             )  # fmt: skip
@@ -199,7 +201,7 @@ def _single(module: nn.Module, opened: Artefact) -> ir.Model | None:
     """Return the float32 graph that a 16-bit one was rounded from, made once more as its ledger tells."""
     if opened.graph is None or opened.precision == "fp32":
         return None
-    graph = to_graph(module, opened.specs, opset=_opset(opened)).model
+    graph = _in_float32(module, opened)
     text = opened.graph.metadata_props.get(METADATA_KEY)
     if text is None:
         return graph
@@ -212,9 +214,14 @@ def _single(module: nn.Module, opened: Artefact) -> ir.Model | None:
     target: Target = "onnxruntime" if "SimplifiedLayerNormalization" in kinds else "onnx"
     keep = [entry.module for entry in ledger if KEPT in entry.codes]
     try:
-        return fold(widened(graph), keep=keep, layernorm="centre" if centred else "affine", target=target).model
+        return fold(graph, keep=keep, layernorm="centre" if centred else "affine", target=target).model
     except NormdeployError:  # what cannot be folded is judged by its outputs
         return None
+
+
+def _in_float32(module: nn.Module, opened: Artefact) -> ir.Model:
+    """Return the module's own export at the opset of the artefact, widened where it computes in 16 bits."""
+    return widened(to_graph(module, opened.specs, opset=_opset(opened)).model)
 
 
 def _opset(opened: Artefact) -> int | None:

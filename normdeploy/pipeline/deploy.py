@@ -222,7 +222,7 @@ class _Forms:
         return verdict_on(
             self.module, self.specs, session.runner, folded.model, self.feeds, self.criteria,
             precision=computes_in(folded.model), options=session.options, unfolded=self.unfolded, follow=follow,
-            single=folded.single if isinstance(folded, Form) else None,
+            single=folded.single if isinstance(folded, Form) else None, exported=lambda: widened(self.exported),
         )  # fmt: skip
 
     def judge_plugins(self, graph: ir.Model, precision: Precision) -> Verdict | None:

