@@ -57,7 +57,8 @@ class NoPlace(Exception):  # no error: a fault that this network cannot have
 
 def gamma(module: nn.Module, norm: str, layer: str) -> str:
     """One scale of a norm by 1 %."""
-    module.get_submodule(norm).weight[1] *= 1.01
+    part: Any = module.get_submodule(norm)
+    part.weight[1] *= 1.01
     return norm
 
 
@@ -108,8 +109,8 @@ def border(module: nn.Module, norm: str, layer: str) -> str:
 
 def channel(module: nn.Module, norm: str, layer: str) -> str:
     """One channel of a weight by 0.1 %."""
-    weight = module.get_submodule(layer).weight
-    (weight[:, 1] if isinstance(module.get_submodule(layer), nn.ConvTranspose2d) else weight[1]).mul_(1.001)
+    part: Any = module.get_submodule(layer)
+    (part.weight[:, 1] if isinstance(part, nn.ConvTranspose2d) else part.weight[1]).mul_(1.001)
     return layer
 
 
