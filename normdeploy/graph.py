@@ -19,7 +19,7 @@ _LONGEST = 1 << 13
 
 
 def module_name(node: ir.Node) -> str:
-    """The dotted PyTorch module name of ``node``, or ``""`` when it carries none (or is the root's)."""
+    """Return the dotted PyTorch module name of ``node``, or ``""`` when it carries none (or is the root's)."""
     if MODULE_KEY in node.metadata_props:
         return node.metadata_props[MODULE_KEY]
     scopes = node.metadata_props.get(_TORCH_SCOPES)
@@ -43,11 +43,11 @@ class Call(Protocol):
 
     @property
     def domain(self) -> str:
-        """Whose operator it is."""
+        """Return whose operator it is."""
 
     @property
     def op_type(self) -> str:
-        """What it is called there."""
+        """Return what it is called there."""
 
 
 def operator(node: Call) -> str:
@@ -89,5 +89,5 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def label(node: ir.Node) -> str:
-    """What to call ``node`` before a user: its module name, else its own name, else its output's."""
+    """Return what to call ``node`` before a user: its module name, else its own name, else its output's."""
     return module_name(node) or node.name or next((str(out.name) for out in node.outputs), node.op_type)

@@ -119,7 +119,7 @@ AssertParity = Callable[..., "Verdict"]
 
 @pytest.fixture
 def assert_parity(request: pytest.FixtureRequest) -> AssertParity:
-    """``assert_parity(module, specs, artefact)``: fail where an artefact is not the module.
+    """Return ``assert_parity(module, specs, artefact)``, which fails where an artefact is not the module.
 
     ``specs`` are texts as ``"x:N=1..1..64x1x8x8@f32"``; ``artefact`` is a bundle, an ONNX file, a model of onnx or
     onnx_ir, or a runner: a callable with ``name``, ``inputs`` and ``outputs`` that takes and returns arrays by name.

@@ -76,7 +76,7 @@ class Dim:
 
     @property
     def fixed(self) -> bool:
-        """Whether it has one size only."""
+        """Return True if it has one size only."""
         return self.min == self.max and self.name is None
 
     def takes(self, size: int) -> bool:
@@ -85,7 +85,7 @@ class Dim:
 
     @property
     def span(self) -> str:
-        """Its sizes without the usual one: ``8``, ``1..8``, ``64..256%4``."""
+        """Return its sizes without the usual one: ``8``, ``1..8``, ``64..256%4``."""
         return str(self.min) if self.fixed else f"{self.min}..{self.max}{self._unit}"
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class TensorSpec:
     high: float | None = None
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape where each named dimension has its size in ``sizes``; KeyError where that lacks one."""
+        """Return the shape where each named dimension has its size in ``sizes``; KeyError where that lacks one."""
         return tuple(dim.min if dim.name is None else sizes[dim.name] for dim in self.dims)
 
     def __str__(self) -> str:

@@ -96,14 +96,14 @@ class Tuning:
 
 
 def race(default_ms: Sequence[float], candidate_ms: Sequence[float], *, seed: int = 0) -> Race:
-    """The race of two sequences of milliseconds whose i-th samples belong to one round."""
+    """Return the race of two sequences of milliseconds whose i-th samples belong to one round."""
     low, high = ratio_interval(default_ms, candidate_ms, seed=seed)
     default, candidate = _spread(default_ms), _spread(candidate_ms)
     return Race(len(default_ms), default, candidate, default.median_ms / candidate.median_ms, low, high)
 
 
 def why_not(race: Race) -> str:
-    """Why ``race`` does not show that the candidate is the faster one; empty where it does."""
+    """Return why ``race`` does not show that the candidate is the faster one; empty where it does."""
     if race.n < FEWEST:
         return f"only {race.n} rounds, too few to tell"
     if race.ratio_high < 1:
@@ -118,7 +118,7 @@ def why_not(race: Race) -> str:
 def choose(
     candidates: Sequence[Candidate], judge: Callable[[Candidate], str], race_again: Callable[[Candidate], Race]
 ) -> tuple[Candidate, ...]:
-    """``candidates``, the default first, each with the reason why it is kept or not; one of them is.
+    """Return ``candidates``, the default first, each with the reason why it is kept or not; one of them is.
 
     Args:
         candidates: those without a race are left as they are.

@@ -76,7 +76,7 @@ class Comparison:
 
 
 def latency(runner: str, samples_ms: Sequence[float]) -> Latency:
-    """The latency of ``runner`` from its samples, in milliseconds, in the order they were taken."""
+    """Return the latency of ``runner`` from its samples, in milliseconds, in the order they were taken."""
     samples = _samples(runner, samples_ms)
     p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
     mean = float(samples.mean())
@@ -84,7 +84,9 @@ def latency(runner: str, samples_ms: Sequence[float]) -> Latency:
 
 
 def compare(eager: Latency, deployed: Latency, *, threads: int, feed: str, seed: int = 0) -> Comparison:
-    """The comparison of two latencies whose i-th samples belong to one round; the same seed gives the same interval."""
+    """Return the comparison of two latencies whose i-th samples belong to one round; the same seed gives the same
+    interval.
+    """
     ratio = eager.p50_ms / deployed.p50_ms
     low, high = ratio_interval(eager.samples_ms, deployed.samples_ms, seed=seed)
     noisy, note = _reading(eager.n, ratio, low, high)
@@ -94,7 +96,7 @@ def compare(eager: Latency, deployed: Latency, *, threads: int, feed: str, seed:
 def ratio_interval(
     eager_ms: Sequence[float], deployed_ms: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """The 95 % interval of median(eager) / median(deployed), of two equally long sequences of paired samples."""
+    """Return the 95 % interval of median(eager) / median(deployed), of two equally long sequences of paired samples."""
     eager, deployed = _samples("eager", eager_ms), _samples("deployed", deployed_ms)
     if eager.size != deployed.size:
         raise InputError(f"{eager.size} samples cannot be paired with {deployed.size}", fix="take both in every round")
@@ -195,7 +197,7 @@ def _samples(runner: str, samples_ms: Sequence[float]) -> Floats:
 
 
 def _reading(n: int, ratio: float, low: float, high: float) -> tuple[bool, str]:
-    """Whether the interval is too noisy to tell, and the sentence that says what it shows."""
+    """Return True if the interval is too noisy to tell, and the sentence that says what it shows."""
     interval = f"the 95 % interval of the ratio is {low:.3g} to {high:.3g}"
     if n < FEWEST:
         return True, f"only {n} rounds were measured, too few to tell: measure for more seconds"

@@ -39,7 +39,9 @@ def interleave(
     warmup_seconds: float = 1.0,
     seed: int = 0,
 ) -> Comparison:
-    """The latencies of two runners on ``feed``, and their ratio; the arguments are those of :func:`take_turns`."""
+    """Return the latencies of two runners on ``feed``, and their ratio; the arguments are those of
+    :func:`take_turns`.
+    """
     times = take_turns(
         eager, deployed, feed, threads=threads, seconds=seconds, warmup_seconds=warmup_seconds, seed=seed
     )
@@ -58,7 +60,7 @@ def take_turns(
     seed: int = 0,
     fewest: int = FEWEST_ROUNDS,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds a call of two runners on ``feed``; the i-th samples belong to one round.
+    """Return milliseconds a call of two runners on ``feed``; the i-th samples belong to one round.
 
     ``threads`` is what PyTorch gets meanwhile; other backends fix theirs when a runner is made, so make runners with
     the same number. Measuring ends after ``seconds``, but not before ``fewest`` rounds nor after 5,000; warm-up ends
@@ -83,7 +85,7 @@ def for_rounds(
     fewest: int = FEWEST_ROUNDS,
     until: Callable[[list[Pair]], bool] = lambda _: False,
 ) -> list[Pair]:
-    """Milliseconds of both calls, round by round, for ``seconds`` or until ``until`` holds of the rounds so far.
+    """Return milliseconds of both calls, round by round, for ``seconds`` or until ``until`` holds of the rounds so far.
 
     A slow model gets ``fewest`` rounds however long they take; a fast one gets 5,000 at most.
     """
@@ -98,7 +100,7 @@ def for_rounds(
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Milliseconds of the second of two calls."""
+    """Return milliseconds of the second of two calls."""
     call()
     start = time.perf_counter_ns()
     call()
@@ -107,7 +109,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def is_stable(pairs: list[Pair]) -> bool:
-    """Whether the medians of the last rounds repeat those of the rounds before, for both runners."""
+    """Return True if the medians of the last rounds repeat those of the rounds before, for both runners."""
     if len(pairs) < 2 * _WINDOW:
         return False
     earlier, later = pairs[-2 * _WINDOW : -_WINDOW], pairs[-_WINDOW:]
@@ -158,7 +160,7 @@ def _call(runner: Runner, feed: Feed) -> Callable[[], object]:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """PyTorch with ``threads`` threads inside an operator; what was set before is restored."""
+    """Run PyTorch with ``threads`` threads inside an operator; what was set before is restored."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -169,7 +171,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def collection_off() -> Iterator[None]:
-    """Python without garbage collection, after one collection; what was set before is restored."""
+    """Run Python without garbage collection, after one collection; what was set before is restored."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

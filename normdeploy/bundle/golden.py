@@ -45,7 +45,9 @@ def save(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def load(path: Path, dtypes: Mapping[str, str]) -> dict[str, Array]:
-    """The arrays that :func:`save` wrote; InputError unless they are exactly those that ``dtypes`` names and types."""
+    """Return the arrays that :func:`save` wrote; InputError unless they are exactly those that ``dtypes`` names and
+    types.
+    """
     try:
         with path.open("rb") as file:
             arrays = read_arrays(file, lambda headers: _accept(path, headers, dtypes))
@@ -73,7 +75,9 @@ def judge(actual: Mapping[str, Array], golden: Mapping[str, Array], report: Repo
 
 
 def allowed(output: str, dtype: str, report: Report) -> tuple[float, float]:
-    """How far ``output`` may lie from its golden one, as (RMS, max) errors: twice its parity bound, or the floor's."""
+    """Return how far ``output`` may lie from its golden one, as (RMS, max) errors: twice its parity bound, or the
+    floor's.
+    """
     judged = report.parity.of("runtime") if report.parity else ()
     mine = [judgement for judgement in judged if judgement.measurement.output == output]
     floor = (report.parity.criteria if report.parity else Criteria()).floor(dtype, "eager")

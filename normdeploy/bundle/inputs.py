@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def check(specs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[str, Array]:
-    """``given`` as arrays in the order of ``specs``; InputError that lists everything that does not fit them."""
+    """Return ``given`` as arrays in the order of ``specs``; InputError that lists everything that does not fit them."""
     arrays = {name: _array(name, value) for name, value in given.items()}
     if found := problems(specs, arrays):
         wanted = " ".join(map(str, specs))

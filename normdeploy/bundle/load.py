@@ -69,12 +69,12 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """The ONNX model, as it was checked."""
+        """Return the ONNX model, as it was checked."""
         return self.copy / MODEL
 
     @property
     def plan_path(self) -> Path | None:
-        """The TensorRT engine, as it was checked, for ``TensorRTRunner``; None where the bundle has none."""
+        """Return the TensorRT engine, as it was checked, for ``TensorRTRunner``; None where the bundle has none."""
         return None if self.report.engine is None else self.copy / PLAN
 
     def __call__(
@@ -94,7 +94,7 @@ def load_bundle(
     tf32: bool = False,
     cuda_graph: bool = False,
 ) -> Bundle:
-    """The bundle in folder ``path``, after checking that it is whole and computes here what it computed at home.
+    """Return the bundle in folder ``path``, after checking that it is whole and computes here what it computed at home.
 
     It is checked in a process of its own, whatever the model asks for: time that no model of its size needs, or more
     memory than is free, is an error there. What is called after that runs in this process, as fast as ONNX Runtime is,

@@ -44,7 +44,7 @@ _WHAT = "the bundle"
 
 
 def check_target(folder: Path, *, force: bool = False) -> Path:
-    """The real path of ``folder`` where a bundle may be written to it, InputError where not; nothing is changed.
+    """Return the real path of ``folder`` where a bundle may be written to it, InputError where not; nothing is changed.
 
     What exists is replaced with ``force`` only, and only if it is empty or an older bundle, in which every file is what
     its manifest says, by name and content.
@@ -168,7 +168,9 @@ def _shown(names: set[str]) -> str:
 
 
 def _listed(folder: Path) -> dict[str, str] | None:
-    """What the folder's manifest, of whatever schema version, lists of a bundle, itself included; None without one."""
+    """Return what the folder's manifest, of whatever schema version, lists of a bundle, itself included; None without
+    one.
+    """
     try:
         content = read_plain(folder, MANIFEST, MOST)
         raw = json.loads(content)

@@ -115,7 +115,7 @@ class _Stack:
         return items[-1] if items else 0
 
     def _others(self, operation: pickletools.OpcodeInfo) -> None:
-        """What takes some things, and makes one that holds them."""
+        """Refuse what takes some things, and makes one that holds them."""
         kinds = operation.stack_before
         marked = pickletools.markobject in kinds
         taken = self._since_mark() if marked else self._popped(len(kinds))

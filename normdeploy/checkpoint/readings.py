@@ -78,12 +78,12 @@ class Reading:
 
     @property
     def fits(self) -> bool:
-        """Every weight is found in its shape."""
+        """Return True if every weight is found in its shape."""
         return not (self.missing or self.misshaped)
 
     @property
     def problems(self) -> tuple[int, int]:
-        """Weights that do not fit, then names too many: the fewer, the nearer."""
+        """Return weights that do not fit, then names too many: the fewer, the nearer."""
         return len(self.missing) + len(self.misshaped), len(self.unexpected)
 
 

@@ -58,7 +58,7 @@ class EagerOptions:
     trust: tuple[Path, ...] = ()
 
     def source(self) -> Source:
-        """What the pipeline's verbs take."""
+        """Return what the pipeline's verbs take."""
         return {
             "app_dir": self.app_dir,
             "model_args": named(self.model_arg, "--model-arg"),
@@ -99,7 +99,7 @@ class ParityOptions:
     floor_eps: float | None = None
 
     def inputs(self) -> tuple[str, ...]:
-        """The specs and the values, as the pipeline's verbs take them."""
+        """Return the specs and the values, as the pipeline's verbs take them."""
         return (*self.input, *(f"{name}={value}" for name, value in named(self.input_value, "--input-value").items()))
 
     def criteria(self) -> Criteria:
@@ -177,12 +177,12 @@ def byte_count(text: str) -> int:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The parts of ``86,89,120``."""
+    """Return the parts of ``86,89,120``."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def named(arguments: Sequence[str], option: str) -> dict[str, str]:
-    """The NAME=VALUE texts of ``option`` as a mapping; InputError for other texts and for a name given twice."""
+    """Return the NAME=VALUE texts of ``option`` as a mapping; InputError for other texts and for a name given twice."""
     found: dict[str, str] = {}
     for text in arguments:
         name, equals, value = text.partition("=")

@@ -137,14 +137,14 @@ def command_line() -> str:
 
 @contextmanager
 def working(talk: Talk) -> Iterator[Progress]:
-    """While a command works: its stages on stderr, whatever libraries print too, and their warnings if asked for."""
+    """Print the stages of a command on stderr, whatever libraries print too, and their warnings if asked for."""
     with _stages() as progress, _apart(talk):  # the lines of the stages are written to the terminal itself
         yield progress
 
 
 @contextmanager
 def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
-    """The same while an engine is built: the builder's own steps, as bars on a terminal."""
+    """Do the same while an engine is built: the builder's own steps, as bars on a terminal."""
     from normdeploy.engine.progress import bars
 
     console = _console(sys.stderr)
@@ -158,7 +158,7 @@ def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
 
 @contextmanager
 def _apart(talk: Talk) -> Iterator[None]:
-    """What libraries print goes to stderr; what they warn of too, if asked for."""
+    """Send what libraries print to stderr; what they warn of too, if asked for."""
     log, notes, others = logging.getLogger("normdeploy"), _Notes(), _Others(logging.WARNING)
     log.addHandler(notes)
     log.setLevel(logging.INFO)
@@ -228,7 +228,7 @@ def _stages() -> Iterator[Progress]:
 
 
 def report(report: Report, talk: Talk, path: Path | None = None) -> None:
-    """The report of an export; ``path`` is its bundle."""
+    """Print the report of an export; ``path`` is its bundle."""
     from normdeploy.report.console import show
 
     if talk.json:
@@ -238,7 +238,7 @@ def report(report: Report, talk: Talk, path: Path | None = None) -> None:
 
 
 def verdict(verdict: Verdict, talk: Talk) -> None:
-    """A parity verdict; in JSON what the report has as ``parity``."""
+    """Print a parity verdict; in JSON what the report has as ``parity``."""
     from normdeploy.report.console import show_parity
 
     if talk.json:
@@ -248,7 +248,7 @@ def verdict(verdict: Verdict, talk: Talk) -> None:
 
 
 def latency(measured: Comparison | Latency, talk: Talk) -> None:
-    """A latency; in JSON what the report has as ``latency``, or as ``deployed`` in there."""
+    """Print a latency; in JSON what the report has as ``latency``, or as ``deployed`` in there."""
     from normdeploy.bench.stats import Latency
     from normdeploy.report.console import show_latencies, show_latency
 
@@ -261,7 +261,7 @@ def latency(measured: Comparison | Latency, talk: Talk) -> None:
 
 
 def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
-    """What became of each norm on the way into ``path``; in JSON what the report has as ``ledger``."""
+    """Print what became of each norm on the way into ``path``; in JSON what the report has as ``ledger``."""
     from normdeploy.report.console import show_norms
 
     if talk.json:
@@ -277,7 +277,7 @@ def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
 
 
 def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
-    """What was built; in JSON what lies beside the plan."""
+    """Print what was built; in JSON what lies beside the plan."""
     from normdeploy.engine.view import layer_table
     from normdeploy.report.console import show_engine
 
@@ -292,7 +292,7 @@ def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
 
 
 def entries(entries: Sequence[Entry], talk: Talk) -> None:
-    """Entries of a ledger with everything they say; in JSON a list of them."""
+    """Print entries of a ledger with everything they say; in JSON a list of them."""
     if talk.json:
         document(entries)
     for entry in () if talk.json else entries:
@@ -329,7 +329,7 @@ _TEXT = 100
 
 
 def document(content: Any) -> None:
-    """One JSON document; NaN and infinities are strings, as the published schema says."""
+    """Print one JSON document; NaN and infinities are strings, as the published schema says."""
     from pydantic_core import to_json
 
     text = to_json(content, indent=2, inf_nan_mode="strings").decode()

@@ -34,7 +34,7 @@ class NormInfo:
 
 
 def norms(module: nn.Module) -> tuple[NormInfo, ...]:
-    """All norms in ``module`` in the order of its ``named_modules``, each once, under its first name.
+    """Return all norms in ``module`` in the order of its ``named_modules``, each once, under its first name.
 
     A norm is a layer of torch.nn (or a subclass), or any module that keeps a ``running_mean`` and a ``running_var``,
     such as a FrozenBatchNorm2d.

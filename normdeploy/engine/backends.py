@@ -36,12 +36,12 @@ class Backend(ABC):
     keeps_timings: ClassVar[bool]
 
     def is_installed(self) -> bool:
-        """Whether its package is there; importing it, which may start CUDA, is left to the builder's process."""
+        """Return True if its package is there; importing it, which may start CUDA, is left to the builder's process."""
         return importlib.util.find_spec(self.name) is not None
 
     @abstractmethod
     def network_flags(self, trt: Any) -> int:
-        """The flags of a strongly typed network, in which precision is what the graph says."""
+        """Return the flags of a strongly typed network, in which precision is what the graph says."""
 
     def register_plugins(self, trt: Any, sm: int) -> None:
         """Register the LayerNorm plugins, compiled for the compute capability ``sm``, such as 90."""
@@ -62,7 +62,7 @@ class TensorRT(Backend):
     keeps_timings = True
 
     def network_flags(self, trt: Any) -> int:
-        """Version 11 knows strongly typed networks only, and may have lost the flag that asks for one."""
+        """Return what is left of the flags: version 11 knows strongly typed networks only, and may have lost that one."""
         names = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
         flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in names]
         return sum(1 << int(flag) for flag in flags if flag is not None)
@@ -75,7 +75,7 @@ class TensorRT(Backend):
         plugin_v3.register(trt, sm)
 
     def set_targets(self, trt: Any, config: Any, sm: Sequence[str]) -> tuple[str, ...]:
-        """It builds for the GPU at hand and no other."""
+        """Refuse targets: it builds for the GPU at hand and no other."""
         if sm:
             raise InputError(
                 "TensorRT builds for the GPU at hand only",
@@ -95,11 +95,11 @@ class TensorRTRTX(Backend):
     keeps_timings = False
 
     def network_flags(self, trt: Any) -> int:
-        """All its networks are strongly typed."""
+        """Return no flags: all its networks are strongly typed."""
         return 0
 
     def set_targets(self, trt: Any, config: Any, sm: Sequence[str]) -> tuple[str, ...]:
-        """Those in ``sm``, or every one it knows that can compute all precisions."""
+        """Set those in ``sm``, or every one it knows that can compute all precisions."""
         known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
         wanted = [f"SM{each}" for each in sm] or [name for name in known if name not in _RTX_AVOIDED]
         unknown = [name for name in wanted if name not in known]
@@ -120,7 +120,7 @@ BACKENDS: tuple[Backend, ...] = (TensorRT(), TensorRTRTX())
 
 
 def choose(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
-    """The backend called ``name``, or the first that can build here; target capabilities mean TensorRT-RTX.
+    """Return the backend called ``name``, or the first that can build here; target capabilities mean TensorRT-RTX.
 
     Raises InputError for an unknown name, UnavailableError with the command that installs what is missing.
     """
@@ -139,7 +139,7 @@ def choose(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
 
 
 def choose_for_plugins(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
-    """As :func:`choose`, for a model with LayerNorm plugins, which only the full TensorRT takes.
+    """Do as :func:`choose`, for a model with LayerNorm plugins, which only the full TensorRT takes.
 
     TensorRT-RTX has no plugins: its network has no ``add_plugin``, and its parser ends the process at one.
     """

@@ -50,7 +50,7 @@ class EngineBuild:
 
     @property
     def layers(self) -> tuple[EngineLayer, ...]:
-        """The layer table."""
+        """Return the layer table."""
         return self.sidecar.layers
 
     def write(self, path: Path, *, force: bool = False) -> Path:

@@ -17,7 +17,7 @@ class Gpu:
 
 
 def find() -> Gpu | None:
-    """The current CUDA device; None where torch can use none."""
+    """Return the current CUDA device; None where torch can use none."""
     import torch
 
     if not torch.cuda.is_available():

@@ -52,7 +52,7 @@ class Job:
 
     @classmethod
     def read(cls, folder: Path) -> Job:
-        """The job in ``folder``."""
+        """Return the job in ``folder``."""
         return cls(**json.loads((folder / JOB).read_text()))
 
 
@@ -93,16 +93,16 @@ class Result:
     inspector: str = ""
 
     def replace(self, **changes: Any) -> Result:
-        """The same with ``changes``."""
+        """Return the same with ``changes``."""
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """The inverse of :meth:`read`."""
+        """Return the inverse of :meth:`read`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Result:
-        """The result in ``folder``."""
+        """Return the result in ``folder``."""
         raw = json.loads((folder / RESULT).read_text())
         errors = tuple(ParserError(**item) for item in raw.pop("parser_errors"))
         lists: dict[str, Any] = {

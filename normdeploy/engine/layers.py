@@ -87,12 +87,12 @@ class EngineLayer:
 
     @property
     def moves(self) -> bool:
-        """Whether its kind may move data only."""
+        """Return True if its kind may move data only."""
         return self.kind.lower() in _MOVERS
 
 
 def from_log(text: str, owners: Mapping[str, Owner], heavy: Iterable[str]) -> tuple[EngineLayer, ...]:
-    """The layers in the builder's ``Layers:`` message; lines of another form are skipped."""
+    """Return the layers in the builder's ``Layers:`` message; lines of another form are skipped."""
     matches = (_LINE.fullmatch(line.strip()) for line in text.partition("I/O Tensors:")[0].splitlines())
     rows = [match for match in matches if match]
     return tuple(
@@ -110,7 +110,9 @@ def from_log(text: str, owners: Mapping[str, Owner], heavy: Iterable[str]) -> tu
 
 
 def from_inspector(text: str, owners: Mapping[str, Owner], heavy: Iterable[str]) -> tuple[EngineLayer, ...]:
-    """The layers in the engine inspector's JSON; empty where the engine was built without its layers' details."""
+    """Return the layers in the engine inspector's JSON; empty where the engine was built without its layers'
+    details.
+    """
     rows = [row for row in json.loads(text).get("Layers", []) if isinstance(row, dict)]
     return tuple(
         _layer(

@@ -49,13 +49,13 @@ Check = Callable[[ir.Model], Iterator[Problem]]
 
 
 def lint(model: ir.Model, specs: Sequence[TensorSpec]) -> tuple[Problem, ...]:
-    """Every problem of the graph and of its input specs, in the order of ``CHECKS``."""
+    """Return every problem of the graph and of its input specs, in the order of ``CHECKS``."""
     found = [problem for check in CHECKS for problem in check(model)]
     return (*_inputs(model, specs), *found)
 
 
 def unsupported(model: ir.Model, operators: Sequence[str], backend: str) -> tuple[Problem, ...]:
-    """The nodes whose operator is one of ``operators``, those that the backend said it does not know."""
+    """Return the nodes whose operator is one of ``operators``, those that the backend said it does not know."""
     fix = "replace the module, or export it in other operators; plugins are not part of a deployment"
     return tuple(
         _at(node, f"{backend} does not know the operator {operator(node)}", fix)
@@ -157,7 +157,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _inputs(model: ir.Model, specs: Sequence[TensorSpec]) -> Iterator[Problem]:
-    """What the input specs do not say, or say otherwise than the graph."""
+    """Return what the input specs do not say, or say otherwise than the graph."""
     given = {spec.name: spec for spec in specs}
     for value in model.graph.inputs:
         spec = given.pop(str(value.name), None)

@@ -31,7 +31,7 @@ class Progress:
 
 
 def run(job: Job, folder: Path, owners: Mapping[str, Owner], progress: Callable[[Progress], None] | None) -> Result:
-    """The result of ``job`` in ``folder``. Raises what the process raised, or InputError where it died.
+    """Return the result of ``job`` in ``folder``. Raises what the process raised, or InputError where it died.
 
     Whatever interrupts this process, a Ctrl-C among it, kills that one: it is in a session of its own, so that the
     terminal's signal does not reach it first, and writes nowhere but to ``folder``.

@@ -20,13 +20,13 @@ class Range:
     max: Shape
 
     def covers(self, shape: Shape) -> bool:
-        """Whether an input of this shape can be run."""
+        """Return True if an input of this shape can be run."""
         return len(shape) == len(self.min) and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
 
     def distance(self, shape: Shape) -> int:
-        """How far ``shape`` is from the one that the profile was tuned for."""
+        """Return how far ``shape`` is from the one that the profile was tuned for."""
         return sum(abs(size - usual) for size, usual in zip(shape, self.opt, strict=True))
 
     def __str__(self) -> str:
@@ -38,13 +38,15 @@ Profile = Mapping[str, Range]
 
 
 def profile(specs: Sequence[TensorSpec]) -> dict[str, Range]:
-    """Input name → its range, where every dynamic dimension goes from its min by its opt to its max."""
+    """Return input name → its range, where every dynamic dimension goes from its min by its opt to its max."""
     low, usual, high = (sizes_at(specs, point) for point in ("min", "opt", "max"))
     return {spec.name: Range(spec.shape(low), spec.shape(usual), spec.shape(high)) for spec in specs}
 
 
 def covering(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
-    """The index of the profile that covers ``shapes``, the one tuned closest to them; InputError where none does."""
+    """Return the index of the profile that covers ``shapes``, the one tuned closest to them; InputError where none
+    does.
+    """
     fitting = [
         index for index, each in enumerate(profiles) if all(each[name].covers(shape) for name, shape in shapes.items())
     ]

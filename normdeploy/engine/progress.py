@@ -14,7 +14,7 @@ from normdeploy.engine.process import Progress
 
 @contextmanager
 def bars(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A callback for ``build`` that draws on ``console``; a finished phase leaves the screen."""
+    """Yield a callback for ``build`` that draws on ``console``; a finished phase leaves the screen."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Bars(*columns, TimeElapsedColumn(), console=console, transient=True) as drawn:
         tasks: dict[str, TaskID] = {}

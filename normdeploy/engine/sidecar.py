@@ -75,17 +75,17 @@ class Sidecar(BaseModel):
 
     @property
     def carries_code(self) -> bool:
-        """True for a plan that brings its own runtime, which runs on the host when the plan is loaded."""
+        """Return True for a plan that brings its own runtime, which runs on the host when the plan is loaded."""
         return bool(self.options.get("version_compatible"))
 
 
 def sha256(data: bytes) -> str:
-    """The hexadecimal SHA-256 of ``data``."""
+    """Return the hexadecimal SHA-256 of ``data``."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sidecar_path(plan: Path) -> Path:
-    """Where the sidecar of ``plan`` lies."""
+    """Return where the sidecar of ``plan`` lies."""
     return plan.with_name(plan.name + SUFFIX)
 
 
@@ -117,7 +117,7 @@ def write_plan(path: Path, plan: bytes, sidecar: Sidecar, *, force: bool = False
 
 
 def _waiting(path: Path, digest: str) -> Path:
-    """Where the sidecar of a plan of this sha256 waits."""
+    """Return where the sidecar of a plan of this sha256 waits."""
     return path.with_name(f"{path.name}.{digest[:_DIGITS]}{SUFFIX}")
 
 
@@ -151,7 +151,9 @@ def _exists(path: Path) -> InputError:
 
 
 def read_plan(path: Path) -> tuple[bytes, Sidecar]:
-    """The plan and its sidecar; the plan is compared with its SHA-256. Raises InputError, deserialises nothing."""
+    """Return the plan and its sidecar; the plan is compared with its SHA-256. Raises InputError, deserialises
+    nothing.
+    """
     for _ in range(_TRIES):
         plan = _read(path)
         digest = sha256(plan)

@@ -21,7 +21,7 @@ _MOST = 1 << 30
 
 
 def cache_key(backend: str, version: str, gpu: str) -> str:
-    """The file name of the cache that fits: timings of another version or GPU say nothing."""
+    """Return the file name of the cache that fits: timings of another version or GPU say nothing."""
     return re.sub(r"[^\w.-]+", "_", f"{backend}-{version}-{gpu}") + ".timings"
 
 
@@ -32,7 +32,7 @@ class TimingCache:
         self.path = path
 
     def load(self) -> bytes:
-        """What was kept; empty where nothing was."""
+        """Return what was kept; empty where nothing was."""
         try:
             return read_plain(self.path.parent, self.path.name, _MOST)
         except FileNotFoundError:
@@ -47,7 +47,7 @@ class TimingCache:
 
 @contextmanager
 def locked(folder: Path, key: str) -> Iterator[TimingCache]:
-    """The cache called ``key`` in ``folder``, which is made where missing; waits for a build that holds it."""
+    """Open the cache called ``key`` in ``folder``, made where missing; wait for a build that holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{key}.lock"

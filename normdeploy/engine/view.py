@@ -11,7 +11,7 @@ from normdeploy.engine.layers import EngineLayer
 
 
 def layer_table(layers: Sequence[EngineLayer]) -> Table:
-    """One row a layer: what it is, the modules and operators in it, its precision and its kernel."""
+    """Return one row a layer: what it is, the modules and operators in it, its precision and its kernel."""
     table = Table(title=f"{len(layers)} engine layers")
     for heading in ("layer", "modules", "operators", "precision", "tactic"):
         table.add_column(heading, overflow="fold")

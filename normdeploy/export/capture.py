@@ -42,7 +42,7 @@ class Adapter(nn.Module):
 
 
 def symbols(specs: Sequence[TensorSpec]) -> dict[str, str]:
-    """Dimension name → the name it is traced under, which cannot be one of torch's own making (s17, u0)."""
+    """Return dimension name → the name it is traced under, which cannot be one of torch's own making (s17, u0)."""
     return {name: f"{name}__{index}" for index, name in enumerate(dynamic_dims(specs))}
 
 

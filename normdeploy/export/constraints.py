@@ -62,5 +62,5 @@ def _ranged(dim: Dim, bounds: str) -> Dim:
 
 
 def replace_words(text: str, words: Mapping[str, str]) -> str:
-    """``text`` with every whole word that is a key of ``words`` replaced, all at once."""
+    """Return ``text`` with every whole word that is a key of ``words`` replaced, all at once."""
     return re.sub(r"\w+", lambda match: words.get(match[0], match[0]), text)

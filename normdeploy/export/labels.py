@@ -66,7 +66,7 @@ def merge_tied(model: ir.Model) -> None:
 
 
 def _storage(value: ir.Value) -> tuple[object, ...]:
-    """What two views of the same memory have in common; empty where it is not torch's."""
+    """Return what two views of the same memory have in common; empty where it is not torch's."""
     raw = value.const_value.raw if isinstance(value.const_value, ir.Tensor) else None
     if not isinstance(raw, torch.Tensor) or raw.numel() == 0:
         return ()

@@ -101,7 +101,7 @@ _WHOLE = re.compile(r"(?<![\w*])(\d+)\*\((\w+)/\1\)(?!\*\*)")
 
 
 def check_dims(model: ir.Model, specs: Sequence[TensorSpec]) -> None:
-    """Every dimension of every input is the one that was asked for: torch fixes some, and goes on."""
+    """Refuse a dimension of an input that is not the one that was asked for: torch fixes some, and goes on."""
     for spec, value in zip(specs, model.graph.inputs, strict=True):
         wanted = ir.Shape([dim.min if dim.name is None else dim.name for dim in spec.dims])
         if value.shape != wanted:

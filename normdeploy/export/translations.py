@@ -46,7 +46,9 @@ def _as_strided(x: Any, size: Any, stride: Any, storage_offset: Any = None) -> A
 
 
 def _keeps_order(shape: Any, size: Sequence[Any], stride: Sequence[Any]) -> bool:
-    """Whether strides are those of a contiguous tensor of ``size``, and all sizes but the first are known to be its."""
+    """Return True if strides are those of a contiguous tensor of ``size``, and all sizes but the first are known to
+    be its.
+    """
     if shape is None or len(shape) != len(size) or list(shape[1:]) != list(size[1:]):
         return False
     if isinstance(size[0], int) and shape[0] != size[0]:

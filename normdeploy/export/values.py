@@ -14,7 +14,9 @@ from normdeploy.specs import TensorSpec, output_names
 
 
 def example_inputs(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """One tensor an input, of the spec's shape at ``sizes`` and dtype, filled with the least value it may take."""
+    """Return one tensor an input, of the spec's shape at ``sizes`` and dtype, filled with the least value it may
+    take.
+    """
     return {spec.name: torch.full(spec.shape(sizes), spec.low or 0, dtype=getattr(torch, spec.dtype)) for spec in specs}
 
 
@@ -61,7 +63,9 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
 
 
 def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """What a container holds; None for what is none. Types that are registered with torch's pytree are, by index."""
+    """Return what a container holds; None for what is none. Types that are registered with torch's pytree are, by
+    index.
+    """
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, tuple) and hasattr(value, "_fields"):

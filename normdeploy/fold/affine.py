@@ -30,12 +30,12 @@ class AffineMap:
 
     @classmethod
     def of(cls, scale: npt.ArrayLike, shift: npt.ArrayLike, rank: int) -> AffineMap:
-        """A map from arrays that broadcast against a tensor of ``rank`` axes from the right (as in numpy)."""
+        """Return a map from arrays that broadcast against a tensor of ``rank`` axes from the right (as in numpy)."""
         return cls(_of_rank(scale, rank), _of_rank(shift, rank))
 
     @classmethod
     def identity(cls, rank: int) -> AffineMap:
-        """The map that changes nothing, for tensors of ``rank`` axes."""
+        """Return the map that changes nothing, for tensors of ``rank`` axes."""
         return cls.of(1.0, 0.0, rank)
 
     @property
@@ -45,31 +45,31 @@ class AffineMap:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The axes the map varies over."""
+        """Return the axes the map varies over."""
         return tuple(i for i in range(self.rank) if self.scale.shape[i] != 1 or self.shift.shape[i] != 1)
 
     def size(self, axis: int) -> int:
-        """The extent of ``axis`` that the map asks for; 1 where it does not vary."""
+        """Return the extent of ``axis`` that the map asks for; 1 where it does not vary."""
         return int(max(self.scale.shape[axis], self.shift.shape[axis]))
 
     @property
     def is_identity(self) -> bool:
-        """Whether the map changes nothing, exactly."""
+        """Return True if the map changes nothing, exactly."""
         return self.scales_nothing and self.shifts_nothing
 
     @property
     def scales_nothing(self) -> bool:
-        """Whether every scale is exactly 1."""
+        """Return True if every scale is exactly 1."""
         return bool(np.all(self.scale == 1.0))
 
     @property
     def shifts_nothing(self) -> bool:
-        """Whether every shift is exactly 0."""
+        """Return True if every shift is exactly 0."""
         return not np.any(self.shift)
 
     @property
     def is_finite(self) -> bool:
-        """Whether no coefficient is infinite or NaN."""
+        """Return True if no coefficient is infinite or NaN."""
         return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
 
     def __call__(self, x: Array) -> Array:
@@ -77,28 +77,28 @@ class AffineMap:
         return self.scale * x + self.shift
 
     def after(self, first: AffineMap) -> AffineMap:
-        """The composition ``self ∘ first``."""
+        """Return the composition ``self ∘ first``."""
         with np.errstate(all="ignore"):  # what is not finite is refused by whoever asks is_finite
             both = AffineMap(self.scale * first.scale, self.scale * first.shift + self.shift)
         return AffineMap(_shrunk(both.scale), _shrunk(both.shift))
 
     def without_shift(self) -> AffineMap:
-        """Only the scale of the map."""
+        """Return only the scale of the map."""
         return AffineMap(self.scale, np.zeros((1,) * self.rank))
 
     def only_shift(self) -> AffineMap:
-        """Only the shift of the map: what is left when the scale acted before."""
+        """Return only the shift of the map: what is left when the scale acted before."""
         return AffineMap(np.ones((1,) * self.rank), self.shift)
 
     def shift_before_scale(self) -> AffineMap | None:
-        """The shift to add when the scale acts after it, ``shift / scale``; None where a scale is 0."""
+        """Return the shift to add when the scale acts after it, ``shift / scale``; None where a scale is 0."""
         if not np.all(self.scale):
             return None
         with np.errstate(all="ignore"):
             return AffineMap(np.ones((1,) * self.rank), self.shift / self.scale)
 
     def divides(self, other: AffineMap) -> AffineMap | None:
-        """The scale to go before the scale of this map, without a 0, for both together to be that of ``other``.
+        """Return the scale to go before the scale of this map, without a 0, for both together to be that of ``other``.
 
         None where the two act on tensors of different shape.
         """
@@ -108,11 +108,11 @@ class AffineMap:
             return AffineMap(other.scale / self.scale, np.zeros((1,) * self.rank)).moved(lambda a: a)
 
     def equals(self, other: AffineMap) -> bool:
-        """Whether both are the same function of tensors of one shape, exactly."""
+        """Return True if both are the same function of tensors of one shape, exactly."""
         return _equal(self.scale, other.scale) and _equal(self.shift, other.shift)
 
     def moved(self, move: Callable[[Array], Array]) -> AffineMap:
-        """The map after ``move`` (a transpose, a reshape, ...) was done to the tensor it acts on.
+        """Return the map after ``move`` (a transpose, a reshape, ...) was done to the tensor it acts on.
 
         ``move`` sees both arrays at one common shape; axes along which the result is constant shrink to 1.
         """
@@ -120,7 +120,7 @@ class AffineMap:
         return AffineMap(_shrunk(move(scale)), _shrunk(move(shift)))
 
     def broadcast(self, sizes: Sequence[int]) -> AffineMap:
-        """The same map with its arrays written out at ``sizes`` (1 or the tensor's size, an axis each)."""
+        """Return the same map with its arrays written out at ``sizes`` (1 or the tensor's size, an axis each)."""
         return AffineMap(np.broadcast_to(self.scale, sizes), np.broadcast_to(self.shift, sizes))
 
 
@@ -129,7 +129,7 @@ def _equal(left: Array, right: Array) -> bool:
 
 
 def _fits(left: Array, right: Array) -> bool:
-    """Whether both may act on tensors of one shape."""
+    """Return True if both may act on tensors of one shape."""
     return left.ndim == right.ndim and all(n == m or 1 in (n, m) for n, m in zip(left.shape, right.shape, strict=True))
 
 
@@ -139,7 +139,7 @@ def _of_rank(values: npt.ArrayLike, rank: int) -> Array:
 
 
 def _shrunk(array: Array) -> Array:
-    """``array`` with every axis along which it is constant reduced to size 1."""
+    """Return ``array`` with every axis along which it is constant reduced to size 1."""
     for axis in range(array.ndim):
         first = array.take([0], axis=axis)
         if array.shape[axis] > 1 and np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True):

@@ -92,7 +92,7 @@ def _require_interface(model: ir.Model, before: Interface, constants: frozenset[
 
 
 def _extends(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
-    """Whether ``new`` declares what ``old`` does, and perhaps more."""
+    """Return True if ``new`` declares what ``old`` does, and perhaps more."""
     if len(old) != len(new):
         return False
     return all(
@@ -109,7 +109,7 @@ def _mistake(what: str) -> NormdeployError:
 
 
 def _is_constant(value: ir.Value, ir_version: int) -> bool:
-    """Below IR version 4 every initializer is listed as an input."""
+    """Return True for a constant: below IR version 4 every initializer is listed as an input."""
     return ir_version < 4 and value.is_initializer()
 
 
@@ -129,7 +129,7 @@ def _bodies(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def _problem(proto: onnx.ModelProto) -> str | None:
-    """What the full checker has against ``proto``; None where it has nothing."""
+    """Return what the full checker has against ``proto``; None where it has nothing."""
     renamed = [_rename(node) for node in _nodes(proto)]
     if any(renamed):
         proto.opset_import.append(onnx.helper.make_opsetid(_ANY, 1))

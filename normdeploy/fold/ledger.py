@@ -89,11 +89,11 @@ class Ledger:
         return iter(self.entries)
 
     def norms(self) -> tuple[Entry, ...]:
-        """The entries of normalization layers only."""
+        """Return the entries of normalization layers only."""
         return tuple(entry for entry in self.entries if entry.norm)
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys: the same fold gives the same text, but for its seconds."""
+        """Return one line of JSON with sorted keys: the same fold gives the same text, but for its seconds."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -122,5 +122,5 @@ def with_history(ledger: Ledger, previous: str | None) -> Ledger:
 
 
 def left(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries that stayed as they were."""
+    """Return the entries that stayed as they were."""
     return [entry for entry in entries if entry.outcome == "left"]

@@ -45,7 +45,7 @@ class Branch:
 
     @property
     def is_conv(self) -> bool:
-        """Whether the branch is a convolution."""
+        """Return True if the branch is a convolution."""
         return self.node is not None and self.map is None
 
 
@@ -61,7 +61,7 @@ class Merger:
 
 
 def merger(state: GraphState, total: ir.Node) -> Merger:
-    """The one convolution that ``total``, an Add or Sum, is; a refusal where it is not."""
+    """Return the one convolution that ``total``, an Add or Sum, is; a refusal where it is not."""
     branches = [_branch(state, value, total) for value in total.inputs]
     convs = [branch for branch in branches if branch.is_conv]
     if not convs or any(branch.data is not branches[0].data for branch in branches):
@@ -154,7 +154,7 @@ def _window(step: Step) -> Window:
 
 
 def _taps(step: Step, large: Window, small: Window) -> tuple[slice, ...]:
-    """Where the small kernel sits in the large one so that both read the same cells."""
+    """Return where the small kernel sits in the large one so that both read the same cells."""
     taps, spatial = [], len(large.kernel)
     if large.strides != small.strides:
         raise step.refuse("NF214", "the branches have different strides")
@@ -172,7 +172,7 @@ def _taps(step: Step, large: Window, small: Window) -> tuple[slice, ...]:
 
 
 def _as_kernel(step: Step, branch: Branch, shape: tuple[int, ...], groups: int) -> tuple[Array, Array | float]:
-    """An identity or affine map as a 1x1 kernel and a bias."""
+    """Return an identity or affine map as a 1x1 kernel and a bias."""
     channels = shape[0]
     if channels != groups * shape[1]:
         raise step.refuse("NF214", "an identity branch needs as many output as input channels")
@@ -186,7 +186,8 @@ def _as_kernel(step: Step, branch: Branch, shape: tuple[int, ...], groups: int) 
 
 
 def residual(state: GraphState, found: Merger) -> float:
-    """The largest relative error of a channel, all branches against the one convolution, on zeros and random values.
+    """Return the largest relative error of a channel, all branches against the one convolution, on zeros and random
+    values.
 
     Raises:
         Refused: it is too large, or the branches do not fit each other: the merger is not proven.

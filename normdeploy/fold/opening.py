@@ -165,7 +165,7 @@ def _require_makers(graph: ir.Graph | ir.Function) -> None:
 
 
 def require_validity(model: AnyModel, error: Exception) -> None:
-    """Where a fold failed by ``error`` and the model that was given is not valid, say so."""
+    """Raise InputError where a fold failed by ``error`` and the model that was given is not valid."""
     given = ir.to_proto(model) if isinstance(model, ir.Model) else model
     try:
         onnx.checker.check_model(given, full_check=True)
@@ -224,5 +224,5 @@ def graphs(model: ir.Model) -> Iterator[tuple[ir.Graph | ir.Function, int]]:
 
 
 def _opset(imports: Mapping[str, int], otherwise: int) -> int:
-    """The opset of ONNX's own operators, whose domain has two names."""
+    """Return the opset of ONNX's own operators, whose domain has two names."""
     return imports.get("", imports.get("ai.onnx", otherwise))

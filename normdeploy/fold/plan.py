@@ -30,7 +30,7 @@ Slot = tuple[ir.Node, int]
 
 @dataclass
 class Plan:
-    """What would change: values, stored tensors, attributes, operator types, and what stays in place of each map.
+    """What would change: values, stored tensors, attributes, operator types, and what remains in place of each map.
 
     ``choices`` are the inputs that may take the map of an operator of which one takes all of it: the first does.
     """
@@ -42,19 +42,19 @@ class Plan:
     edits: dict[Slot, Edit] = field(default_factory=dict)
     attributes: dict[tuple[ir.Node, str], Any] = field(default_factory=dict)
     kinds: dict[ir.Node, str] = field(default_factory=dict)
-    residues: dict[ir.Node, AffineMap | None] = field(default_factory=dict)
+    remainders: dict[ir.Node, AffineMap | None] = field(default_factory=dict)
     through: list[ir.Node] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)
     choices: dict[ir.Node, list[int]] = field(default_factory=dict)
 
     @property
     def has_norm(self) -> bool:
-        """Whether one of the maps that it takes is a norm."""
-        return any(is_norm(node) for node in self.residues)
+        """Return True if one of the maps that it takes is a norm."""
+        return any(is_norm(node) for node in self.remainders)
 
     def touched(self) -> list[ir.Node]:
-        """Every node next to a value that the plan maps, each once."""
-        nodes: dict[ir.Node, None] = dict.fromkeys(self.residues)
+        """Return every node next to a value that the plan maps, each once."""
+        nodes: dict[ir.Node, None] = dict.fromkeys(self.remainders)
         for value in (*self.up, *self.down):
             if (producer := value.producer()) is not None:
                 nodes[producer] = None
@@ -76,22 +76,22 @@ class Step:
         return Refused(code, reason, self.node, fix)
 
     def input(self, index: int) -> ir.Value | None:
-        """Input ``index``, or None where it is absent."""
+        """Return input ``index``, or None where it is absent."""
         return self.node.inputs[index] if index < len(self.node.inputs) else None
 
     def data(self, index: int = 0) -> ir.Value:
-        """Input ``index``, which the operator's specification requires."""
+        """Return input ``index``, which the operator's specification requires."""
         value = self.input(index)
         if value is None:
             raise self.refuse("NF013", f"input {index} is missing")
         return value
 
     def rank(self, index: int = 0) -> int:
-        """The rank of input ``index``."""
+        """Return the rank of input ``index``."""
         return self.view.need_rank(self.data(index), self.node)
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute, as this plan would leave it."""
+        """Return an attribute, as this plan would leave it."""
         return self.plan.attributes.get((self.node, name), self.view.attr(self.node, name, default))
 
     def choose(self, inputs: list[int]) -> int:
@@ -101,7 +101,7 @@ class Step:
         return self.plan.choices.setdefault(self.node, inputs)[0]
 
     def edit(self, index: int) -> Edit | None:
-        """The edit of parameter ``index`` so far (an empty one where untouched); None if it is not constant."""
+        """Return the edit of parameter ``index`` so far (an empty one where untouched); None if it is not constant."""
         slot = (self.node, index)
         known = self.plan.edits.get(slot) or self.plan.committed.get(slot)
         if known is not None:

@@ -58,10 +58,10 @@ class Record:
         self, plan: Plan, maps: dict[ir.Node, AffineMap], residual: float | None, refusals: list[Refused]
     ) -> None:
         """Enter what ``plan`` does to each of its maps; before it is carried out, while they are there to be asked."""
-        entries = {node: self.entry(plan, node, residual, refusals) for node in plan.residues}
+        entries = {node: self.entry(plan, node, residual, refusals) for node in plan.remainders}
         if self._leaves_only_biases(plan, maps):
             entries = {node: replace(entry, outcome="folded", **_why(())) for node, entry in entries.items()}
-        stays = [node for node, rest in plan.residues.items() if rest is not None]
+        stays = [node for node, rest in plan.remainders.items() if rest is not None]
         for node, entry in entries.items():
             if node not in stays or node is plan.source:
                 self.entries[self._given(node)] = entry
@@ -81,9 +81,9 @@ class Record:
 
     def entry(self, plan: Plan, node: ir.Node, residual: float | None, refusals: list[Refused]) -> Entry:
         """Return what becomes of ``node`` by ``plan``."""
-        left = plan.residues.get(plan.source)
+        left = plan.remainders.get(plan.source)
         ulps = max((edit.ulps() for edit in plan.edits.values() if edit.original is not None), default=None)
-        ends = (end for end, rest in plan.residues.items() if rest is not None and end is not plan.source)
+        ends = (end for end, rest in plan.remainders.items() if rest is not None and end is not plan.source)
         stays = [label(self._given(end)) for end in ends]
         why = _why(refusals if left is not None else ())
         reason = f"its shift stays as one Add: {why['reason']}" if why["reason"] else ""
@@ -100,18 +100,20 @@ class Record:
         )
 
     def _leaves_only_biases(self, plan: Plan, maps: dict[ir.Node, AffineMap]) -> bool:
-        """Whether no more stays than the Adds that the given model had here: biases of products, with other numbers."""
-        stays = {node: rest for node, rest in plan.residues.items() if rest is not None}
+        """Return True if no more stays than the Adds that the given model had here: biases of products, with other
+        numbers.
+        """
+        stays = {node: rest for node, rest in plan.remainders.items() if rest is not None}
         adds = sum(
             1 if node in maps and maps[node].scales_nothing else self.biases.get(self._given(node), 0)
-            for node in plan.residues
+            for node in plan.remainders
         )
         each = adds if len(stays) == 1 else int(adds >= len(stays))
         self.biases |= {self._given(node): each for node in stays}
         return len(stays) <= adds and all(rest.scales_nothing for rest in stays.values())
 
     def _given(self, node: ir.Node) -> ir.Node:
-        """The node of the given model that ``node`` is, or in whose place it stands."""
+        """Return the node of the given model that ``node`` is, or in whose place it stands."""
         return self.given.get(node, node)
 
     # -- norms ---------------------------------------------------------------------------------

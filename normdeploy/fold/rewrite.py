@@ -32,7 +32,7 @@ class Writer:
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
         for node, kind in plan.kinds.items():
             node.op_type = kind
-        for node, rest in plan.residues.items():
+        for node, rest in plan.remainders.items():
             self._replace(node, rest, norm=plan.has_norm)
 
     def merge(self, found: Merger) -> None:
@@ -68,7 +68,7 @@ class Writer:
         self._keep_maps_true(node, value, edit)
 
     def _keep_maps_true(self, node: ir.Node, value: ir.Value, edit: Edit) -> None:
-        """A map or norm whose own constant was edited is read anew, with what is not rounded yet."""
+        """Read a map or norm whose own constant was edited anew, with what is not rounded yet."""
         if node in self.state.maps or states(node).norm:
             self.state.view.unrounded[value] = edit.exact()
         if node in self.state.maps:
@@ -77,7 +77,7 @@ class Writer:
             self.state.maps[node] = m
 
     def _own_value(self, node: ir.Node, index: int, tensor: ir.TensorProtocol) -> ir.Value:
-        """The constant that only this slot reads: the old one where it is so, else a new one (copy on write)."""
+        """Return the constant that only this slot reads: the old one where it is so, else a new one (copy on write)."""
         old = node.inputs[index]
         if old is not None and len(old.uses()) == 1 and old.is_initializer() and not old.is_graph_output():
             tensor.name = old.name
@@ -110,7 +110,7 @@ class Writer:
         return value
 
     def unused_name(self, wanted: str) -> str:
-        """``wanted``, or with a number behind it when the model has it already."""
+        """Return ``wanted``, or with a number behind it when the model has it already."""
         name, count = wanted, 1
         while name in self.names:
             name, count = f"{wanted}_{count}", count + 1
@@ -142,16 +142,16 @@ class Writer:
             if was_output:
                 take_over(data, output)
 
-    def _stand_in(self, node: ir.Node, new: ir.Node, residue: AffineMap | None = None) -> None:
+    def _stand_in(self, node: ir.Node, new: ir.Node, remainder: AffineMap | None = None) -> None:
         """Put ``new``, which stands before ``node``, in its place."""
         output = node.outputs[0]
         output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
-        self._succeed(node, new, residue)
+        self._succeed(node, new, remainder)
         remove(node)
         new.outputs[0].name = output.name
 
     def _like(self, node: ir.Node, kind: str, data: ir.Value) -> ir.Node:
-        """A new node in front of ``node``, whose output is as its output."""
+        """Return a new node in front of ``node``, whose output is as its output."""
         new = ir.node(kind, [data], name=self.unused_name(f"{node.name or node.outputs[0].name}/{kind}"))
         if module_name(node):
             new.metadata_props[MODULE_KEY] = module_name(node)
@@ -161,7 +161,7 @@ class Writer:
         return new
 
     def _spell(self, node: ir.Node, data: ir.Value, spelling: Spelling) -> ir.Node:
-        """A new node in front of ``node`` that computes what is spelled of ``data``."""
+        """Return a new node in front of ``node`` that computes what is spelled of ``data``."""
         new = self._like(node, spelling.kind, data)
         if is_norm(new):
             new.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
@@ -175,12 +175,12 @@ class Writer:
             self.edits[slot] = edit  # the exact constants, should the map go on from here
         return new
 
-    def _succeed(self, node: ir.Node, new: ir.Node, residue: AffineMap | None) -> None:
-        """The new node takes the old one's place in the order and, where it is a map, among the maps."""
+    def _succeed(self, node: ir.Node, new: ir.Node, remainder: AffineMap | None) -> None:
+        """Let the new node take the old one's place in the order and, where it is a map, among the maps."""
         position = self.state.order.pop(node)
         self.state.order[new] = position
         self.state.nodes[position] = new
         self.state.maps.pop(node, None)
-        if residue is not None:
-            self.state.maps[new] = residue
+        if remainder is not None:
+            self.state.maps[new] = remainder
             self.state.successors[node] = new

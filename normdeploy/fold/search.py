@@ -21,7 +21,7 @@ from normdeploy.fold.plan import Plan, Step
 
 
 def plans(state: GraphState, node: ir.Node) -> Iterator[Plan | Refused]:
-    """Every plan for the map of ``node``, best first, or the refusal in its place."""
+    """Return every plan for the map of ``node``, best first, or the refusal in its place."""
     m = state.maps[node]
     if m.is_identity:
         yield _new(state, node)
@@ -37,7 +37,7 @@ Attempt = Callable[[GraphState, ir.Node, AffineMap], Plan]
 
 
 def _attempts(state: GraphState, node: ir.Node, m: AffineMap) -> list[Attempt]:
-    """What leaves nothing of the map comes first, then what leaves nothing of this node, then what leaves an Add."""
+    """Return all ways to try: first what leaves nothing of the map, then nothing of this node, then an Add."""
     both = not m.scales_nothing and not m.shifts_nothing
     twins, partners = _twins(state, node, m), _partners(state, node)
     return [
@@ -67,7 +67,7 @@ def _down_whole(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
 
 
 def _down_past_adds(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    """A scale alone passes constant Adds, which stay: ``s x + a = s (x + a / s)``."""
+    """Send a scale alone past constant Adds, which stay: ``s x + a = s (x + a / s)``."""
     plan = _new(state, node)
     travel_down(state, plan, node, m, past_adds=True)
     return plan
@@ -81,13 +81,13 @@ def _scale_up_shift_down(state: GraphState, node: ir.Node, m: AffineMap) -> Plan
 
 def _scale_up_shift_stays(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     plan = _journey_up(state, [node], m.without_shift())
-    plan.residues[node] = m.only_shift()
+    plan.remainders[node] = m.only_shift()
     return plan
 
 
 def _scale_down_shift_stays(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     plan = _new(state, node)
-    plan.residues[node] = _shift_first(m, node)
+    plan.remainders[node] = _shift_first(m, node)
     travel_down(state, plan, node, m.without_shift())
     return plan
 
@@ -100,7 +100,7 @@ def _shift_first(m: AffineMap, node: ir.Node) -> AffineMap:
 
 
 def _down_until_maps(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    """The map joins the next maps on its way, which stay."""
+    """Let the map join the next maps on its way, which stay."""
     plan = _new(state, node)
     travel_down(state, plan, node, m, stop_at_maps=True)
     require_fewer(plan, node)
@@ -108,7 +108,7 @@ def _down_until_maps(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
 
 
 def _down_to_last_map(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    """All maps in a row become what the last of them is."""
+    """Let all maps in a row become what the last of them is."""
     plan = _new(state, node)
     travel_down(state, plan, node, m, stop_at_maps=True, at_last=True)
     require_fewer(plan, node)
@@ -117,33 +117,33 @@ def _down_to_last_map(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
 
 def require_fewer(plan: Plan, node: ir.Node, *, than: int | None = None) -> None:
     """Refuse a plan that leaves as many operators as its maps are, or ``than`` are allowed."""
-    left = (rest for rest in plan.residues.values() if rest is not None)
+    left = (rest for rest in plan.remainders.values() if rest is not None)
     pair = 1 if plan.has_norm else 2  # what a map with a scale and a shift is written as
     count = sum(1 if rest.scales_nothing or rest.shifts_nothing else pair for rest in left)
-    if count >= (len(plan.residues) if than is None else than + 1):
+    if count >= (len(plan.remainders) if than is None else than + 1):
         raise Refused("NF006", "as many operators would be left as there are", node)
 
 
 def _new(state: GraphState, node: ir.Node) -> Plan:
-    return Plan(source=node, committed=state.committed, residues={node: None})
+    return Plan(source=node, committed=state.committed, remainders={node: None})
 
 
 # -- several maps together -------------------------------------------------------------------------
 
 
 def _up_with_twins(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    """The same map behind every part of a Split goes up as one."""
+    """Send the same map behind every part of a Split up as one."""
     return _journey_up(state, [node, *_twins(state, node, m)], m)
 
 
 def _scale_up_shift_stays_with_twins(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     nodes = [node, *_twins(state, node, m)]
     plan = _journey_up(state, nodes, m.without_shift())
-    return replace(plan, residues=plan.residues | dict.fromkeys(nodes, m.only_shift()))
+    return replace(plan, remainders=plan.remainders | dict.fromkeys(nodes, m.only_shift()))
 
 
 def _twins(state: GraphState, node: ir.Node, m: AffineMap) -> list[ir.Node]:
-    """The other nodes that do the same to what the producer of the data of ``node`` makes."""
+    """Return the other nodes that do the same to what the producer of the data of ``node`` makes."""
     producer = data_input(state.view, node).producer()
     readers = [use.node for value in (producer.outputs if producer is not None else ()) for use in value.uses()]
     others = dict.fromkeys(reader for reader in readers if reader is not node and reader in state.maps)
@@ -151,15 +151,15 @@ def _twins(state: GraphState, node: ir.Node, m: AffineMap) -> list[ir.Node]:
 
 
 def _down_together(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    """Maps whose results are read together, as queries and keys are, go down as they are."""
+    """Send maps whose results are read together, as queries and keys are, down as they are."""
     partners = _partners(state, node)
-    plan = replace(_new(state, node), residues=dict.fromkeys([node, *partners]))
+    plan = replace(_new(state, node), remainders=dict.fromkeys([node, *partners]))
     travel_down(state, plan, node, m, together={partner: state.maps[partner] for partner in partners})
     return plan
 
 
 def _down_with_partners(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    """Where other maps come in, as in a sum: ``s x + t + u y + v = s (x + (u / s) y) + t + v``, and ``u / s`` stays.
+    """Send a map down where others come in: ``s x + t + u y + v = s (x + (u / s) y) + t + v``, and ``u / s`` stays.
 
     Each partner is left with ``u / s``, and what it makes lacks ``s`` and ``v`` from now on.
     """
@@ -171,14 +171,14 @@ def _down_with_partners(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
         rest = m.divides(own)
         if rest is None:
             raise Refused("NF215", "the maps that meet act on tensors of different shape", partner)
-        plan.residues[partner] = None if rest.is_identity else rest
+        plan.remainders[partner] = None if rest.is_identity else rest
         due[partner] = AffineMap(m.scale, own.shift)
     travel_down(state, plan, node, m, together=due)
     return plan
 
 
 def _partners(state: GraphState, node: ir.Node) -> list[ir.Node]:
-    """The other maps whose results are read together with that of ``node``."""
+    """Return the other maps whose results are read together with that of ``node``."""
     inputs = [value for use in node.outputs[0].uses() for value in use.node.inputs if value is not None]
     makers = dict.fromkeys(value.producer() for value in inputs)
     return [maker for maker in makers if maker is not None and maker is not node and maker in state.maps]
@@ -191,13 +191,15 @@ _JOURNEYS = 16
 
 
 def _journey_up(state: GraphState, nodes: list[ir.Node], m: AffineMap) -> Plan:
-    """The first plan that sends ``m``, the map of all ``nodes``, up to weights; of a product each factor is tried."""
+    """Return the first plan that sends ``m``, the map of all ``nodes``, up to weights; of a product each factor is
+    tried.
+    """
     first: Refused | None = None
     choices: dict[ir.Node, list[int]] | None = {}
     for _ in range(_JOURNEYS):
         if choices is None:
             break
-        plan = replace(_new(state, nodes[0]), choices=choices, residues=dict.fromkeys(nodes))
+        plan = replace(_new(state, nodes[0]), choices=choices, remainders=dict.fromkeys(nodes))
         try:
             _travel_up(state, plan, nodes, m)
             return plan
@@ -209,7 +211,7 @@ def _journey_up(state: GraphState, nodes: list[ir.Node], m: AffineMap) -> Plan:
 
 
 def _other(choices: dict[ir.Node, list[int]]) -> dict[ir.Node, list[int]] | None:
-    """The next choice: the last one that was made and is not the last of its kind; None where there is none."""
+    """Return the next choice: the last one that was made and is not the last of its kind; None where there is none."""
     made = list(choices.items())
     while made:
         node, (_, *rest) = made.pop()
@@ -238,7 +240,7 @@ def _travel_up(state: GraphState, plan: Plan, starts: list[ir.Node], m: AffineMa
 def _pass_up(state: GraphState, plan: Plan, node: ir.Node, outs: list[AffineMap | None]) -> dict[int, AffineMap]:
     own = state.maps.get(node)
     if own is not None and outs[0] is not None and not own.scales_nothing:
-        plan.residues[node] = None
+        plan.remainders[node] = None
         data = data_input(state.view, node)
         return {node.inputs.index(data): outs[0].after(own)}
     row = row_of(state.view, node)
@@ -279,7 +281,7 @@ def _want(
 def _agreed(
     state: GraphState, plan: Plan, wanted: dict[ir.Value, list[AffineMap]], value: ir.Value, node: ir.Node
 ) -> AffineMap | None:
-    """The one map that every reader of ``value`` asks for."""
+    """Return the one map that every reader of ``value`` asks for."""
     asked = wanted.get(value)
     if asked is None:
         return None
@@ -345,7 +347,7 @@ def travel_down(
 
 
 def _is_map_next(state: GraphState, node: ir.Node) -> bool:
-    """Whether one map, and nothing else, reads what ``node`` makes."""
+    """Return True if one map, and nothing else, reads what ``node`` makes."""
     readers = [use.node for use in node.outputs[0].uses()]
     return len(readers) == 1 and readers[0] in state.maps and not node.outputs[0].is_graph_output()
 
@@ -370,20 +372,20 @@ def _pass_down(
 def _meet(
     plan: Plan, node: ir.Node, own: AffineMap, arrived: AffineMap, stop_at_maps: bool, past_adds: bool
 ) -> AffineMap | None:
-    """What goes on where ``arrived`` meets the map of ``node``.
+    """Return what goes on where ``arrived`` meets the map of ``node``.
 
     A shift alone ends in an Add: that one's turn to travel is yet to come.
     """
-    if node in plan.residues:
+    if node in plan.remainders:
         raise Refused("NF011", "of the maps that would go together one lies behind the other", node)
     both = own.after(arrived)
     if stop_at_maps or (own.scales_nothing and arrived.scales_nothing):
-        plan.residues[node] = both
+        plan.remainders[node] = both
         return None
     if past_adds and own.scales_nothing:
-        plan.residues[node] = _shift_first(both, node)
+        plan.remainders[node] = _shift_first(both, node)
         return both.without_shift()
-    plan.residues[node] = None
+    plan.remainders[node] = None
     return both
 
 

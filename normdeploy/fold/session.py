@@ -71,7 +71,7 @@ class Session:
         return None, None, refusals
 
     def _proven(self, plan: Plan, state: GraphState) -> float | None:
-        """The residual of the plan's proof; a refusal where rounding or the proof fails."""
+        """Return the residual of the plan's proof; a refusal where rounding or the proof fails."""
         notes = check(plan, state.view, proven=self.validate)
         residual = None
         if self.validate:
@@ -113,7 +113,7 @@ class Session:
         """Change the graph as ``plan`` says, and record what became of every map it took."""
         self.record.begin(plan, writer.state.maps, residual, refusals)
         writer.carry_out(plan)
-        for node, rest in plan.residues.items():
+        for node, rest in plan.remainders.items():
             if rest is not None:
                 self._succeeded(plan, node, writer.state)
         self.show(label(plan.source))

@@ -23,7 +23,7 @@ HELD = 256 * 2**20
 
 
 def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
-    """Notes on what the plan's rounding does; a refusal where it would lose what cannot be lost.
+    """Return notes on what the plan's rounding does; a refusal where it would lose what cannot be lost.
 
     Where the plan is ``proven`` afterwards, what is rounded here is the exact tensor that the proof needs as well.
     """
@@ -39,7 +39,7 @@ def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
             name, dtype = old.name if old else "a bias", edit.dtype.name.lower()
             rest = f", {lost.small - lost.zeros} are below its smallest normal number and keep fewer digits"
             notes.append(f"{lost.zeros} elements of {name} became 0 in {dtype}{rest * (lost.small > lost.zeros)}")
-    for node, left in plan.residues.items():
+    for node, left in plan.remainders.items():
         for spelling in () if left is None else spellings(node, left, norm=plan.has_norm):
             for name, edit in constants(node, spelling).items():
                 edit.check(EACH if name == "scale" else WHOLE)
@@ -47,7 +47,7 @@ def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
 
 
 def _channels(step: Step, index: int) -> Channels:
-    """Which elements of a parameter go into one output channel, as the row of its operator states."""
+    """Return which elements of a parameter go into one output channel, as the row of its operator states."""
     parameters = states(step.node).parameters
     told = parameters.get(index) or parameters.get(None)
     if told is None:
@@ -72,7 +72,9 @@ def constants(node: ir.Node, spelling: Spelling) -> dict[str, Edit]:
 
 
 def channels(node: ir.Node) -> int | None:
-    """The size of axis 1 of what a map node gives, from its own shape or from its parameters; None if neither tells."""
+    """Return the size of axis 1 of what a map node gives, from its own shape or from its parameters; None if neither
+    tells.
+    """
     shape = node.outputs[0].shape
     if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
         return shape[1]
@@ -96,7 +98,7 @@ class WeightCache:
         self._held: dict[Slot, int] = {}
 
     def tensor(self, slot: Slot, edit: Edit) -> ir.LazyTensor:
-        """What is to be stored at ``slot``, in place of what was to be stored there before."""
+        """Return what is to be stored at ``slot``, in place of what was to be stored there before."""
         if self._proven:
             require_stored(edit, edit.rounded())
         self._room += self._held.pop(slot, 0)
@@ -123,7 +125,7 @@ def _nothing() -> None:
 
 
 def _evaluated_late(edit: Edit, need_unchanged: Callable[[], None]) -> ir.LazyTensor:
-    """The edited tensor, evaluated when it is written; it must come out as it was validated, bit for bit."""
+    """Return the edited tensor, evaluated when it is written; it must come out as it was validated, bit for bit."""
     expected = fingerprint(edit.rounded())
     edit.release()
 

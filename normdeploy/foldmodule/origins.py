@@ -36,7 +36,7 @@ class Origin:
 
     @property
     def key(self) -> str:
-        """Its name in the state dict."""
+        """Return its name in the state dict."""
         return f"{self.path}.{self.name}" if self.path else self.name
 
     def turned(self, array: Array) -> Array:

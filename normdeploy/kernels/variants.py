@@ -75,14 +75,14 @@ class Norm:
 
     @property
     def bytes_a_row(self) -> int:
-        """The bytes of activations that a row must move at least: each read and each written once."""
+        """Return the bytes of activations that a row must move at least: each read and each written once."""
         size = _SIZES[self.dtype]
         written = size if self.output == "storage" else 1
         return self.features * (size * (1 + self.residual + self.keep_sum) + written)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The kernel's parameters in order: inputs, int32 arguments, outputs, which is TensorRT's order."""
+        """Return the kernel's parameters in order: inputs, int32 arguments, outputs, which is TensorRT's order."""
         there = {
             "x": True,
             "residual": self.residual,
@@ -116,7 +116,7 @@ class Variant:
 
     @property
     def threads(self) -> int:
-        """The threads of a block."""
+        """Return the threads of a block."""
         return self.lanes * self.rows
 
     def blocks(self, rows: int) -> int:

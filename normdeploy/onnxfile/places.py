@@ -50,11 +50,11 @@ class File:
             view, start = view[count:], start + count
 
     def is_unchanged(self) -> bool:
-        """Whether nobody wrote to the file since it was opened; another one in its place does not matter."""
+        """Return True if nobody wrote to the file since it was opened; another one in its place does not matter."""
         return _state(os.fstat(self._descriptor)) == self._state
 
     def is_same(self, path: Path) -> bool:
-        """Whether ``path`` is this very file."""
+        """Return True if ``path`` is this very file."""
         try:
             return os.path.samestat(path.stat(), os.fstat(self._descriptor))
         except OSError:

@@ -60,11 +60,11 @@ class Source:
         return self.beside[name]
 
     def files(self) -> list[File]:
-        """Those that weights are still read from."""
+        """Return those that weights are still read from."""
         return [*([self.own] if self.from_own else []), *self.beside.values()]
 
     def is_beside(self, path: Path) -> bool:
-        """Whether ``path`` is one of the files with weights beside the model."""
+        """Return True if ``path`` is one of the files with weights beside the model."""
         return any(file.is_same(path) for file in self.beside.values())
 
     def need_unchanged(self) -> None:
@@ -221,7 +221,7 @@ def _location(tensor: onnx.TensorProto) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What ``error``, or what it was raised from, says: onnx_ir puts the whole of a message around it."""
+    """Return what ``error``, or what it was raised from, says: onnx_ir puts the whole of a message around it."""
     while isinstance(error, ir.serde.SerdeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     line = next(iter(str(error).splitlines()), "")

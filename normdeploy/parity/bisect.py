@@ -48,7 +48,8 @@ def first_divergent_module(
     dtype: torch.dtype | None = None,
     options: Mapping[str, str] | None = None,
 ) -> str | None:
-    """The name of the first module whose output leaves the bound on ``feed``; None where no output of the model does.
+    """Return the name of the first module whose output leaves the bound on ``feed``; None where no output of the
+    model does.
 
     Compared are the modules that run once and return one tensor. Where all that failed lies between them, the root
     module is named by its class. ``ledger`` is the model's own where None is given, ``options`` are those of its
@@ -136,7 +137,7 @@ def _mean_taken_off(axis: int) -> Callable[[Array], Array]:
 
 
 def _centred(model: ir.Model) -> bool:
-    """Whether there are RMSNorms in ``model``, so that the values they read may have been centred."""
+    """Return True if there are RMSNorms in ``model``, so that the values they read may have been centred."""
     return any(operator(node) in _RMS_NORMS for node in model.graph.all_nodes())
 
 

@@ -46,7 +46,7 @@ class Feed:
 
 
 def random_feeds(specs: Sequence[TensorSpec], *, seed: int = 0) -> tuple[Feed, ...]:
-    """A feed at opt, and one at the min and the max of each dynamic dimension, without repetitions.
+    """Return a feed at opt, and one at the min and the max of each dynamic dimension, without repetitions.
 
     Floats are standard normal, or uniform where the spec gives a range; integers are uniform in their range, both
     ends included; booleans are true half the time. The same specs and seed give the same arrays. Raises InputError
@@ -176,7 +176,7 @@ def _native(array: Array, wanted: np.dtype[Any] | None) -> Array:
 
 
 def problems(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> list[str]:
-    """Everything about ``arrays`` that does not fit ``specs``; nothing is cast, broadcast or dropped in silence.
+    """Return everything about ``arrays`` that does not fit ``specs``; nothing is cast, broadcast or dropped in silence.
 
     The names must be those of the specs, each dtype the spec's own, each size within its range and the same wherever
     its dimension's name appears, each value within the spec's range where it states one. NaN is no value: it passes,
@@ -193,7 +193,7 @@ def problems(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> list[s
 
 
 def _array_problems(spec: TensorSpec, array: Array, sizes: dict[str, int]) -> Iterator[str]:
-    """What does not fit in one array; ``sizes`` collects the sizes of named dimensions over all arrays."""
+    """Return what does not fit in one array; ``sizes`` collects the sizes of named dimensions over all arrays."""
     if array.dtype != np.dtype(spec.dtype):
         yield f"{spec.name} is {array.dtype}, not {spec.dtype}"
     elif spec.low is not None and spec.high is not None and ((array < spec.low) | (array > spec.high)).any():

@@ -63,17 +63,17 @@ _INCOMPARABLE = Errors(math.inf, math.inf, math.inf, math.inf, math.inf, cosine=
 
 
 def is_float(dtype: str) -> bool:
-    """Whether ``dtype`` names one of the floating-point types that can be judged with a tolerance."""
+    """Return True if ``dtype`` names one of the floating-point types that can be judged with a tolerance."""
     return dtype in _FLOATS
 
 
 def eps(dtype: str) -> float:
-    """Distance from 1 to the next number of ``dtype``; 0 for integers and booleans, which must be equal."""
+    """Return distance from 1 to the next number of ``dtype``; 0 for integers and booleans, which must be equal."""
     return 2.0 ** -_FLOATS[dtype][0] if dtype in _FLOATS else 0.0
 
 
 def errors(actual: Array, reference: Array, dtype: str) -> Errors:
-    """The errors of ``actual`` against ``reference``, two arrays of one shape.
+    """Return the errors of ``actual`` against ``reference``, two arrays of one shape.
 
     ``dtype`` is the name of the deployed one, whose ulp counts; the arrays may be wider. Raises VerdictError where
     the shapes differ (nothing is broadcast), InputError for values that are neither real numbers nor booleans.

@@ -49,7 +49,7 @@ class Overflow:
 
 
 def overflow_notes(model: ir.Model, feeds: Sequence[Feed]) -> tuple[str, ...]:
-    """What is to be said of the overflows of ``model``: nothing, or one sentence that names the modules."""
+    """Return what is to be said of the overflows of ``model``: nothing, or one sentence that names the modules."""
     try:
         found = overflows(model, feeds)
     except (NormdeployError, OSError) as error:  # no kernel, no room: a note must not cost the deployment
@@ -70,7 +70,7 @@ def overflow_notes(model: ir.Model, feeds: Sequence[Feed]) -> tuple[str, ...]:
 
 
 def overflows(model: ir.Model, feeds: Sequence[Feed]) -> tuple[Overflow, ...]:
-    """Every 16-bit value of ``model`` that some of ``feeds`` drives beyond the largest number of its type.
+    """Return every 16-bit value of ``model`` that some of ``feeds`` drives beyond the largest number of its type.
 
     In the order of the graph, each on the feed where it is largest. Values in the bodies of branches and loops are not
     looked at, nor what a mask hides: there, beyond the largest number is as good as at it.

@@ -74,7 +74,7 @@ class _Recorder:
             handle.remove()
 
     def take(self) -> Arrays:
-        """What the modules returned since the last time; only of those that ran once and returned one tensor."""
+        """Return what the modules returned since the last time; only of those that ran once and returned one tensor."""
         single = {name: calls[0] for name, calls in self._calls.items() if len(calls) == 1}
         self._calls.clear()
         return {name: array for name, array in single.items() if array is not None}
@@ -94,7 +94,7 @@ class _Recorder:
 
 
 def run_with_taps(model: ir.Model, feed: Feed, options: Mapping[str, str] | None = None) -> Arrays:
-    """The model's outputs and the last value of each module, by name; ``options`` are those of its session."""
+    """Return the model's outputs and the last value of each module, by name; ``options`` are those of its session."""
     tapped = model.clone()
     wanted = set(taps_of(tapped).values()) - {value.name for value in tapped.graph.outputs}
     tapped.graph.outputs.extend(value for node in tapped.graph for value in node.outputs if value.name in wanted)
@@ -105,7 +105,9 @@ def run_with_taps(model: ir.Model, feed: Feed, options: Mapping[str, str] | None
 
 
 def taps_of(model: ir.Model) -> dict[str, str]:
-    """Module name → name of the last value that the module, or one inside it, produces in the order of the graph."""
+    """Return module name → name of the last value that the module, or one inside it, produces in the order of the
+    graph.
+    """
     taps: dict[str, str] = {}
     for node in model.graph:
         name = module_name(node)

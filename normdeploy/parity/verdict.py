@@ -70,7 +70,7 @@ class Measurement:
 
     @property
     def eps(self) -> float:
-        """ε of what the network computes in; 0 for integers and booleans."""
+        """Return ε of what the network computes in; 0 for integers and booleans."""
         own = eps(self.dtype)
         return max(own, eps(self.computes)) if own else 0.0
 
@@ -208,7 +208,7 @@ class Verdict:
 
     @property
     def smallest_k(self) -> float:
-        """The least k that would pass everything; infinite where none does."""
+        """Return the least k that would pass everything; infinite where none does."""
         return max(judgement.smallest_k for judgement in self.judgements)
 
     def failures(self) -> tuple[Judgement, ...]:

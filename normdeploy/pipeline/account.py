@@ -35,7 +35,7 @@ def account(
     notes: Sequence[str],
     **more: Any,
 ) -> Report:
-    """The report of one export; ``notes`` come behind those of its stages, ``more`` are fields as they are."""
+    """Return the report of one export; ``notes`` come behind those of its stages, ``more`` are fields as they are."""
     return Report(
         created=datetime.now(UTC),
         normdeploy_version=version("normdeploy"),
@@ -81,7 +81,7 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def packages() -> dict[str, str]:
-    """Package → version of what takes part, Python included."""
+    """Return package → version of what takes part, Python included."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -92,12 +92,12 @@ def packages() -> dict[str, str]:
 
 
 def norm_counts(model: ir.Model) -> dict[str, int]:
-    """Operator type → how many norms of it ``model`` has."""
+    """Return operator type → how many norms of it ``model`` has."""
     return dict(Counter(operator(node) for node in model.graph.all_nodes() if operator(node) in NORMS))
 
 
 def precision(model: ir.Model) -> str:
-    """The floating-point dtypes of the weights, that of the most bytes first."""
+    """Return the floating-point dtypes of the weights, that of the most bytes first."""
     sizes: Counter[str] = Counter()
     for graph in model.graphs():
         for value in graph.initializers.values():

@@ -57,7 +57,7 @@ class Artefact:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was allowed to run code, with its sha256, and which session options had to be added."""
+        """Return what was allowed to run code, with its sha256, and which session options had to be added."""
         sidecar = self.runner.sidecar if isinstance(self.runner, TensorRTRunner) else None
         carries = sidecar is not None and sidecar.carries_code
         trusted = (f"trusted to run code: the plan of sha256 {sidecar.sha256}",) if sidecar and carries else ()
@@ -74,7 +74,7 @@ class Artefact:
         return OnnxRuntimeRunner(self.runner.path, threads=threads, options=self.options, placement=self.placement)
 
     def usual_feed(self) -> Feed:
-        """Inputs at the usual sizes: a bundle's golden ones, else random ones."""
+        """Return inputs at the usual sizes: a bundle's golden ones, else random ones."""
         return Feed("golden", dict(self.bundle.golden.inputs)) if self.bundle else feeds_for(self.specs, None, 0)[0]
 
 
@@ -87,7 +87,7 @@ def open_artefact(
     trust: Sequence[Path] = (),
     placement: Placement = CPU,
 ) -> Artefact:
-    """The artefact at ``path``; ``inputs`` are the specs of one that is not, and does not lie in, a bundle.
+    """Return the artefact at ``path``; ``inputs`` are the specs of one that is not, and does not lie in, a bundle.
 
     ``output_names`` are what its outputs are called, where that is not by the keys of what forward returns.
 

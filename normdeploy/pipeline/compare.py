@@ -70,7 +70,8 @@ def verify(
     progress: Progress | None = None,
     **source: Unpack[Source],
 ) -> Verdict:
-    """The parity verdict on ``artefact``, a bundle, an ONNX file or a plan, against the module that ``model`` names.
+    """Return the parity verdict on ``artefact``, a bundle, an ONNX file or a plan, against the module that ``model``
+    names.
 
     A bundle's sha256s and golden outputs are checked first, and its input specs hold; an ONNX file, and a plan outside
     a bundle, need ``inputs``. What computes in 16 bits is judged by what eager loses in them. ``placement`` is where it

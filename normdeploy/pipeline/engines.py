@@ -98,7 +98,9 @@ def require_backend(backend: str | None, sm: Sequence[str], *, plugin: bool = Fa
 
 
 def computes_in(model: ir.Model) -> Precision:
-    """What the convolutions and matrix products of ``model`` compute in; fp32 where they differ, or where none is."""
+    """Return what the convolutions and matrix products of ``model`` compute in; fp32 where they differ, or where none
+    is.
+    """
     for precision in ("fp32", "fp16", "bf16"):
         if not wrong_precision(model, precision):
             return precision
@@ -106,7 +108,7 @@ def computes_in(model: ir.Model) -> Precision:
 
 
 def read_graph(path: Path) -> ir.Model:
-    """The graph in an ONNX file; InputError for any other file."""
+    """Return the graph in an ONNX file; InputError for any other file."""
     return onnxfile.load(path)
 
 

@@ -22,7 +22,7 @@ _MOST = 1 << 28
 
 
 def ledger_of(path: str | Path, name: str | None = None) -> tuple[Entry, ...]:
-    """What became of each norm of ``path``, a bundle or a folded ONNX file; of those that match ``name`` only.
+    """Return what became of each norm of ``path``, a bundle or a folded ONNX file; of those that match ``name`` only.
 
     ``name`` is a module's name or a pattern (fnmatch). Raises InputError where there is no ledger, or no such norm.
     """
@@ -48,7 +48,7 @@ def _ledger(path: Path) -> Ledger:
 
 
 def report_of(path: str | Path) -> Report:
-    """The report in a bundle, or in a ``report.json``; InputError for anything else."""
+    """Return the report in a bundle, or in a ``report.json``; InputError for anything else."""
     path = Path(path)
     file = (
         path / "report.json" if path.is_dir() else Path(os.path.realpath(path))

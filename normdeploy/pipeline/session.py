@@ -101,7 +101,7 @@ _ALTERS = f"onnxruntime's {ALTERS_WEIGHTS} makes other weights of a quantized ne
 
 @contextmanager
 def written(model: ir.Model) -> Iterator[Path]:
-    """A temporary file of ``model``, its weights beside it."""
+    """Write a temporary file of ``model``, its weights beside it, for as long as the context lasts."""
     with scratch() as folder:
         path = folder / "model.onnx"
         try:

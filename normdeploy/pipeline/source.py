@@ -43,12 +43,12 @@ class Source(TypedDict, total=False):
 
 
 def trusted(source: Source) -> tuple[Path, ...]:
-    """The files that may run code when they are opened; see :mod:`normdeploy.trust`."""
+    """Return the files that may run code when they are opened; see :mod:`normdeploy.trust`."""
     return tuple(map(Path, source.get("trust", ())))
 
 
 def load(model: str, source: Source) -> Checkpoint:
-    """The module that the factory ``model`` returns, with its weights."""
+    """Return the module that the factory ``model`` returns, with its weights."""
     return checkpoint.load(
         model,
         app_dir=_path(source.get("app_dir")),
@@ -61,7 +61,9 @@ def load(model: str, source: Source) -> Checkpoint:
 
 
 def load_beside(specs: Sequence[TensorSpec], model: str, source: Source) -> Checkpoint:
-    """The module to run beside what takes ``specs``: widened, as its export was, if those have no 16-bit floats."""
+    """Return the module to run beside what takes ``specs``: widened, as its export was, if those have no 16-bit
+    floats.
+    """
     loaded = load(model, source)
     if any(spec.dtype in ("float16", "bfloat16") for spec in specs):
         return loaded
@@ -85,7 +87,7 @@ def _path(given: str | Path | None) -> Path | None:
 
 
 def usual_threads() -> int:
-    """The threads to measure with: all but one of PyTorch's own.
+    """Return the threads to measure with: all but one of PyTorch's own.
 
     Threads that meet at a barrier wait for the last one, so where every core is taken, whatever else the machine does
     counts a thousandfold.
@@ -115,7 +117,7 @@ class Stages:
 
 
 def specs_of(inputs: Sequence[str], output_names: Sequence[str] = ()) -> Signature:
-    """The input specs, of which there must be one at least, and the names of the outputs."""
+    """Return the input specs, of which there must be one at least, and the names of the outputs."""
     specs = parse(inputs)
     if not specs:
         raise InputError("no input is described", where="--input", fix='give e.g. --input "x:N=1..1..64x3x224x224@f32"')

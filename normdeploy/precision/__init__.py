@@ -65,7 +65,7 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
 
 
 def wrong_precision(model: ir.Model, precision: Precision) -> tuple[str, ...]:
-    """The operators that decide a model's precision and read another floating-point type, by module name."""
+    """Return the operators that decide a model's precision and read another floating-point type, by module name."""
     return tuple(
         f"{label(node)} ({operator(node)})"
         for node in model.graph.all_nodes()

@@ -98,7 +98,7 @@ class Conversion:
         return beyond
 
     def _is_mask(self, value: ir.Value) -> bool:
-        """Whether what lies beyond the range is one sentinel, such as -1e9, in elementwise operators."""
+        """Return True if what lies beyond the range is one sentinel, such as -1e9, in elementwise operators."""
         elementwise = all(operator(use.node) in _MASKING for use in value.uses())
         return elementwise and len(np.unique(self._beyond(value))) == 1
 

@@ -55,19 +55,19 @@ class Decision:
         self.beyond = {value for value, beyond in derived.items() if beyond}
 
     def reads_narrow(self, node: ir.Node, index: int) -> bool:
-        """Whether ``node`` reads its input ``index`` in the target type."""
+        """Return True if ``node`` reads its input ``index`` in the target type."""
         schema = self._schema(node)
         return self._narrow(node, index, schema.inputs if schema else ())
 
     def makes_narrow(self, node: ir.Node, index: int) -> bool:
-        """Whether ``node`` makes its output ``index`` in the target type."""
+        """Return True if ``node`` makes its output ``index`` in the target type."""
         schema = self._schema(node)
         if _stashes(schema) and index > 0:  # the statistics themselves
             return False
         return self._narrow(node, index, schema.outputs if schema else ())
 
     def constants(self) -> list[ir.Value]:
-        """The float32 initializers that the caller of the model cannot replace."""
+        """Return the float32 initializers that the caller of the model cannot replace."""
         return [value for value in self.float32 if _is_constant(value)]
 
     def _narrow(self, node: ir.Node, index: int, formals: Sequence[onnx.defs.OpSchema.FormalParameter]) -> bool:
@@ -86,13 +86,13 @@ class Decision:
         return _schema(operator(node), self.model.opset_imports.get(node.domain, 1))
 
     def _underflows(self, node: ir.Node) -> bool:
-        """Whether a scalar that ``node`` reads, such as an epsilon, would become zero."""
+        """Return True if a scalar that ``node`` reads, such as an epsilon, would become zero."""
         constants = [value for value in node.inputs if value in self.float32 and _is_constant(value)]
         scalars = [array(value) for value in constants if value.shape is not None and value.shape.rank() == 0]
         return any(0 < abs(float(scalar)) <= _SMALLEST[self.target] / 2 for scalar in scalars)
 
     def _is_mask_arithmetic(self, node: ir.Node, derived: dict[ir.Value, bool]) -> bool:
-        """Whether ``node`` makes floats of integers and constants alone, or of values that were so made."""
+        """Return True if ``node`` makes floats of integers and constants alone, or of values that were so made."""
         if operator(node) in HEAVY or not any(out in self.float32 for out in node.outputs):
             return False
         values = [value for value in node.inputs if value in self.float32]
@@ -123,7 +123,7 @@ class Decision:
 
 
 def array(value: ir.Value) -> np.ndarray:
-    """The data of an initializer, in its own dtype and shape."""
+    """Return the data of an initializer, in its own dtype and shape."""
     if value.const_value is None:
         raise InputError("an initializer has no data", where=str(value.name), fix="save the model with its weights")
     return value.const_value.numpy()
@@ -146,7 +146,7 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def _stashes(schema: onnx.defs.OpSchema | None) -> bool:
-    """Whether the operator computes its statistics in float32 whatever its data is."""
+    """Return True if the operator computes its statistics in float32 whatever its data is."""
     return schema is not None and "stash_type" in schema.attributes
 
 

@@ -60,7 +60,9 @@ def averaging(chain: Iterable[ir.Node]) -> tuple[ir.Node, ...]:
 
 
 def guarded(guard: ir.Node) -> tuple[ir.Node, ...]:
-    """``guard``, which keeps a divisor or a logarithm from zero by an epsilon, with all from there to the division."""
+    """Return ``guard``, which keeps a divisor or a logarithm from zero by an epsilon, with all from there to the
+    division.
+    """
     if operator(guard) not in _GUARDS:
         return ()
     found, pending = {guard: None}, [guard]

@@ -59,7 +59,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _widen_attributes(node: ir.Node) -> None:
-    """What names a dtype, as in a Cast, or holds a constant of it."""
+    """Widen what names a dtype, as in a Cast, or holds a constant of it."""
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.INT and name in ("to", "dtype", "output_dtype", "output_datatype"):
             if attribute.as_int() in LARGEST:

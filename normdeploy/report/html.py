@@ -22,7 +22,7 @@ MOST_LAYERS = 200
 
 
 def render(report: Report) -> str:
-    """The page, as text. It refers to no other file and no address."""
+    """Return the page, as text. It refers to no other file and no address."""
     norms = report.ledger.norms()
     maps = [entry for entry in report.ledger.entries if not entry.norm]
     return _template().render(

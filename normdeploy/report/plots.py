@@ -53,7 +53,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def parity(verdict: Verdict) -> str:
-    """SVG of the deployed model's error against eager's, both axes logarithmic, with the bound it has to keep.
+    """Return SVG of the deployed model's error against eager's, both axes logarithmic, with the bound it has to keep.
 
     An error of 0 stands on its own tick below the smallest decade, one that is not finite on the upper edge.
     """
@@ -76,7 +76,7 @@ def parity(verdict: Verdict) -> str:
 
 
 def latency(comparison: Comparison) -> str:
-    """SVG of both latency distributions on one axis in milliseconds, p50, p90 and p99 marked."""
+    """Return SVG of both latency distributions on one axis in milliseconds, p50, p90 and p99 marked."""
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(6.4, 3.0), layout="constrained")
         axes = figure.add_subplot()
@@ -151,7 +151,9 @@ def _scatter(axes: Axes, points: Sequence[Sequence[float]], marker: str, label: 
 
 
 def _place(value: float, low: float, high: float) -> float:
-    """Where an error stands on a logarithmic axis: 0 on the lowest tick, what is not finite on the upper edge."""
+    """Return where an error stands on a logarithmic axis: 0 on the lowest tick, what is not finite on the upper
+    edge.
+    """
     return min(max(value, low), high) if math.isfinite(value) else high
 
 

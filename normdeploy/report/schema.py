@@ -31,7 +31,7 @@ class Document(BaseModel):
     schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
-        """Strict JSON, indented, with a last newline."""
+        """Return strict JSON, indented, with a last newline."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -107,7 +107,7 @@ class _StrictJson(GenerateJsonSchema):
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of ``report.json``."""
+    """Return the JSON schema of ``report.json``."""
     return Report.model_json_schema(mode="serialization", schema_generator=_StrictJson)
 
 
@@ -115,7 +115,7 @@ D = TypeVar("D", bound=Document)
 
 
 def read(kind: type[D], text: str | bytes, *, where: str) -> D:
-    """The ``kind`` of document that ``text`` holds; InputError at ``where`` for any other text."""
+    """Return the ``kind`` of document that ``text`` holds; InputError at ``where`` for any other text."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
 
 def headline(tuning: Tuning) -> str:
-    """What was kept, and beside how many others."""
+    """Return what was kept, and beside how many others."""
     kept = next((each for each in tuning.candidates if each.kept), None)
     if kept is None:
         return "no form is kept"
@@ -28,7 +28,7 @@ def headline(tuning: Tuning) -> str:
 
 
 def rule(tuning: Tuning) -> str:
-    """What the numbers are, and what a candidate had to do."""
+    """Return what the numbers are, and what a candidate had to do."""
     return (
         f"{count(tuning.threads, 'thread')}, {tuning.feed}; the ratio is the default's median over the form's, "
         f"both in turns. Kept is what is faster beyond {1 + tuning.margin:g}, in fresh sessions too, and passes parity."
@@ -36,7 +36,7 @@ def rule(tuning: Tuning) -> str:
 
 
 def rows(tuning: Tuning) -> list[Row]:
-    """The default and what was measured beside it, the second measurement below the first one."""
+    """Return the default and what was measured beside it, the second measurement below the first one."""
     found: list[Row] = []
     for each in tuning.candidates:
         if each.race is not None or each is tuning.candidates[0]:
@@ -48,7 +48,7 @@ def rows(tuning: Tuning) -> list[Row]:
 
 
 def not_measured(tuning: Tuning) -> list[str]:
-    """What there was no need to measure, or no way to, and why."""
+    """Return what there was no need to measure, or no way to, and why."""
     return [f"{each.name}: {each.reason}" for each in tuning.candidates[1:] if each.race is None]
 
 

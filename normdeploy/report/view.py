@@ -26,48 +26,48 @@ class ErrorRow(NamedTuple):
 
 
 def sig(value: float) -> str:
-    """Three significant digits, without an exponent where that is short."""
+    """Return three significant digits, without an exponent where that is short."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """``1 thread``, ``2 threads``."""
+    """Return ``1 thread``, ``2 threads``."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def shown(number: int, most: int, noun: str, plural: str = "") -> str:
-    """``12 entries``, or how many of them a table with ``most`` rows shows."""
+    """Return ``12 entries``, or how many of them a table with ``most`` rows shows."""
     everything = count(number, noun, plural)
     return everything if number <= most else f"the first {most} of {everything}; report.json has them all"
 
 
 def plain(text: str) -> str:
-    """``text`` as :func:`normdeploy.errors.plain` spells it."""
+    """Return ``text`` as :func:`normdeploy.errors.plain` spells it."""
     return errors.plain(text)
 
 
 def before_after(report: Report) -> str:
-    """``BatchNormalization 20 → 0, LayerNormalization 2 → 2``, or ``none``."""
+    """Return ``BatchNormalization 20 → 0, LayerNormalization 2 → 2``, or ``none``."""
     kinds = sorted({*report.norms_before, *report.norms_after})
     counts = [f"{kind} {report.norms_before.get(kind, 0)} → {report.norms_after.get(kind, 0)}" for kind in kinds]
     return ", ".join(counts) or "none"
 
 
 def notes(report: Report) -> list[str]:
-    """The notes of the export and of its fold, and the plans that the fold's validation dropped."""
+    """Return the notes of the export and of its fold, and the plans that the fold's validation dropped."""
     ledger = report.ledger
     return [*report.notes, *map(str, ledger.notes), *(f"dropped: {dropped}" for dropped in ledger.dropped)]
 
 
 def outcome(entry: Entry) -> str:
-    """What became of ``entry`` without the names that differ from norm to norm."""
+    """Return what became of ``entry`` without the names that differ from norm to norm."""
     return str(entry) if entry.outcome == "left" else entry.outcome
 
 
 def groups(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """The entries with the same kind and outcome (and reason) together, in order of first appearance."""
+    """Return the entries with the same kind and outcome (and reason) together, in order of first appearance."""
     found: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         found.setdefault((entry.kind, outcome(entry)), []).append(entry)
@@ -75,19 +75,19 @@ def groups(entries: Iterable[Entry]) -> list[list[Entry]]:
 
 
 def examples(group: Sequence[Entry]) -> str:
-    """The names of the first few norms of ``group``."""
+    """Return the names of the first few norms of ``group``."""
     names = [entry.module or entry.node for entry in group]
     return ", ".join(names[:_EXAMPLES]) + (", …" if len(names) > _EXAMPLES else "")
 
 
 def outcome_counts(entries: Iterable[Entry]) -> list[tuple[Outcome, int]]:
-    """How many entries had each outcome, those that occur."""
+    """Return how many entries had each outcome, those that occur."""
     counts = Counter(entry.outcome for entry in entries)
     return [(outcome, counts[outcome]) for outcome in get_args(Outcome) if counts[outcome]]
 
 
 def two_errors(judgement: Judgement) -> tuple[ErrorRow, ErrorRow]:
-    """The RMS and the maximum error of a judgement, each with its bound."""
+    """Return the RMS and the maximum error of a judgement, each with its bound."""
     eager, deployed = judgement.measurement.eager, judgement.measurement.deployed
     return (
         ErrorRow("RMS", (eager.rms, deployed.rms, judgement.bound_rms)),
@@ -189,28 +189,28 @@ def fold_ratio(latency: Comparison) -> str:
 
 
 def ratio(latency: Comparison) -> str:
-    """The speed-up in one sentence, with its confidence interval, and whether that shows any difference."""
+    """Return the speed-up in one sentence, with its confidence interval, and whether that shows any difference."""
     equal = "no difference is shown: " if latency.ratio_low <= 1 <= latency.ratio_high else ""
     interval = f"95 % confidence {sig(latency.ratio_low)} to {sig(latency.ratio_high)}"
     return f"{equal}{sig(latency.ratio)} times as fast as eager ({interval})"
 
 
 def engine(sidecar: Sidecar) -> str:
-    """What built it, and which GPUs it is for."""
+    """Return what built it, and which GPUs it is for."""
     capabilities = sorted(sidecar.compute_capabilities, key=lambda name: (len(name), name))
     target = ", ".join(capabilities) or sidecar.gpu or "no GPU that it names"
     return f"{sidecar.backend} {sidecar.backend_version}, in {sidecar.precision}, for {target}"
 
 
 def engine_layers(sidecar: Sidecar) -> str:
-    """``25 layers: fp32 23, without floating-point data 2``."""
+    """Return ``25 layers: fp32 23, without floating-point data 2``."""
     counts = Counter(layer.precision or "without floating-point data" for layer in sidecar.layers)
     precisions = ", ".join(f"{precision} {number}" for precision, number in counts.most_common())
     return f"{count(len(sidecar.layers), 'layer')}: {precisions or 'none told'}"
 
 
 def layer_precision(layer: EngineLayer) -> str:
-    """What a layer computes in, and what it averages in where that is another type."""
+    """Return what a layer computes in, and what it averages in where that is another type."""
     mixed = layer.statistics not in ("", layer.precision)
     return f"{layer.precision}, averages in {layer.statistics}" if mixed else layer.precision
 

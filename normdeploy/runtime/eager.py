@@ -70,7 +70,7 @@ class EagerRunner:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs; known once the module has run, so asking first runs it at its smallest sizes."""
+        """Return names of the outputs; known once the module has run, so asking first runs it at its smallest sizes."""
         if not self._outputs:
             self._run(example_inputs(self._specs, sizes_at(self._specs, "min")))
         return self._outputs

@@ -110,7 +110,7 @@ class OnnxRuntimeRunner:
 
 
 def operators_run(model: Path, options: Mapping[str, str | int | bool] | None = None) -> Counter[tuple[str, int]]:
-    """(Operator type, number of inputs) → how many ONNX Runtime runs of it, once it has optimized ``model``.
+    """Return (Operator type, number of inputs) → how many ONNX Runtime runs of it, once it has optimized ``model``.
 
     Two models, or sessions, of which this is equal run the same kernels. Raises what :class:`OnnxRuntimeRunner` does.
     """
@@ -136,7 +136,9 @@ def _import() -> Any:
 
 
 def _arguments(options: Mapping[str, str | int | bool]) -> dict[str, Any]:
-    """What a session takes beside its options. Its own fallback would drop these without a word, so it is off."""
+    """Return what a session takes beside its options. Its own fallback would drop these without a word, so it is
+    off.
+    """
     names = str(options.get(DISABLED_OPTIMIZERS, "")).split(",")
     return {DISABLED_OPTIMIZERS: names, "enable_fallback": 0} if any(names) else {}
 

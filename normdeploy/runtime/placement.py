@@ -77,12 +77,12 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """ONNX Runtime's own name of the provider."""
+        """Return ONNX Runtime's own name of the provider."""
         return PROVIDERS.get(self.provider, self.provider)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of it; empty for the CPU."""
+        """Return what is to be said of it; empty for the CPU."""
         if self.name == CPU_PROVIDER:
             return ()
         rounded = "TF32 products, in eager PyTorch too" if self.tf32 else "no TF32, in eager PyTorch neither"

@@ -15,15 +15,15 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str:
-        """What a report calls it: ``eager``, ``eager float64``, ``onnxruntime``."""
+        """Return what a report calls it: ``eager``, ``eager float64``, ``onnxruntime``."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the arrays it takes."""
+        """Return names of the arrays it takes."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the arrays it gives, in order."""
+        """Return names of the arrays it gives, in order."""
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. bfloat16 arrays are of ml_dtypes' type; the arrays given are not changed."""
@@ -40,5 +40,5 @@ def check_names(feeds: Mapping[str, np.ndarray], inputs: Sequence[str], runner: 
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a backend's message that says something."""
+    """Return the first line of a backend's message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -53,7 +53,7 @@ class Queue(Protocol):
 
     @property
     def handle(self) -> int:
-        """The stream as the engine takes it."""
+        """Return the stream as the engine takes it."""
 
     def __enter__(self) -> None:
         """Wait for what torch has queued: the inputs."""
@@ -149,7 +149,9 @@ class TensorRTRunner:
         return self._graphs[shapes].replay(feeds)
 
     def layer_times(self, feeds: Mapping[str, torch.Tensor], *, runs: int = 20) -> tuple[LayerTime, ...]:
-        """The mean time of each layer over ``runs``, in the engine's order; a profiled run is slower than others."""
+        """Return the mean time of each layer over ``runs``, in the engine's order; a profiled run is slower than
+        others.
+        """
         context = self._engine.create_execution_context()
         times = _profiler(self._trt)
         self._launch(context, feeds)

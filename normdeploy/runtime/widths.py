@@ -80,7 +80,7 @@ def _wide_tensor(leaf: Any) -> Any:
 
 
 def _writes_narrow(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether ``func`` writes into a narrow tensor, which a widened copy of it would not reach."""
+    """Return True if ``func`` writes into a narrow tensor, which a widened copy of it would not reach."""
     arguments = func._schema.arguments
     written = [arg for arg, of in zip(args, arguments, strict=False) if of.alias_info and of.alias_info.is_write]
     return any(_is_narrow(leaf) for leaf in tree_leaves(written))

@@ -34,7 +34,7 @@ def reference(
 
 @lru_cache(maxsize=256)  # to make one takes longer than to run it, and a network repeats its operators
 def _reference(serialized: bytes, opset: int) -> ReferenceEvaluator:
-    """What runs one node."""
+    """Return what runs one node."""
     node, info = onnx.NodeProto.FromString(serialized), onnx.helper.make_empty_tensor_value_info
     inputs, outputs = [info(name) for name in node.input if name], [info(name) for name in node.output]
     graph = onnx.helper.make_graph([node], "one", inputs, outputs)
@@ -53,7 +53,7 @@ class Resize(_ReferenceResize):
 
 
 def matmul(attributes: Attributes, a: np.ndarray, b: np.ndarray) -> Array:
-    """ONNX specification, MatMul-13."""
+    """Evaluate by the ONNX specification, MatMul-13."""
     del attributes
     return products.matmul(a, b)
 
@@ -65,7 +65,7 @@ def identity(attributes: Attributes, x: Array, *others: Any) -> Array:
 
 
 def batch_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:
-    """ONNX specification, BatchNormalization-15: (x - mean) / sqrt(var + epsilon) * scale + bias."""
+    """Evaluate by the ONNX specification, BatchNormalization-15: (x - mean) / sqrt(var + epsilon) * scale + bias."""
     channels = (1, -1, *(1,) * (x.ndim - 2))
     eps = float(np.float32(attributes.get("epsilon", 1e-5)))
     centred = x - mean.reshape(channels)
@@ -75,7 +75,9 @@ def batch_normalization(attributes: Attributes, x: Array, scale: Array, bias: Ar
 def layer_normalization(
     attributes: Attributes, x: Array, scale: Array, bias: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """ONNX specification, LayerNormalization-17 (Ba et al. 2016, arXiv 1607.06450): y, mean, inverse deviation."""
+    """Evaluate by the ONNX specification, LayerNormalization-17 (Ba et al. 2016, arXiv 1607.06450): y, mean, inverse
+    deviation.
+    """
     axes = tuple(range(attributes.get("axis", -1) % x.ndim, x.ndim))
     mean = x.mean(axis=axes, keepdims=True)
     eps = float(np.float32(attributes.get("epsilon", 1e-5)))
@@ -85,7 +87,7 @@ def layer_normalization(
 
 
 def rms_normalization(attributes: Attributes, x: Array, scale: Array) -> Array:
-    """ONNX specification, RMSNormalization-23 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    """Evaluate by the ONNX specification, RMSNormalization-23 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
     axes = tuple(range(attributes.get("axis", -1) % x.ndim, x.ndim))
     eps = float(np.float32(attributes.get("epsilon", 1e-5)))
     y: Array = x / np.sqrt((x**2).mean(axis=axes, keepdims=True) + eps) * scale
@@ -93,14 +95,16 @@ def rms_normalization(attributes: Attributes, x: Array, scale: Array) -> Array:
 
 
 def global_max_pool(attributes: Attributes, x: Array) -> Array:
-    """ONNX specification, GlobalMaxPool-22; the reference knows images only."""
+    """Evaluate by the ONNX specification, GlobalMaxPool-22; the reference knows images only."""
     del attributes
     y: Array = x.max(axis=tuple(range(2, x.ndim)), keepdims=True)
     return y
 
 
 def group_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array) -> Array:
-    """ONNX specification, GroupNormalization-21 (Wu & He 2018, arXiv 1803.08494); the reference rounds to float32."""
+    """Evaluate by the ONNX specification, GroupNormalization-21 (Wu & He 2018, arXiv 1803.08494); the reference
+    rounds to float32.
+    """
     groups = x.reshape(x.shape[0], attributes["num_groups"], -1)
     eps = float(np.float32(attributes.get("epsilon", 1e-5)))
     centred = groups - groups.mean(axis=-1, keepdims=True)
@@ -111,19 +115,21 @@ def group_normalization(attributes: Attributes, x: Array, scale: Array, bias: Ar
 
 
 def instance_normalization(attributes: Attributes, x: Array, scale: Array, bias: Array) -> Array:
-    """ONNX specification, InstanceNormalization-6 (Ulyanov et al. 2016, arXiv 1607.08022): a group for each channel."""
+    """Evaluate by the ONNX specification, InstanceNormalization-6 (Ulyanov et al. 2016, arXiv 1607.08022): a group
+    for each channel.
+    """
     return group_normalization({**attributes, "num_groups": x.shape[1]}, x, scale, bias)
 
 
 def prelu(attributes: Attributes, x: Array, slope: Array) -> Array:
-    """ONNX specification, PRelu-9 (He et al. 2015, arXiv 1502.01852)."""
+    """Evaluate by the ONNX specification, PRelu-9 (He et al. 2015, arXiv 1502.01852)."""
     del attributes
     y: Array = np.where(x < 0, slope * x, x)
     return y
 
 
 def pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Array:
-    """ONNX specification, Pad-23: negative pads cut cells off, which the reference does not know."""
+    """Evaluate by the ONNX specification, Pad-23: negative pads cut cells off, which the reference does not know."""
     pads, value, axes = (*parameters, None, None, None)[:3]
     counts = [int(n) for n in (attributes["pads"] if pads is None else pads)]
     fill = attributes.get("value", 0.0) if value is None else float(np.asarray(value).reshape(()))
@@ -138,18 +144,18 @@ def pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Arr
 
 
 def squeeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) -> Array:
-    """ONNX specification, Squeeze-13; the reference takes negative axes from opset 13 on only."""
+    """Evaluate by the ONNX specification, Squeeze-13; the reference takes negative axes from opset 13 on only."""
     named = attributes.get("axes") if axes is None else axes.tolist()
     return np.squeeze(x, None if named is None else tuple(named))
 
 
 def unsqueeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) -> Array:
-    """ONNX specification, Unsqueeze-13; negative axes are those of the result."""
+    """Evaluate by the ONNX specification, Unsqueeze-13; negative axes are those of the result."""
     return np.expand_dims(x, tuple(attributes["axes"] if axes is None else axes.tolist()))
 
 
 def dequantize_linear(attributes: Attributes, codes: np.ndarray, scale: Array, zero: np.ndarray | None = None) -> Array:
-    """ONNX specification, DequantizeLinear-23; the reference knows it from opset 19 on."""
+    """Evaluate by the ONNX specification, DequantizeLinear-23; the reference knows it from opset 19 on."""
     axis, block = attributes.get("axis", 1) % max(codes.ndim, 1), attributes.get("block_size", 0)
 
     def along(a: np.ndarray) -> np.ndarray:  # one number a slice of the axis, or a block of slices
@@ -163,7 +169,9 @@ def dequantize_linear(attributes: Attributes, codes: np.ndarray, scale: Array, z
 
 
 def resize(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Array:
-    """ONNX specification, Upsample-7 (scales an attribute), Upsample-9 and Resize-10 (an input), Resize-11 and on."""
+    """Evaluate by the ONNX specification, Upsample-7 (scales an attribute), Upsample-9 and Resize-10 (an input),
+    Resize-11 and on.
+    """
     if len(parameters) > 1:
         return reference("Resize", attributes, [x, *parameters], _RESIZE)[0]
     scales = parameters[0] if parameters else np.asarray(attributes["scales"], np.float64)

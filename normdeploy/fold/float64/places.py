@@ -17,7 +17,9 @@ Tap = tuple[np.ndarray, Array]
 
 
 def grid_sample(attributes: Mapping[str, Any], x: Array, grid: Array) -> Array:
-    """ONNX specification, GridSample-22, over any number of axes; the reference interpolates in float32."""
+    """Evaluate by the ONNX specification, GridSample-22, over any number of axes; the reference interpolates in
+    float32.
+    """
     mode = str(attributes.get("mode", "linear")).removeprefix("bi")
     padding, aligned = attributes.get("padding_mode", "zeros"), attributes.get("align_corners", 0)
     taps = [
@@ -35,7 +37,9 @@ def deform_conv(
     bias: Array | None = None,
     mask: Array | None = None,
 ) -> Array:
-    """ONNX specification, DeformConv-22 (Dai et al. 2017, arXiv 1703.06211): cells outside the image are 0."""
+    """Evaluate by the ONNX specification, DeformConv-22 (Dai et al. 2017, arXiv 1703.06211): cells outside the image
+    are 0.
+    """
     kernel, cells, batch = weight.shape[2:], offset.shape[2:], x.shape[0]
     groups, sets, count = attributes.get("group", 1), attributes.get("offset_group", 1), math.prod(kernel)
     steps = [attributes.get(name) or [1] * len(kernel) for name in ("strides", "dilations")]
@@ -60,12 +64,12 @@ def deform_conv(
 
 
 def _denormalized(place: Array, size: int, aligned: int) -> Array:
-    """Places from -1 to 1 as cells of an axis."""
+    """Return places from -1 to 1 as cells of an axis."""
     return (place + 1.0) / 2.0 * (size - 1) if aligned else ((place + 1.0) * size - 1.0) / 2.0
 
 
 def _taps(place: Array, size: int, mode: str, padding: str, aligned: int) -> list[Tap]:
-    """The cells along an axis that are read at each place."""
+    """Return the cells along an axis that are read at each place."""
     if mode != "cubic" and padding == "border":
         place = np.clip(place, 0.0, size - 1.0)
     if mode != "cubic" and padding == "reflection":
@@ -83,7 +87,7 @@ def _taps(place: Array, size: int, mode: str, padding: str, aligned: int) -> lis
 
 
 def _weights(mode: str, rest: Array) -> list[tuple[int, Array]]:
-    """The neighbours of a cell, by their distance from it, with the weight at ``rest`` behind it."""
+    """Return the neighbours of a cell, by their distance from it, with the weight at ``rest`` behind it."""
     if mode == "nearest":
         return [(0, np.ones(rest.shape))]
     if mode == "linear":
@@ -92,17 +96,17 @@ def _weights(mode: str, rest: Array) -> list[tuple[int, Array]]:
 
 
 def _near(d: Array) -> Array:
-    """The weight of a cell less than one cell away, of cubic convolution with a = -3/4 (Keys 1981)."""
+    """Return the weight of a cell less than one cell away, of cubic convolution with a = -3/4 (Keys 1981)."""
     return (1.25 * d - 2.25) * d * d + 1.0
 
 
 def _far(d: Array) -> Array:
-    """The weight of a cell between one and two cells away."""
+    """Return the weight of a cell between one and two cells away."""
     return ((-0.75 * d + 3.75) * d - 6.0) * d + 3.0
 
 
 def _reflected(place: Array, size: int, aligned: int) -> Array:
-    """Places mirrored at the borders of the image until they lie inside."""
+    """Return places mirrored at the borders of the image until they lie inside."""
     low, high = (0.0, size - 1.0) if aligned else (-0.5, size - 0.5)
     if high == low:
         return np.zeros(place.shape)
@@ -111,7 +115,9 @@ def _reflected(place: Array, size: int, aligned: int) -> Array:
 
 
 def _read(x: Array, taps: Sequence[list[Tap]]) -> Array:
-    """The sums of weighted cells: (batch, channels, sizes...) at places (batch, ...) to (batch, channels, ...)."""
+    """Return the sums of weighted cells: (batch, channels, sizes...) at places (batch, ...) to (batch, channels,
+    ...).
+    """
     sizes, flat = x.shape[2:], x.reshape(*x.shape[:2], -1)
     total: Array | float = 0.0
     for each in itertools.product(*taps):

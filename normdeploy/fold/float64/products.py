@@ -13,7 +13,7 @@ _BLOCK = 1 << 18
 
 
 def by_kernels(rows: Array, kernels: np.ndarray) -> Array:
-    """(group, row, in) in float64 and (group, out, in) in any float dtype to (group, row, out)."""
+    """Return (group, row, in) in float64 and (group, out, in) in any float dtype to (group, row, out)."""
     groups, out, inner = kernels.shape
     if not rows.any():  # half of all probes: nothing need be multiplied
         return np.zeros((groups, rows.shape[1], out))
@@ -23,7 +23,7 @@ def by_kernels(rows: Array, kernels: np.ndarray) -> Array:
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> Array:
-    """ONNX specification, MatMul-13: numpy's matmul, of any float dtypes."""
+    """Evaluate by the ONNX specification, MatMul-13: numpy's matmul, of any float dtypes."""
     if b.ndim != 2 or not a.ndim:
         return np.asarray(np.matmul(a, b, dtype=np.float64))
     rows = a.astype(np.float64, copy=False).reshape(1, math.prod(a.shape[:-1]), a.shape[-1])

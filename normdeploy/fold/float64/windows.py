@@ -21,7 +21,7 @@ Pads = list[tuple[int, int]]
 
 
 def conv(attributes: Attributes, x: Array, weight: np.ndarray, bias: Array | None = None) -> Array:
-    """ONNX specification, Conv-11: correlation, as one matrix product a group over sliding windows."""
+    """Evaluate by the ONNX specification, Conv-11: correlation, as one matrix product a group over sliding windows."""
     kernel, groups = weight.shape[2:], attributes.get("group", 1)
     pads = _pads(attributes, x.shape[2:], kernel)
     padded = np.pad(x, [(0, 0), (0, 0), *pads]) if np.any(pads) else x
@@ -36,7 +36,9 @@ def conv(attributes: Attributes, x: Array, weight: np.ndarray, bias: Array | Non
 
 
 def conv_transpose(attributes: Attributes, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """ONNX specification, ConvTranspose-11: every input cell adds its kernel, strided, then the pads are cut off."""
+    """Evaluate by the ONNX specification, ConvTranspose-11: every input cell adds its kernel, strided, then the pads
+    are cut off.
+    """
     groups, spatial = attributes.get("group", 1), x.ndim - 2
     kernel, sizes = weight.shape[2:], x.shape[2:]
     strides, dilations = (_each(attributes, name, spatial) for name in ("strides", "dilations"))
@@ -60,7 +62,7 @@ def conv_transpose(attributes: Attributes, x: Array, weight: Array, bias: Array 
 
 
 def max_pool(attributes: Attributes, x: Array) -> tuple[Array, np.ndarray]:
-    """ONNX specification, MaxPool-12: the largest cell of each window, and where in ``x`` it lies."""
+    """Evaluate by the ONNX specification, MaxPool-12: the largest cell of each window, and where in ``x`` it lies."""
     kernel, spatial = attributes["kernel_shape"], x.shape[2:]
     pads = [(0, 0), (0, 0), *_pool_pads(attributes, spatial, kernel)]
     by_column = attributes.get("storage_order", 0)
@@ -75,7 +77,7 @@ def max_pool(attributes: Attributes, x: Array) -> tuple[Array, np.ndarray]:
 
 
 def average_pool(attributes: Attributes, x: Array) -> Array:
-    """ONNX specification, AveragePool-19; cells that only ceil_mode adds are never counted."""
+    """Evaluate by the ONNX specification, AveragePool-19; cells that only ceil_mode adds are never counted."""
     kernel, spatial = attributes["kernel_shape"], x.shape[2:]
     pads = _pool_pads(attributes, spatial, kernel)
     named = _pads(attributes, spatial, kernel)
@@ -97,12 +99,12 @@ def _each(attributes: Attributes, name: str, spatial: int) -> Sequence[int]:
 
 
 def _spans(attributes: Attributes, kernel: Sequence[int]) -> list[int]:
-    """How many cells a dilated kernel covers along each axis."""
+    """Return how many cells a dilated kernel covers along each axis."""
     return [d * (k - 1) + 1 for d, k in zip(_each(attributes, "dilations", len(kernel)), kernel, strict=True)]
 
 
 def _windows(attributes: Attributes, x: np.ndarray, kernel: Sequence[int]) -> np.ndarray:
-    """All windows of ``x`` (padded): (batch, channel, cells..., kernel...)."""
+    """Return all windows of ``x`` (padded): (batch, channel, cells..., kernel...)."""
     spatial = len(kernel)
     windows = np.lib.stride_tricks.sliding_window_view(x, _spans(attributes, kernel), axis=tuple(range(2, 2 + spatial)))
     steps = (*_each(attributes, "strides", spatial), *_each(attributes, "dilations", spatial))
@@ -131,7 +133,7 @@ def _pads(attributes: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -
 
 
 def _pool_pads(attributes: Attributes, sizes: Sequence[int], kernel: Sequence[int]) -> Pads:
-    """With ceil_mode a last window may reach past the end, if it starts inside the cells or the pads before them."""
+    """Return the pads: with ceil_mode a last window may reach past the end, if it starts inside the cells or pads."""
     pads = _pads(attributes, sizes, kernel)
     if not attributes.get("ceil_mode", 0):
         return pads

@@ -90,36 +90,36 @@ class Edit:
     centred: int | None = None
 
     def scaled(self, *, left: Array = ONE, right: Array = ONE) -> Edit:
-        """This edit with further factors."""
+        """Return this edit with further factors."""
         if self.centred is not None:
             return replace(self._settled(), shift=self.exact() * left * right)
         shift = self.shift * left * right if np.any(self.shift) else self.shift
         return replace(self, left=_times(self.left, left), right=_times(self.right, right), shift=shift)
 
     def shifted(self, shift: Array) -> Edit:
-        """This edit with a further shift."""
+        """Return this edit with a further shift."""
         if self.centred is not None:
             return replace(self._settled(), shift=self.exact() + shift)
         return replace(self, shift=self.shift + shift) if np.any(shift) else self
 
     def without_mean(self, axis: int) -> Edit:
-        """This edit, and then the mean over ``axis`` taken off; a projection, kept as data."""
+        """Return this edit, and then the mean over ``axis`` taken off; a projection, kept as data."""
         before = self if self.centred in (None, axis) else self._settled()
         return replace(before, centred=axis)
 
     def _settled(self) -> Edit:
-        """This edit as a tensor of its own: no factor passes a centring."""
+        """Return this edit as a tensor of its own: no factor passes a centring."""
         return Edit(None, self.dtype, shift=self.exact())
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the edited tensor: a vector may take the place of a scalar."""
+        """Return the shape of the edited tensor: a vector may take the place of a scalar."""
         original = () if self.original is None else tuple(self.original.shape.numpy())
         return np.broadcast_shapes(original, self.left.shape, self.right.shape, self.shift.shape)
 
     @property
     def nbytes(self) -> int:
-        """The size of the edited tensor in bytes."""
+        """Return the size of the edited tensor in bytes."""
         return int(math.prod(self.shape) * self.dtype.itemsize)
 
     @cached_property
@@ -130,11 +130,11 @@ class Edit:
         return exact
 
     def _read(self) -> np.ndarray | None:
-        """The original; once for all its parts, since it may have to be evaluated itself."""
+        """Return the original; once for all its parts, since it may have to be evaluated itself."""
         return None if self.original is None else self.original.numpy()
 
     def _evaluate(self, original: np.ndarray | None, part: Part, into: Array) -> Array:
-        """Some rows of the edited tensor, or all, in ``into``; what is centred needs all of the mean's axis."""
+        """Return some rows of the edited tensor, or all, in ``into``; what is centred needs all of the mean's axis."""
         with np.errstate(all="ignore"):
             if original is None:
                 into[...] = self._rows(self.shift, part)
@@ -154,7 +154,7 @@ class Edit:
         return rows
 
     def _parts(self) -> list[slice] | list[EllipsisType]:
-        """Rows that fit into a cache with what is computed from them; the whole where rows hang together."""
+        """Return rows that fit into a cache with what is computed from them; the whole where rows hang together."""
         shape = self.shape
         if not shape or (self.centred is not None and self.centred % len(shape) == 0):
             return [...]
@@ -189,7 +189,7 @@ class Edit:
         return _Rounded(array, fits, small, zeros, ulps)
 
     def summands(self) -> Array:
-        """The sizes of what is added up in each element, in float64: more than the element where it cancels."""
+        """Return the sizes of what is added up in each element, in float64: more than the element where it cancels."""
         sizes = np.abs(self.shift) * np.ones(self.shape)
         if (original := self._read()) is not None:
             with np.errstate(all="ignore"):
@@ -197,11 +197,11 @@ class Edit:
         return sizes if self.centred is None else sizes + sizes.mean(axis=self.centred, keepdims=True)
 
     def exact(self) -> Array:
-        """The edited tensor in float64, not rounded to the dtype it is stored in."""
+        """Return the edited tensor in float64, not rounded to the dtype it is stored in."""
         return self._exact
 
     def rounded(self) -> np.ndarray:
-        """The edited tensor in the dtype it is stored in, subnormal float32 results flushed to zero."""
+        """Return the edited tensor in the dtype it is stored in, subnormal float32 results flushed to zero."""
         return self._rounded.array
 
     def release(self) -> None:
@@ -210,7 +210,9 @@ class Edit:
         self.__dict__.pop("_rounded", None)
 
     def ulps(self) -> float:
-        """The largest change of an element, in units in the last place of the new value; inf for a new tensor."""
+        """Return the largest change of an element, in units in the last place of the new value; inf for a new
+        tensor.
+        """
         return self._rounded.ulps
 
     def check(self, channels: Channels = WHOLE) -> Lost:
@@ -277,7 +279,9 @@ _EXPONENT = {np.dtype(np.float32): 0x7F800000, np.dtype(np.float64): 0x7FF000000
 
 
 def _largest_change(new: np.ndarray, old: np.ndarray) -> float:
-    """The largest change of an element, in units in the last place of ``new``, or of the smallest normal number."""
+    """Return the largest change of an element, in units in the last place of ``new``, or of the smallest normal
+    number.
+    """
     limits, dtype = _finfo(new.dtype), np.promote_types(np.float32, new.dtype)
     after, before = (np.atleast_1d(array).astype(dtype, copy=False) for array in (new, old))
     power = np.maximum(np.abs(after), dtype.type(limits.smallest_normal))
@@ -301,10 +305,10 @@ def _times(factor: Array, other: Array) -> Array:
 
 
 def _finfo(dtype: np.dtype[Any]) -> Any:
-    """The limits of a floating-point dtype, bfloat16 included."""
+    """Return the limits of a floating-point dtype, bfloat16 included."""
     return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 def fingerprint(array: np.ndarray) -> int:
-    """A checksum of the bytes of ``array``."""
+    """Return a checksum of the bytes of ``array``."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

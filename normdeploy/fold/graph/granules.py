@@ -60,7 +60,7 @@ class Granules:
 
 
 def _spread(array: np.ndarray, axis: int, length: int, size: int) -> np.ndarray:
-    """``array`` with each index of ``axis`` repeated, cut to ``size``."""
+    """Return ``array`` with each index of ``axis`` repeated, cut to ``size``."""
     return np.repeat(array, length, axis=axis).take(np.arange(size), axis=axis)
 
 

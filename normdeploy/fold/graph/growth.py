@@ -32,7 +32,7 @@ class Allowance:
     stored: set[ir.Value] = field(default_factory=set)
 
     def allows(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], inputs: list[ir.Value]) -> bool:
-        """Whether the node of ``model``, on ``feeds``, makes no more than what is left, which it then takes.
+        """Return True if the node of ``model``, on ``feeds``, makes no more than what is left, which it then takes.
 
         ``inputs`` are the values behind the feeds; of those that are stored in the model, each counts once.
         """
@@ -48,7 +48,7 @@ class Allowance:
 
 
 def _largest(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int | None:
-    """The most elements that the one node of ``model`` makes of ``feeds``; None where nobody knows."""
+    """Return the most elements that the one node of ``model`` makes of ``feeds``; None where nobody knows."""
     (node,) = model.graph.node
     product = math.prod(max(1, array.size) for array in feeds.values())
     if operator(node) not in basics.SIZED_BY_VALUE and product <= _SMALL:
@@ -59,7 +59,7 @@ def _largest(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int | N
 
 
 def _inferred(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> int | None:
-    """What ONNX's shape inference says, given the inputs that can be shapes."""
+    """Return what ONNX's shape inference says, given the inputs that can be shapes."""
     known = onnx.ModelProto()
     known.CopyFrom(model)
     del known.graph.input[:]

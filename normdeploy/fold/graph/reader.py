@@ -68,7 +68,7 @@ class View:
     # -- constants -----------------------------------------------------------------------------
 
     def constant(self, value: ir.Value | None) -> ir.TensorProtocol | None:
-        """The tensor ``value`` always holds, or None: an initializer, a Constant, or a subgraph of them."""
+        """Return the tensor ``value`` always holds, or None: an initializer, a Constant, or a subgraph of them."""
         if value is None:
             return None
         for each in self._unsettled(value):
@@ -76,7 +76,8 @@ class View:
         return self._constants[value]
 
     def _unsettled(self, value: ir.Value) -> Iterator[ir.Value]:
-        """What has to be found before ``value``, and then itself, each behind what it is computed from; no recursion.
+        """Return what has to be found before ``value``, and then itself, each behind what it is computed from; no
+        recursion.
 
         Where one thing that it is computed from is not constant, the others are not asked for.
         """
@@ -91,7 +92,7 @@ class View:
                 yield top
 
     def _asked(self, value: ir.Value) -> list[ir.Value]:
-        """The values that ``value`` would be evaluated from, if it is evaluated at all."""
+        """Return the values that ``value`` would be evaluated from, if it is evaluated at all."""
         node = value.producer()
         if value.is_graph_input() or value.const_value is not None or node is None or not is_evaluated(node):
             return []
@@ -122,16 +123,16 @@ class View:
         )
 
     def is_constant(self, value: ir.Value | None) -> bool:
-        """Whether :meth:`constant` finds a tensor."""
+        """Return True if :meth:`constant` finds a tensor."""
         return self.constant(value) is not None
 
     def array(self, value: ir.Value | None) -> np.ndarray | None:
-        """The constant as a numpy array in its own dtype, or None."""
+        """Return the constant as a numpy array in its own dtype, or None."""
         tensor = self.constant(value)
         return None if tensor is None else tensor.numpy()
 
     def exact(self, value: ir.Value | None) -> Array | None:
-        """The constant in float64: as it was computed where an edit has not been rounded yet, else as stored."""
+        """Return the constant in float64: as it was computed where an edit has not been rounded yet, else as stored."""
         if value in self.unrounded:
             return self.unrounded[value]
         array = self.array(value)
@@ -154,7 +155,7 @@ class View:
         return self._bias(node) if basics.is_quantized(node) else self._evaluated(node, value)
 
     def _bias(self, node: ir.Node) -> ir.TensorProtocol | None:
-        """What a bias of 32-bit integers stands for: they have no zero point, and are as large as floats."""
+        """Return what a bias of 32-bit integers stands for: they have no zero point, and are as large as floats."""
         codes, scale = (self.constant(value) for value in node.inputs[:2])
         if codes is None or scale is None or codes.dtype != ir.DataType.INT32:
             return None
@@ -206,7 +207,7 @@ class View:
     # -- shapes --------------------------------------------------------------------------------
 
     def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
-        """The shape of ``value``: sizes, names, None per unknown axis; None where not even the rank is known."""
+        """Return the shape of ``value``: sizes, names, None per unknown axis; None where not even the rank is known."""
         if value is None:
             return None
         while value.shape is None and (maker := value.producer()) is not None:
@@ -221,12 +222,12 @@ class View:
         return tuple(None if isinstance(size, int) and size < 0 else size for size in sizes)  # Paddle declares -1
 
     def rank(self, value: ir.Value) -> int | None:
-        """The number of axes of ``value``, also where its shape is unknown but a neighbour tells."""
+        """Return the number of axes of ``value``, also where its shape is unknown but a neighbour tells."""
         shape = self.shape(value)
         return len(shape) if shape is not None else self._rank_from_neighbours(value)
 
     def _rank_from_neighbours(self, value: ir.Value) -> int | None:
-        """Conv and ConvTranspose have the rank of their weight, on both sides; norms keep the rank."""
+        """Return the rank that Conv and ConvTranspose share with their weight on both sides, or that norms keep."""
         seen: set[ir.Value] = set()
         while value not in seen:
             seen.add(value)
@@ -250,28 +251,28 @@ class View:
         return None
 
     def need_rank(self, value: ir.Value, node: ir.Node) -> int:
-        """The rank of ``value``, or a refusal."""
+        """Return the rank of ``value``, or a refusal."""
         rank = self.rank(value)
         if rank is None:
             raise Refused("NF009", f"the rank of {value.name} is not known", node, INFER)
         return rank
 
     def need_shape(self, value: ir.Value, node: ir.Node) -> tuple[Dim, ...]:
-        """The shape of ``value``, or a refusal."""
+        """Return the shape of ``value``, or a refusal."""
         shape = self.shape(value)
         if shape is None:
             raise Refused("NF009", f"the shape of {value.name} is not known", node, INFER)
         return shape
 
     def is_float(self, value: ir.Value) -> bool:
-        """Whether ``value`` holds floating-point numbers (unknown counts as no)."""
+        """Return True if ``value`` holds floating-point numbers (unknown counts as no)."""
         tensor = self.constant(value) if value.dtype is None else None
         return (tensor.dtype if tensor is not None else value.dtype) in _FLOATS
 
     # -- parameters ----------------------------------------------------------------------------
 
     def attr(self, node: ir.Node, name: str, default: Any = None) -> Any:
-        """The value of attribute ``name``; ``default`` where it is absent."""
+        """Return the value of attribute ``name``; ``default`` where it is absent."""
         attr = node.attributes.get(name)
         if attr is None:
             return default
@@ -286,7 +287,9 @@ class View:
                 raise Refused("NF010", f"attribute {name} is a parameter of the function", node)
 
     def parameter(self, node: ir.Node, name: str, index: int, default: Any = None) -> Any:
-        """A parameter that is an attribute at older opsets and input ``index`` at newer ones, as Python numbers."""
+        """Return a parameter that is an attribute at older opsets and input ``index`` at newer ones, as Python
+        numbers.
+        """
         if name in node.attributes:
             return self.attr(node, name)
         if index >= len(node.inputs) or node.inputs[index] is None:
@@ -297,7 +300,7 @@ class View:
         return array.tolist()
 
     def is_used(self, node: ir.Node, output: int) -> bool:
-        """Whether output ``output`` of ``node`` exists and anything reads it."""
+        """Return True if output ``output`` of ``node`` exists and anything reads it."""
         if output >= len(node.outputs):
             return False
         value = node.outputs[output]
@@ -305,13 +308,13 @@ class View:
 
 
 def is_evaluated(node: ir.Node) -> bool:
-    """Whether ``node`` computes the same of the same inputs, and nothing but that."""
+    """Return True if ``node`` computes the same of the same inputs, and nothing but that."""
     drawn = operator(node) in basics.NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values())
     return is_of_onnx(node) and not drawn
 
 
 def alone(node: ir.Node, opset: int) -> onnx.ModelProto:
-    """A model of ``node`` at ``opset`` and nothing else."""
+    """Return a model of ``node`` at ``opset`` and nothing else."""
     make, proto = onnx.helper, ir.to_proto(node)
     inputs = [make.make_empty_tensor_value_info(name) for name in dict.fromkeys(proto.input) if name]
     outputs = [make.make_empty_tensor_value_info(name) for name in proto.output if name]

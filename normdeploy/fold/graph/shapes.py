@@ -33,7 +33,7 @@ def infer(model: ir.Model) -> list[str]:
 
 
 def _inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]:
-    """What ONNX infers, at best; where it finds a type that it does not expect, without looking at types."""
+    """Return what ONNX infers, at best; where it finds a type that it does not expect, without looking at types."""
     said = ""
     # To follow the values of a large vector takes 150 bytes for each.
     for checks_types, follows_values in ((True, True), (True, False), (False, True), (False, False)):
@@ -75,7 +75,9 @@ def _complete(value: ir.Value, told: onnx.TypeProto) -> None:
 
 
 def _filled(value: ir.Value, shape: ir.Shape) -> ir.Shape:
-    """The declared shape of ``value``, with what is found for its unknown dimensions; of an output no made-up names."""
+    """Return the declared shape of ``value``, with what is found for its unknown dimensions; of an output no made-up
+    names.
+    """
     assert value.shape is not None
     filled: ir.Shape = value.shape.copy(frozen=False)
     for axis, (declared, found) in enumerate(zip(value.shape, shape, strict=True)):

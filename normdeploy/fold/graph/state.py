@@ -54,7 +54,7 @@ class GraphState:
             )
 
     def position(self, node: ir.Node) -> int:
-        """The topological index of ``node``; a refusal when it lies in another graph."""
+        """Return the topological index of ``node``; a refusal when it lies in another graph."""
         if node not in self.order:
             raise Refused("NF004", "the value crosses the border of a subgraph", node)
         return self.order[node]

@@ -26,14 +26,14 @@ AFFINE_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedL
 
 
 def plans(state: GraphState, node: ir.Node, tail: AffineMap) -> Iterator[Plan | Refused]:
-    """Every plan that takes the tail off ``node``, best first, or the refusal in its place."""
+    """Return every plan that takes the tail off ``node``, best first, or the refusal in its place."""
     for stop_at_maps in (False, True):
         plan = Plan(source=node, committed=state.committed)
         _strip(Step(state.view, node, plan))
         try:
             travel_down(state, plan, node, tail, stop_at_maps=stop_at_maps)
             _need_scales_to_meet(state, plan)
-            require_fewer(plan, node, than=len(plan.residues))
+            require_fewer(plan, node, than=len(plan.remainders))
             yield plan
         except Refused as refusal:
             yield refusal
@@ -41,8 +41,8 @@ def plans(state: GraphState, node: ir.Node, tail: AffineMap) -> Iterator[Plan | 
 
 def _need_scales_to_meet(state: GraphState, plan: Plan) -> None:
     """Refuse to make a scale of an Add: what it had may have gone up into this very norm, and would do so again."""
-    for node, residue in plan.residues.items():
-        if residue is not None and not residue.scales_nothing and state.maps[node].scales_nothing:
+    for node, remainder in plan.remainders.items():
+        if remainder is not None and not remainder.scales_nothing and state.maps[node].scales_nothing:
             raise Refused("NF317", "the scale would stay in a map that has none", node)
 
 
@@ -56,7 +56,9 @@ def drop_bias(state: GraphState, node: ir.Node) -> None:
 
 
 def same_core(state: GraphState, node: ir.Node) -> Hashable:
-    """What two norms without a tail share when they are the same function of the same value; None with a tail."""
+    """Return what two norms without a tail share when they are the same function of the same value; None with a
+    tail.
+    """
     view = state.view
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return None  # each call of the function around it may give another

@@ -37,7 +37,7 @@ class Centring(AffineMap):
     """``C``: takes off the mean over its axis. To the proof it is a map whose scale is 1 for every feature."""
 
     def __call__(self, x: Array) -> Array:
-        """``x`` without its mean over the features."""
+        """Return ``x`` without its mean over the features."""
         (axis,) = self.axes
         centred: Array = x - x.mean(axis=axis, keepdims=True)
         return centred
@@ -71,7 +71,7 @@ class Centred:
 def streams(
     state: GraphState, norms: list[ir.Node], target: Target
 ) -> Iterator[tuple[list[ir.Node], Stream | Refused]]:
-    """The norms that read each stream, with the stream, or the reason why they read none.
+    """Return the norms that read each stream, with the stream, or the reason why they read none.
 
     Where the target has no RMSNorm there is no use in following any.
     """
@@ -94,7 +94,7 @@ def streams(
 
 
 def centred(state: GraphState, stream: Stream, target: Target, is_kept: Callable[[ir.Node], bool]) -> Centred:
-    """The plan that centres ``stream`` and turns its norms, but for those that are kept, into RMSNorms.
+    """Return the plan that centres ``stream`` and turns its norms, but for those that are kept, into RMSNorms.
 
     Raises:
         Refused: a writer or a reader forbids it, or no norm of it could become an RMSNorm.
@@ -124,7 +124,7 @@ def centred(state: GraphState, stream: Stream, target: Target, is_kept: Callable
 
 
 def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | None:
-    """The residual of the plan's proof, operator by operator, so that few weights are held in float64 at a time.
+    """Return the residual of the plan's proof, operator by operator, so that few weights are held in float64 at a time.
 
     Args:
         plan: of :func:`centred`.
@@ -155,6 +155,6 @@ def _centring(state: GraphState, value: ir.Value, axis: int, size: int) -> Centr
 
 
 def _copied_bytes(plan: Plan) -> int:
-    """Bytes of the weights that others read too, which are copied before they are centred."""
+    """Return bytes of the weights that others read too, which are copied before they are centred."""
     slots = ((node.inputs[index], edit) for (node, index), edit in plan.edits.items())
     return sum(edit.nbytes for value, edit in slots if value is not None and len(value.uses()) > 1)

@@ -18,7 +18,7 @@ from normdeploy.graph import operator
 
 
 def of_core(view: View, core: Core, target: Target) -> Norm | None:
-    """The GroupNormalization whose groups ``core`` normalizes; None where it is another norm."""
+    """Return the GroupNormalization whose groups ``core`` normalizes; None where it is another norm."""
     rank = view.rank(core.data)
     if core.kind != "LayerNormalization" or rank is None or core.axes != tuple(range(2, rank)):
         return None
@@ -28,7 +28,7 @@ def of_core(view: View, core: Core, target: Target) -> Norm | None:
 
 
 def of_instances(view: View, node: ir.Node, target: Target) -> Norm | None:
-    """The GroupNormalization that an InstanceNormalization of groups is; None where it normalizes channels."""
+    """Return the GroupNormalization that an InstanceNormalization of groups is; None where it normalizes channels."""
     if operator(node) != "InstanceNormalization" or node.inputs[0] is None:
         return None
     return _around(view, node, node.inputs[0], float(view.attr(node, "epsilon", 1e-5)), target)
@@ -53,7 +53,7 @@ def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: T
 
 
 def _over_channels(view: View, node: ir.Node, index: int, channels: int, groups: int) -> np.ndarray:
-    """The scale (1) or bias (2) of the norm of groups, for each channel."""
+    """Return the scale (1) or bias (2) of the norm of groups, for each channel."""
     if operator(node) != "InstanceNormalization":
         return np.full(channels, 1.0 if index == 1 else 0.0)
     vector = view.exact(node.inputs[index])

@@ -37,7 +37,7 @@ class Spread:
 
 
 def power(view: View, value: ir.Value, exponent: float) -> tuple[ir.Value, float]:
-    """``value ** exponent`` as a power of what lies behind roots, reciprocals and powers."""
+    """Return ``value ** exponent`` as a power of what lies behind roots, reciprocals and powers."""
     value = bare(view, value)
     if (node := made_by(value, "Sqrt")) is not None:
         return power(view, first(node), exponent / 2)
@@ -51,7 +51,7 @@ def power(view: View, value: ir.Value, exponent: float) -> tuple[ir.Value, float
 
 
 def split_epsilon(view: View, value: ir.Value) -> tuple[ir.Value, float]:
-    """What a constant is added to, and that constant (0 where there is none)."""
+    """Return what a constant is added to, and that constant (0 where there is none)."""
     if (node := made_by(bare(view, value), "Add")) is not None:
         for constant, other in ((node.inputs[1], first(node)), (node.inputs[0], second(node))):
             if (epsilon := scalar(view, constant)) is not None:
@@ -60,14 +60,14 @@ def split_epsilon(view: View, value: ir.Value) -> tuple[ir.Value, float]:
 
 
 def is_deviation_plus_epsilon(view: View, value: ir.Value) -> bool:
-    """Whether ``value`` is the root of a mean of squares, plus a constant."""
+    """Return True if ``value`` is the root of a mean of squares, plus a constant."""
     inner, epsilon = split_epsilon(view, value)
     base, exponent = power(view, inner, 1.0)
     return epsilon != 0 and exponent == 0.5 and spread(view, base, None) is not None
 
 
 def spread(view: View, value: ir.Value, node: ir.Node | None) -> Spread | None:
-    """The mean of squares that ``value`` is. With ``node``, one that is spoiled is refused in its name."""
+    """Return the mean of squares that ``value`` is. With ``node``, one that is spoiled is refused in its name."""
     value = _not_negative(view, value)
     if (moments := _moments(view, value)) is not None:
         return moments
@@ -93,7 +93,7 @@ def _need_plain(view: View, taken: Mean, node: ir.Node) -> None:
 
 
 def _moments(view: View, value: ir.Value) -> Spread | None:
-    """E[x²] - E[x]²."""
+    """Return the mean and its square's of E[x²] - E[x]²."""
     if (node := made_by(value, "Sub")) is None:
         return None
     squares = mean(view, first(node))
@@ -107,7 +107,7 @@ def _moments(view: View, value: ir.Value) -> Spread | None:
 
 
 def centred(view: View, value: ir.Value, node: ir.Node | None) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """``x`` and the axes of the mean where ``value`` is ``x - mean(x)``."""
+    """Return ``x`` and the axes of the mean where ``value`` is ``x - mean(x)``."""
     for x, negative in _differences(bare(view, value)):
         taken = mean(view, negative)
         if taken is None or taken.squares or not same(view, x, taken.inner) or taken.factor != 1:
@@ -130,7 +130,7 @@ def _differences(value: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def mean(view: View, value: ir.Value) -> Mean | None:
-    """ReduceMean, or ReduceSum and a division by the count, with whatever puts its axes back."""
+    """Return ReduceMean, or ReduceSum and a division by the count, with whatever puts its axes back."""
     end, factor, moved = value, Fraction(1), False
     while (step := _behindmean(view, value)) is not None:
         value, by, moves = step
@@ -152,7 +152,9 @@ def mean(view: View, value: ir.Value) -> Mean | None:
 
 
 def _behindmean(view: View, value: ir.Value) -> tuple[ir.Value, Fraction, bool] | None:
-    """One step from a mean towards its reduction: what was there before, times which factor, and were axes moved."""
+    """Return one step from a mean towards its reduction: what was there before, times which factor, and were axes
+    moved.
+    """
     if (node := made_by(value, *_KEEPS_ORDER)) is not None:
         return first(node), Fraction(1), operator(node) not in ("Cast", "Identity")
     if (node := made_by(value, "Div")) is not None and (by := scalar(view, node.inputs[1])):
@@ -173,7 +175,7 @@ def _axes(view: View, node: ir.Node) -> tuple[int, ...]:
 
 
 def _lines_up(view: View, end: ir.Value, inner: ir.Value, axes: tuple[int, ...]) -> bool:
-    """Whether ``end`` broadcasts against ``inner`` with 1 at exactly the reduced axes."""
+    """Return True if ``end`` broadcasts against ``inner`` with 1 at exactly the reduced axes."""
     whole, reduced = view.shape(inner), view.shape(end)
     if whole is None or reduced is None or len(reduced) > len(whole):
         return False
@@ -191,7 +193,7 @@ def _square(view: View, value: ir.Value) -> ir.Value | None:
 
 
 def _not_negative(view: View, value: ir.Value) -> ir.Value:
-    """What a clamp at 0 guards: a variance is not negative but for rounding."""
+    """Return what a clamp at 0 guards: a variance is not negative but for rounding."""
     value = bare(view, value)
     if (node := made_by(value, "Relu")) is not None:
         return bare(view, first(node))

@@ -100,7 +100,7 @@ class _NotRecognised(Exception):
 
 
 def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
-    """The norm that ends in ``node``, or around it; None where there is none.
+    """Return the norm that ends in ``node``, or around it; None where there is none.
 
     Raises:
         _NotRecognised: it looks like one, and is none.
@@ -144,7 +144,7 @@ def _plain(view: View, core: Core, target: Target) -> Norm:
 
 
 def _over(core: Core, array: Array, rank: int, sizes: tuple[int, ...]) -> Array:
-    """A constant that broadcasts against the data, as the scale or bias of a norm over ``core.axes``."""
+    """Return a constant that broadcasts against the data, as the scale or bias of a norm over ``core.axes``."""
     padded = array.reshape((1,) * (rank - array.ndim) + array.shape)
     if padded.ndim > rank or any(n != 1 for axis, n in enumerate(padded.shape) if axis not in core.axes):
         raise Refused("NF304", "its scale or bias varies over an axis that it does not normalize", core.terminal)
@@ -152,12 +152,12 @@ def _over(core: Core, array: Array, rank: int, sizes: tuple[int, ...]) -> Array:
 
 
 def _stash_type(data: ir.Value) -> int:
-    """The dtype of the statistics: float32 for 16-bit data."""
+    """Return the dtype of the statistics: float32 for 16-bit data."""
     return int(ir.DataType.DOUBLE if data.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT)
 
 
 def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
-    """``value``, or what it was cast from, in the dtype of the result."""
+    """Return ``value``, or what it was cast from, in the dtype of the result."""
     wanted, last = end.outputs[0].dtype, bare(view, value)
     while value.dtype != wanted and value is not last:
         node = made_by(value, "Cast", "Identity")
@@ -169,7 +169,7 @@ def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
 
 
 def _need_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
-    """Whatever else reads a mean or deviation would keep the region alive beside the operator."""
+    """Refuse where something else reads a mean or deviation: it would keep the region alive beside the operator."""
     ours = {node for nodes in insides.values() for node in nodes}
     for node in insides[norm.end]:
         for value in node.outputs if node is not norm.end else ():
@@ -208,7 +208,7 @@ def _write(writer: Writer, norm: Norm, data: ir.Value) -> tuple[ir.Node, ir.Valu
 
 
 def _add(writer: Writer, end: ir.Node, op_type: str, data: ir.Value, attributes: Mapping[str, Any]) -> ir.Node:
-    """A new node in front of ``end``, of its module."""
+    """Return a new node in front of ``end``, of its module."""
     node = ir.node(op_type, [data], attributes, name=writer.unused_name(f"{end.name or end.outputs[0].name}/{op_type}"))
     if module_name(end):
         node.metadata_props[MODULE_KEY] = module_name(end)
@@ -218,7 +218,7 @@ def _add(writer: Writer, end: ir.Node, op_type: str, data: ir.Value, attributes:
 
 
 def _transposed(writer: Writer, end: ir.Node, value: ir.Value, perm: Sequence[int]) -> ir.Value:
-    """``value`` transposed; together with the Transpose that made it, where one did."""
+    """Return ``value`` transposed; together with the Transpose that made it, where one did."""
     before = made_by(value, "Transpose")
     if before is not None and "perm" in before.attributes:
         perm = [before.attributes["perm"].as_ints()[axis] for axis in perm]

@@ -31,12 +31,12 @@ class Reducer:
     target: Target
 
     def goes_to(self, level: Level) -> bool:
-        """Whether ``level`` was asked for, by itself or by one that includes it."""
+        """Return True if ``level`` was asked for, by itself or by one that includes it."""
         levels = get_args(Level)
         return levels.index(self.level) >= levels.index(level)
 
     def recognise(self, writer: Writer) -> None:
-        """One operator for each norm that is spelled out; maps behind it then fold into it."""
+        """Write one operator for each norm that is spelled out; maps behind it then fold into it."""
         if not self.goes_to("recognise"):
             return
         written = Recogniser(writer, self.target, self.session).run()
@@ -45,7 +45,7 @@ class Reducer:
             self.session.show("recognised")
 
     def reduce(self, state: GraphState, writer: Writer) -> None:
-        """What is left of the norms when all maps have travelled."""
+        """Reduce what is left of the norms when all maps have travelled."""
         if self.goes_to("affine"):
             self._take_tails_off(state, writer)
         if self.goes_to("centre"):
@@ -93,7 +93,7 @@ class Reducer:
     # -- centre --------------------------------------------------------------------------------
 
     def _centre(self, state: GraphState, writer: Writer) -> None:
-        """LayerNorms become RMSNorms, stream by stream; all are proven before the first is changed."""
+        """Make RMSNorms of LayerNorms, stream by stream; all are proven before the first is changed."""
         norms = [
             node for node in state.graph if operator(node) == "LayerNormalization" and not self.session.is_kept(node)
         ]
@@ -125,7 +125,7 @@ class Reducer:
 
 
 def _group_norm_notes(written: Iterable[Norm], target: Target) -> list[str]:
-    """What whoever runs a GroupNormalization must know of ONNX Runtime; folding for that one writes none."""
+    """Return what whoever runs a GroupNormalization must know of ONNX Runtime; folding for that one writes none."""
     names = [label(norm.end) for norm in written if norm.kind == "GroupNormalization"]
     if not names or target != "onnx":
         return []

@@ -52,11 +52,11 @@ class Norm:
 
     @property
     def result(self) -> ir.Value:
-        """The value that the operator is to make."""
+        """Return the value that the operator is to make."""
         return self.end.outputs[0]
 
     def __call__(self, x: Array, opset: int) -> Array:
-        """What the operator makes of ``x``, in float64."""
+        """Return what the operator makes of ``x``, in float64."""
         parameters = [self.scale] if self.bias is None else [self.scale, self.bias]
         perm = self.perm or tuple(range(x.ndim))
         (y, *_) = run(self.kind, self.attributes, [x.transpose(perm), *parameters], opset)
@@ -64,7 +64,7 @@ class Norm:
 
 
 def inside(view: View, norm: Norm) -> list[ir.Node]:
-    """The nodes between the data and the end of ``norm``, constants and what only computes shapes left out."""
+    """Return the nodes between the data and the end of ``norm``, constants and what only computes shapes left out."""
     found: dict[ir.Node, None] = {}
     pending = [norm.end]
     while pending:
@@ -80,7 +80,7 @@ def inside(view: View, norm: Norm) -> list[ir.Node]:
 
 
 def residual(view: View, norm: Norm) -> float:
-    """The largest difference between region and operator, relative to what float64 can tell.
+    """Return the largest difference between region and operator, relative to what float64 can tell.
 
     Raises:
         Refused: they differ, or the region cannot be run.
@@ -112,7 +112,9 @@ def _difference(norm: Norm, x: Array, old: Array, new: Array) -> float:
 
 
 def _probe_sizes(view: View, norm: Norm) -> dict[int, int]:
-    """A size for each axis: real where it is normalized or a constant may hold it, else small and like no other."""
+    """Return a size for each axis: real where it is normalized or a constant may hold it, else small and like no
+    other.
+    """
     shape = view.need_shape(norm.data, norm.end)
     pinned = any(operator(node) in _PINNING for node in inside(view, norm))
     taken = {dim for dim in shape if isinstance(dim, int)}
@@ -149,7 +151,7 @@ class _Region:
         self.sizes = {dim: size for dim, size in zip(dims, x.shape, strict=True) if isinstance(dim, str)}
 
     def value(self, value: ir.Value) -> np.ndarray:
-        """What ``value`` holds."""
+        """Return what ``value`` holds."""
         if value not in self.known:
             array = self.view.array(value)
             self.known[value] = self._computed(value) if array is None else _wide(array)

@@ -53,7 +53,7 @@ class Core:
 
 
 def core_at(view: View, node: ir.Node) -> Core | None:
-    """The norm that ends in ``node``; None where it does not look like one.
+    """Return the norm that ends in ``node``; None where it does not look like one.
 
     Raises:
         Refused: it looks like a norm, and differs from one.
@@ -77,7 +77,7 @@ def core_at(view: View, node: ir.Node) -> Core | None:
 
 
 def _quotients(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, float]]:
-    """What ``node`` multiplies by what, to which power."""
+    """Return what ``node`` multiplies by what, to which power."""
     left, right = node.inputs
     if left is None or right is None:
         return
@@ -110,7 +110,7 @@ def _core(view: View, node: ir.Node, numerator: ir.Value, spread: parts.Spread, 
 
 
 def _unscaled(view: View, value: ir.Value) -> tuple[ir.Value, Array]:
-    """``value`` before it was multiplied by constants, and their product."""
+    """Return ``value`` before it was multiplied by constants, and their product."""
     factor = np.ones(())
     while True:
         value = bare(view, value)
@@ -130,7 +130,7 @@ def _unscaled(view: View, value: ir.Value) -> tuple[ir.Value, Array]:
 
 
 def _distributed(view: View, node: ir.Node) -> Core | None:
-    """``x k - μ k + β = (x - μ) k + β`` with ``k = γ v^(-1/2)``, as TensorFlow writes it."""
+    """Return ``x k - μ k + β = (x - μ) k + β`` with ``k = γ v^(-1/2)``, as TensorFlow writes it."""
     for left, right, bias in _minuends(view, node):
         for x, k in _factors(left):
             for mu, again in _factors(right):
@@ -147,7 +147,7 @@ def _distributed(view: View, node: ir.Node) -> Core | None:
 
 
 def _minuends(view: View, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, Array | None]]:
-    """``a``, ``b`` and a constant ``c`` (or None) where ``node`` is ``a - b + c``."""
+    """Return ``a``, ``b`` and a constant ``c`` (or None) where ``node`` is ``a - b + c``."""
     if node.inputs[0] is None or node.inputs[1] is None:
         return
     if operator(node) == "Sub":

@@ -54,7 +54,7 @@ class Stream:
 
 
 def stream_at(state: GraphState, norm: ir.Node) -> Stream:
-    """The stream that a LayerNormalization reads, followed to all its ends.
+    """Return the stream that a LayerNormalization reads, followed to all its ends.
 
     Raises:
         Refused: the norm does not normalize features of a known number.
@@ -76,7 +76,7 @@ class _Explorer:
         self.pending: list[ir.Value] = []
 
     def follow(self, value: ir.Value, axis: int) -> None:
-        """Every value that the features of ``value`` come from or go to."""
+        """Visit every value that the features of ``value`` come from or go to."""
         self._join(value, axis)
         while self.pending:
             value = self.pending.pop()
@@ -134,7 +134,7 @@ class _Explorer:
             self._source(node, index, axis)
 
     def _source(self, node: ir.Node, index: int, axis: int) -> None:
-        """An input that belongs to the stream: a constant writes into it, anything else is followed."""
+        """Enter an input that belongs to the stream: a constant writes into it, anything else is followed."""
         value = node.inputs[index]
         if value is None:
             return
@@ -155,7 +155,7 @@ class _Explorer:
     # -- what features pass through ------------------------------------------------------------
 
     def _ends(self, node: ir.Node, index: int | None, output: int | None, axis: int) -> Ends | None:
-        """Where the features of one end of ``node`` are at its other ends; None where they do not pass."""
+        """Return where the features of one end of ``node`` are at its other ends; None where they do not pass."""
         if operator(node) in _SUMS:
             return self._through_sum(node, index, axis)
         if operator(node) in _SCALINGS:
@@ -176,7 +176,7 @@ class _Explorer:
         return {i: own + behind for i, own in enumerate(ranks)}, {0: rank + behind}
 
     def _through_scaling(self, node: ir.Node, index: int | None, axis: int) -> Ends | None:
-        """A product with what is equal for all features; what is not so keeps the mean, or writes one."""
+        """Return a product with what is equal for all features; what is not so keeps the mean, or writes one."""
         rank = self.view.need_rank(node.outputs[0], node)
         shapes = [() if value is None else self.view.need_shape(value, node) for value in node.inputs]
         behind = axis - (rank if index is None else len(shapes[index]))
@@ -237,7 +237,7 @@ class _Explorer:
             self.stream.norms.append(node)
 
     def _is_annihilated(self, node: ir.Node, index: int, axis: int) -> bool:
-        """Whether a linear layer has columns that sum to 0, so that the mean does not reach its output."""
+        """Return True if a linear layer has columns that sum to 0, so that the mean does not reach its output."""
         if operator(node) not in ("MatMul", "Gemm") or index != 0:
             return False
         step = Step(self.view, node, Plan(node, self.state.committed))
@@ -249,13 +249,13 @@ class _Explorer:
 
 
 def _probe(size: int, axis: int, rank: int) -> AffineMap:
-    """A map whose scale tells the features apart."""
+    """Return a map whose scale tells the features apart."""
     shape = tuple(size if i == axis else 1 for i in range(rank))
     return AffineMap(np.arange(2.0, size + 2.0).reshape(shape), np.zeros((1,) * rank))
 
 
 def _axis_of(step: Step, m: AffineMap, probe: AffineMap) -> int:
-    """The axis along which all features stand in order."""
+    """Return the axis along which all features stand in order."""
     if len(m.axes) != 1 or not np.array_equal(m.scale.reshape(-1), probe.scale.reshape(-1)):
         raise step.refuse("NF323", "it takes the features apart")
     return m.axes[0]

@@ -10,7 +10,7 @@ SINCE = {"LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization":
 
 
 def spelling(kind: str, opset: int, target: Target) -> str:
-    """The operator type that spells ``kind``.
+    """Return the operator type that spells ``kind``.
 
     Raises:
         Refused: there is none at this opset for this target.
@@ -32,7 +32,7 @@ def spelling(kind: str, opset: int, target: Target) -> str:
 
 
 def fast_spelling(opset: int, target: Target) -> str:
-    """As :func:`spelling` of an RMS norm, where the target runs it as one kernel."""
+    """Do as :func:`spelling` of an RMS norm, where the target runs it as one kernel."""
     if target == "tensorrt":
         raise Refused("NF316", "TensorRT takes RMSNormalization apart, and has one kernel for LayerNormalization")
     return spelling("RMSNormalization", opset, target)

@@ -16,7 +16,9 @@ _DEPTH = 8
 
 
 def made_by(value: ir.Value, *kinds: str) -> ir.Node | None:
-    """The node of the default domain that makes ``value``, where it is one of ``kinds`` and has its data inputs."""
+    """Return the node of the default domain that makes ``value``, where it is one of ``kinds`` and has its data
+    inputs.
+    """
     node = value.producer()
     if node is None or operator(node) not in kinds:
         return None
@@ -24,12 +26,12 @@ def made_by(value: ir.Value, *kinds: str) -> ir.Node | None:
 
 
 def first(node: ir.Node) -> ir.Value:
-    """The first input of a node that :func:`made_by` gave."""
+    """Return the first input of a node that :func:`made_by` gave."""
     return _present(node, 0)
 
 
 def second(node: ir.Node) -> ir.Value:
-    """The second input of a node that :func:`made_by` gave."""
+    """Return the second input of a node that :func:`made_by` gave."""
     return _present(node, 1)
 
 
@@ -40,21 +42,21 @@ def _present(node: ir.Node, index: int) -> ir.Value:
 
 
 def bare(view: View, value: ir.Value) -> ir.Value:
-    """``value`` before casts between float types."""
+    """Return ``value`` before casts between float types."""
     while (node := made_by(value, "Cast", "Identity")) is not None and view.is_float(first(node)):
         value = first(node)
     return value
 
 
 def scalar(view: View, value: ir.Value | None) -> float | None:
-    """The one finite number that ``value`` always holds, or None."""
+    """Return the one finite number that ``value`` always holds, or None."""
     array = view.array(value)
     number = math.nan if array is None or array.size != 1 else float(array.reshape(()))
     return number if math.isfinite(number) else None
 
 
 def same(view: View, left: ir.Value, right: ir.Value, depth: int = _DEPTH) -> bool:
-    """Whether both are one value, computed once or twice, whatever float type they were cast to."""
+    """Return True if both are one value, computed once or twice, whatever float type they were cast to."""
     left, right = bare(view, left), bare(view, right)
     if left is right:
         return True
@@ -76,13 +78,13 @@ def _same_node(view: View, one: ir.Node | None, other: ir.Node | None, depth: in
 
 
 def count(view: View, value: ir.Value, axes: tuple[int, ...]) -> int | None:
-    """How many elements ``value`` has along ``axes``; None where a size is not fixed."""
+    """Return how many elements ``value`` has along ``axes``; None where a size is not fixed."""
     sizes = fixed(view, value, axes)
     return None if sizes is None else math.prod(sizes)
 
 
 def fixed(view: View, value: ir.Value, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The sizes of ``value`` along ``axes``; None where one is not fixed."""
+    """Return the sizes of ``value`` along ``axes``; None where one is not fixed."""
     shape: tuple[Dim, ...] = view.shape(value) or ()
     sizes = tuple(size for axis in axes if axis < len(shape) and isinstance(size := shape[axis], int))
     return sizes if len(sizes) == len(axes) else None

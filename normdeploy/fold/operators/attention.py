@@ -44,7 +44,7 @@ def attention_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 
 def _of_values(step: Step, m: AffineMap, *, upward: bool) -> AffineMap:
-    """The map of V that makes that of the output, or the other way round."""
+    """Return the map of V that makes that of the output, or the other way round."""
     _need_no_cache(step, values=True)
     need_not_over(step, m, [m.rank - 2])
     if not m.shifts_nothing:
@@ -53,7 +53,9 @@ def _of_values(step: Step, m: AffineMap, *, upward: bool) -> AffineMap:
 
 
 def _regrouped(step: Step, m: AffineMap, *, upward: bool) -> AffineMap:
-    """``m`` over the heads of queries as one over those of keys (``upward``), each of which some queries share."""
+    """Return ``m`` over the heads of queries as one over those of keys (``upward``), each of which some queries
+    share.
+    """
     if not set(m.axes) - {0, m.rank - 1 if m.rank == 4 else 0}:
         return m
     queries, keys = _heads(step, m.rank)
@@ -82,7 +84,7 @@ def _regrouped(step: Step, m: AffineMap, *, upward: bool) -> AffineMap:
 
 
 def _heads(step: Step, rank: int) -> tuple[int, int]:
-    """How many heads queries have, and keys and values."""
+    """Return how many heads queries have, and keys and values."""
     if rank == 3:
         counts = [step.attr("q_num_heads"), step.attr("kv_num_heads")]
     else:
@@ -119,7 +121,7 @@ def _scale_product(step: Step, queries: AffineMap | None, keys: AffineMap | None
 
 
 def _factor(step: Step, queries: AffineMap | None, keys: AffineMap | None) -> float:
-    """The one number that both scales come to in every product."""
+    """Return the one number that both scales come to in every product."""
     both = [m for m in (queries, keys) if m is not None]
     rank = both[0].rank
     if all(not m.axes for m in both):
@@ -137,7 +139,7 @@ def _factor(step: Step, queries: AffineMap | None, keys: AffineMap | None) -> fl
 
 
 def _by_head(step: Step, m: AffineMap, heads: int) -> Array:
-    """The scale over (sample, position, head * feature) as one over (sample, head, position, feature)."""
+    """Return the scale over (sample, position, head * feature) as one over (sample, head, position, feature)."""
     if m.size(2) == 1:
         return m.scale.reshape(m.scale.shape[0], 1, m.scale.shape[1], 1)
     return m.scale.reshape(*m.scale.shape[:2], heads, -1).transpose(0, 2, 1, 3)
@@ -230,7 +232,9 @@ def evaluate_multi_head(
     padding: np.ndarray | None = None,
     added: Array | None = None,
 ) -> list[Array]:
-    """ONNX Runtime, contrib operators, com.microsoft.MultiHeadAttention: one bias for Q, K and V, masks left out."""
+    """Evaluate by the ONNX Runtime, contrib operators, com.microsoft.MultiHeadAttention: one bias for Q, K and V,
+    masks left out.
+    """
     del padding, added  # the rows of the softmax add up to 1 whatever they hide
     if bias is not None:
         queries, keys, values = np.split(bias, [q.shape[-1], q.shape[-1] + k.shape[-1]])
@@ -260,7 +264,8 @@ def evaluate(
     past_value: Array | None = None,
     lengths: np.ndarray | None = None,
 ) -> list[Array]:
-    """ONNX specification, Attention-25: (samples, heads, positions, features), or (samples, positions, hidden).
+    """Evaluate by the ONNX specification, Attention-25: (samples, heads, positions, features), or (samples,
+    positions, hidden).
 
     The output, and keys and values by head. A query that sees no key comes out as 0.
     """
@@ -279,7 +284,7 @@ def evaluate(
 
 
 def _split(array: Array, heads: int) -> Array:
-    """(samples, positions, heads * features) as (samples, heads, positions, features)."""
+    """Return (samples, positions, heads * features) as (samples, heads, positions, features)."""
     return array.reshape(*array.shape[:2], heads, -1).swapaxes(1, 2)
 
 
@@ -335,7 +340,9 @@ def probe_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: Kn
 
 
 def _given(probe: Probe, value: ir.Value, shape: Shape) -> np.ndarray | None:
-    """A mask that hides about half of all keys, and all of them from some query; from none to all keys of a sample."""
+    """Return a mask that hides about half of all keys, and all of them from some query; from none to all keys of a
+    sample.
+    """
     index = probe.node.inputs.index(value)
     random = np.random.default_rng(0)
     if index == _MASK:

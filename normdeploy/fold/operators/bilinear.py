@@ -105,7 +105,7 @@ def matmul_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: K
 
 
 def _only_scale(step: Step, m: AffineMap | None, rank: int | None = None) -> AffineMap:
-    """``m``, which shifts nothing, on tensors of ``rank`` axes; the identity for None."""
+    """Return ``m``, which shifts nothing, on tensors of ``rank`` axes; the identity for None."""
     if m is None:
         return AffineMap.identity(rank or 0)
     if not m.shifts_nothing:
@@ -118,12 +118,12 @@ def _of_scale(scale: Array) -> AffineMap:
 
 
 def _carries(m: AffineMap, shape: tuple[Dim, ...], but: int = -1) -> bool:
-    """Whether a factor of ``shape`` has every axis of ``m`` in full; the axis ``but`` is not looked at."""
+    """Return True if a factor of ``shape`` has every axis of ``m`` in full; the axis ``but`` is not looked at."""
     extra = m.rank - len(shape)
     return all(axis >= extra and shape[axis - extra] == m.size(axis) for axis in m.axes if axis != but)
 
 
 def _cut(m: AffineMap, shape: tuple[Dim, ...]) -> AffineMap:
-    """``m`` on a factor of ``shape``, which may have fewer axes."""
+    """Return ``m`` on a factor of ``shape``, which may have fewer axes."""
     extra = m.rank - len(shape)
     return m.moved(lambda a: a.reshape(a.shape[extra:]))

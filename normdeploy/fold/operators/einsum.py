@@ -57,9 +57,9 @@ def einsum_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     terms = _terms(step)
     m = only_first(step, [ins[1 - terms.index], ins[terms.index]])
     factor = _over_weight(step, terms, m.scale, terms.data)
-    residue = None if m.shifts_nothing else _shift(step, terms, m.shift)
+    remainder = None if m.shifts_nothing else _shift(step, terms, m.shift)
     step.scale_weight(terms.index, right=factor)
-    return [residue]
+    return [remainder]
 
 
 def _terms(step: Step) -> Terms:
@@ -87,7 +87,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _over_weight(step: Step, terms: Terms, factor: Array, letters: str) -> Array:
-    """``factor``, over ``letters``, over those of the weight."""
+    """Return ``factor``, over ``letters``, over those of the weight."""
     shape = step.view.need_shape(step.data(terms.index), step.node)
     varied = [letter for letter, size in zip(letters, factor.shape, strict=True) if size != 1]
     if not set(varied) <= set(terms.weight):
@@ -103,7 +103,7 @@ def _over_weight(step: Step, terms: Terms, factor: Array, letters: str) -> Array
 
 
 def _shift(step: Step, terms: Terms, shift: Array) -> AffineMap:
-    """What the weight makes of ``shift``, over the letters of the result."""
+    """Return what the weight makes of ``shift``, over the letters of the result."""
     weight, sizes = exact_weight(step, terms.index), step.view.need_shape(step.data(1 - terms.index), step.node)
     shapes = dict(zip(terms.weight, weight.shape, strict=True))
     summed = set(terms.data) - set(terms.result)
@@ -120,7 +120,7 @@ def _shift(step: Step, terms: Terms, shift: Array) -> AffineMap:
 
 
 def evaluate(attributes: Mapping[str, Any], *operands: Array) -> Array:
-    """ONNX specification, Einsum-12: numpy's."""
+    """Evaluate by the ONNX specification, Einsum-12: numpy's."""
     y: Array = np.einsum(_text(attributes["equation"]), *operands)
     return y
 
@@ -140,7 +140,7 @@ def probe_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: Kn
 
 
 def _columns(step: Step) -> Channels:
-    """A channel for each letter of the weight that is one of the result."""
+    """Return a channel for each letter of the weight that is one of the result."""
     terms = _terms(step)
     return Channels(tuple(i for i, letter in enumerate(terms.weight) if letter in terms.result))
 

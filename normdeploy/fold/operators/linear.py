@@ -82,7 +82,7 @@ def _need_no_padding(step: Step, shape: Sequence[int]) -> None:
 
 
 def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """As Conv; the weight is laid out (in, out / groups, ...)."""
+    """Do as Conv; the weight is laid out (in, out / groups, ...)."""
     scale, shift = vector(step, only_first(step, outs), axis=1)
     shape, groups = _weight_shape(step), step.attr("group", 1)
     channels = groups * shape[1]
@@ -94,7 +94,7 @@ def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """The scale always; the shift only where every output cell sees the whole kernel."""
+    """Return the scale always; the shift only where every output cell sees the whole kernel."""
     scale, shift = vector(step, only_first(step, ins), axis=1)
     shape, groups = _weight_shape(step), step.attr("group", 1)
     if np.any(shift):
@@ -121,7 +121,7 @@ def _need_full_kernel(step: Step, shape: Sequence[int]) -> None:
 
 
 def gemm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """``alpha A B + beta C``: the columns of B, and of C, are scaled."""
+    """Send a map up ``alpha A B + beta C``: the columns of B, and of C, are scaled."""
     scale, shift = vector(step, only_first(step, outs), axis=1)
     step.scale_weight(1, left=scale.reshape(-1, 1) if step.attr("transB", 0) else scale)
     _gemm_bias(step, scale, shift)
@@ -129,7 +129,7 @@ def gemm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def gemm_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """The rows of B are scaled; the shift is multiplied through into C."""
+    """Return the rows of B are scaled; the shift is multiplied through into C."""
     rows = 0 if step.attr("transA", 0) else 1
     scale, shift = vector(step, only_first(step, ins), axis=rows)
     transposed = step.attr("transB", 0)
@@ -158,7 +158,7 @@ def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
 
 
 def matmul_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """The scale of the columns (weight on the right) or rows (weight on the left); a MatMul has no bias."""
+    """Return the scale of the columns (weight on the right) or rows (weight on the left); a MatMul has no bias."""
     m = only_first(step, outs)
     right = _weight_side(step)
     if right is None:
@@ -171,7 +171,7 @@ def matmul_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """The scale goes into the weight; the shift, multiplied by the weight, goes on behind the MatMul."""
+    """Return the scale goes into the weight; the shift, multiplied by the weight, goes on behind the MatMul."""
     right = _weight_side(step)
     if right is None:
         return bilinear.matmul_down(step, ins)
@@ -182,7 +182,7 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     vectors = _are_vectors(step, m, right)
     scale, shift = (_as_matrix(a, vectors[0] and right, vectors[1] and not right) for a in (m.scale, m.shift))
     factor = _over_weight(step, np.swapaxes(scale, -1, -2), right, mixed=-1 if right else -2)
-    residue = None
+    remainder = None
     if not m.shifts_nothing:
         if shift.shape[-2 if right else -1] != 1:
             raise step.refuse("NF016", "the map varies over an axis that the weight does not have")
@@ -191,13 +191,13 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
         shift = np.broadcast_to(shift, (*shift.shape[:-2], *((1, inner) if right else (inner, 1))))
         product = shift @ weight if right else weight @ shift
         gone = tuple(axis for axis, vector in zip((-2, -1), vectors, strict=True) if vector)
-        residue = AffineMap.of(1.0, np.squeeze(product, gone), rank)
+        remainder = AffineMap.of(1.0, np.squeeze(product, gone), rank)
     step.scale_weight(int(right), right=factor)
-    return [residue]
+    return [remainder]
 
 
 def _weight_side(step: Step) -> bool | None:
-    """Whether the weight is the right operand (True) or the left (False); None where neither is constant."""
+    """Return True if the weight is the right operand (True) or the left (False); None where neither is constant."""
     for index in (1, 0):
         value = step.data(index)
         producer = value.producer()
@@ -207,7 +207,7 @@ def _weight_side(step: Step) -> bool | None:
 
 
 def _are_vectors(step: Step, m: AffineMap, right: bool) -> tuple[bool, bool]:
-    """Whether the left operand is a vector, and the right; ``m`` is a map on the data or on the result."""
+    """Return True if the left operand is a vector, and the right; ``m`` is a map on the data or on the result."""
     weight = step.rank(int(right))
     known = step.view.rank(step.data(int(not right)))
     data = m.rank if known is None and weight == 2 else step.rank(int(not right))
@@ -215,13 +215,14 @@ def _are_vectors(step: Step, m: AffineMap, right: bool) -> tuple[bool, bool]:
 
 
 def _as_matrix(array: Array, row: bool, column: bool) -> Array:
-    """``array`` with the axes that MatMul puts in for a vector on the left (``row``) and on the right."""
+    """Return ``array`` with the axes that MatMul puts in for a vector on the left (``row``) and on the right."""
     array = np.expand_dims(array, -1) if column else array
     return np.expand_dims(array, -2) if row else array
 
 
 def _over_weight(step: Step, factor: Array, right: bool, *, mixed: int) -> Array:
-    """``factor``, as a matrix, cut to the rank of the weight; what it varies over must be an axis of the weight too.
+    """Return ``factor``, as a matrix, cut to the rank of the weight; what it varies over must be an axis of the
+    weight too.
 
     Along the axis ``mixed`` of a matrix the weight has others numbers than the factor, which must be one number there.
     """
@@ -336,7 +337,7 @@ def _gemm_sizes(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> 
 
 
 def _by_columns(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
-    """What is summed over, and the rows of a C that has several."""
+    """Return what is summed over, and the rows of a C that has several."""
     del rank, maps, known
     across = view.attr(node, "transA", 0)
     weight = view.shape(node.inputs[1]) or (None, None)
@@ -348,7 +349,7 @@ def _by_columns(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: s
 
 
 def _by_matrix(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
-    """The batch by what maps vary over, and what is summed over by the weight."""
+    """Return the batch by what maps vary over, and what is summed over by the weight."""
     batch = {axis: size for axis, size in sizes.by_maps(node, maps).items() if axis < -2}
     right = node.inputs[1] is not None and known(node.inputs[1])
     weight = view.shape(node.inputs[int(right)]) or ()

@@ -22,7 +22,7 @@ from normdeploy.graph import operator
 
 
 def map_of(view: View, node: ir.Node) -> AffineMap | None:
-    """The map that ``node`` is, on its data input; None where it is of no kind that is ever one.
+    """Return the map that ``node`` is, on its data input; None where it is of no kind that is ever one.
 
     Raises:
         Refused: it could be one, but here it is not: the reason.
@@ -37,7 +37,7 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
 
 
 def data_input(view: View, node: ir.Node) -> ir.Value:
-    """The input of a map node that the map acts on: the one that is not constant."""
+    """Return the input of a map node that the map acts on: the one that is not constant."""
     first_is_constant = len(node.inputs) == 2 and view.is_constant(node.inputs[0])
     value = node.inputs[int(first_is_constant)]
     if value is None:
@@ -57,7 +57,7 @@ def is_bias_of_product(node: ir.Node, m: AffineMap) -> bool:
 def _elementwise(
     build: Callable[[Array, bool], tuple[Array, Array] | None],
 ) -> Callable[[View, ir.Node], AffineMap | None]:
-    """A reader for a binary operator; ``build(constant, constant_is_first)`` gives scale and shift."""
+    """Return a reader for a binary operator; ``build(constant, constant_is_first)`` gives scale and shift."""
 
     def read(view: View, node: ir.Node) -> AffineMap | None:
         left, right = node.inputs
@@ -140,7 +140,7 @@ def spelled(m: AffineMap, channels: int | None, *, norm: bool) -> tuple[Spelling
 
 
 def _trimmed(array: Array) -> Array:
-    """Without leading axes of size 1."""
+    """Return ``array`` without leading axes of size 1."""
     while array.ndim and array.shape[0] == 1:
         array = array[0]
     return array
@@ -150,7 +150,7 @@ def _trimmed(array: Array) -> Array:
 
 
 def _negative(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tuple[dict[str, Any], Any]:
-    """A difference of one size and another's negative adds them up."""
+    """Return a difference of one size and another's negative adds them up."""
     return attributes, [item if item is None or index == 0 else -item for index, item in enumerate(inputs)]
 
 

@@ -26,7 +26,7 @@ LARGEST_PROBE = 1 << 18
 
 
 def _by_pieces(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
-    """All inputs share the other axes: one that is 1 in any of them is 1 in those that do not tell."""
+    """Return all inputs share the other axes: one that is 1 in any of them is 1 in those that do not tell."""
     axis = view.attr(node, "axis", 1) % rank - rank
     ones = {i - rank: 1 for value in node.inputs for i, n in enumerate(view.shape(value) or ()) if n == 1}
     return {i: n for i, n in (ones | by_constants(view, node, rank, maps, known)).items() if i != axis}
@@ -68,7 +68,7 @@ def _fit_reshape(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[i
 
 
 def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:
-    """The shape behind a Reshape, by its own word where inference knows less."""
+    """Return the shape behind a Reshape, by its own word where inference knows less."""
     after = view.shape(node.outputs[0])
     target = view.array(node.inputs[1])
     if target is None or (after is not None and all(isinstance(dim, int) for dim in after)):
@@ -78,7 +78,7 @@ def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:
 
 
 def _numbers(probe: Probe) -> tuple[list[int], tuple[int, ...]]:
-    """The sizes of the result that are known, -1 for the others, and those of the data."""
+    """Return the sizes of the result that are known, -1 for the others, and those of the data."""
     sizes = probe.symbols()
     target = probe.view.need_shape(probe.node.outputs[0], probe.node)
     numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
@@ -89,7 +89,7 @@ def _numbers(probe: Probe) -> tuple[list[int], tuple[int, ...]]:
 
 
 def _target_of_reshape(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Sizes that nothing fixes are chosen so that the data fits."""
+    """Return a target shape in which the sizes that nothing fixes are chosen so that the data fits."""
     del shape
     if value is not probe.node.inputs[1]:
         return None
@@ -112,7 +112,7 @@ def _target_of_expand(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> 
 
 
 def _by_target(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
-    """What an Expand leaves as it is."""
+    """Return what an Expand leaves as it is."""
     del rank, maps, known
     target = view.array(node.inputs[1])
     return {} if target is None else trailing(target.tolist())
@@ -131,7 +131,7 @@ def _by_squeezed(view: View, node: ir.Node, rank: int, maps: Maps, known: Known)
 
 
 def _bounds_of_slice(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A default, where the input has one, or the first two cells of each axis."""
+    """Return a default, where the input has one, or the first two cells of each axis."""
     if value.const_value is not None and value is not probe.node.inputs[0]:
         return np.asarray(value.const_value.numpy())
     bounds = probe.node.inputs[1:3]
@@ -141,7 +141,7 @@ def _bounds_of_slice(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> n
 
 
 def _parts_of_split(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Parts of one length, and what is left for the last."""
+    """Return parts of one length, and what is left for the last."""
     del shape
     if len(probe.node.inputs) < 2 or value is not probe.node.inputs[1]:
         return None
@@ -155,7 +155,7 @@ def _twice(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray 
 
 
 def _by_indices(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
-    """One more cell than the indices need."""
+    """Return one more cell than the indices need."""
     del maps, known
     indices = view.array(node.inputs[1])
     if indices is None or not indices.size:
@@ -164,7 +164,9 @@ def _by_indices(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) 
 
 
 def _rows_of_gather(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Every row of a table, or of a large one so many over its length; of data the first, which there always is."""
+    """Return every row of a table, or of a large one so many over its length; of data the first, which there always
+    is.
+    """
     data = probe.node.inputs[0]
     if data is None or not probe.is_known(data) or not shape or value is data:
         return np.zeros(shape, np.int64)
@@ -195,7 +197,7 @@ def _blocks(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: M
 
 
 def _target_of_resize(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Scales (or sizes) of 2 along every axis that no map varies over."""
+    """Return scales (or sizes) of 2 along every axis that no map varies over."""
     del shape
     if value is probe.node.inputs[0]:
         return None

@@ -30,20 +30,20 @@ from normdeploy.fold.plan import Step
 
 
 def transpose(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """The axes of the map are permuted, back or forth."""
+    """Return the axes of the map are permuted, back or forth."""
     perm = step.attr("perm") or list(reversed(range(m.rank)))
     order = np.argsort(perm).tolist() if upward else perm
     return m.moved(lambda a: np.transpose(a, order))
 
 
 def unsqueeze(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """An axis of size 1 goes (upward) or comes."""
+    """Pass a map: an axis of size 1 goes (upward) or comes."""
     axes = tuple(step.view.parameter(step.node, "axes", 1))
     return m.moved(lambda a: np.squeeze(a, _positive(axes, a.ndim)) if upward else np.expand_dims(a, axes))
 
 
 def squeeze(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """An axis of size 1 comes (upward) or goes."""
+    """Pass a map: an axis of size 1 comes (upward) or goes."""
     axes = step.view.parameter(step.node, "axes", 1)
     if axes is None:
         shape = step.view.need_shape(step.data(), step.node)
@@ -62,7 +62,7 @@ def _positive(axes: Sequence[int], rank: int) -> tuple[int, ...]:
 
 
 def reshape(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """The axes the map varies over must be regrouped among themselves: into the same run of elements."""
+    """Return the axes the map varies over must be regrouped among themselves: into the same run of elements."""
     before = step.view.need_shape(step.data(), step.node)
     after = step.view.need_shape(step.node.outputs[0], step.node)
     moved = regrouped(m, after, before) if upward else regrouped(m, before, after)
@@ -72,7 +72,7 @@ def reshape(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def regrouped(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> AffineMap | None:
-    """``m`` on tensors of shape ``source`` as the same map on the reshaped tensors of shape ``target``.
+    """Return ``m`` on tensors of shape ``source`` as the same map on the reshaped tensors of shape ``target``.
 
     A run of axes ``source[a:b]`` that holds every axis of the map is sought, and a run ``target[c:d]`` of as
     many elements with as many elements behind it (or before it). None where there is none.
@@ -91,7 +91,9 @@ def regrouped(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> Aff
 
 
 def _by_groups(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> AffineMap | None:
-    """``m`` over channels as one over groups of them, or the other way round; what lies behind may be of any size."""
+    """Return ``m`` over channels as one over groups of them, or the other way round; what lies behind may be of any
+    size.
+    """
     axis = m.axes[0]
     if len(m.axes) != 1 or len(target) <= axis or not _same(source[:axis], target[:axis]):
         return None
@@ -133,7 +135,7 @@ def _static(dims: Sequence[Dim]) -> int | None:
 
 
 def _same(left: Sequence[Dim], right: Sequence[Dim]) -> bool:
-    """Whether both runs hold equally many elements, whatever their symbols stand for."""
+    """Return True if both runs hold equally many elements, whatever their symbols stand for."""
     if None in left or None in right:
         return False
     numbers = [math.prod(dim for dim in run if isinstance(dim, int)) for run in (left, right)]
@@ -145,7 +147,7 @@ def _same(left: Sequence[Dim], right: Sequence[Dim]) -> bool:
 
 
 def expand(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Broadcasting repeats: a map passes that does not vary over a repeated axis."""
+    """Pass a map: broadcasting repeats: a map passes that does not vary over a repeated axis."""
     before = step.view.need_shape(step.data(), step.node)
     after = step.view.need_shape(step.node.outputs[0], step.node)
     extra = len(after) - len(before)
@@ -158,7 +160,7 @@ def expand(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def tile(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Tiling repeats: downward the map is tiled too; upward it must repeat itself as often."""
+    """Pass a map: tiling repeats: downward the map is tiled too; upward it must repeat itself as often."""
     if not m.axes:
         return m
     if step.view.opset < 6:
@@ -182,7 +184,7 @@ def tile(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def slice_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """Outside the slice nobody looks: there the map is the identity."""
+    """Pass a map: outside the slice nobody looks: there the map is the identity."""
     m = only_first(step, outs)
     shape = step.view.need_shape(step.data(), step.node)
     for axis, cut in _cuts(step, m).items():
@@ -191,7 +193,7 @@ def slice_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def slice_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """The map is sliced with the tensor."""
+    """Return the map is sliced with the tensor."""
     m = only_first(step, ins)
     shape = step.view.need_shape(step.data(), step.node)
     for axis, cut in _cuts(step, m).items():
@@ -201,7 +203,7 @@ def slice_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 
 def _cuts(step: Step, m: AffineMap) -> dict[int, slice]:
-    """The slice of every axis that the map varies over; the other axes do not matter, constant or not."""
+    """Return the slice of every axis that the map varies over; the other axes do not matter, constant or not."""
     rank = step.rank()
     view, node = step.view, step.node
     if view.opset < 10:
@@ -227,13 +229,13 @@ def _python_slice(start: int, end: int, stride: int) -> slice:
 
 
 def split_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """The maps of the parts stand side by side."""
+    """Return the maps of the parts stand side by side."""
     axis = step.attr("axis", 0) % step.rank()
     return {0: concatenated(step, outs, _part_sizes(step, axis), axis, step.rank())}
 
 
 def split_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Each part takes its part of the map."""
+    """Pass a map: each part takes its part of the map."""
     m = only_first(step, ins)
     axis = step.attr("axis", 0) % step.rank()
     if m.size(axis) == 1:
@@ -245,7 +247,7 @@ def split_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 
 def _part_sizes(step: Step, axis: int) -> list[Dim]:
-    """The sizes of the parts; unknown where they are an input, which a caller may override."""
+    """Return the sizes of the parts; unknown where they are an input, which a caller may override."""
     sizes = step.input(1)
     if sizes is not None and not step.view.is_constant(sizes):
         return [None] * len(step.node.outputs)
@@ -253,7 +255,7 @@ def _part_sizes(step: Step, axis: int) -> list[Dim]:
 
 
 def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """Each branch takes its part of the map."""
+    """Pass a map: each branch takes its part of the map."""
     m = only_first(step, outs)
     axis = step.attr("axis", 1) % m.rank
     if m.size(axis) == 1:
@@ -265,7 +267,7 @@ def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def concat_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """The maps of the branches stand side by side; a branch without one is the identity."""
+    """Return the maps of the branches stand side by side; a branch without one is the identity."""
     rank = next(m.rank for m in ins if m is not None)
     axis = step.attr("axis", 1) % rank
     shapes = [step.view.need_shape(value, step.node) for value in step.node.inputs if value is not None]
@@ -273,7 +275,7 @@ def concat_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 
 def gather_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """The axes of the indices fold back into the one they replaced."""
+    """Return the axes of the indices fold back into the one they replaced."""
     m = only_first(step, outs)
     axis, width = step.attr("axis", 0) % step.rank(), step.rank(1)
     picked = tuple(range(axis, axis + width))
@@ -290,7 +292,7 @@ def gather_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def gather_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """The map is gathered with the tensor."""
+    """Return the map is gathered with the tensor."""
     m = only_first(step, ins)
     axis, width = step.attr("axis", 0) % step.rank(), step.rank(1)
     if m.size(axis) == 1:
@@ -305,14 +307,14 @@ def gather_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 
 def depth_to_space(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Every output channel stands for blocksize² input channels (ONNX: DCR or CRD order)."""
+    """Pass a map: every output channel stands for blocksize² input channels (ONNX: DCR or CRD order)."""
     phases = step.attr("blocksize") ** 2
     crd = step.attr("mode", "DCR") == "CRD"
     return _phased(step, m, phases, spread=upward, interleaved=crd)
 
 
 def space_to_depth(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """The inverse of DepthToSpace in DCR order."""
+    """Return the inverse of DepthToSpace in DCR order."""
     return _phased(step, m, step.attr("blocksize") ** 2, spread=not upward, interleaved=False)
 
 
@@ -347,12 +349,12 @@ def _size(step: Step, shape: Sequence[Dim], axis: int) -> int:
 
 
 def _taken(m: AffineMap, axis: int, index: np.ndarray) -> AffineMap:
-    """The map of the elements ``index`` along ``axis``."""
+    """Return the map of the elements ``index`` along ``axis``."""
     return m.moved(lambda a: np.take(a, index, axis=axis) if a.shape[axis] > 1 else a)
 
 
 def _spread(m: AffineMap, axis: int, index: np.ndarray, size: int) -> AffineMap:
-    """The inverse of :func:`_taken`: elements that are not in ``index`` get the identity."""
+    """Return the inverse of :func:`_taken`: elements that are not in ``index`` get the identity."""
 
     def spread(array: Array, rest: float) -> Array:
         shape = (*array.shape[:axis], size, *array.shape[axis + 1 :])
@@ -370,7 +372,7 @@ def _spread(m: AffineMap, axis: int, index: np.ndarray, size: int) -> AffineMap:
 
 
 def _table(step: Step) -> Channels:
-    """A table is summed over along what is looked up: the channels of what comes out are its other axes."""
+    """Return a table is summed over along what is looked up: the channels of what comes out are its other axes."""
     return Channels((step.attr("axis", 0),), others=True)
 
 

@@ -29,7 +29,7 @@ from normdeploy.graph import operator
 
 
 def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """``s (gamma z + beta) + t = (s gamma) z + (s beta + t)``, over the normalized axes."""
+    """Pass a map: ``s (gamma z + beta) + t = (s gamma) z + (s beta + t)``, over the normalized axes."""
     m = need_not_over(step, only_first(step, outs), range(step.attr("axis", -1) % step.rank()))
     scale = step.edit(1)
     if scale is None or (step.input(2) is not None and step.edit(2) is None):
@@ -51,7 +51,8 @@ def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def _parameter_shape(step: Step, old: Edit, *moved: Array) -> tuple[int, ...]:
-    """The shape of a scale or bias that takes what ``moved`` varies over: as it was, or that of the normalized axes.
+    """Return the shape of a scale or bias that takes what ``moved`` varies over: as it was, or that of the normalized
+    axes.
 
     The specification lets parameters broadcast against the data; to make a larger one of them takes fixed sizes.
     """
@@ -67,21 +68,21 @@ def _parameter_shape(step: Step, old: Edit, *moved: Array) -> tuple[int, ...]:
 
 
 def _trimmed(array: Array) -> Array:
-    """``array`` without leading axes of size 1."""
+    """Return ``array`` without leading axes of size 1."""
     while array.ndim and array.shape[0] == 1:
         array = array[0]
     return array
 
 
 def group_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """The same over the channels, since opset 21; before, the scale was one number a group."""
+    """Return the same over the channels, since opset 21; before, the scale was one number a group."""
     if step.view.opset < 21:
         raise step.refuse("NF303", "its scale and bias are not constant numbers for each channel")
     return instance_norm_up(step, outs)
 
 
 def instance_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """``s (gamma z + beta) + t`` over the channels, as :func:`layer_norm_up` over the features."""
+    """Pass a map: ``s (gamma z + beta) + t`` over the channels, as :func:`layer_norm_up` over the features."""
     factor, shift = vector(step, only_first(step, outs), axis=1)
     scale, bias = step.edit(1), step.edit(2)
     if scale is None or bias is None:
@@ -116,7 +117,7 @@ def has_bias(node: ir.Node) -> bool:
 
 
 def _layer_norm_writes(step: Step, axis: int) -> Written:
-    """Without its affine it is centred already; with it, the mean of what it writes depends on the input."""
+    """Refuse a norm with an affine: the mean of what it writes depends on the input; without, it is centred already."""
     try:
         bare = tail_of(step.view, step.node) is None
     except Refused:
@@ -170,7 +171,7 @@ def _channel_vector(view: View, node: ir.Node, index: int) -> Array:
 
 
 def _added_up(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tuple[dict[str, Any], Any]:
-    """What is taken off is added, by its size."""
+    """Return what is taken off is added, by its size."""
     mean = inputs[3]
     return attributes, [*inputs[:3], None if mean is None else -mean, inputs[4]]
 

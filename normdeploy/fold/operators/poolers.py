@@ -29,7 +29,7 @@ def _spatial(m: AffineMap) -> range:
 
 
 def average_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Padded cells that count as 0 in the average let only the scale pass."""
+    """Pass a map: padded cells that count as 0 in the average let only the scale pass."""
     del upward
     padded = any(step.attr("pads", [])) or step.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     outside = padded or step.attr("ceil_mode", 0)
@@ -39,13 +39,13 @@ def average_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def global_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """An average over all cells of a channel."""
+    """Pass a map: an average over all cells of a channel."""
     del upward
     return need_not_over(step, m, _spatial(m))
 
 
 def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """The largest stays the largest under a positive scale; ties and the index need it to be above 0."""
+    """Return the largest stays the largest under a positive scale; ties and the index need it to be above 0."""
     del upward
     if np.any(m.scale < 0):
         raise step.refuse("NF204", "a negative scale turns the largest into the smallest")
@@ -55,7 +55,7 @@ def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def reduce_mean(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """A mean over axes that the map does not vary over."""
+    """Return a mean over axes that the map does not vary over."""
     rank = step.rank()
     axes = step.view.parameter(step.node, "axes", 1)
     if not axes:
@@ -72,7 +72,7 @@ def reduce_mean(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Interpolation weights sum to 1; only a crop filled with an extrapolation value breaks that."""
+    """Pass a map: interpolation weights sum to 1; only a crop filled with an extrapolation value breaks that."""
     del upward
     if step.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise step.refuse("NF201", "cells outside the crop hold the extrapolation value")
@@ -85,7 +85,7 @@ def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def _scale_along(step: Step, axis: int) -> float:
-    """The scale of a Resize along ``axis``: one that is not 1 may still leave the size as it is."""
+    """Return the scale of a Resize along ``axis``: one that is not 1 may still leave the size as it is."""
     modern = step.view.opset >= 11
     if modern and step.input(3) is not None:
         return 1.0  # by sizes: an equal size is not scaled
@@ -95,7 +95,9 @@ def _scale_along(step: Step, axis: int) -> float:
 
 
 def pad(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Reflection, edge, wrap and cropping copy cells; a constant must be what the map makes of one scalar."""
+    """Pass a map: reflection, edge, wrap and cropping copy cells; a constant must be what the map makes of one
+    scalar.
+    """
     pads = step.view.parameter(step.node, "pads", 1)
     axes = step.view.parameter(step.node, "axes", 3) if step.view.opset >= 18 else None
     positive = [axis % m.rank for axis in (axes or range(m.rank))]
@@ -125,7 +127,7 @@ def _move_constant(step: Step, m: AffineMap, upward: bool) -> None:
 
 
 def positively_homogeneous(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """``f(s x) = s f(x)`` for s > 0: ReLU and its leaky kin; a shift moves the kink."""
+    """Pass a map: ``f(s x) = s f(x)`` for s > 0: ReLU and its leaky kin; a shift moves the kink."""
     del upward
     if not m.shifts_nothing:
         raise step.refuse("NF203", "a shift would move its kink")
@@ -135,14 +137,14 @@ def positively_homogeneous(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def prelu(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """As :func:`positively_homogeneous`, whatever the slope is, constant or not; the slope stays."""
+    """Do as :func:`positively_homogeneous`, whatever the slope is, constant or not; the slope stays."""
     if step.view.opset < 7:
         raise step.refuse("NF012", "before opset 7 its slope follows other rules of broadcasting")
     return positively_homogeneous(step, m, upward)
 
 
 def cast(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """A cast to the same or, seen in the direction of travel, a wider float type."""
+    """Return a cast to the same or, seen in the direction of travel, a wider float type."""
     source, target = step.data().dtype, step.node.outputs[0].dtype
     if not (step.view.is_float(step.data()) and step.view.is_float(step.node.outputs[0])):
         raise step.refuse("NF212", "it casts to or from integers")
@@ -153,7 +155,7 @@ def cast(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def dropout(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """At inference nothing is dropped."""
+    """Pass a map: at inference nothing is dropped."""
     del upward
     view, node = step.view, step.node
     training = view.opset >= 12 and view.parameter(node, "training_mode", 2, default=False)
@@ -168,7 +170,7 @@ def dropout(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """``s (a + b) + t = (s a + t) + s b``: the scale to every branch, the shift to one that can take it."""
+    """Pass a map: ``s (a + b) + t = (s a + t) + s b``: the scale to every branch, the shift to one that can take it."""
     m = only_first(step, outs)
     values = [step.data(index) for index in range(len(step.node.inputs))]
     parts = [_onto(step, m, value) for value in values]
@@ -182,7 +184,7 @@ def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def _takes_shift(step: Step, value: ir.Value | None) -> bool:
-    """Whether the branch ends in something with a bias before anything that a shift cannot pass."""
+    """Return True if the branch ends in something with a bias before anything that a shift cannot pass."""
     while value is not None and (producer := value.producer()) is not None:
         shift = states(producer).shift
         if shift is Shift.TAKEN:
@@ -194,7 +196,7 @@ def _takes_shift(step: Step, value: ir.Value | None) -> bool:
 
 
 def _onto(step: Step, m: AffineMap, value: ir.Value) -> AffineMap:
-    """The part of ``m`` that a branch which is broadcast into the sum can carry."""
+    """Return the part of ``m`` that a branch which is broadcast into the sum can carry."""
     shape = step.view.need_shape(value, step.node)
     extra = m.rank - len(shape)
     if any(axis < extra or shape[axis - extra] != m.size(axis) for axis in m.axes):
@@ -203,7 +205,7 @@ def _onto(step: Step, m: AffineMap, value: ir.Value) -> AffineMap:
 
 
 def sum_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Shifts add up; a scale passes only where every branch has the same one."""
+    """Pass a map: shifts add up; a scale passes only where every branch has the same one."""
     rank = step.view.need_rank(step.node.outputs[0], step.node)
     shape = step.view.need_shape(step.node.outputs[0], step.node)
     maps = [_lifted(m, rank) for m in ins]

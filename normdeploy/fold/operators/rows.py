@@ -140,7 +140,7 @@ def along(*axes: int) -> Callable[[Step], Channels]:
 
 
 def all_but(*axes: int) -> Callable[[Step], Channels]:
-    """As :func:`along` for all other axes; of none: each element is a channel."""
+    """Do as :func:`along` for all other axes; of none: each element is a channel."""
     channels = Channels(axes, others=True)
     return lambda step: channels
 
@@ -198,7 +198,7 @@ def unchanged(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def unchanged_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """As :func:`unchanged`, downward."""
+    """Do as :func:`unchanged`, downward."""
     return [only_first(step, ins), *[None] * (len(step.node.outputs) - 1)]
 
 

@@ -38,7 +38,7 @@ class Probe(Protocol):
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of each input's probe."""
+        """Return the shape of each input's probe."""
 
     def is_known(self, value: ir.Value) -> bool:
         """Return whether ``value`` is a constant."""

@@ -40,7 +40,9 @@ def _transposed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinne
 
 
 def _sizes(view: View, node: ir.Node, spatial: int, *, transposed: bool) -> list[int]:
-    """Sizes, all different, at which every cell of the kernel meets a cell of the input, and windows reach all pads."""
+    """Return sizes, all different, at which every cell of the kernel meets a cell of the input, and windows reach all
+    pads.
+    """
     kernel = view.attr(node, "kernel_shape") or list((view.shape(node.inputs[1]) or ())[2:])
     strides, dilations = (view.attr(node, name) or [1] * spatial for name in ("strides", "dilations"))
     pads = view.attr(node, "pads") or [0] * 2 * spatial
@@ -63,14 +65,16 @@ def _sizes(view: View, node: ir.Node, spatial: int, *, transposed: bool) -> list
 
 
 def _window_size(span: int, stride: int, pads: tuple[int, int] | None, beyond: int) -> int:
-    """One window lies inside, and the last ends where the pads do, or ``beyond`` them; None: where it pads the most."""
+    """Return a size at which one window lies inside, and the last ends where the pads do, or ``beyond`` them."""
     smallest = max(span + stride - 1, 2)
     rest = span - sum(pads) + beyond if pads is not None else 1
     return smallest + (rest - smallest) % stride
 
 
 def _transposed_size(span: int, stride: int, cut: tuple[int, int] | None) -> int:
-    """So many cells at both ends as are cut into, and two in between: whole kernels, and what is between them."""
+    """Return so many cells at both ends as are cut into, and two in between: whole kernels, and what is between
+    them.
+    """
     low, high = cut if cut is not None else (max(span - stride, 0),) * 2
     return -(-low // stride) - (-high // stride) + 2
 

@@ -48,7 +48,7 @@ class Pair:
 
 
 def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
-    """The largest relative error, per channel, over all squares of ``plan``.
+    """Return the largest relative error, per channel, over all squares of ``plan``.
 
     Raises:
         Refused: a square does not commute, or cannot be executed: the plan is not proven.
@@ -63,7 +63,7 @@ def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
 
 
 def square(plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> float:
-    """The largest relative error, per channel, of ``node`` alone; raises as :func:`residual`."""
+    """Return the largest relative error, per channel, of ``node`` alone; raises as :func:`residual`."""
     return _Square(plan, view, committed, node).error()
 
 
@@ -79,7 +79,7 @@ class _Square:
         self.is_linear = self.row.nature is Nature.LINEAR
 
     def error(self) -> float:
-        """The largest relative error of an output channel, over zero and random inputs."""
+        """Return the largest relative error of an output channel, over zero and random inputs."""
         self._check_signs()
         try:
             return max(self._trial(zero=True), self._trial(zero=False))
@@ -87,7 +87,7 @@ class _Square:
             raise self._broken("NF402", f"a map does not fit its probe ({error})") from error
 
     def _check_signs(self) -> None:
-        """What no finite number of probes can show of an operator that is not linear."""
+        """Check sign preconditions that sampling cannot establish, of an operator that is not linear."""
         for value in (*self.node.inputs, *self.node.outputs):
             m = self.maps.get(value) if value is not None else None
             if m is None:
@@ -123,23 +123,23 @@ class _Square:
         return self._run(operator(self.node), olds, self._attributes(new=False), sizes=sizes)
 
     def _after(self, pairs: list[Pair | None], *, sizes: bool = False) -> list[Array]:
-        if self.node not in self.plan.residues:
+        if self.node not in self.plan.remainders:
             news = [None if p is None else p.new for p in pairs]
             kind = self.plan.kinds.get(self.node, operator(self.node))
             return self._run(kind, news, self._attributes(new=True), sizes=sizes)
-        x, residue = self._data(pairs), self.plan.residues[self.node]
-        if residue is None:
+        x, remainder = self._data(pairs), self.plan.remainders[self.node]
+        if remainder is None:
             return [x]
-        return [np.abs(residue.scale) * x + np.abs(residue.shift) if sizes else residue(x)]
+        return [np.abs(remainder.scale) * x + np.abs(remainder.shift) if sizes else remainder(x)]
 
     def _summands(self, pairs: list[Pair | None]) -> list[Array]:
-        """The sizes of what a linear operator adds up: itself, on absolute values."""
+        """Return the sizes of what a linear operator adds up: itself, on absolute values."""
         sizes = [None if p is None else self._sizes(index, p) for index, p in enumerate(pairs)]
         olds, news = self._before(sizes, sizes=True), self._after(sizes, sizes=True)
         return [np.abs(old) + np.abs(new) for old, new in zip(olds, news, strict=True)]
 
     def _sizes(self, index: int, pair: Pair) -> Pair:
-        """The sizes of what is added up in an input: a parameter may be what two others left of each other."""
+        """Return the sizes of what is added up in an input: a parameter may be what two others left of each other."""
         if pair.old.dtype.kind in "iu":  # indices
             return pair
         slot = (self.node, index)
@@ -149,7 +149,7 @@ class _Square:
         )
 
     def _data(self, pairs: list[Pair | None]) -> Array:
-        """The input of a map node that is not one of its constants, after the plan."""
+        """Return the input of a map node that is not one of its constants, after the plan."""
         (index,) = [i for i, value in enumerate(self.node.inputs) if value is not None and not self.is_known(value)]
         pair = pairs[index]
         assert pair is not None
@@ -180,7 +180,7 @@ class _Square:
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of each input's probe."""
+        """Return the shape of each input's probe."""
         return input_shapes(self.view, self.node, self.maps, self.is_known)
 
     def _inputs(self, zero: bool) -> list[Pair | None]:
@@ -216,13 +216,13 @@ class _Square:
         return self._related(value, x)
 
     def _special(self, value: ir.Value) -> np.ndarray | None:
-        """What the row draws for ``value``; None where standard normal numbers will do."""
+        """Return what the row draws for ``value``; None where standard normal numbers will do."""
         draws = self.row.probing.draws
         places = (index for index, other in enumerate(self.node.inputs) if other is value and index in draws)
         return next((draws[index](self.random, self.shapes) for index in places), None)
 
     def _related(self, value: ir.Value, x: np.ndarray) -> Pair:
-        """``x`` before and after the plan."""
+        """Return ``x`` before and after the plan."""
         m = self.maps.get(value)
         if m is None:
             return Pair(x, x)
@@ -236,13 +236,13 @@ class _Square:
         return not self.view.is_float(value)
 
     def _around_breakpoint(self, x: Array, m: AffineMap) -> Array:
-        """A third of the probes near the value that the map sends to 0, however far away that is."""
+        """Return a third of the probes near the value that the map sends to 0, however far away that is."""
         root = -m.shift / np.where(m.scale == 0, 1.0, m.scale)
         near = root * (1.0 + 0.5 * self.random.uniform(-1.0, 1.0, x.shape))
         return np.where(self.random.random(x.shape) < 1 / 3, near, x)
 
     def _parameter_of_shape(self, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-        """An input that is not constant and no data: a target shape, scales, or indices that any axis has."""
+        """Return an input that is not constant and no data: a target shape, scales, or indices that any axis has."""
         whole = self.is_whole(value)
         if value in self.maps or not (whole or value is not self.node.inputs[0]):
             return None
@@ -330,7 +330,9 @@ class _Square:
 
 
 def _worst_channel(difference: Array, magnitude: Array) -> float:
-    """The largest relative error, each index of each axis by itself: no tiny channel hides behind a large one."""
+    """Return the largest relative error, each index of each axis by itself: no tiny channel hides behind a large
+    one.
+    """
     if not difference.any():
         return 0.0
     worst = 0.0
@@ -341,7 +343,9 @@ def _worst_channel(difference: Array, magnitude: Array) -> float:
 
 
 def _largest(a: Array) -> list[Array]:
-    """The largest element at each index of each axis that has several; the longest is compared in whole rows first."""
+    """Return the largest element at each index of each axis that has several; the longest is compared in whole rows
+    first.
+    """
     longest = int(np.argmax(a.shape)) if a.ndim else 0
     rows = np.ascontiguousarray(np.moveaxis(np.atleast_1d(a), longest, -1))
     rest = rows.max(axis=-1)

@@ -22,7 +22,7 @@ from normdeploy.fold.operators.table import states
 
 
 def input_shapes(view: View, node: ir.Node, maps: Maps, known: Known) -> list[tuple[int, ...]]:
-    """A shape to probe each input of ``node`` with; empty for absent and constant inputs."""
+    """Return a shape to probe each input of ``node`` with; empty for absent and constant inputs."""
     told = states(node).probing.shapes
     around = [maps[value] for value in (*node.inputs, *node.outputs) if value is not None and value in maps]
     if told is not None and (shapes := told(view, node, around, known)) is not None:
@@ -36,7 +36,7 @@ def input_shapes(view: View, node: ir.Node, maps: Maps, known: Known) -> list[tu
 
 
 def symbol_sizes(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[str, int]:
-    """What each named dimension of the data inputs of ``node`` stands for in :func:`input_shapes`."""
+    """Return what each named dimension of the data inputs of ``node`` stands for in :func:`input_shapes`."""
     found: dict[str, int] = {}
     for value, shape in zip(node.inputs, input_shapes(view, node, maps, known), strict=True):
         if value is not None and shape:
@@ -74,12 +74,12 @@ def _shape(
 
 
 def _varied(m: AffineMap | None, axis: int, rank: int) -> int | None:
-    """The size over which the map of the value itself varies, where inference knows none."""
+    """Return the size over which the map of the value itself varies, where inference knows none."""
     return m.size(axis) if m is not None and m.rank == rank and axis in m.axes else None
 
 
 def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
-    """The size that operator, maps and constants leave for ``axis``; None where any will do."""
+    """Return the size that operator, maps and constants leave for ``axis``; None where any will do."""
     size = states(node).probing.size
     told = size(view, node, axis, rank, dim, pinned) if size is not None else None
     if told is not None:
@@ -90,7 +90,7 @@ def _fixed(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
 
 
 def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, int]:
-    """Sizes that maps and constants ask for, by axis counted from the back."""
+    """Return sizes that maps and constants ask for, by axis counted from the back."""
     data = next((value for value in node.inputs if value is not None and not known(value)), None)
     if data is None:
         return {}
@@ -100,7 +100,9 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
 
 
 def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
-    """The rank of a data input; where inference knows none, what the operator says of it, or else the maps around."""
+    """Return the rank of a data input; where inference knows none, what the operator says of it, or else the maps
+    around.
+    """
     rank, told = view.rank(value), states(node).probing.rank
     if rank is None and told is not None:
         rank = told(view, node)

@@ -38,7 +38,7 @@ def require_stored(edit: Edit, stored: np.ndarray) -> None:
 
 
 def _expected(edit: Edit, original: np.ndarray | None, rows: slice | object) -> tuple[Array, Array]:
-    """Some rows of the tensor, and the sizes of what was added up in them."""
+    """Return some rows of the tensor, and the sizes of what was added up in them."""
 
     def part(array: np.ndarray) -> np.ndarray:
         return np.asarray(np.broadcast_to(array, edit.shape)[rows])  # type: ignore[index]  # rows or all of them
