@@ -162,10 +162,10 @@ def test_scale_and_bias_that_openvino_writes_behind_a_norm_are_in_it() -> None:
 
 def test_an_operator_of_onnxruntimes_own_is_for_onnxruntime_to_judge() -> None:
     proto = model("float[5,5] x", "float[5] gamma", RMS.replace("n =", "y ="), outputs="float[5,5] y")
-    judge.need_valid(proto)
+    judge.require_valid(proto)
     proto.graph.node[0].input.append("nowhere")
     with pytest.raises(Exception, match="nowhere"):
-        judge.need_valid(proto)
+        judge.require_valid(proto)
 
 
 def test_the_readme_shows_what_was_measured() -> None:

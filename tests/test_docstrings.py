@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "normdeploy"
 NO_VERBS = {
-    "A", "All", "An", "Any", "As", "At", "Below", "Both", "Each", "Every", "Everything", "From", "How", "If", "In", "It",
-    "Its", "Names", "No", "None", "Notes", "One", "Only", "Some", "The", "These", "This", "Those", "True", "What",
+    "A", "All", "An", "Any", "As", "At", "Below", "Both", "Each", "Every", "Everything", "From", "How", "If", "In",
+    "It", "Its", "Names", "No", "None", "Notes", "One", "Only", "Some", "The", "These", "This", "Those", "True", "What",
     "Whatever", "Where", "Whether", "Which", "While", "Whose", "Why", "With", "Without",
 }  # fmt: skip
 """Words that such a sentence may not begin with."""

@@ -52,7 +52,7 @@ class Guard:
 
     def __enter__(self) -> Guard:
         self._on_interrupt(self._interrupt)
-        _need_streams()
+        _require_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # an arrow may not fail where only ASCII can be printed
@@ -90,7 +90,7 @@ class Guard:
         return f"before that {names} was written, whole" if names else "nothing was written"
 
 
-def _need_streams() -> None:
+def _require_streams() -> None:
     """Give a process without stdin, stdout or stderr, as daemons are, what takes everything and says nothing.
 
     A file that is opened later would get their numbers, and with these what is printed.

@@ -89,11 +89,11 @@ def fold(
     opened = opening.opened(model)
     before = closing.interface(opened)
     constants = opening.make_constants(opened, inputs_are_constants)
-    need_unchanged = None if isinstance(model, ir.Model) else partial(onnxfile.need_unchanged, opened)
+    require_unchanged = None if isinstance(model, ir.Model) else partial(onnxfile.require_unchanged, opened)
     session = Session(opened, tuple(keep), validate, opening.dump_folder(dump))
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
-            _fold_model(session, Reducer(session, layernorm, target), need_unchanged)
+            _fold_model(session, Reducer(session, layernorm, target), require_unchanged)
     except NormdeployError:
         raise
     except Exception as error:
@@ -108,7 +108,7 @@ def fold(
     return FoldResult(opened, ledger)
 
 
-def _fold_model(session: Session, reducer: Reducer, need_unchanged: Callable[[], None] | None) -> None:
+def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[[], None] | None) -> None:
     """Fold every graph of the model, bodies and functions included."""
     model = session.model
     opening.require_known_names(model, session.keep)
@@ -121,7 +121,7 @@ def _fold_model(session: Session, reducer: Reducer, need_unchanged: Callable[[],
     session.record.note("NF414", infer(model))
     session.record.note("NF412", opening.overridable_note(model))
     session.show("before")
-    names, cache = all_names(model), WeightCache(need_unchanged, proven=session.validate)
+    names, cache = all_names(model), WeightCache(require_unchanged, proven=session.validate)
     for graph, opset in opening.graphs(model):
         view = View(opset, model.ir_version, main=model.graph)
         reducer.recognise(Writer(GraphState.of(view, graph), {}, names, model.graph, cache))

@@ -140,7 +140,7 @@ def _bias(step: Step) -> Array | float:
 
 
 def _window(step: Step) -> Window:
-    shape = step.view.need_shape(step.data(1), step.node)
+    shape = step.view.require_shape(step.data(1), step.node)
     kernel = tuple(int(dim) for dim in shape[2:] if isinstance(dim, int))
     if step.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise step.refuse("NF214", "its padding depends on the input (auto_pad)")

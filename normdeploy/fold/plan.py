@@ -88,7 +88,7 @@ class Step:
 
     def rank(self, index: int = 0) -> int:
         """Return the rank of input ``index``."""
-        return self.view.need_rank(self.data(index), self.node)
+        return self.view.require_rank(self.data(index), self.node)
 
     def attr(self, name: str, default: Any = None) -> Any:
         """Return an attribute, as this plan would leave it."""

@@ -86,15 +86,15 @@ class WeightCache:
     """The edited tensors of one model, held until they are written while there is room: few are evaluated twice.
 
     Args:
-        need_unchanged: raises when the model's other weights are not what they were; None where that cannot be told.
+        require_unchanged: raises when the model's other weights are not what they were; None where that cannot be told.
             Then nothing is held: what is evaluated late is compared with what was validated.
         proven: compare each tensor with a second formula before it is held.
     """
 
-    def __init__(self, need_unchanged: Callable[[], None] | None, *, proven: bool = True) -> None:
+    def __init__(self, require_unchanged: Callable[[], None] | None, *, proven: bool = True) -> None:
         self._proven = proven
-        self._need_unchanged = need_unchanged or _nothing
-        self._room = 0 if need_unchanged is None else HELD
+        self._require_unchanged = require_unchanged or _nothing
+        self._room = 0 if require_unchanged is None else HELD
         self._held: dict[Slot, int] = {}
 
     def tensor(self, slot: Slot, edit: Edit) -> ir.LazyTensor:
@@ -103,18 +103,18 @@ class WeightCache:
             require_stored(edit, edit.rounded())
         self._room += self._held.pop(slot, 0)
         if edit.nbytes > self._room:
-            return _evaluated_late(edit, self._need_unchanged)
+            return _evaluated_late(edit, self._require_unchanged)
         self._held[slot] = edit.nbytes
         self._room -= edit.nbytes
-        return _held(edit, self._need_unchanged)
+        return _held(edit, self._require_unchanged)
 
 
-def _held(edit: Edit, need_unchanged: Callable[[], None]) -> ir.LazyTensor:
+def _held(edit: Edit, require_unchanged: Callable[[], None]) -> ir.LazyTensor:
     array = edit.rounded()
     edit.release()
 
     def write() -> ir.TensorProtocol:
-        need_unchanged()
+        require_unchanged()
         return ir.Tensor(array)
 
     return ir.LazyTensor(write, dtype=edit.dtype, shape=ir.Shape(edit.shape))
@@ -124,13 +124,13 @@ def _nothing() -> None:
     pass
 
 
-def _evaluated_late(edit: Edit, need_unchanged: Callable[[], None]) -> ir.LazyTensor:
+def _evaluated_late(edit: Edit, require_unchanged: Callable[[], None]) -> ir.LazyTensor:
     """Return the edited tensor, evaluated when it is written; it must come out as it was validated, bit for bit."""
     expected = fingerprint(edit.rounded())
     edit.release()
 
     def write() -> ir.TensorProtocol:
-        need_unchanged()
+        require_unchanged()
         array = edit.rounded()
         edit.release()
         if fingerprint(array) != expected:

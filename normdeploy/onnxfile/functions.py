@@ -12,7 +12,7 @@ from normdeploy.onnxfile.skeleton import NODES
 _Name = tuple[str, str, str]
 
 
-def need_bounded_calls(model: onnx.ModelProto, where: str) -> None:
+def require_bounded_calls(model: onnx.ModelProto, where: str) -> None:
     """Refuse functions that call themselves, or each other so often that no library can inline them.
 
     Raises:

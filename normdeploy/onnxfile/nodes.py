@@ -22,7 +22,7 @@ _KINDS = {getattr(_Schema.AttrType, name, None): number for name, number in onnx
 """The kinds of attributes, by the schemas' own names for them."""
 
 
-def need_sound_nodes(model: onnx.ModelProto, where: str) -> None:
+def require_sound_nodes(model: onnx.ModelProto, where: str) -> None:
     """Refuse nodes that no runtime could read: without them, each reader of an attribute would have to expect anything.
 
     An operator that the installed onnx does not know is passed over, and so is an attribute that it has not.

@@ -20,12 +20,12 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
-from normdeploy.onnxfile.functions import graphs, need_bounded_calls
-from normdeploy.onnxfile.nodes import need_sound_nodes
+from normdeploy.onnxfile.functions import graphs, require_bounded_calls
+from normdeploy.onnxfile.nodes import require_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
 from normdeploy.onnxfile.skeleton import skeleton
 from normdeploy.onnxfile.sparse import densify, is_sparse
-from normdeploy.onnxfile.tensors import FileTensor, in_file, need_sound
+from normdeploy.onnxfile.tensors import FileTensor, in_file, require_sound
 from normdeploy.onnxtext import FORMATS, LARGEST, model_of
 
 _SOURCE = "normdeploy.source"
@@ -67,7 +67,7 @@ class Source:
         """Return True if ``path`` is one of the files with weights beside the model."""
         return any(file.is_same(path) for file in self.beside.values())
 
-    def need_unchanged(self) -> None:
+    def require_unchanged(self) -> None:
         """Refuse files that were written to; another one in the place of one does not matter, it is still open."""
         changed = [str(file.path) for file in self.files() if not file.is_unchanged()]
         if changed:
@@ -85,7 +85,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         InputError: there is no such file, it is no model, or one that is not to be trusted in what it names or claims.
     """
     with _reading(Path(path)) as (proto, source):
-        _need_known_fields(proto, str(path))
+        _require_known_fields(proto, str(path))
         densify(proto, str(path), lambda tensor: _array(tensor, source, str(path)))
         model: ir.Model = ir.from_proto(proto)
         _adopt(model, lambda tensor: in_file(tensor, source.named(str(tensor.location)), str(path)))
@@ -100,7 +100,7 @@ def from_message(proto: onnx.ModelProto) -> ir.Model:
         InputError: it is no model, or has what would be lost; or as :func:`adopt`.
     """
     where = str(proto.graph.name)
-    _need_known_fields(proto, where)
+    _require_known_fields(proto, where)
     if is_sparse(proto):
         given, proto = proto, onnx.ModelProto()
         proto.CopyFrom(given)
@@ -155,7 +155,7 @@ def adopt(model: ir.Model) -> None:
     _adopt(model, opened)
 
 
-def need_unchanged(model: ir.Model) -> None:
+def require_unchanged(model: ir.Model) -> None:
     """Refuse a model of :func:`load` whose file is not what it was: its weights would be of two models.
 
     Raises:
@@ -163,7 +163,7 @@ def need_unchanged(model: ir.Model) -> None:
     """
     source = source_of(model)
     if source is not None:
-        source.need_unchanged()
+        source.require_unchanged()
 
 
 def source_of(model: ir.Model) -> Source | None:
@@ -180,12 +180,12 @@ def _reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
         source = Source(_as_protobuf(file) if path.suffix in FORMATS else file, path.parent)
         found = skeleton(source.own, source.token)
         for tensor in found.protos():
-            need_sound(tensor, str(path))
+            require_sound(tensor, str(path))
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 in_file(_external(tensor), source.named(_location(tensor)), str(path))
         proto = onnx.ModelProto.FromString(found.light)
-        need_bounded_calls(proto, str(path))
-        need_sound_nodes(proto, str(path))
+        require_bounded_calls(proto, str(path))
+        require_sound_nodes(proto, str(path))
         yield proto, source
     except InputError:
         raise
@@ -232,7 +232,7 @@ _MOST = 300
 """Characters of a library's message."""
 
 
-def _need_known_fields(proto: onnx.ModelProto, where: str) -> None:
+def _require_known_fields(proto: onnx.ModelProto, where: str) -> None:
     """Refuse what onnx_ir would drop without a word."""
     if proto.training_info:
         raise InputError(

@@ -73,7 +73,7 @@ class FileTensor(ir.LazyTensor):
             file.write(self.file.read(start, min(start + _CHUNK, end)))
 
 
-def need_sound(tensor: onnx.TensorProto, where: str) -> None:
+def require_sound(tensor: onnx.TensorProto, where: str) -> None:
     """Refuse a tensor that says of itself what is not so: its type, or how many elements it has.
 
     Raises:
@@ -88,7 +88,7 @@ def need_sound(tensor: onnx.TensorProto, where: str) -> None:
     if any(size < 0 for size in tensor.dims):
         raise _unsound(tensor, "it has a negative size", where)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        need_place(tensor, where)
+        require_place(tensor, where)
         return
     wanted = math.prod(tensor.dims)
     if dtype is ir.DataType.STRING:
@@ -110,7 +110,7 @@ def need_sound(tensor: onnx.TensorProto, where: str) -> None:
         )
 
 
-def need_place(tensor: onnx.TensorProto, where: str) -> None:
+def require_place(tensor: onnx.TensorProto, where: str) -> None:
     """Refuse external data that does not clearly say where it lies.
 
     Raises:

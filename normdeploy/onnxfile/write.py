@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from normdeploy.disk import room
 from normdeploy.errors import InputError
-from normdeploy.onnxfile.read import need_unchanged, source_of
+from normdeploy.onnxfile.read import require_unchanged, source_of
 from normdeploy.onnxfile.tensors import FileTensor
 from normdeploy.onnxfile.wire import head
 
@@ -38,9 +38,9 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
             should; or the file that they are read from was changed.
     """
     path = Path(path)
-    need_unchanged(model)
+    require_unchanged(model)
     if external_data is not None:
-        _need_place(model, path, external_data)
+        _require_place(model, path, external_data)
     with room(path) as place:
         place.new.mkdir()
         new = place.new / path.name
@@ -48,12 +48,12 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
             _write(model, new)
         else:
             ir.save(model, new, external_data=external_data, size_threshold_bytes=_BESIDE)
-        need_unchanged(model)
+        require_unchanged(model)
         beside = external_data if external_data and (place.new / external_data).exists() else None
         place.settle_pair(path, beside, replace=True)
 
 
-def _need_place(model: ir.Model, path: Path, external_data: str) -> None:
+def _require_place(model: ir.Model, path: Path, external_data: str) -> None:
     """Refuse a file for the weights that cannot be one."""
     if Path(external_data).name != external_data:
         raise InputError("the weights go into the model's own folder", where=external_data, fix="give a name alone")

@@ -109,7 +109,7 @@ def _session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def need_valid(proto: onnx.ModelProto) -> None:
+def require_valid(proto: onnx.ModelProto) -> None:
     """Raise what the checker says; a model with operators that ONNX Runtime adds to ONNX is for it to judge."""
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -132,7 +132,7 @@ def outcome(graph: Graph, asked: list[Question], target: Path, seconds: float) -
     """The judgement of an ONNX file."""
     try:
         proto = onnx.load(target)
-        need_valid(proto)
+        require_valid(proto)
     except Exception as error:
         return Outcome(invalid=_said(error), seconds=seconds)
     left = counting.left_in_onnx(proto, graph.counted)

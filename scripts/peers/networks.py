@@ -20,7 +20,7 @@ from peers import counting
 from peers.borrowed import ARCHITECTURES, Architecture, randomized
 from peers.coverage import openvino_answers
 from peers.crew import Worker
-from peers.judge import Arrays, need_valid, run
+from peers.judge import Arrays, require_valid, run
 
 LIMIT = 600.0
 """Seconds for one model."""
@@ -102,7 +102,7 @@ def _read(worker: Worker, network: Exported, target: Path) -> tuple[int, int, li
         answers, nodes = openvino_answers(worker, target, list(network.feeds), LIMIT)
         return counting.norms_in_openvino(nodes), counting.left_in_openvino(nodes, "passes"), answers
     proto = onnx.load(target)
-    need_valid(proto)
+    require_valid(proto)
     answers = [run(proto, feed) for feed in network.feeds]
     return counting.norms_in_onnx(proto), counting.passes_in_onnx(proto), answers
 

@@ -140,7 +140,7 @@ def codes(ledger: Ledger) -> set[str]:
 def test_an_attribute_that_is_a_parameter_of_a_function() -> None:
     node = ir.node("Concat", [ir.val("x")], {"axis": ir.RefAttr("axis", "a", ir.AttributeType.INT)})
     with pytest.raises(Refused) as refused:
-        View(21, 10).need_known_attributes(node)
+        View(21, 10).require_known_attributes(node)
     assert refused.value.codes == ("NF010",)
 
 

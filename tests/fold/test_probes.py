@@ -56,7 +56,7 @@ def shift_into(operator: str, kernel: int, stride: int, size: int, padding: str)
     ],
 )  # fmt: skip
 def test_a_shift_into_any_pad_is_seen(kernel: int, stride: int, size: int, padding: str, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(linear, "_need_no_padding", lambda *_: None)
+    monkeypatch.setattr(linear, "_require_no_padding", lambda *_: None)
     assert is_wrong_unless_proven(shift_into("Conv", kernel, stride, size, padding))
 
 
@@ -68,7 +68,7 @@ def test_a_shift_into_any_pad_is_seen(kernel: int, stride: int, size: int, paddi
 def test_a_shift_where_a_transposed_kernel_is_cut_is_seen(
     kernel: int, stride: int, size: int, padding: str, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(linear, "_need_full_kernel", lambda *_: None)
+    monkeypatch.setattr(linear, "_require_full_kernel", lambda *_: None)
     assert is_wrong_unless_proven(shift_into("ConvTranspose", kernel, stride, size, padding))
 
 

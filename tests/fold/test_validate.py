@@ -53,7 +53,7 @@ def reads(formula: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callable[[Pa
 
     def read(view: View, node: ir.Node) -> AffineMap:
         scale, shift = formula(*parameters(view, node), view.attr(node, "epsilon", 1e-5))
-        rank = view.need_rank(node.inputs[0], node)  # type: ignore[arg-type]
+        rank = view.require_rank(node.inputs[0], node)  # type: ignore[arg-type]
         channels = (-1, *(1,) * (rank - 2))
         return AffineMap.of(scale.reshape(channels), shift.reshape(channels), rank)
 
@@ -179,13 +179,13 @@ WRONG_RULES = [
     table("negative scale through LeakyRelu", "float[5,5,3,3] w, float[5,1,1] s = {1,1,-1,1,1}",
           "c = Conv (x, w)\n r = LeakyRelu (c)\n y = Mul (r, s)", rule("LeakyRelu", **UNCHANGED)),
     table("shift into a padded conv", f"float[7,5,3,3] w, {bn(5)}", norm("x", "t") + "y = Conv <pads=[1,0,0,1]> (t, w)",
-          attribute(linear, "_need_no_padding", lambda step, shape: None)),
+          attribute(linear, "_require_no_padding", lambda step, shape: None)),
     table("shift into a conv padded by auto_pad", f"float[7,5,3,3] w, {bn(5)}",
           norm("x", "t") + 'y = Conv <auto_pad="SAME_LOWER"> (t, w)',
-          attribute(linear, "_need_no_padding", lambda step, shape: None)),
+          attribute(linear, "_require_no_padding", lambda step, shape: None)),
     table("shift into a strided ConvTranspose", f"float[5,7,3,3] w, {bn(5)}",
           norm("x", "t") + "y = ConvTranspose <strides=[2,2]> (t, w)",
-          attribute(linear, "_need_full_kernel", lambda step, shape: None)),
+          attribute(linear, "_require_full_kernel", lambda step, shape: None)),
     table("negative scale through MaxPool", "float[5,5,3,3] w, float[5,1,1] s = {1,1,-1,1,1}",
           "c = Conv (x, w)\n p = MaxPool <kernel_shape=[2,2]> (c)\n y = Mul (p, s)", rule("MaxPool", **UNCHANGED)),
     table("shift through counted pads", f"float[5,5,3,3] w, {bn(5)}",

@@ -250,14 +250,14 @@ class View:
                 return None if weight is None else len(weight)
         return None
 
-    def need_rank(self, value: ir.Value, node: ir.Node) -> int:
+    def require_rank(self, value: ir.Value, node: ir.Node) -> int:
         """Return the rank of ``value``, or a refusal."""
         rank = self.rank(value)
         if rank is None:
             raise Refused("NF009", f"the rank of {value.name} is not known", node, INFER)
         return rank
 
-    def need_shape(self, value: ir.Value, node: ir.Node) -> tuple[Dim, ...]:
+    def require_shape(self, value: ir.Value, node: ir.Node) -> tuple[Dim, ...]:
         """Return the shape of ``value``, or a refusal."""
         shape = self.shape(value)
         if shape is None:
@@ -280,7 +280,7 @@ class View:
             raise Refused("NF010", f"attribute {name} is a parameter of the function", node)
         return list(attr.value) if isinstance(attr.value, (tuple, list)) else attr.value
 
-    def need_known_attributes(self, node: ir.Node) -> None:
+    def require_known_attributes(self, node: ir.Node) -> None:
         """Refuse a node with an attribute that each call of the function around it gives anew."""
         for name, attr in node.attributes.items():
             if attr.is_ref():

@@ -32,14 +32,14 @@ def plans(state: GraphState, node: ir.Node, tail: AffineMap) -> Iterator[Plan | 
         _strip(Step(state.view, node, plan))
         try:
             travel_down(state, plan, node, tail, stop_at_maps=stop_at_maps)
-            _need_scales_to_meet(state, plan)
+            _require_scales_to_meet(state, plan)
             require_fewer(plan, node, than=len(plan.remainders))
             yield plan
         except Refused as refusal:
             yield refusal
 
 
-def _need_scales_to_meet(state: GraphState, plan: Plan) -> None:
+def _require_scales_to_meet(state: GraphState, plan: Plan) -> None:
     """Refuse to make a scale of an Add: what it had may have gone up into this very norm, and would do so again."""
     for node, remainder in plan.remainders.items():
         if remainder is not None and not remainder.scales_nothing and state.maps[node].scales_nothing:

@@ -76,13 +76,13 @@ def spread(view: View, value: ir.Value, node: ir.Node | None) -> Spread | None:
     if taken is None or of is None:
         return None
     if node is not None:
-        _need_plain(view, taken, node)
+        _require_plain(view, taken, node)
     if (own := centred(view, of, node)) is not None and own[1] == taken.axes:
         return Spread(*own, centred=True)
     return Spread(of, taken.axes, centred=False)
 
 
-def _need_plain(view: View, taken: Mean, node: ir.Node) -> None:
+def _require_plain(view: View, taken: Mean, node: ir.Node) -> None:
     if taken.factor != 1:
         n = count(view, taken.inner, taken.axes)
         if n and n > 1 and math.isclose(taken.factor, n / (n - 1), rel_tol=1e-6):
@@ -167,7 +167,7 @@ def _behindmean(view: View, value: ir.Value) -> tuple[ir.Value, Fraction, bool] 
 
 
 def _axes(view: View, node: ir.Node) -> tuple[int, ...]:
-    rank = view.need_rank(first(node), node)
+    rank = view.require_rank(first(node), node)
     axes = view.parameter(node, "axes", 1)
     if not axes:
         return () if view.attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))

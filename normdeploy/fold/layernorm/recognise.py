@@ -67,7 +67,7 @@ class Recogniser:
         proven: list[tuple[Norm, float | None]] = []
         for norm in found:
             try:
-                _need_no_other_readers(view, norm, insides)
+                _require_no_other_readers(view, norm, insides)
                 proven.append((norm, self._proven(norm)))
             except Refused as refusal:
                 record.not_recognised(norm.end, norm.kind, refusal)
@@ -115,13 +115,13 @@ def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
         if core is None:
             return None
         kind = core.kind
-        _need_float32(core)
+        _require_float32(core)
         return groups.of_core(view, core, target) or _plain(view, core, target)
     except Refused as refusal:
         raise _NotRecognised(kind, refusal) from refusal
 
 
-def _need_float32(core: Core) -> None:
+def _require_float32(core: Core) -> None:
     if core.epsilon < 0 or float(np.float32(core.epsilon)) != core.epsilon:
         raise Refused("NF311", f"its epsilon {core.epsilon!r} is not a float32 number of at least 0", core.terminal)
 
@@ -129,7 +129,7 @@ def _need_float32(core: Core) -> None:
 def _plain(view: View, core: Core, target: Target) -> Norm:
     op_type = spelling(core.kind, view.opset, target)
     data = _of_dtype(view, core.data, core.terminal)
-    rank = view.need_rank(data, core.terminal)
+    rank = view.require_rank(data, core.terminal)
     sizes = fixed(view, data, core.axes)
     if sizes is None:
         raise Refused("NF014", "the size of the axes it normalizes over is not fixed", core.terminal)
@@ -168,7 +168,7 @@ def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
     return value
 
 
-def _need_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
+def _require_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
     """Refuse where something else reads a mean or deviation: it would keep the region alive beside the operator."""
     ours = {node for nodes in insides.values() for node in nodes}
     for node in insides[norm.end]:

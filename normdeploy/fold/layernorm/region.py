@@ -115,7 +115,7 @@ def _probe_sizes(view: View, norm: Norm) -> dict[int, int]:
     """Return a size for each axis: real where it is normalized or a constant may hold it, else small and like no
     other.
     """
-    shape = view.need_shape(norm.data, norm.end)
+    shape = view.require_shape(norm.data, norm.end)
     pinned = any(operator(node) in _PINNING for node in inside(view, norm))
     taken = {dim for dim in shape if isinstance(dim, int)}
     fresh = (size for size in itertools.count(2) if size not in taken)
@@ -147,7 +147,7 @@ class _Region:
     def __init__(self, view: View, norm: Norm, x: Array) -> None:
         self.view, self.norm = view, norm
         self.known: dict[ir.Value, np.ndarray] = {norm.data: x}
-        dims = view.need_shape(norm.data, norm.end)
+        dims = view.require_shape(norm.data, norm.end)
         self.sizes = {dim: size for dim, size in zip(dims, x.shape, strict=True) if isinstance(dim, str)}
 
     def value(self, value: ir.Value) -> np.ndarray:
@@ -174,7 +174,7 @@ class _Region:
         return results[node.outputs.index(value)]
 
     def _shape(self, value: ir.Value) -> np.ndarray:
-        dims: Sequence[Dim] = self.view.need_shape(value, self.norm.end)
+        dims: Sequence[Dim] = self.view.require_shape(value, self.norm.end)
         if any(dim is None or (isinstance(dim, str) and dim not in self.sizes) for dim in dims):
             raise Refused("NF402", f"validation: the shape of {value.name} is not known", self.norm.end)
         return np.array([self.sizes[dim] if isinstance(dim, str) else dim for dim in dims], np.int64)

@@ -60,7 +60,7 @@ def stream_at(state: GraphState, norm: ir.Node) -> Stream:
         Refused: the norm does not normalize features of a known number.
     """
     value = norm.inputs[0]
-    shape = () if value is None else state.view.need_shape(value, norm)
+    shape = () if value is None else state.view.require_shape(value, norm)
     if value is None or not shape or not isinstance(size := shape[-1], int) or size < 2:
         raise Refused("NF014", "the number of its features is not fixed", norm)
     stream = Stream(size)
@@ -138,7 +138,7 @@ class _Explorer:
         value = node.inputs[index]
         if value is None:
             return
-        shape = self.view.need_shape(value, node)
+        shape = self.view.require_shape(value, node)
         whole = 0 <= axis < len(shape) and shape[axis] == self.stream.size
         if not self.view.is_constant(value):
             if axis < 0 or (isinstance(shape[axis], int) and not whole):
@@ -170,15 +170,15 @@ class _Explorer:
         return None
 
     def _through_sum(self, node: ir.Node, index: int | None, axis: int) -> Ends:
-        rank = self.view.need_rank(node.outputs[0], node)
-        ranks = [0 if value is None else self.view.need_rank(value, node) for value in node.inputs]
+        rank = self.view.require_rank(node.outputs[0], node)
+        ranks = [0 if value is None else self.view.require_rank(value, node) for value in node.inputs]
         behind = axis - (rank if index is None else ranks[index])
         return {i: own + behind for i, own in enumerate(ranks)}, {0: rank + behind}
 
     def _through_scaling(self, node: ir.Node, index: int | None, axis: int) -> Ends | None:
         """Return a product with what is equal for all features; what is not so keeps the mean, or writes one."""
-        rank = self.view.need_rank(node.outputs[0], node)
-        shapes = [() if value is None else self.view.need_shape(value, node) for value in node.inputs]
+        rank = self.view.require_rank(node.outputs[0], node)
+        shapes = [() if value is None else self.view.require_shape(value, node) for value in node.inputs]
         behind = axis - (rank if index is None else len(shapes[index]))
         inputs = (0,) if operator(node) == "Div" else (0, 1)
         for data in inputs if index is None else (index,):
@@ -189,7 +189,7 @@ class _Explorer:
         return None
 
     def _through_parts(self, node: ir.Node, axis: int) -> Ends | None:
-        rank = self.view.need_rank(node.outputs[0], node)
+        rank = self.view.require_rank(node.outputs[0], node)
         if self.view.attr(node, "axis", 0) % rank == axis:
             return None
         inputs = range(len(node.inputs) if operator(node) == "Concat" else 1)
@@ -200,7 +200,7 @@ class _Explorer:
         step = Step(self.view, node, Plan(node, self.state.committed))
         row = states(node)
         given = node.outputs[0] if upward else step.data()
-        probe = _probe(self.stream.size, axis, self.view.need_rank(given, node))
+        probe = _probe(self.stream.size, axis, self.view.require_rank(given, node))
         if upward and row.up is not None:
             found = row.up(step, [probe, *[None] * (len(node.outputs) - 1)])
             return {index: _axis_of(step, m, probe) for index, m in found.items()}, {0: axis}
@@ -215,7 +215,7 @@ class _Explorer:
         write = states(node).centre if output == 0 else None
         if write is None:
             raise Refused("NF322", "what writes into it cannot be centred", node)
-        self.view.need_known_attributes(node)
+        self.view.require_known_attributes(node)
         step = Step(self.view, node, Plan(node, self.state.committed))
         for feature in write(step, axis):
             if feature.added:

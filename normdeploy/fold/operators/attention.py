@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import View
-from normdeploy.fold.operators.rows import Maps, Row, Shift, all_but, along, need_not_over, only_first
+from normdeploy.fold.operators.rows import Maps, Row, Shift, all_but, along, only_first, require_not_over
 from normdeploy.fold.operators.sizes import Known, Probe, Probing, Shape, fixed, spanned
 from normdeploy.fold.plan import Step
 
@@ -45,10 +45,10 @@ def attention_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 def _of_values(step: Step, m: AffineMap, *, upward: bool) -> AffineMap:
     """Return the map of V that makes that of the output, or the other way round."""
-    _need_no_cache(step, values=True)
-    need_not_over(step, m, [m.rank - 2])
+    _require_no_cache(step, values=True)
+    require_not_over(step, m, [m.rank - 2])
     if not m.shifts_nothing:
-        _need_a_key_for_each_query(step)
+        _require_a_key_for_each_query(step)
     return _regrouped(step, m, upward=upward)
 
 
@@ -88,19 +88,19 @@ def _heads(step: Step, rank: int) -> tuple[int, int]:
     if rank == 3:
         counts = [step.attr("q_num_heads"), step.attr("kv_num_heads")]
     else:
-        counts = [step.view.need_shape(step.data(index), step.node)[1] for index in (0, 2)]
+        counts = [step.view.require_shape(step.data(index), step.node)[1] for index in (0, 2)]
     if not all(isinstance(count, int) for count in counts):
         raise step.refuse("NF014", "the number of its heads is not fixed")
     return counts[0], counts[1]
 
 
-def _need_a_key_for_each_query(step: Step) -> None:
+def _require_a_key_for_each_query(step: Step) -> None:
     windows = any(step.attr(f"{side}_window_size", -1) >= 0 for side in ("left", "right"))
     if windows or step.input(_MASK) is not None or step.input(_LENGTHS) is not None:
         raise step.refuse("NF201", "a query that may see no key comes out as 0, so a shift does not pass")
 
 
-def _need_no_cache(step: Step, *, values: bool) -> None:
+def _require_no_cache(step: Step, *, values: bool) -> None:
     used = step.view.is_used(step.node, 2 if values else 1)
     if used or any(step.input(index) is not None for index in _PAST):
         raise step.refuse("NF210", "a map does not pass its cache of keys and values")
@@ -114,7 +114,7 @@ def _scale_product(step: Step, queries: AffineMap | None, keys: AffineMap | None
         if m is not None and not m.shifts_nothing:
             raise step.refuse("NF207", "a shift of queries or keys does more to their product than to scale it")
     if keys is not None:
-        _need_no_cache(step, values=False)
+        _require_no_cache(step, values=False)
     if step.view.is_used(step.node, 3):
         raise step.refuse("NF211", "the product of queries and keys is an output")
     _put_scale(step, _scale(step) * _factor(step, queries, keys))
@@ -149,7 +149,7 @@ def _scale(step: Step) -> float:
     given = step.attr("scale")
     if given:
         return float(given)
-    size = step.view.need_shape(step.data(), step.node)[-1]
+    size = step.view.require_shape(step.data(), step.node)[-1]
     heads = step.attr("q_num_heads", 1) if step.rank() == 3 else 1
     if not isinstance(size, int):
         raise step.refuse("NF014", "the number of features of a head is not fixed, on which its scale depends")
@@ -191,8 +191,8 @@ def multi_head_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     if any(m.axes or not m.shifts_nothing for m in numbers) or (numbers and step.input(_BIAS) is not None):
         raise step.refuse("NF208", "of its queries and keys only one number passes, and only without a bias")
     if numbers:
-        _need_tokens(step)
-        size = step.view.need_shape(step.data(), step.node)[-1]
+        _require_tokens(step)
+        size = step.view.require_shape(step.data(), step.node)[-1]
         if not isinstance(size, int):
             raise step.refuse("NF014", "the number of features of a head is not fixed, on which its scale depends")
         scale = step.attr("scale") or 1.0 / np.sqrt(size // step.attr("num_heads"))
@@ -200,7 +200,7 @@ def multi_head_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     return [values, *[None] * (len(step.node.outputs) - 1)]
 
 
-def _need_tokens(step: Step) -> None:
+def _require_tokens(step: Step) -> None:
     """Refuse inputs that are packed or laid out by head, and a cache."""
     if any(step.input(index) is None or step.rank(index) != 3 for index in (0, 1, 2)):
         raise step.refuse("NF210", "its queries, keys and values are not apart, each (samples, positions, features)")
@@ -210,12 +210,12 @@ def _need_tokens(step: Step) -> None:
 
 
 def _scale_values(step: Step, m: AffineMap, of_bias: Array) -> None:
-    _need_tokens(step)
+    _require_tokens(step)
     if not m.shifts_nothing or set(m.axes) - {2}:
         raise step.refuse("NF015", "only a scale over its features passes it")
     if step.input(_BIAS) is None:
         return
-    bias, size = step.edit(_BIAS), step.view.need_shape(step.data(2), step.node)[2]
+    bias, size = step.edit(_BIAS), step.view.require_shape(step.data(2), step.node)[2]
     if bias is None or not isinstance(size, int):
         raise step.refuse("NF014", "its bias is not constant, or the number of its features is not fixed")
     factor = np.ones(bias.shape)

@@ -29,7 +29,7 @@ def product_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     shapes = _shapes(step)
     index = step.choose([i for i in (0, 1) if not step.view.is_constant(step.data(i)) and _carries(m, shapes[i])])
     if operator(step.node) == "Div" and index == 1:
-        _need_no_zero(step, m)
+        _require_no_zero(step, m)
         m = AffineMap(1.0 / m.scale, m.shift)
     return {index: _cut(m, shapes[index])}
 
@@ -41,17 +41,17 @@ def product_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     first, second = (_only_scale(step, m, rank) for m in ins)
     if operator(step.node) != "Div":
         return [_of_scale(first.scale * second.scale)]
-    _need_no_zero(step, second)
+    _require_no_zero(step, second)
     return [_of_scale(first.scale / second.scale)]
 
 
 def _shapes(step: Step) -> list[tuple[Dim, ...]]:
     if step.view.opset < 7:
         raise step.refuse("NF012", "before opset 7 its broadcasting follows other rules")
-    return [step.view.need_shape(step.data(index), step.node) for index in (0, 1)]
+    return [step.view.require_shape(step.data(index), step.node) for index in (0, 1)]
 
 
-def _need_no_zero(step: Step, m: AffineMap) -> None:
+def _require_no_zero(step: Step, m: AffineMap) -> None:
     if not np.all(m.scale):
         raise step.refuse("NF205", "a scale of 0 cannot divide")
 
@@ -83,7 +83,7 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 
 def _matrices(step: Step) -> list[tuple[Dim, ...]]:
-    shapes = [step.view.need_shape(step.data(index), step.node) for index in (0, 1)]
+    shapes = [step.view.require_shape(step.data(index), step.node) for index in (0, 1)]
     if any(len(shape) < 2 for shape in shapes):
         raise step.refuse("NF110", "a factor is a vector")
     return shapes

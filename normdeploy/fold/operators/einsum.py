@@ -88,7 +88,7 @@ def _text(value: str | bytes) -> str:
 
 def _over_weight(step: Step, terms: Terms, factor: Array, letters: str) -> Array:
     """Return ``factor``, over ``letters``, over those of the weight."""
-    shape = step.view.need_shape(step.data(terms.index), step.node)
+    shape = step.view.require_shape(step.data(terms.index), step.node)
     varied = [letter for letter, size in zip(letters, factor.shape, strict=True) if size != 1]
     if not set(varied) <= set(terms.weight):
         raise step.refuse("NF016", "the map varies over an axis that the weight does not have")
@@ -104,7 +104,7 @@ def _over_weight(step: Step, terms: Terms, factor: Array, letters: str) -> Array
 
 def _shift(step: Step, terms: Terms, shift: Array) -> AffineMap:
     """Return what the weight makes of ``shift``, over the letters of the result."""
-    weight, sizes = exact_weight(step, terms.index), step.view.need_shape(step.data(1 - terms.index), step.node)
+    weight, sizes = exact_weight(step, terms.index), step.view.require_shape(step.data(1 - terms.index), step.node)
     shapes = dict(zip(terms.weight, weight.shape, strict=True))
     summed = set(terms.data) - set(terms.result)
     if any(sizes[terms.data.index(x)] != shapes.get(x) for x in summed):

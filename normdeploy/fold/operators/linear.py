@@ -41,7 +41,7 @@ from normdeploy.graph import operator
 def conv_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """Scale the output channels of the weight; the rest goes into the bias."""
     scale, shift = vector(step, only_first(step, outs), axis=1)
-    rank = step.view.need_rank(step.data(1), step.node)
+    rank = step.view.require_rank(step.data(1), step.node)
     step.scale_weight(1, left=scale.reshape(-1, *(1,) * (rank - 1)))
     scale_bias(step, scale, shift)
     return {}
@@ -53,7 +53,7 @@ def conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     shape = _weight_shape(step)
     groups = step.attr("group", 1)
     if np.any(shift):
-        _need_no_padding(step, shape)
+        _require_no_padding(step, shape)
         weight = exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
         shifts = np.broadcast_to(shift, (groups * shape[1],)).reshape(groups, shape[1], 1)
         add_bias(step, (weight @ shifts).reshape(-1))
@@ -69,7 +69,7 @@ def scale_input_channels(step: Step, scale: Array) -> None:
     step.scale_weight(1, right=factor.reshape(-1, shape[1], *(1,) * (len(shape) - 2)))
 
 
-def _need_no_padding(step: Step, shape: Sequence[int]) -> None:
+def _require_no_padding(step: Step, shape: Sequence[int]) -> None:
     auto_pad = step.attr("auto_pad", "NOTSET")
     one_tap = all(size == 1 for size in shape[2:])
     if any(step.attr("pads", [])) if auto_pad == "NOTSET" else auto_pad != "VALID" and not one_tap:
@@ -98,7 +98,7 @@ def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     scale, shift = vector(step, only_first(step, ins), axis=1)
     shape, groups = _weight_shape(step), step.attr("group", 1)
     if np.any(shift):
-        _need_full_kernel(step, shape)
+        _require_full_kernel(step, shape)
         weight = exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
         shifts = np.broadcast_to(shift, (shape[0],)).reshape(groups, 1, -1)
         add_bias(step, (shifts @ weight).reshape(-1))
@@ -106,7 +106,7 @@ def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     return [None]
 
 
-def _need_full_kernel(step: Step, shape: Sequence[int]) -> None:
+def _require_full_kernel(step: Step, shape: Sequence[int]) -> None:
     spatial = len(shape) - 2
     pads = step.attr("pads", [0] * 2 * spatial)
     dilations = step.attr("dilations", [1] * spatial)
@@ -178,7 +178,7 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     m = ins[0 if right else 1]
     if m is None or ins[1 if right else 0] is not None:
         raise step.refuse("NF011", "the map is on the weight")
-    rank = step.view.need_rank(step.node.outputs[0], step.node)
+    rank = step.view.require_rank(step.node.outputs[0], step.node)
     vectors = _are_vectors(step, m, right)
     scale, shift = (_as_matrix(a, vectors[0] and right, vectors[1] and not right) for a in (m.scale, m.shift))
     factor = _over_weight(step, np.swapaxes(scale, -1, -2), right, mixed=-1 if right else -2)
@@ -226,7 +226,7 @@ def _over_weight(step: Step, factor: Array, right: bool, *, mixed: int) -> Array
 
     Along the axis ``mixed`` of a matrix the weight has others numbers than the factor, which must be one number there.
     """
-    shape = step.view.need_shape(step.data(int(right)), step.node)
+    shape = step.view.require_shape(step.data(int(right)), step.node)
     matrix = shape if len(shape) > 1 else (*shape, 1) if right else (1, *shape)
     extra = factor.ndim - len(matrix)
     if factor.shape[mixed] != 1 or any(size != 1 for size in factor.shape[: max(extra, 0)]):
@@ -264,7 +264,7 @@ def _channels(step: Step) -> int:
 
 
 def _weight_shape(step: Step) -> tuple[int, ...]:
-    shape = step.view.need_shape(step.data(1), step.node)
+    shape = step.view.require_shape(step.data(1), step.node)
     if not all(isinstance(dim, int) for dim in shape):
         raise step.refuse("NF014", "the shape of its weight is not fixed")
     return tuple(int(dim) for dim in shape if dim is not None)
@@ -291,11 +291,11 @@ def bias_dtype(step: Step) -> ir.DataType:
 
 
 def _matmul_writes(step: Step, axis: int) -> Written:
-    behind = axis - step.view.need_rank(step.node.outputs[0], step.node)
+    behind = axis - step.view.require_rank(step.node.outputs[0], step.node)
     if behind not in (-1, -2):
         raise step.refuse("NF322", "it writes the features along an axis that its weight does not have")
     index = 1 if behind == -1 else 0
-    if len(step.view.need_shape(step.data(index), step.node)) < 2:
+    if len(step.view.require_shape(step.data(index), step.node)) < 2:
         raise step.refuse("NF322", "its weight is a vector")
     yield Feature(index, behind)
 

@@ -70,14 +70,14 @@ def _elementwise(
         array = view.exact(constant)
         if array is None or not (built := build(array, first)):
             return None
-        _need_not_enlarging(view, node, array.shape, data)
+        _require_not_enlarging(view, node, array.shape, data)
         rank = view.rank(data)
         return AffineMap.of(*built, rank if rank is not None else array.ndim)
 
     return read
 
 
-def _need_not_enlarging(view: View, node: ir.Node, constant: tuple[int, ...], data: ir.Value) -> None:
+def _require_not_enlarging(view: View, node: ir.Node, constant: tuple[int, ...], data: ir.Value) -> None:
     if view.opset < 7:
         raise Refused("NF012", "before opset 7 its broadcasting follows other rules", node)
     shape = view.shape(data)
@@ -101,7 +101,7 @@ def _negate(view: View, node: ir.Node) -> AffineMap | None:
     value = node.inputs[0]
     if value is None or view.is_constant(value) or not view.is_float(value):
         return None
-    return AffineMap.of(-1.0, 0.0, view.need_rank(value, node))
+    return AffineMap.of(-1.0, 0.0, view.require_rank(value, node))
 
 
 # -- writing a map back ----------------------------------------------------------------------------

@@ -80,11 +80,11 @@ def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:
 def _numbers(probe: Probe) -> tuple[list[int], tuple[int, ...]]:
     """Return the sizes of the result that are known, -1 for the others, and those of the data."""
     sizes = probe.symbols()
-    target = probe.view.need_shape(probe.node.outputs[0], probe.node)
+    target = probe.view.require_shape(probe.node.outputs[0], probe.node)
     numbers = [sizes.get(dim, -1) if isinstance(dim, str) else -1 if dim is None else dim for dim in target]
     data, before = probe.node.inputs[0], probe.shapes[0]
     if data is not None and probe.is_known(data):
-        before = tuple(int(dim or 1) for dim in probe.view.need_shape(data, probe.node))
+        before = tuple(int(dim or 1) for dim in probe.view.require_shape(data, probe.node))
     return numbers, before
 
 

@@ -46,7 +46,7 @@ def squeeze(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """Pass a map: an axis of size 1 comes (upward) or goes."""
     axes = step.view.parameter(step.node, "axes", 1)
     if axes is None:
-        shape = step.view.need_shape(step.data(), step.node)
+        shape = step.view.require_shape(step.data(), step.node)
         if not all(isinstance(dim, int) for dim in shape):
             raise step.refuse("NF014", "which axes it squeezes depends on a dimension that is not fixed")
         axes = [axis for axis, dim in enumerate(shape) if dim == 1]
@@ -63,8 +63,8 @@ def _positive(axes: Sequence[int], rank: int) -> tuple[int, ...]:
 
 def reshape(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """Return the axes the map varies over must be regrouped among themselves: into the same run of elements."""
-    before = step.view.need_shape(step.data(), step.node)
-    after = step.view.need_shape(step.node.outputs[0], step.node)
+    before = step.view.require_shape(step.data(), step.node)
+    after = step.view.require_shape(step.node.outputs[0], step.node)
     moved = regrouped(m, after, before) if upward else regrouped(m, before, after)
     if moved is None:
         raise step.refuse("NF017", "it mixes the axis of the map with one of unknown size")
@@ -148,8 +148,8 @@ def _same(left: Sequence[Dim], right: Sequence[Dim]) -> bool:
 
 def expand(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """Pass a map: broadcasting repeats: a map passes that does not vary over a repeated axis."""
-    before = step.view.need_shape(step.data(), step.node)
-    after = step.view.need_shape(step.node.outputs[0], step.node)
+    before = step.view.require_shape(step.data(), step.node)
+    after = step.view.require_shape(step.node.outputs[0], step.node)
     extra = len(after) - len(before)
     for axis in m.axes:
         inner = axis - extra if upward else axis
@@ -186,7 +186,7 @@ def tile(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 def slice_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """Pass a map: outside the slice nobody looks: there the map is the identity."""
     m = only_first(step, outs)
-    shape = step.view.need_shape(step.data(), step.node)
+    shape = step.view.require_shape(step.data(), step.node)
     for axis, cut in _cuts(step, m).items():
         m = _spread(m, axis, np.arange(_size(step, shape, axis))[cut], _size(step, shape, axis))
     return {0: m}
@@ -195,7 +195,7 @@ def slice_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def slice_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Return the map is sliced with the tensor."""
     m = only_first(step, ins)
-    shape = step.view.need_shape(step.data(), step.node)
+    shape = step.view.require_shape(step.data(), step.node)
     for axis, cut in _cuts(step, m).items():
         index = np.arange(_size(step, shape, axis))[cut]
         m = _taken(m, axis, index)
@@ -210,7 +210,7 @@ def _cuts(step: Step, m: AffineMap) -> dict[int, slice]:
         starts, ends = step.attr("starts"), step.attr("ends")
         axes, steps = step.attr("axes", list(range(len(starts)))), [1] * len(starts)
     else:
-        count = (view.need_shape(step.data(1), node) or (None,))[0]
+        count = (view.require_shape(step.data(1), node) or (None,))[0]
         axes = view.parameter(node, "axes", 3) or (list(range(count)) if isinstance(count, int) else list(range(rank)))
         if not set(_positive(axes, rank)) & set(m.axes):
             return {}
@@ -251,7 +251,7 @@ def _part_sizes(step: Step, axis: int) -> list[Dim]:
     sizes = step.input(1)
     if sizes is not None and not step.view.is_constant(sizes):
         return [None] * len(step.node.outputs)
-    return [step.view.need_shape(out, step.node)[axis] for out in step.node.outputs]
+    return [step.view.require_shape(out, step.node)[axis] for out in step.node.outputs]
 
 
 def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
@@ -260,7 +260,7 @@ def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     axis = step.attr("axis", 1) % m.rank
     if m.size(axis) == 1:
         return dict.fromkeys(range(len(step.node.inputs)), m)
-    shapes = [step.view.need_shape(value, step.node) for value in step.node.inputs if value is not None]
+    shapes = [step.view.require_shape(value, step.node) for value in step.node.inputs if value is not None]
     ends = np.cumsum([0, *(_size(step, shape, axis) for shape in shapes)])
     parts = [_taken(m, axis, np.arange(a, b)) for a, b in itertools.pairwise(ends)]
     return {index: part for index, part in enumerate(parts) if not part.is_identity}
@@ -270,7 +270,7 @@ def concat_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Return the maps of the branches stand side by side; a branch without one is the identity."""
     rank = next(m.rank for m in ins if m is not None)
     axis = step.attr("axis", 1) % rank
-    shapes = [step.view.need_shape(value, step.node) for value in step.node.inputs if value is not None]
+    shapes = [step.view.require_shape(value, step.node) for value in step.node.inputs if value is not None]
     return [concatenated(step, ins, [shape[axis] for shape in shapes], axis, rank)]
 
 
@@ -282,7 +282,7 @@ def gather_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     if not set(m.axes) & set(picked):
         return {0: m.moved(lambda a: np.expand_dims(np.squeeze(a, picked), axis))}
     index = step.view.array(step.data(1))
-    size = _size(step, step.view.need_shape(step.data(), step.node), axis)
+    size = _size(step, step.view.require_shape(step.data(), step.node), axis)
     if index is None or width != 1:
         raise step.refuse("NF019", "the map varies over the gathered axis, and the indices are not a constant vector")
     spread = _spread(m, axis, np.asarray(index) % size, size)

@@ -20,8 +20,8 @@ from normdeploy.fold.operators.rows import (
     Written,
     all_but,
     along,
-    need_not_over,
     only_first,
+    require_not_over,
     vector,
 )  # fmt: skip
 from normdeploy.fold.plan import Step
@@ -30,7 +30,7 @@ from normdeploy.graph import operator
 
 def layer_norm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """Pass a map: ``s (gamma z + beta) + t = (s gamma) z + (s beta + t)``, over the normalized axes."""
-    m = need_not_over(step, only_first(step, outs), range(step.attr("axis", -1) % step.rank()))
+    m = require_not_over(step, only_first(step, outs), range(step.attr("axis", -1) % step.rank()))
     scale = step.edit(1)
     if scale is None or (step.input(2) is not None and step.edit(2) is None):
         raise step.view.not_constant("its scale and bias are", step.node, *step.node.inputs[1:])
@@ -58,7 +58,7 @@ def _parameter_shape(step: Step, old: Edit, *moved: Array) -> tuple[int, ...]:
     """
     if np.broadcast_shapes(old.shape, *(a.shape for a in moved)) == old.shape:
         return old.shape
-    sizes = step.view.need_shape(step.data(), step.node)[step.attr("axis", -1) % step.rank() :]
+    sizes = step.view.require_shape(step.data(), step.node)[step.attr("axis", -1) % step.rank() :]
     fixed = tuple(size for size in sizes if isinstance(size, int))
     if len(fixed) < len(sizes):
         raise step.refuse("NF014", "its parameters would have to grow to a size that is not fixed")
@@ -99,8 +99,8 @@ def tail_of(view: View, node: ir.Node) -> AffineMap | None:
     Raises:
         Refused: its scale or bias is not constant, or a further output is used.
     """
-    view.need_known_attributes(node)
-    rank = view.need_rank(node.outputs[0], node)
+    view.require_known_attributes(node)
+    rank = view.require_rank(node.outputs[0], node)
     scale = view.exact(node.inputs[1])
     bias = view.exact(node.inputs[2]) if has_bias(node) else np.zeros(())
     if scale is None or bias is None:
@@ -133,8 +133,8 @@ def _layer_norm_writes(step: Step, axis: int) -> Written:
 
 def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
     """Return the map ``gamma (x - mean) / sqrt(var + eps) + beta`` (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
-    _need_inference(view, node)
-    rank = view.need_rank(node.inputs[0], node) if node.inputs[0] is not None else 0
+    _require_inference(view, node)
+    rank = view.require_rank(node.inputs[0], node) if node.inputs[0] is not None else 0
     scale, bias, mean, var = (_channel_vector(view, node, index) for index in (1, 2, 3, 4))
     eps = float(np.float32(view.attr(node, "epsilon", 1e-5)))
     with np.errstate(all="ignore"):
@@ -147,7 +147,7 @@ def _batch_normalization(view: View, node: ir.Node) -> AffineMap | None:
         return AffineMap.of(factor.reshape(channels), (bias - factor * mean).reshape(channels), rank)
 
 
-def _need_inference(view: View, node: ir.Node) -> None:
+def _require_inference(view: View, node: ir.Node) -> None:
     if view.attr(node, "training_mode", 0):
         raise Refused("NF301", "it is in training mode (training_mode=1)", node, _EVAL)
     if any(view.is_used(node, output) for output in range(1, len(node.outputs))):

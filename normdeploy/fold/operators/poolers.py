@@ -16,8 +16,8 @@ from normdeploy.fold.operators.rows import (
     Shift,
     along,
     both_ways,
-    need_not_over,
     only_first,
+    require_not_over,
     states,
 )  # fmt: skip
 from normdeploy.fold.plan import Step
@@ -35,13 +35,13 @@ def average_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     outside = padded or step.attr("ceil_mode", 0)
     if step.attr("count_include_pad", 0) and outside and not m.shifts_nothing:
         raise step.refuse("NF201", "padded cells count as 0 in the average, so a shift does not pass")
-    return need_not_over(step, m, _spatial(m))
+    return require_not_over(step, m, _spatial(m))
 
 
 def global_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     """Pass a map: an average over all cells of a channel."""
     del upward
-    return need_not_over(step, m, _spatial(m))
+    return require_not_over(step, m, _spatial(m))
 
 
 def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
@@ -51,7 +51,7 @@ def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
         raise step.refuse("NF204", "a negative scale turns the largest into the smallest")
     if step.view.is_used(step.node, 1) and not np.all(m.scale > 0):
         raise step.refuse("NF204", "a scale of 0 makes all indices tie")
-    return need_not_over(step, m, _spatial(m))
+    return require_not_over(step, m, _spatial(m))
 
 
 def reduce_mean(step: Step, m: AffineMap, upward: bool) -> AffineMap:
@@ -66,9 +66,9 @@ def reduce_mean(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     if not step.attr("keepdims", 1):
         if upward:
             return m.moved(lambda a: np.expand_dims(a, positive))
-        need_not_over(step, m, positive)
+        require_not_over(step, m, positive)
         return m.moved(lambda a: np.squeeze(a, positive))
-    return need_not_over(step, m, positive)
+    return require_not_over(step, m, positive)
 
 
 def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
@@ -76,8 +76,8 @@ def resize(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     del upward
     if step.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise step.refuse("NF201", "cells outside the crop hold the extrapolation value")
-    before = step.view.need_shape(step.data(), step.node)
-    after = step.view.need_shape(step.node.outputs[0], step.node)
+    before = step.view.require_shape(step.data(), step.node)
+    after = step.view.require_shape(step.node.outputs[0], step.node)
     same = [axis for axis in m.axes if before[axis] is not None and before[axis] == after[axis]]
     if same != list(m.axes) or any(_scale_along(step, axis) != 1.0 for axis in m.axes):
         raise step.refuse("NF015", "the map varies over a resized axis")
@@ -103,7 +103,7 @@ def pad(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     positive = [axis % m.rank for axis in (axes or range(m.rank))]
     before, after = pads[: len(pads) // 2], pads[len(pads) // 2 :]
     moved = [axis for axis, low, high in zip(positive, before, after, strict=True) if low or high]
-    need_not_over(step, m, moved)
+    require_not_over(step, m, moved)
     if step.attr("mode", "constant") == "constant" and any(count > 0 for count in pads):
         _move_constant(step, m, upward)
     return m
@@ -197,7 +197,7 @@ def _takes_shift(step: Step, value: ir.Value | None) -> bool:
 
 def _onto(step: Step, m: AffineMap, value: ir.Value) -> AffineMap:
     """Return the part of ``m`` that a branch which is broadcast into the sum can carry."""
-    shape = step.view.need_shape(value, step.node)
+    shape = step.view.require_shape(value, step.node)
     extra = m.rank - len(shape)
     if any(axis < extra or shape[axis - extra] != m.size(axis) for axis in m.axes):
         raise step.refuse("NF020", "a branch is broadcast along the axis of the map")
@@ -206,8 +206,8 @@ def _onto(step: Step, m: AffineMap, value: ir.Value) -> AffineMap:
 
 def sum_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Pass a map: shifts add up; a scale passes only where every branch has the same one."""
-    rank = step.view.need_rank(step.node.outputs[0], step.node)
-    shape = step.view.need_shape(step.node.outputs[0], step.node)
+    rank = step.view.require_rank(step.node.outputs[0], step.node)
+    shape = step.view.require_shape(step.node.outputs[0], step.node)
     maps = [_lifted(m, rank) for m in ins]
     if any(not np.all(m.scale == maps[0].scale) for m in maps):
         raise step.refuse("NF206", "the branches of the sum do not have the same scale")

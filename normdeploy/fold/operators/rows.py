@@ -158,7 +158,7 @@ def row_of(view: View, node: ir.Node) -> Row | None:
     row = TABLE.get(operator(node))
     if row is None or view.opset < row.since or (row.until is not None and view.opset > row.until):
         return None
-    view.need_known_attributes(node)
+    view.require_known_attributes(node)
     return row
 
 
@@ -185,7 +185,7 @@ def vector(step: Step, m: AffineMap, axis: int) -> tuple[Array, Array]:
     return m.scale.reshape(-1), m.shift.reshape(-1)
 
 
-def need_not_over(step: Step, m: AffineMap, axes: Sequence[int]) -> AffineMap:
+def require_not_over(step: Step, m: AffineMap, axes: Sequence[int]) -> AffineMap:
     """Return ``m`` when it varies over none of ``axes``."""
     if set(m.axes) & set(axes):
         raise step.refuse("NF015", "the map varies over an axis that is mixed here")

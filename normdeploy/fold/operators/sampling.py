@@ -22,8 +22,8 @@ from normdeploy.fold.operators.rows import (
     Shift,
     along,
     both_ways,
-    need_not_over,
     only_first,
+    require_not_over,
     vector,
 )
 from normdeploy.fold.operators.sizes import Known, Probing, Shape, fixed, spanned
@@ -37,7 +37,7 @@ def grid_sample(step: Step, m: AffineMap, upward: bool) -> AffineMap:
     del upward
     if not m.shifts_nothing and step.attr("padding_mode", "zeros") in ("zeros", b"zeros"):
         raise step.refuse("NF201", "cells outside the image are read as 0, so a shift does not pass")
-    return need_not_over(step, m, range(2, m.rank))
+    return require_not_over(step, m, range(2, m.rank))
 
 
 def _grid_sample_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: Known) -> list[Shape] | None:

@@ -58,7 +58,7 @@ def any_channels_pass(op: str) -> Plant:
     """Let every map over the channels pass ``op`` as it is."""
 
     def unchanged(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-        before, after = (step.view.need_shape(ends[0], step.node) for ends in (step.node.inputs, step.node.outputs))
+        before, after = (step.view.require_shape(ends[0], step.node) for ends in (step.node.inputs, step.node.outputs))
         if any(axis != 1 for axis in m.axes) or before[:2] != after[:2]:
             raise step.refuse("it varies over cells, or the channels are not what they were")
         return m
@@ -132,8 +132,8 @@ WRONG: dict[str, Plant] = {
     "wrong axis of a Conv": rule("Conv", up=conv_up_over_the_wrong_axis),
     "channels of a Conv in reverse": rule("Conv", up=conv_up_in_reverse),
     "one channel a thousandth off": rule("Conv", up=conv_up_a_thousandth_off),
-    "shift into a padded Conv": nothing_is_checked("_need_no_padding"),
-    "shift into a cropped ConvTranspose": nothing_is_checked("_need_full_kernel"),
+    "shift into a padded Conv": nothing_is_checked("_require_no_padding"),
+    "shift into a cropped ConvTranspose": nothing_is_checked("_require_full_kernel"),
     "shift through Relu": any_channels_pass("Relu"),
     "negative scale through LeakyRelu": any_channels_pass("LeakyRelu"),
     "negative scale through MaxPool": any_channels_pass("MaxPool"),
