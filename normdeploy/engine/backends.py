@@ -62,7 +62,7 @@ class TensorRT(Backend):
     keeps_timings = True
 
     def network_flags(self, trt: Any) -> int:
-        """Return the flags that there are: version 11 knows strongly typed networks only, and may have lost that one."""
+        """Return the flags that there are: version 11 is always strongly typed, and may have lost the flag for it."""
         names = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
         flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in names]
         return sum(1 << int(flag) for flag in flags if flag is not None)
