@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from normdeploy.fold import FoldResult, fold
     from normdeploy.foldmodule.file import load_folded
     from normdeploy.foldmodule.module import fold_module
-    from normdeploy.pipeline import bench, build, export, verify
+    from normdeploy.pipeline import bench, build, doctor, export, verify
 
 __all__ = [
     "Bundle",
     "FoldResult",
     "bench",
     "build",
+    "doctor",
     "export",
     "fold",
     "fold_module",
@@ -36,6 +37,7 @@ _HOMES = {
     "FoldResult": "normdeploy.fold",
     "bench": "normdeploy.pipeline",
     "build": "normdeploy.pipeline",
+    "doctor": "normdeploy.pipeline",
     "export": "normdeploy.pipeline",
     "fold": "normdeploy.fold",
     "fold_module": "normdeploy.foldmodule.module",

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from normdeploy.errors import InputError
 
-FAMILIES = {"NF": "normdeploy.fold.codes", "NT": "normdeploy.foldmodule.codes"}
+FAMILIES = {"ND": "normdeploy.doctor.codes", "NF": "normdeploy.fold.codes", "NT": "normdeploy.foldmodule.codes"}
 """The first two letters of a code, and the module whose ``PAGES``, a tuple, explain that family."""
 
 _CODE = re.compile(r"[A-Z]{2}\d{3}")

@@ -46,7 +46,7 @@ def test_in_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert Page(**json.loads(capsys.readouterr().out)) == codes.page("NF201")
 
 
-@pytest.mark.parametrize(("code", "fix"), [("NF999", "NF001"), ("XX001", "codes begin with NF")])
+@pytest.mark.parametrize(("code", "fix"), [("NF999", "NF001"), ("XX001", "codes begin with ND or NF or NT")])
 def test_a_code_that_does_not_exist_is_refused(
     code: str, fix: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ def masked(text: str) -> str:
 
 def test_every_command_has_run(sandbox: Path) -> None:
     told = {path.name for path in (sandbox / "told").iterdir()}
-    assert told == {"export", "verify", "bisect", "judge", "bench", "report", "explain", "fold"} | (
+    assert told == {"export", "verify", "bisect", "judge", "bench", "report", "explain", "doctor", "fold"} | (
         {"build"} if RTX else set()
     )
     assert "parity passed" in (sandbox / "told" / "verify").read_text(encoding="utf-8")

@@ -62,6 +62,7 @@ def load(
     names: Names = Names(),
     trust: Sequence[Path] = (),
     force_eval: bool = False,
+    check: bool = True,
 ) -> Checkpoint:
     """Call ``factory`` and load ``weights`` into the module it returns.
 
@@ -75,6 +76,7 @@ def load(
         names: how the names in the file become the module's, as far as that is not clear by itself.
         trust: files that may run code when they are loaded.
         force_eval: put norms that were left in training mode into eval mode, with a note.
+        check: put the module into eval mode, and refuse one that cannot be deployed; else it is left as it was loaded.
 
     Raises InputError where anything of this cannot be done exactly.
     """
@@ -96,9 +98,10 @@ def load(
     notes = (*said, *notes, *unwrapping)
     settle(module, factory)
     # Only now: eval() may merge weights (LoRA, re-parametrized blocks), which must be the file's by then.
-    notes += require_eval(module, force=force_eval)
-    require_valid_statistics(module)
-    notes += _not_finite(module)
+    if check:
+        notes += require_eval(module, force=force_eval)
+        require_valid_statistics(module)
+        notes += _not_finite(module)
     digest, trusted = (contents.sha256, contents.trusted) if contents else (None, {})
     return Checkpoint(module.requires_grad_(False), factory, weights, digest, trusted, notes)
 

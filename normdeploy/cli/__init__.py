@@ -27,6 +27,7 @@ from normdeploy.cli.options import (
     Where,
     byte_count,
     listed,
+    named,
     share,
 )
 from normdeploy.errors import InputError, VerdictError
@@ -129,6 +130,39 @@ def export(
         raise
     output.report(report, talk, out)
     return 0
+
+
+@app.command
+def doctor(
+    *,
+    model: str,
+    eager: EagerOptions = EagerOptions(),
+    input: tuple[str, ...] = (),
+    input_value: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
+    select: Names = (),
+    ignore: Names = (),
+    talk: Talk = Talk(),
+) -> int:
+    """Tell what is wrong with the norms of a network, and what folding will do to each; exit 1 on errors.
+
+    Args:
+        model: package.module:factory, a function that returns the module.
+        input: name:dims@dtype[low..high], once for each input; guessed where none is given.
+        input_value: NAME=VALUE, an argument of forward that is no tensor.
+        data: real inputs, to hold the statistics to: .npz, safetensors, or module:function.
+        select: patterns of codes to look for, e.g. ND006 or ND01*; all by default.
+        ignore: patterns of codes to leave out.
+    """
+    from normdeploy import pipeline
+
+    values = [f"{name}={value}" for name, value in named(input_value, "--input-value").items()]
+    with output.working(talk) as progress:
+        found = pipeline.doctor(
+            model, (*input, *values), data=data, select=select, ignore=ignore, progress=progress, **eager.source()
+        )
+    output.diagnosis(found, talk)
+    return VerdictError.exit_code if found.errors else 0
 
 
 @app.command

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from normdeploy.fold.ledger import Entry, Ledger
     from normdeploy.parity.verdict import Verdict
     from normdeploy.pipeline import Progress
+    from normdeploy.pipeline.examine import Diagnosis
     from normdeploy.report.schema import Report
 
 INTERRUPTED = 130
@@ -289,6 +290,16 @@ def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
         console.print(layer_table(sidecar.layers))
     show_engine(sidecar, console)
     print(plain(str(path)))
+
+
+def diagnosis(found: Diagnosis, talk: Talk) -> None:
+    """What the doctor found."""
+    from normdeploy.report.diagnosis import show_diagnosis
+
+    if talk.json:
+        document(found)
+    else:
+        show_diagnosis(found.norms, found.findings, found.notes, _console(sys.stdout))
 
 
 def entries(entries: Sequence[Entry], talk: Talk) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from normdeploy.pipeline.compare import verify as verify
     from normdeploy.pipeline.deploy import export as export
     from normdeploy.pipeline.engines import build as build
+    from normdeploy.pipeline.examine import doctor as doctor
     from normdeploy.pipeline.files import fold_file as fold_file
     from normdeploy.pipeline.init import init as init
     from normdeploy.pipeline.judge import ParityError as ParityError
@@ -33,6 +34,7 @@ _HOME = {
     "bench": "compare",
     "bisect": "compare",
     "build": "engines",
+    "doctor": "examine",
     "export": "deploy",
     "fold_file": "files",
     "init": "init",
@@ -49,6 +51,7 @@ __all__ = [
     "bench",
     "bisect",
     "build",
+    "doctor",
     "export",
     "fold_file",
     "init",

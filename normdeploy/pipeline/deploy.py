@@ -25,6 +25,7 @@ from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, require_backend
+from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on, verdict_on_plugins
 from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
@@ -164,6 +165,7 @@ def export(
         inputs=specs.texts(), latency=latency, seconds=stages.seconds,
         model_args={name: str(value) for name, value in source.get("model_args", {}).items()}, command=command,
         engine=built.sidecar if built else None, tuning=kept.tuning, plugin_parity=on_plugins,
+        findings=findings(checkpoint.module, exported.model, kept.folded.model),
     )  # fmt: skip
     if not passed:
         failed = on_plugins if on_plugins is not None and kept.verdict.passed else kept.verdict

@@ -47,8 +47,8 @@ def trusted(source: Source) -> tuple[Path, ...]:
     return tuple(map(Path, source.get("trust", ())))
 
 
-def load(model: str, source: Source) -> Checkpoint:
-    """Return the module that the factory ``model`` returns, with its weights."""
+def load(model: str, source: Source, *, check: bool = True) -> Checkpoint:
+    """Return the module that the factory ``model`` returns, with its weights; without ``check`` as it was loaded."""
     return checkpoint.load(
         model,
         app_dir=_path(source.get("app_dir")),
@@ -57,6 +57,7 @@ def load(model: str, source: Source) -> Checkpoint:
         names=_names(source),
         trust=trusted(source),
         force_eval=source.get("force_eval", False),
+        check=check,
     )
 
 
@@ -147,7 +148,7 @@ def feeds_for(
     """
     if seed < 0:
         raise InputError("a seed cannot be negative", where=f"--seed {seed}", fix="give 0 or more")
-    given = tuple(_data_feeds(specs, data, app_dir))
+    given = tuple(data_feeds(specs, data, app_dir))
     try:
         drawn = (*random_feeds(specs, seed=seed), *corner_feeds(specs, seed=seed))
     except InputError:
@@ -158,7 +159,8 @@ def feeds_for(
     return (*drawn, *(() if seen is None else (seen,)), *given)
 
 
-def _data_feeds(specs: Sequence[TensorSpec], data: Data, app_dir: Path | None) -> Iterator[Feed]:
+def data_feeds(specs: Sequence[TensorSpec], data: Data, app_dir: Path | None) -> Iterator[Feed]:
+    """Yield the feeds that ``data`` names."""
     sources = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
     for source in sources:
         text = str(source)

@@ -16,6 +16,7 @@ from normdeploy.fold.ledger import Entry
 from normdeploy.parity.verdict import Part, Verdict
 from normdeploy.report import tuning as tuned
 from normdeploy.report import view
+from normdeploy.report.diagnosis import show_findings
 from normdeploy.report.schema import Report
 
 MOST_ROWS = 16
@@ -28,6 +29,8 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
     _line(console, f"{report.factory}  {report.weights or 'with the weights of its factory'}", "bold")
     _line(console, f"normalizations  {view.before_after(report)}", "bold")
     show_norms(report.ledger.norms(), console)
+    if report.findings:
+        show_findings(report.findings, console)
     if report.parity is not None:
         show_parity(report.parity, console)
     if report.plugin_parity is not None:

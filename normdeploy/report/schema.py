@@ -15,6 +15,7 @@ from pydantic_core import core_schema
 
 from normdeploy.bench.choice import Tuning
 from normdeploy.bench.stats import Comparison
+from normdeploy.doctor.findings import Finding
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.errors import InputError
 from normdeploy.fold.ledger import Ledger
@@ -56,6 +57,7 @@ class Report(Document):
         norms_before: ONNX operator type → number of norms, before the fold.
         norms_after: the same, after it.
         ledger: what became of each norm.
+        findings: what the doctor found, see normdeploy doctor.
         parity: the verdict; None where it was not asked for.
         plugin_parity: the verdict on the graph of plugins, which is judged in float64 alone; None where there is none.
         latency: eager against deployed; None where it was not measured.
@@ -97,6 +99,7 @@ class Report(Document):
     command: str = ""
     bytes_before: int = 0
     bytes_after: int = 0
+    findings: list[Finding] = []
 
 
 class _StrictJson(GenerateJsonSchema):

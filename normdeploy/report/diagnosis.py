@@ -1,0 +1,82 @@
+"""What the doctor found, on a terminal: every norm with its neighbours, then the findings, the worst first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from normdeploy.doctor.findings import Finding
+from normdeploy.report import view
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_MOST = 5
+"""Findings of one code that are shown."""
+
+
+class Norm(Protocol):
+    """A row of the table."""
+
+    @property
+    def module(self) -> str:
+        """Its dotted name."""
+
+    @property
+    def kind(self) -> str:
+        """Its class."""
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """What it reads."""
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """What reads it."""
+
+    @property
+    def fate(self) -> str:
+        """What folding makes of it."""
+
+
+def show_diagnosis(norms: Sequence[Norm], findings: Sequence[Finding], notes: Sequence[str], console: Console) -> None:
+    """Print ``norms``, ``findings`` and ``notes``."""
+    if norms:
+        console.print(_table(norms))
+    show_findings(findings, console)
+    for note in notes:
+        console.print(Text(f"note: {view.plain(note)}", "dim"), soft_wrap=True)
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print ``findings``, the worst first, a few of each code."""
+    shown: Counter[str] = Counter()
+    for finding in sorted(findings, key=lambda each: [*_STYLES].index(each.severity)):
+        shown[finding.code] += 1
+        if shown[finding.code] <= _MOST:
+            console.print(Text(view.plain(str(finding)), _STYLES[finding.severity]), soft_wrap=True)
+    for code, count in shown.items():
+        if count > _MOST:
+            console.print(Text(f"{code}: {count - _MOST} more, which --json lists"), soft_wrap=True)
+    counts: Counter[str] = Counter(finding.severity for finding in findings)
+    told = ", ".join(view.count(counts[severity], severity) for severity in _STYLES if counts[severity])
+    console.print(Text(f"{told}; normdeploy explain CODE tells more" if told else "nothing found"), soft_wrap=True)
+
+
+def _table(norms: Sequence[Norm]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("norm", "class", "reads", "is read by", "folding"):
+        table.add_column(heading, overflow="fold")
+    for norm in norms:
+        cells = (
+            norm.module or "(the module itself)",
+            norm.kind,
+            ", ".join(norm.behind),
+            ", ".join(norm.before),
+            norm.fate,
+        )
+        table.add_row(*(Text(view.plain(cell)) for cell in cells))
+    return table

@@ -1,0 +1,148 @@
+"""``normdeploy doctor``: its exit code, what it prints, and the findings in an export's report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import EAGER, SPEC
+from torch import Tensor, nn
+
+import normdeploy
+from normdeploy.cli import main
+from normdeploy.pipeline import report_of
+
+NETS = """
+import torch
+from torch import nn
+
+
+def good():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def zero():
+    net = good()
+    net[1].running_var[0] = 0
+    return net
+
+
+def bad():
+    net = good()
+    net[1].train()
+    return net
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = good()[1]
+
+    def forward(self, x):
+        return self.norm(x) if x.sum() > 0 else x
+
+
+def branches():
+    return Branches().eval()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose one module every test loads: Python imports it once."""
+    made = tmp_path_factory.mktemp("doctor")
+    (made / "doctored_nets.py").write_text(NETS)
+    return made
+
+
+@pytest.fixture
+def nets(folder: Path) -> list[str]:
+    return ["doctor", "--app-dir", str(folder), "--input", "input:2x3x9x11", "--model"]
+
+
+def test_a_healthy_network_is_0_and_every_norm_has_its_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *EAGER, "--input", SPEC]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "blocks.0.norm1       BatchNorm2d  blocks.0.conv1 (Conv)       blocks.0 (Relu)  folded into blocks.0.conv1"
+        in said
+    )
+    assert said.rstrip().endswith("nothing found")
+
+
+def test_an_error_is_1_and_can_be_ignored(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*nets, "doctored_nets:bad"]) == 1
+    said = capsys.readouterr().out
+    assert "ND001 error 1: it is in training mode inside a module in eval mode" in said
+    assert "1 error; normdeploy explain CODE tells more" in said
+    assert main([*nets, "doctored_nets:bad", "--ignore", "ND001"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+def test_a_warning_is_0_and_json_has_it(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*nets, "doctored_nets:zero", "--json"]) == 0
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert [(each["code"], each["severity"], each["module"]) for each in told["findings"]] == [
+        ("ND006", "warning", "1")
+    ]
+    (norm,) = told["norms"]
+    assert (norm["behind"], norm["before"], norm["fate"]) == (["0 (Conv)"], ["2 (Relu)"], "folded into 0")
+
+
+def test_what_does_not_export_is_an_error(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*nets, "doctored_nets:branches"]) == 1
+    assert "ND019 error (the module itself): the network cannot be exported" in capsys.readouterr().out
+
+
+def test_data_of_another_kind_are_found(nets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "pixels.npz", input=generator.uniform(0, 255, (2, 3, 9, 11)).astype(np.float32))
+    assert main([*nets, "doctored_nets:good", "--data", str(tmp_path / "pixels.npz")]) == 0
+    assert "ND018 warning 1: its statistics do not fit these data" in capsys.readouterr().out
+
+
+def test_inputs_are_guessed_and_said(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    del nets[nets.index("--input") : nets.index("--input") + 2]
+    assert main([*nets, "doctored_nets:good"]) == 0
+    assert "inputs were guessed: input:" in capsys.readouterr().out
+
+
+def test_an_unknown_code_is_usage(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*nets, "doctored_nets:good", "--select", "ND9"]) == 2
+    assert "no check has the code 'ND9'" in capsys.readouterr().err
+
+
+def test_a_module_of_python_is_not_changed() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(x)
+            return out
+
+    module = Branch()
+    diagnosis = normdeploy.doctor(module, ["x:2x3"])
+    assert module.training
+    assert torch.equal(module.norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]  # it has one
+    assert [each.code for each in diagnosis.findings] == ["ND002"]
+    assert diagnosis.errors == ()
+
+
+def test_the_report_of_an_export_has_the_findings(
+    nets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert main(["export", *nets[1:], "doctored_nets:zero", "--out", str(out), "--no-bench"]) == 0
+    assert "ND006 warning 1: running_var is 0 in 1 of 4 channels" in capsys.readouterr().out
+    assert [each.code for each in report_of(out).findings] == ["ND006"]
+    assert "What the doctor found" in (out / "report.html").read_text(encoding="utf-8")
