@@ -293,7 +293,7 @@ def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
 
 
 def diagnosis(found: Diagnosis, talk: Talk) -> None:
-    """What the doctor found."""
+    """Print what the doctor found."""
     from normdeploy.report.diagnosis import show_diagnosis
 
     if talk.json:

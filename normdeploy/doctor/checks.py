@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def scale(self) -> Tensor | None:
-        """``s`` of each channel of a norm with running statistics, else gamma; None where neither is there."""
+        """Return ``s`` of each channel of a norm with running statistics, else gamma; None where neither is there."""
         gamma, variance = self.values("weight"), self.values("running_var")
         if variance is None:
             return gamma

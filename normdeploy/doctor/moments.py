@@ -63,15 +63,15 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """The unbiased variance of all values."""
+        """Return the unbiased variance of all values."""
         return self.m2 / (self.count - 1)
 
     @property
     def batch_mean(self) -> Tensor:
-        """The mean of the batches' means."""
+        """Return the mean of the batches' means."""
         return self.batch_means / self.batches
 
     @property
     def batch_variance(self) -> Tensor:
-        """The mean of the batches' unbiased variances."""
+        """Return the mean of the batches' unbiased variances."""
         return self.batch_variances / self.batches

@@ -38,7 +38,7 @@ class Norm:
         behind: what it reads: module and operator; empty where the network was not exported.
         before: what reads it.
         fate: what folding makes of it, in words.
-        code: why it stays, a code of ``normdeploy explain``; empty where it goes.
+        codes: why it stays, for ``normdeploy explain``; none where it goes.
     """
 
     module: str
@@ -46,7 +46,7 @@ class Norm:
     behind: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     fate: str = ""
-    code: str = ""
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Diagnosis:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings with which the deployed network is another one, or none."""
+        """Return the findings with which the deployed network is another one, or none."""
         return tuple(each for each in self.findings if each.severity == "error")
 
 
@@ -210,14 +210,14 @@ def _neighbours(nodes: Sequence[ir.Node], name: str, *, upward: bool) -> tuple[s
     return tuple(found)
 
 
-def _fate(ledger: Ledger, name: str) -> tuple[str, str]:
-    """Return what became of a norm, in words and, where it stays, with its code."""
+def _fate(ledger: Ledger, name: str) -> tuple[str, tuple[str, ...]]:
+    """Return what became of a norm, in words and, where it stays, with its codes."""
     entries = [entry for entry in ledger if entry.module == name]
     if not entries:
-        return "not called", ""
+        return "not called", ()
     said = dict.fromkeys(str(entry) for entry in entries if entry.norm or entry.outcome != "left")
-    code = next((str(getattr(entry, "code", "")) for entry in entries if entry.outcome == "left"), "")
-    return "; ".join(said) or str(entries[0]), code
+    codes = [code for entry in entries if entry.outcome == "left" for code in entry.codes]
+    return "; ".join(said) or str(entries[0]), tuple(dict.fromkeys(codes))
 
 
 def _in_order(found: Sequence[Finding], module: nn.Module) -> list[Finding]:

@@ -23,23 +23,23 @@ class Norm(Protocol):
 
     @property
     def module(self) -> str:
-        """Its dotted name."""
+        """Return its dotted name."""
 
     @property
     def kind(self) -> str:
-        """Its class."""
+        """Return its class."""
 
     @property
     def behind(self) -> tuple[str, ...]:
-        """What it reads."""
+        """Return what it reads."""
 
     @property
     def before(self) -> tuple[str, ...]:
-        """What reads it."""
+        """Return what reads it."""
 
     @property
     def fate(self) -> str:
-        """What folding makes of it."""
+        """Return what folding makes of it."""
 
 
 def show_diagnosis(norms: Sequence[Norm], findings: Sequence[Finding], notes: Sequence[str], console: Console) -> None:
