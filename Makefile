@@ -1,4 +1,5 @@
 # demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
+# test-report: look at the report in a headless Chromium, which npm brings
 # test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
 # fuzz: fold N random graphs, fuzz-files: read N damaged files, from SEED if it is given
 # clean: remove what these made
@@ -15,7 +16,7 @@ ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --en
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: fuzz-files demo test lint test-real test-gpu fuzz clean
+.PHONY: fuzz-files demo test test-report lint test-real test-gpu fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
@@ -35,6 +36,10 @@ test-gpu: $(INSTALLED)
 		{ echo "no NVIDIA GPU that torch can use: run this on a machine with one" >&2; exit 3; }
 	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)
 
+test-report: $(INSTALLED)
+	test -x .venv-chromium/chromium || scripts/fetch_chromium.sh
+	$(BIN)/python -m pytest tests/report $(PYTEST_ARGS)
+
 test-real: $(REAL)/.installed
 	$(PYTEST) -m real tests/real $(PYTEST_ARGS)
 
@@ -46,7 +51,7 @@ fuzz-files: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_files.py --inputs $(or $(N),20000) $(if $(SEED),--seed $(SEED))
 
 clean:
-	rm -rf $(VENV) $(REAL) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(REAL) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

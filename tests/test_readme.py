@@ -100,7 +100,7 @@ def _demo() -> list[str]:
     return [argument for argument in shlex.split(line)[1:] if argument != "--engine"]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "test-real", "test-gpu", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "test-real", "test-report", "test-gpu", "clean"])
 def test_make_knows_its_targets(target: str) -> None:
     assert run("make", "-n", target, folder=ROOT)
     assert f"make {target}" in README or target == "clean"

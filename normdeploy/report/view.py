@@ -195,6 +195,20 @@ def ratio(latency: Comparison) -> str:
     return f"{equal}{sig(latency.ratio)} times as fast as eager ({interval})"
 
 
+def example(report: Report) -> str:
+    """Return five lines of Python that run the model of a bundle, in its own folder, on its golden inputs."""
+    names = [text.partition(":")[0] for text in report.inputs if ":" in text]
+    return "\n".join(
+        [
+            "import numpy, normdeploy",
+            'model = normdeploy.load_bundle(".")  # checks every sha256, and the golden outputs',
+            f'inputs = dict(numpy.load("golden/inputs.npz"))  # {", ".join(names)}',
+            "outputs = model(inputs)",
+            "print({name: array.shape for name, array in outputs.items()})",
+        ]
+    )
+
+
 def engine(sidecar: Sidecar) -> str:
     """Return what built it, and which GPUs it is for."""
     capabilities = sorted(sidecar.compute_capabilities, key=lambda name: (len(name), name))

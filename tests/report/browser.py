@@ -99,7 +99,7 @@ def browser(program: str, folder: Path, seconds: int = 60) -> Iterator[Page]:
     command = [program, *options, f"--user-data-dir={folder}"]
     libraries = os.pathsep.join(filter(None, [str(OWN / "al2023" / "lib"), os.environ.get("LD_LIBRARY_PATH", "")]))
     # the browser reads from descriptor 3 and writes to 4
-    shell = ["timeout", str(seconds), "sh", "-c", f'exec "$@" 3<&{to_read} 4>&{of_write}', "sh", *command]
+    shell = ["timeout", str(seconds), "bash", "-c", f'exec "$@" 3<&{to_read} 4>&{of_write}', "bash", *command]
     process = subprocess.Popen(
         shell, pass_fds=(to_read, of_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "LD_LIBRARY_PATH": libraries},

@@ -77,7 +77,7 @@ def test_the_page_draws_every_layer_with_its_modules() -> None:
 
 def test_names_in_an_engine_act_nowhere() -> None:
     report = with_engine((layer(EVIL, EVIL, (EVIL,), EVIL),))
-    assert "<script" not in render(report)
+    assert render(report).count("<script") == 1  # our own
     for text in (render(report), console(report)):
         assert "\x1b" not in text
 

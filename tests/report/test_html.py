@@ -17,7 +17,7 @@ from normdeploy.report import plots
 from normdeploy.report.html import MOST_NORMS, render
 from normdeploy.report.schema import Report
 
-VOID = {"meta", "br", "link", "img"}
+VOID = {"meta", "br", "link", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -54,10 +54,12 @@ class Page(HTMLParser):
         self.said += data
 
 
-def test_the_page_needs_no_network_and_no_script(report: Report) -> None:
+def test_the_page_needs_no_network(report: Report) -> None:
     text = render(report)
     page = Page(text)
-    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert not page.tags & {"link", "img", "iframe", "object"}
+    assert text.count("<script>") == text.count("<script") == 1
+    assert not re.search(r"fetch|XMLHttp|import|eval|innerHTML|document.write", text.partition("<script>")[2])
     assert "://" not in text
     assert "@import" not in text
     assert all(link.startswith("#") for link in page.links)
@@ -130,7 +132,7 @@ def test_every_name_is_escaped() -> None:
         )  # fmt: skip
         text = render(report)
         page = Page(text)
-        assert "script" not in page.tags
+        assert text.count("<script") == 1
         assert "\x1b" not in text
         assert page.said.count('<script>alert("x")</script>&amp;') > 20
 
@@ -139,7 +141,7 @@ def test_a_long_model_stays_small_and_says_what_it_leaves_out() -> None:
     bad = [measurement(f"hidden_states.{i}", error(1e-7, 2e-7), error(1e-7, 3e-7)) for i in range(300)]
     text = render(make(entries(2000), verdict(*bad), comparison(n=5000)))
     said = " ".join(Page(text).said.split())
-    assert len(text.encode()) < 150_000
+    assert len(text.encode()) < 1_000_000
     assert f"the first {MOST_NORMS} of 2003 entries; report.json has them all" in said
     assert "the first 40 of 304 judgements; report.json has them all" in said
     assert "2001 BatchNormalization folded" in said

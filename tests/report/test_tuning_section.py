@@ -82,7 +82,7 @@ def test_names_act_nowhere() -> None:
     report = tuned(
         replace(CANDIDATES[0], name=EVIL), replace(CANDIDATES[3], name=EVIL), Candidate(EVIL, "off", "onnx", {})
     )
-    assert "<script" not in render(report)
+    assert render(report).count("<script") == 1  # our own
     for text in (render(report), console(report)):
         assert "\x1b" not in text
 
