@@ -13,12 +13,24 @@ def plain(text: str) -> str:
     Names in files are anyone's: they may neither steer a terminal, nor turn its text around, nor begin a line of their
     own in a message.
     """
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def printable(text: str) -> str:
     """Return ``text``, whose line breaks are ours, with every other character as by :func:`plain`."""
     return "\n".join(map(plain, text.split("\n")))
+
+
+def _own_lines(text: str) -> str:
+    """Return ``text`` as by :func:`printable`, a line break before what looks like a part of an error spelled out."""
+    first, *rest = printable(text).split("\n")
+    return first + "".join(f"\\n{line}" if line.lstrip().startswith(_PARTS) else f"\n{line}" for line in rest)
+
+
+_PARTS = ("error:", "where:", "fix:", "note:")
+"""With these a line of a message begins: no name in one may forge it."""
 
 
 class NormdeployError(Exception):
@@ -33,7 +45,7 @@ class NormdeployError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = printable(what), plain(where), printable(fix)
+        self.what, self.where, self.fix = _own_lines(what), plain(where), _own_lines(fix)
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -342,5 +342,6 @@ def test_usage(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert "Error" in err
+    assert err.startswith("error: ")
+    assert err.count("\n  fix: see normdeploy ") == 1
     assert "Traceback" not in err

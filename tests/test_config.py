@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support import ROOT
 
+import normdeploy
+from normdeploy.bench.stats import Comparison
 from normdeploy.cli import app, main
 
 
@@ -167,3 +169,13 @@ def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture
 def test_every_command_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in app if not name.startswith("-") and f"`{name}`" not in text] == []
+
+
+def test_latency_is_measured_where_the_command_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The factory lies in the current folder, no --app-dir is given, and it reads a file of its own."""
+    code = "from torch import nn\ndef net(): return nn.Linear(int(open('width.txt').read()), 2)\n"
+    (tmp_path / "measured_here.py").write_text(code)
+    (tmp_path / "width.txt").write_text("3")
+    monkeypatch.chdir(tmp_path)
+    report = normdeploy.export("measured_here:net", ["input:N=1..1..2x3"], "out", bench=True, seconds=0.05)
+    assert isinstance(report.latency, Comparison)

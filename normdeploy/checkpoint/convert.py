@@ -6,6 +6,7 @@ They are printed, not run: what they read may run code, and some need packages t
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -50,6 +51,8 @@ DISTRIBUTED = (
 
 def filled(fix: str, path: Path) -> str:
     """Return ``fix`` with the names of ``path`` and of what is made of it, quoted for a shell."""
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(path))  # ".", whose name is not in it
     made = {"plain": ".weights.pt", "onnx": ".onnx", "folded": ".folded.onnx"}
     quoted = {name: shlex.quote(str(path.with_suffix(suffix))) for name, suffix in made.items()}
     return fix.format(path=shlex.quote(str(path)), **quoted) if "{path}" in fix else fix

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,16 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from normdeploy.checkpoint import convert
-from normdeploy.checkpoint.bounds import plain, require_small
+from normdeploy.checkpoint import bounds, convert
 from normdeploy.checkpoint.formats import CODE, damaged, kind_of
 from normdeploy.checkpoint.torchfile import load_plain, load_trusted
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, plain
 from normdeploy.trust import Content, is_trusted, read_once
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.[a-z]+)")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
+_SHOWN = 20
 _KNOWN = tuple(
     f"{stem}{suffix}"
     for suffix in (".safetensors", f".safetensors{_INDEX}", ".bin", f".bin{_INDEX}")
@@ -62,7 +63,7 @@ def read(path: Path, *, trust: Sequence[Path] = (), key: str | None = None) -> C
         path = found[0]
     content = read_once(path)
     kind = kind_of(content)
-    require_small(content, kind)
+    bounds.require_small(content, kind)
     if kind == "index":
         return _joined(_indexed(content), trust, (*notes, f"read in the parts that {path.name} names"), content)
     data, ran = _loaded(content, kind, trust, key)
@@ -84,7 +85,7 @@ def _loaded(content: Content, kind: str, trust: Sequence[Path], key: str | None)
     if trusted and kind in CODE:
         return load_trusted(content, kind), True
     try:
-        return plain(load_plain(content, kind, key), content), False
+        return bounds.plain(load_plain(content, kind, key), content), False
     except InputError:
         if not trusted:
             raise
@@ -110,7 +111,8 @@ def _in_folder(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     whole = known or [name for name in weights if not _SHARD.fullmatch(name)]
     if len(whole) != 1:
         what = f"the folder holds {len(whole)} checkpoints" if whole else "the folder holds no weights that can be read"
-        fix = f"give the file itself: {', '.join(str(folder / name) for name in whole)}" if whole else "give the file"
+        given = ", ".join(shlex.quote(plain(str(folder / name))) for name in whole[:_SHOWN])
+        fix = f"give the file itself: {given}{', …' if len(whole) > _SHOWN else ''}" if whole else "give the file"
         raise InputError(what, where=str(folder), fix=fix)
     return [folder / whole[0]], (f"of the folder, {whole[0]} was read",)
 
@@ -151,7 +153,7 @@ def _joined(
     for path in paths:
         content = read_once(path)
         kind = kind_of(content)
-        require_small(content, kind)
+        bounds.require_small(content, kind)
         part, ran = _loaded(content, kind, trust, None)
         sums[path.name] = content.sha256
         trusted |= {path.name: content.sha256} if ran else {}
@@ -173,5 +175,7 @@ def _joined(
 def _require_all(index: Content, data: Mapping[str, Any]) -> None:
     missing = [name for name in json.loads(index.data)["weight_map"] if name not in data]
     if missing:
-        what = f"{len(missing)} of the weights that the index names are in no shard: {', '.join(missing[:5])}"
+        what = (
+            f"{len(missing)} of the weights that the index names are in no shard: {', '.join(map(plain, missing[:5]))}"
+        )
         raise InputError(what, where=str(index.path), fix="get the index and its shards again, of one version")

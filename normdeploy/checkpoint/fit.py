@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from normdeploy.checkpoint.names import Names
 from normdeploy.checkpoint.readings import Collision, Reading, Wanted, is_state, places, readings
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, plain
 
 _SHOWN = 20
 _MAX_TRIALS = 8
@@ -119,7 +119,7 @@ def resolved(entries: Entries, names: Names, wanted: Wanted) -> Reading | None:
 def _flags(reading: Reading, fitting: Sequence[Reading], entries: Entries, given: Names, wanted: Wanted) -> str:
     """Return the fewest options that lead to ``reading`` and to none of the others that fit; each way is tried."""
     key, strip, add = reading.names.key, reading.names.strip, reading.names.add
-    ignore = (*given.ignore, *_patterns(reading, wanted))
+    ignore = (*given.ignore, *(_patterns(reading, wanted) or ()))
     ways: list[dict[str, str | None]] = [{"key": key, "strip": strip}, {"key": key, "strip": strip, "add": add}]
     for one in ({"strip": strip}, {"key": key}):
         if sum(all(getattr(each.names, name) == value for name, value in one.items()) for each in fitting) == 1:
@@ -132,8 +132,8 @@ def _flags(reading: Reading, fitting: Sequence[Reading], entries: Entries, given
     return replace(given, key=key, strip=strip, add=add).flags()  # it fits by hooks of the module, not by its names
 
 
-def _patterns(reading: Reading, wanted: Wanted) -> list[str]:
-    """Return patterns for the unexpected names: the outermost parts that the module has none of."""
+def _patterns(reading: Reading, wanted: Wanted) -> list[str] | None:
+    """Return patterns for the unexpected names: the outermost parts that the module has none of; None for too many."""
     held = {name[:cut] for name in wanted.shapes for cut, char in enumerate(name) if char == "."}
     found = set()
     for raw, name in reading.unexpected.items():
@@ -141,7 +141,7 @@ def _patterns(reading: Reading, wanted: Wanted) -> list[str]:
         depth = next((n for n in range(1, len(parts)) if ".".join(parts[:n]) not in held), len(parts))
         inner = len(parts) - depth
         found.add(".".join([*raw.split(".")[:-inner], "*"]) if inner else raw)
-    return sorted(found)
+    return sorted(found) if len(found) <= _SHOWN else None
 
 
 class _State(dict[str, Any]):
@@ -200,7 +200,7 @@ def _load(module: nn.Module, state: _State, reading: Reading) -> _Misfit:
     absent = [name for name in missing if name not in misshaped and name not in reading.excused]
     raw = {name: each for each, name in reading.unexpected.items()}
     surplus = [raw.get(name, name) for name in unexpected]
-    return _Misfit(absent, surplus, list(misshaped.values()), [error] if error else [])
+    return _Misfit(absent, surplus, list(misshaped.values()), [" ".join(error.split())] if error else [])
 
 
 def _try(module: nn.Module, state: _State) -> tuple[list[str], list[str], str]:
@@ -340,8 +340,8 @@ def _advice(reading: Reading, entries: Entries, names: Names, wanted: Wanted) ->
     if tried := [each for each in spelled if each != names and resolved(entries, each, wanted)]:
         return ", or ".join(each.flags() or "leave these options out" for each in tried)
     checks = "check that the factory and its --model-arg build the network that was saved"
-    if reading.fits and reading.unexpected:
-        ignore = replace(names, ignore=(*names.ignore, *_patterns(reading, wanted)))
+    if reading.fits and reading.unexpected and (patterns := _patterns(reading, wanted)):
+        ignore = replace(names, ignore=(*names.ignore, *patterns))
         if resolved(entries, ignore, wanted):
             return f"{checks}; it has less than the file: to leave the rest out all the same, {ignore.flags()}"
     return checks
@@ -349,4 +349,4 @@ def _advice(reading: Reading, entries: Entries, names: Names, wanted: Wanted) ->
 
 def _listed(names: Iterable[str], shown: int = _SHOWN) -> str:
     names = list(names)
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return ", ".join(map(plain, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, plain
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Names:
         given += [("--add-prefix", self.add)]
         given += [("--ignore-unexpected", pattern) for pattern in self.ignore]
         given += [("--allow-missing", pattern) for pattern in self.allow]
-        return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given if value is not None)
+        return " ".join(f"{flag} {_quoted(value)}" for flag, value in given if value is not None)
 
     def may_miss(self, name: str) -> bool:
         """Return True if the file need not have ``name``; norm statistics must be named by the pattern itself."""
@@ -77,3 +77,10 @@ class Names:
     def ignores(self, name: str) -> bool:
         """Return True if the module need not have ``name``."""
         return any(fnmatchcase(name, pattern) for pattern in self.ignore)
+
+
+def _quoted(text: str) -> str:
+    """Return ``text`` as a shell reads it; what is not printable as bash, zsh and ksh spell it, on one line."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(f"\\{char}" if char in "\\'" else plain(char) for char in text) + "'"

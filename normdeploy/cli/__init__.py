@@ -53,6 +53,7 @@ app = App(
     config=ExportConfig(),
     result_action="return_value",
     exit_on_error=False,
+    print_error=False,
     suppress_keyboard_interrupt=False,
 )
 
@@ -66,8 +67,11 @@ def main(arguments: Sequence[str] | None = None, *, ends: bool = False) -> int:
     with output.Guard(debug="--debug" in given, ends=ends) as guard:
         try:
             guard.code = app(given) or 0
-        except CycloptsError:  # it has printed itself
-            guard.code = InputError.exit_code
+        except CycloptsError as error:  # in words of its own, and with names of anyone's in it
+            command = " ".join(error.command_chain or ())
+            raise InputError(
+                " ".join(str(error).split()), fix=f"see normdeploy {command} --help".replace("  ", " ")
+            ) from error
     return guard.code
 
 

@@ -18,6 +18,8 @@ from normdeploy.errors import InputError
 NAME = "normdeploy.toml"
 _COMMAND = "export"
 _TYPED = ("trust",)
+_MOST = 1 << 14
+"""Bytes: tomllib's time and memory grow with the square of a dotted key."""
 
 
 class ExportConfig(Toml):
@@ -30,6 +32,8 @@ class ExportConfig(Toml):
         """Give ``arguments`` what was not typed. Raises InputError for what the file may not say."""
         if commands != (_COMMAND,) or not Path(NAME).is_file():
             return
+        if Path(NAME).stat().st_size > _MOST:
+            raise InputError(f"it has more than {_MOST:,} bytes", where=NAME, fix="give options alone, or remove it")
         try:
             table = self.config.get(_COMMAND, {})
         except Exception as error:

@@ -125,6 +125,8 @@ def _told(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         place = str(error.filename or "")
         error = InputError(str(error.strerror or error), where=place, fix="check its permissions and the free space")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        error = InputError("a name with a null character names no file", fix="correct the path")
     if isinstance(error, NormdeployError):
         return error.exit_code, f"error: {error}"
     told = f"{type(error).__name__}: {error}"

@@ -13,6 +13,8 @@ from normdeploy.onnxfile.functions import all_nodes
 _POSITIVE = frozenset({"strides", "dilations", "kernel_shape", "group", "num_groups"})
 _WITHIN = 1 << 31
 """No axis, stride or pad of a tensor that fits into memory is beyond."""
+_LONGEST = 1 << 16
+"""Characters of a name: it is shown in tables, which take as many lines."""
 _FIELDS = {
     onnx.AttributeProto.FLOAT: "f", onnx.AttributeProto.INT: "i", onnx.AttributeProto.STRING: "s",
     onnx.AttributeProto.TENSOR: "t", onnx.AttributeProto.GRAPH: "g",
@@ -36,6 +38,11 @@ def require_sound_nodes(model: onnx.ModelProto, where: str) -> None:
     for nodes, versions in bodies:
         opset = versions.get("", versions.get("ai.onnx", 1))
         for node in all_nodes(nodes):
+            if (longest := max(map(len, (node.name, *node.output)), default=0)) > _LONGEST:
+                what = f"the name of a node or a value has {longest:,} characters"
+                raise InputError(
+                    what, where=f"{where}: a {node.op_type[:80]}", fix="export it again, with shorter names"
+                )
             for problem in _problems(node, opset):
                 name = node.name or next(iter(node.output), "")
                 what = f"the model is not valid ONNX: {problem}"

@@ -7,10 +7,12 @@ the next; and a runtime that crashes takes only its own process along.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,8 @@ def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
         for index in range(processes):
             share = {**asdict(job), "seconds": job.seconds / processes, "seed": job.seed + index}
             dtypes = {key: array.dtype.name for key, array in feed.arrays.items()}
-            (folder / _JOB).write_text(json.dumps({"job": share, "dtypes": dtypes, "feed": feed.name}))
+            asked = {"job": share, "dtypes": dtypes, "feed": feed.name, "here": os.getcwd()}
+            (folder / _JOB).write_text(json.dumps(asked))
             samples.append(_run(folder))
     names = {"eager": "eager", "unfolded": "onnxruntime, unfolded", "deployed": "onnxruntime"}
     return over_processes(samples, names, threads=job.threads, feed=feed.name, seed=job.seed)
@@ -127,7 +130,9 @@ def _measure(folder: Path) -> dict[str, Any]:
     placement = from_json(job.placement)
     if job.model is not None:
         source: Any = job.source
-        runners["eager"] = EagerRunner(load(job.model, source).module, parse(job.inputs), placement=placement)
+        with chdir(asked["here"]):  # the factory is found, and finds its own files, where the command was started
+            module = load(job.model, source).module
+        runners["eager"] = EagerRunner(module, parse(job.inputs), placement=placement)
     for row, path in (("unfolded", job.unfolded), ("deployed", job.deployed)):
         if path is not None:
             runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options, placement=placement)

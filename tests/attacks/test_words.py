@@ -223,3 +223,11 @@ def test_what_libraries_log_is_not_shown(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert is_tame(said)
     assert said.count("nowhere") == 1
+
+
+def test_a_name_of_megabytes_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(model("x" * (2 << 20)), tmp_path)
+    assert main(["fold", path, "-o", str(tmp_path / "o.onnx")]) == 2
+    said = capsys.readouterr().err
+    assert "has 2,097,152 characters" in said
+    assert len(said) < 1000
