@@ -295,9 +295,10 @@ def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = 
 
 @app.command
 def bench(
-    artefact: Path,
+    artefact: Path | None = None,
     /,
     *,
+    layernorm: bool = False,
     model: str | None = None,
     input: tuple[str, ...] = (),
     eager: EagerOptions = EagerOptions(),
@@ -313,6 +314,7 @@ def bench(
 
     Args:
         artefact: a bundle, which knows its inputs, or an ONNX file or a plan, which need --input.
+        layernorm: measure no artefact, but TensorRT's own LayerNorms beside the plugins, for builds on this GPU.
         model: package.module:factory; without it the artefact is measured alone.
         input: name:dims@dtype[low..high], once for each input.
         seconds: to measure for.
@@ -323,6 +325,14 @@ def bench(
     """
     from normdeploy import pipeline
 
+    if layernorm != (artefact is None):
+        given = "--layernorm measures this machine alone" if layernorm else "no artefact is given"
+        raise InputError(given, fix="normdeploy bench BUNDLE, or normdeploy bench --layernorm")
+    if artefact is None:
+        with output.working(talk) as progress:
+            file, times = pipeline.bench_layernorm(progress)
+        output.layernorms(file, times, talk)
+        return 0
     limit = share(fail_above)
     with output.working(talk) as progress:
         before = None if against is None else pipeline.report_of(against)

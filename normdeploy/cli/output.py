@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from normdeploy.bench.stats import Comparison, Latency
     from normdeploy.codes import Page
     from normdeploy.engine import Sidecar
+    from normdeploy.engine.layernorm_times import Times
     from normdeploy.engine.process import Progress as BuildProgress
     from normdeploy.fold.ledger import Entry, Ledger
     from normdeploy.parity.verdict import Verdict
@@ -261,6 +262,22 @@ def latency(measured: Comparison | Latency, talk: Talk) -> None:
         show_latencies([measured], _console(sys.stdout))
     else:
         show_latency(measured, _console(sys.stdout))
+
+
+def layernorms(file: Path, times: Sequence[Times], talk: Talk) -> None:
+    """LayerNorms as they were measured, and where that is recorded; in JSON a list of the measurements."""
+    if talk.json:
+        document(list(times))
+        return
+    from rich.table import Table
+
+    table = Table("norm", "type", "N", "rows", "native ms", "plugin ms", "plugin")
+    for each in times:
+        ratio = f"{each.native.median / each.plugin.median:.2f}x"
+        medians = f"{each.native.median:.3g}", f"{each.plugin.median:.3g}"
+        table.add_row(each.operator, each.dtype, f"{each.features:,}", f"{each.rows:,}", *medians, ratio)
+    _console(sys.stdout).print(table)
+    print(plain(str(file)))
 
 
 def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:

@@ -73,6 +73,7 @@ def kernel_of(
     features: int,
     dtype: str,
     weight: str,
+    weights: int,
 ) -> Variant:
     """Return the kernel of a plugin.
 
@@ -84,6 +85,7 @@ def kernel_of(
         features: the number of elements that the norm goes over.
         dtype: TensorRT's name of the type of x.
         weight: that of gamma and beta.
+        weights: how many elements gamma has; one stands for all features.
     """
     kind: WeightType = "storage" if weight == dtype else "float32"
     norm = Norm(
@@ -92,6 +94,7 @@ def kernel_of(
         dtype=STORED[dtype],
         gamma=kind,
         beta=kind if "beta" in operator.inputs else "none",
+        uniform=weights == 1 < features,
         output=QUANTIZED[attributes["to"]] if operator.is_quantized else "storage",
         **operator.kernel,
     )
@@ -189,6 +192,7 @@ class _Forms:
         return kernel_of(
             self.operator, attributes, self.sm, given[-1],
             features=self._features(x, attributes["axis"]), dtype=x.dtype.name, weight=gamma.dtype.name,
+            weights=self._features(gamma, 0),
         )  # fmt: skip
 
     def _features(self, x: Any, axis: int) -> int:

@@ -4,11 +4,18 @@ Add → LayerNormalization           AddLayerNorm, whose second output is the su
 LayerNormalization → QuantizeLinear  LayerNormQuantize
 LayerNormalization                 LayerNorm
 RMSNormalization                   RMSNorm
+
+A norm in float32 between casts from 16 bits and back to them becomes one plugin of 16 bits that keeps its float32 gamma
+and beta. That rounds where the casts did and nowhere else: statistics are float32, and y is rounded once. So a sum in
+front is taken in only where it is rounded to 16 bits before the cast, and a quantization only of what was cast back.
+
+gamma and beta that have one value each are stored as one element, as they are after a fold: ones and zeros.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,18 +29,26 @@ from normdeploy.graph import MODULE_KEY, label, module_name, operator
 from normdeploy.kernels.variants import LARGEST
 
 _NORMS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
-_STORED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_SIXTEEN = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_STORED = (ir.DataType.FLOAT, *_SIXTEEN)
 PluginForm = Literal["aot", "python"]
 """How TensorRT runs a plugin: compiled ahead of time into the engine, or launched by Python where it is served."""
 _VERSIONS: dict[PluginForm, str] = {"aot": "1", "python": plugin_v3.VERSION}
 
 
-def to_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[str, ...]:
+Wanted = Callable[[str, str, int], bool]
+"""Given a plugin's name, the type of its x as NumPy calls it, and its features: should it take the norm's place?"""
+
+
+def to_plugins(
+    model: ir.Model, form: PluginForm = "aot", wanted: Wanted = lambda name, dtype, features: True
+) -> tuple[str, ...]:
     """Replace, in ``model`` itself, each norm that a plugin can be; those in bodies stay.
 
     Args:
         model: in the precision that it is deployed in, its shapes known.
         form: which of the two kinds of plugin.
+        wanted: asked of each norm that could be one; by default all are.
 
     Returns:
         A sentence for each norm that stays, with its module name and the reason.
@@ -45,7 +60,7 @@ def to_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[str, ...]:
     found = [node for node in model.graph if operator(node) in _NORMS]
     for node in found:
         try:
-            _replace(model.graph, node)
+            _replace(model.graph, node, wanted)
         except _Stays as reason:
             left.append(f"{label(node)} is not run by the plugin: {reason}")
     if len(left) == len(found):
@@ -88,9 +103,20 @@ class _Stays(Exception):
 
 @dataclass(frozen=True)
 class _Norm:
-    """A norm that a plugin can be."""
+    """A norm that a plugin can be.
+
+    Attributes:
+        node: the norm itself.
+        last: the node whose output y becomes: the norm, or the cast behind it.
+        x: what the plugin reads.
+        axis: from the end, the first axis that it goes over.
+        shape: the sizes of these axes.
+        dtype: of gamma and beta.
+        epsilon: of the norm.
+    """
 
     node: ir.Node
+    last: ir.Node
     x: ir.Value
     axis: int
     shape: tuple[int, ...]
@@ -98,22 +124,23 @@ class _Norm:
     epsilon: float
 
 
-def _replace(graph: ir.Graph, node: ir.Node) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, wanted: Wanted) -> None:
     norm = _read(node)
-    weights = [_weight(graph, norm, 1, 1.0)]
-    if operator(node) == "LayerNormalization":
-        weights.append(_weight(graph, norm, 2, 0.0))
-        if (total := _sum_before(norm)) is not None:
-            first, second = total.inputs
-            _put(graph, norm, "AddLayerNorm", [first, second, *weights], total, [(node, 0), (total, 0)])
-            return
-        if (quantize := _quantize_behind(node)) is not None:
-            scale = _scale(graph, quantize)
-            to = _quantized_to(quantize)
-            _put(graph, norm, "LayerNormQuantize", [norm.x, *weights, scale], node, [(quantize, 0)], to=to)
-            graph.remove(node, safe=True)
-            return
-    _put(graph, norm, _NORMS[operator(node)], [norm.x, *weights], node, [(node, 0)])
+    is_layer_norm = operator(node) == "LayerNormalization"
+    total = _sum_before(norm) if is_layer_norm else None
+    quantize = _quantize_behind(norm.last) if is_layer_norm and total is None else None
+    kind = "AddLayerNorm" if total else "LayerNormQuantize" if quantize else _NORMS[operator(node)]
+    assert norm.x.dtype is not None, "it was seen to be known"
+    if not wanted(kind, norm.x.dtype.numpy().name, math.prod(norm.shape)):
+        raise _Stays("it is not recorded to be the faster one on this GPU")
+    weights = _weights(graph, norm)
+    if total is not None:
+        _put(graph, norm, kind, [*total.inputs, *weights], total, [(norm.last, 0), (total, 0)])
+    elif quantize is not None:
+        inputs = [norm.x, *weights, _scale(graph, quantize)]
+        _put(graph, norm, kind, inputs, node, [(quantize, 0)], to=_quantized_to(quantize))
+    else:
+        _put(graph, norm, kind, [norm.x, *weights], node, [(norm.last, 0)])
 
 
 def _read(node: ir.Node) -> _Norm:
@@ -131,24 +158,53 @@ def _read(node: ir.Node) -> _Norm:
         raise _Stays("the axes that it goes over have no fixed size")
     if not 1 <= math.prod(sizes) <= LARGEST:
         raise _Stays(f"it goes over {math.prod(sizes):,} elements, and the kernel over 1 to {LARGEST:,}")
-    return _Norm(node, x, axis, tuple(sizes), x.dtype, node.attributes.get_float("epsilon", 1e-5))
+    narrow, last = _between_casts(node, x) or (x, node)
+    return _Norm(node, last, narrow, axis, tuple(sizes), x.dtype, node.attributes.get_float("epsilon", 1e-5))
 
 
-def _weight(graph: ir.Graph, norm: _Norm, index: int, otherwise: float) -> ir.Value:
-    """Return the constant with a number of x's type for each element that the norm goes over."""
-    given = norm.node.inputs[index] if index < len(norm.node.inputs) else None
-    name = f"{norm.node.outputs[0].name}.{'gamma' if index == 1 else 'beta'}"
-    if given is None:
-        return _constant(graph, name, np.full(norm.shape, otherwise, norm.dtype.numpy()))
-    if given.const_value is None or given.is_graph_input():
-        raise _Stays(f"{given.name} is not constant")
-    array = given.const_value.numpy()
-    if array.dtype == norm.dtype.numpy() and array.shape == norm.shape:
-        return given
+def _between_casts(node: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Node] | None:
+    """Return what is cast from 16 bits to ``x``, and the cast back that alone reads the norm; None without both."""
+    before, y = x.producer(), node.outputs[0]
+    readers = [use.node for use in y.uses()]
+    if before is None or operator(before) != "Cast" or before.graph is not node.graph or x.dtype != ir.DataType.FLOAT:
+        return None
+    source = before.inputs[0]
+    if source is None or source.dtype not in _SIXTEEN or source.shape is None or y.is_graph_output():
+        return None
+    if len(readers) != 1 or operator(readers[0]) != "Cast" or readers[0].graph is not node.graph:
+        return None
+    return (source, readers[0]) if readers[0].outputs[0].dtype == source.dtype else None
+
+
+def _weights(graph: ir.Graph, norm: _Norm) -> list[ir.Value]:
+    """Return gamma, and of a LayerNorm beta, as constants of ``norm.dtype``: one element each, or one a feature."""
+    count = 2 if operator(norm.node) == "LayerNormalization" else 1
+    given = [norm.node.inputs[index] if index < len(norm.node.inputs) else None for index in range(1, 1 + count)]
+    arrays = [_array(norm, value, otherwise) for value, otherwise in zip(given, (1.0, 0.0), strict=False)]
+    if all(array.min() == array.max() for array in arrays) and math.prod(norm.shape) > 1:
+        arrays = [array.reshape(-1)[:1] for array in arrays]
+    values = []
+    for name, value, array in zip(("gamma", "beta"), given, arrays, strict=False):
+        kept = value is not None and value.const_value is not None and value.const_value.shape.numpy() == array.shape
+        if value is not None and kept and value.dtype == norm.dtype:
+            values.append(value)
+        else:
+            values.append(_constant(graph, f"{norm.node.outputs[0].name}.{name}", array))
+    return values
+
+
+def _array(norm: _Norm, value: ir.Value | None, otherwise: float) -> np.ndarray:
+    """Return the numbers of gamma or beta for each element that the norm goes over, in ``norm.dtype``."""
+    kind = norm.dtype.numpy()
+    if value is None:
+        return np.full(norm.shape, otherwise, kind)
+    if value.const_value is None or value.is_graph_input():
+        raise _Stays(f"{value.name} is not constant")
+    array = value.const_value.numpy()
     if array.ndim > len(norm.shape) and any(size != 1 for size in array.shape[: array.ndim - len(norm.shape)]):
-        raise _Stays(f"{given.name} varies over more than the axes that it goes over")
+        raise _Stays(f"{value.name} varies over more than the axes that it goes over")
     array = array.reshape(array.shape[max(0, array.ndim - len(norm.shape)) :])
-    return _constant(graph, name, np.broadcast_to(array, norm.shape).astype(norm.dtype.numpy()))
+    return np.broadcast_to(array, norm.shape).astype(kind)
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -212,17 +268,15 @@ def _put(
     graph: ir.Graph,
     norm: _Norm,
     kind: str,
-    inputs: list[ir.Value | None],
+    inputs: Sequence[ir.Value | None],
     at: ir.Node,
-    replaced: list[tuple[ir.Node, int]],
+    replaced: Sequence[tuple[ir.Node, int]],
     **integers: int,
 ) -> None:
     """Put a plugin before the node ``at``, in place of the nodes ``replaced``, each of which an output stands for."""
     node = ir.node(
         kind, inputs, domain=DOMAIN, name=norm.node.name, num_outputs=len(replaced),
-        attributes={
-            "epsilon": norm.epsilon, "axis": norm.axis, **integers, "plugin_namespace": DOMAIN,
-        },
+        attributes={"epsilon": norm.epsilon, "axis": norm.axis, **integers, "plugin_namespace": DOMAIN},
     )  # fmt: skip
     if module_name(norm.node):
         node.metadata_props[MODULE_KEY] = module_name(norm.node)
@@ -235,3 +289,9 @@ def _put(
         value.name, new.name = f"{name}.replaced", name
     for old, _ in replaced:
         graph.remove(old, safe=True)
+    before = None if norm.last is norm.node else norm.node.inputs[0]
+    for unread in (norm.last, norm.node, before.producer() if before is not None else None):
+        if unread is None or unread.graph is not graph:
+            continue
+        if not any(value.uses() or value.is_graph_output() for value in unread.outputs):
+            graph.remove(unread, safe=True)

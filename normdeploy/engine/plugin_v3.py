@@ -163,7 +163,8 @@ def _plugin(trt: Any) -> Any:
                 raise InputError("the axes that a norm goes over have no fixed size", where=self.operator.name)
             self.path = kernel_of(
                 self.operator, self.attributes, self.sm, self.tactic,
-                features=math.prod(sizes), dtype=x.type.name, weight=gamma.type.name,
+                features=math.prod(sizes), dtype=x.type.name,
+                weight=gamma.type.name, weights=math.prod(tuple(gamma.dims)),
             )  # fmt: skip
 
     return Plugin

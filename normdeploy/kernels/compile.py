@@ -73,7 +73,9 @@ def _compiled(variant: Variant, target: str, kind: str) -> bytes:
 def _nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
-    except ImportError as error:
+
+        nvrtc.nvrtcVersion()  # the bindings load the library when they are first called
+    except (ImportError, RuntimeError) as error:
         raise UnavailableError(
             "NVRTC, which compiles the kernel, is not installed", fix="pip install 'normdeploy[kernels]'"
         ) from error

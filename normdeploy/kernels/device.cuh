@@ -39,6 +39,27 @@ __device__ __forceinline__ unsigned short bfloat16_of(float value) {
 #endif
 }
 
+// One word of two elements, by one instruction where there is one: of two, the compiler holds a register for each half.
+__device__ __forceinline__ unsigned halves_of(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return half_of(low) | unsigned(half_of(high)) << 16;
+#endif
+}
+
+__device__ __forceinline__ unsigned bfloat16s_of(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return bfloat16_of(low) | unsigned(bfloat16_of(high)) << 16;
+#endif
+}
+
 __device__ __forceinline__ unsigned char e4m3_of(float value) {
 #if __CUDA_ARCH__ >= 890
     unsigned short pair;
@@ -61,6 +82,19 @@ __device__ __forceinline__ Packed loaded_late(const Packed* place) {
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "l"(__cvta_generic_to_global(place)));
     return v;
+}
+
+// Load one element so, as the bits of its type.
+__device__ __forceinline__ unsigned element_late(const unsigned* place) {
+    unsigned bits;
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(bits) : "l"(__cvta_generic_to_global(place)));
+    return bits;
+}
+
+__device__ __forceinline__ unsigned short element_late(const unsigned short* place) {
+    unsigned short bits;
+    asm volatile("ld.global.nc.b16 %0, [%1];" : "=h"(bits) : "l"(__cvta_generic_to_global(place)));
+    return bits;
 }
 
 // Store 16, 8 or 4 bytes at once: left to itself, the compiler merges this with the stores of single elements.

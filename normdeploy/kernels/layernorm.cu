@@ -6,10 +6,12 @@
 //   CENTRE          1 LayerNorm, 0 RMSNorm
 //   RESIDUAL, SUM   1 where a residual is added to x first; 1 where that sum is written out
 //   GAMMA, BETA     0 none, 1 fp32, 2 as x is stored
+//   UNIFORM         1 where gamma and beta have one element each, which stands for all features
 //   OUT             0 as x is stored, 1 int8, 2 fp8 e4m3
 //   LANES, ROWS     threads a row in a block, rows a block
 //   CLUSTER         blocks that share a row through distributed shared memory (sm_90 and newer)
 //   VECTORS         16-byte vectors of a row that a thread holds; 0 streams the row, which is then read twice
+//   PARKED          how many of them, the last ones, lie in shared memory, the others in registers
 //
 // Statistics are corrected two-pass (Chan, Golub, LeVeque 1983, eq. 1.7), in fp32:
 //   m0 = mean(x),  s1 = sum(x - m0),  s2 = sum((x - m0)^2),  d = s1 / N,  var = s2 / N - d^2,
@@ -31,7 +33,7 @@ constexpr int THREADS = LANES * ROWS;
 constexpr int STRIDE = LANES * CLUSTER;  // threads a row
 constexpr int SPAN = ALIGNED ? N / VEC : (N + 2 * VEC - 2) / VEC;  // vectors that a row may touch
 constexpr int BLOCKS_AN_SM = ROWS > 1 ? 3 : THREADS > 512 ? 1 : 1024 / THREADS;  // leaves a thread 80 or 64 registers
-constexpr int AT_ONCE = BITS == 1 ? 4 : 2;  // steps of a streamed row, unrolled
+constexpr int AT_ONCE = OUT ? 1 : 2;  // steps of a streamed row, unrolled
 constexpr int WARPS = (THREADS + 31) / 32;
 constexpr float INVERSE_N = float(1.0 / N);
 
@@ -98,6 +100,20 @@ __device__ __forceinline__ void put(Vector& v, int j, Bits bits) {
 
 __device__ __forceinline__ float at(const Vector& v, int j) { return widened(bits_at(v, j)); }
 
+// Add `other` to `v`, element by element, and round to storage.
+__device__ __forceinline__ void add(Vector& v, const Vector& other) {
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+#if BITS == 1
+        v.word[word] = bits_of(float_of(v.word[word]) + float_of(other.word[word]));
+#else
+        const float low = at(v, 2 * word) + at(other, 2 * word);
+        const float high = at(v, 2 * word + 1) + at(other, 2 * word + 1);
+        v.word[word] = BITS == 2 ? halves_of(low, high) : bfloat16s_of(low, high);
+#endif
+    }
+}
+
 // -- where a thread's vectors lie ----------------------------------------------------------------
 
 // Return true if the vector that begins at element `first` of a row lies in it as a whole.
@@ -136,26 +152,52 @@ __device__ __forceinline__ void store(Element* row, int first, const Packed& v) 
     }
 }
 
-// gamma and beta have no row: only rows that are whole vectors meet them at 16-byte addresses.
+template <class Kind>
+__device__ __forceinline__ float element(const Kind* all, int index) {
+    if constexpr (sizeof(Kind) == 4)
+        return float_of(element_late(reinterpret_cast<const unsigned*>(all) + index));
+    else
+        return widened(element_late(all + index));
+}
+
+// Move `words` down by `askew` elements of `bytes` bytes, less than 16 bytes in all; what moves in from above is void.
+template <int COUNT>
+__device__ __forceinline__ void moved_down(unsigned (&words)[COUNT], int askew, int bytes) {
+    const int whole_words = askew * bytes / 4;
+#pragma unroll
+    for (int step = 2; step > 0; --step)
+#pragma unroll
+        for (int i = 0; i + step < COUNT; ++i) words[i] = whole_words & step ? words[i + step] : words[i];
+    if (bytes == 2)
+#pragma unroll
+        for (int i = 0; i + 1 < COUNT; ++i) words[i] = askew & 1 ? words[i] >> 16 | words[i + 1] << 16 : words[i];
+}
+
+// gamma and beta have no row, so where rows begin between two vectors, one of them lies askew in two vectors of gamma:
+// both are loaded and moved. At the end of a row the second one would reach beyond it, and elements are loaded.
 template <class Kind>
 __device__ __forceinline__ Weights weights(const Kind* all, int first) {
+    constexpr int A_VECTOR = 16 / sizeof(Kind), PARTS = VEC / A_VECTOR + (ALIGNED ? 0 : 1);
     Weights w = {};
-    if (ALIGNED && whole(first)) {
-        constexpr int A_VECTOR = 16 / sizeof(Kind);
+    const int askew = ALIGNED ? 0 : first & (A_VECTOR - 1), begin = first - askew;
+    if (UNIFORM) {
+        const float only = element(all, 0);
 #pragma unroll
-        for (int part = 0; part < VEC; part += A_VECTOR) {
-            const Vector v = loaded_late(reinterpret_cast<const Vector*>(all + first + part));
+        for (int j = 0; j < VEC; ++j) w.of[j] = only;
+    } else if (whole(first) && (ALIGNED || begin + PARTS * A_VECTOR <= N)) {
+        unsigned words[4 * PARTS];
 #pragma unroll
-            for (int j = 0; j < A_VECTOR; ++j)
-                w.of[part + j] = sizeof(Kind) == 4 ? float_of(v.word[j % 4]) : at(v, j % VEC);
+        for (int part = 0; part < PARTS; ++part) {
+            const Vector v = loaded_late(reinterpret_cast<const Vector*>(all + begin + part * A_VECTOR));
+#pragma unroll
+            for (int word = 0; word < 4; ++word) words[4 * part + word] = v.word[word];
         }
+        if (!ALIGNED) moved_down(words, askew, sizeof(Kind));
+#pragma unroll
+        for (int j = 0; j < VEC; ++j)
+            w.of[j] = sizeof(Kind) == 4 ? float_of(words[j]) : widened(Bits(words[j / 2] >> (16 * (j % 2))));
     } else {
-        each(first, [&](int j) {
-            if constexpr (sizeof(Kind) == 4)
-                w.of[j] = float_of(reinterpret_cast<const unsigned*>(all)[first + j]);
-            else
-                w.of[j] = widened(all[first + j]);
-        });
+        each(first, [&](int j) { w.of[j] = element(all, first + j); });
     }
     return w;
 }
@@ -193,6 +235,24 @@ struct Moments {
 struct Shared {
     Mean means[CLUSTER * WARPS];
     Moments moments[CLUSTER * WARPS];
+#if PARKED
+    Vector parked[PARKED * THREADS];  // each thread touches its own alone
+#endif
+};
+
+// A thread's part of a row.
+struct Held {
+    Vector in_registers[VECTORS - PARKED > 0 ? VECTORS - PARKED : 1];
+    Vector* in_shared;
+    __device__ __forceinline__ void put(int i, const Vector& v) {
+        if (i < VECTORS - PARKED)
+            in_registers[i] = v;
+        else
+            in_shared[(i - (VECTORS - PARKED)) * THREADS] = v;
+    }
+    __device__ __forceinline__ Vector get(int i) const {
+        return i < VECTORS - PARKED ? in_registers[i] : in_shared[(i - (VECTORS - PARKED)) * THREADS];
+    }
 };
 
 template <class Value, int WIDTH>
@@ -316,9 +376,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM) CLUSTER_DIME
     auto fetched = [&](int first) {
         Vector v = loaded(x + start, first);
 #if RESIDUAL
-        const Vector r = loaded(residual + start, first);
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) put(v, j, narrowed(at(v, j) + at(r, j)));
+        add(v, loaded(residual + start, first));
 #endif
         return v;
     };
@@ -357,23 +415,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AN_SM) CLUSTER_DIME
     };
 
 #if VECTORS
-    Vector held[VECTORS];
+    Held held;
+#if PARKED
+    held.in_shared = shared.parked + threadIdx.x;
+#endif
     Mean mean = Mean::of_nothing();
 #pragma unroll
-    for (int i = 0; i < VECTORS; ++i) held[i] = fetched(first_of(i));
+    for (int i = 0; i < VECTORS; ++i) held.put(i, fetched(first_of(i)));
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
-        keep_sum(first_of(i), held[i]);
-        if (CENTRE) add(mean, held[i], first_of(i));
+        const Vector v = held.get(i);
+        keep_sum(first_of(i), v);
+        if (CENTRE) add(mean, v, first_of(i));
     }
     if (CLUSTER > 1) cluster_wait();
     const float centre = CENTRE ? value_of(joined(mean, shared.means), INVERSE_N) : 0.0f;
     Moments moments = Moments::of_nothing();
 #pragma unroll
-    for (int i = 0; i < VECTORS; ++i) add(moments, held[i], first_of(i), centre);
+    for (int i = 0; i < VECTORS; ++i) add(moments, held.get(i), first_of(i), centre);
     const Statistics s = statistics(joined(moments, shared.moments), centre);
 #pragma unroll
-    for (int i = 0; i < VECTORS; ++i) write(first_of(i), held[i], s);
+    for (int i = 0; i < VECTORS; ++i) write(first_of(i), held.get(i), s);
 #else
     // The centre is the mean of a sample from end to end of the row: the nearer it is to the row's mean, the less the
     // correction loses.

@@ -5,9 +5,11 @@ A row of ``features`` elements is moved in vectors of 16 bytes. Which threads ho
     up to 128 vectors             a warp or less holds a row, several rows a block
     up to 16,384 elements         one block holds a row, in registers
     up to 131,072, from sm_90 on  a cluster of blocks does, and joins its sums in distributed shared memory
+    up to 262,144, there          the same, a quarter of the row in shared memory; float32 from sm_100 on is streamed
     more                          one block streams a row, and reads it twice
 
-A thread of a block of 1024 holds 16 elements: with more it would run out of its 64 registers.
+A thread of a block of 1024 has 64 registers. It holds 16 elements in them, or 24, and 8 in shared memory, where the
+compiler was seen not to spill. Of rows that begin between two vectors the longest few do not fit.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _SIZES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 _WARP_VECTORS = 128  # up to which a warp holds a row: four vectors a lane
 _ROWS_THREADS = 256  # of a block of several rows
 _MOST_THREADS = 1024  # of a block
-_HELD_ELEMENTS = 16  # of a row, by each of so many threads
+_HELD_ELEMENTS = 16  # of a row, by each of so many threads; twice as many where a row fits in no other way
 _MOST_BLOCKS = 8  # of a cluster that every GPU with clusters can launch
 
 
@@ -46,6 +48,7 @@ class Norm:
         keep_sum: whether that sum is a second output.
         gamma: the type of the factor of each feature; ``storage`` is ``dtype``.
         beta: the type of what is added to each feature; where both are there, it is that of ``gamma``.
+        uniform: whether gamma and beta have one element each, which stands for all features.
         output: ``storage``, or a quantized type with one float32 scale a tensor (ONNX QuantizeLinear, zero point 0).
 
     Raises:
@@ -60,6 +63,7 @@ class Norm:
     keep_sum: bool = False
     gamma: WeightType = "float32"
     beta: WeightType = "float32"
+    uniform: bool = False
     output: OutputType = "storage"
 
     def __post_init__(self) -> None:
@@ -71,6 +75,7 @@ class Norm:
         _require(self.output in get_args(OutputType), f"{self.output!r} is none of {', '.join(get_args(OutputType))}")
         _require(self.residual or not self.keep_sum, "there is a sum to keep only where a residual is added")
         both = self.gamma != "none" and self.beta != "none"
+        _require(self.gamma != "none" or self.beta != "none" or not self.uniform, "there is no gamma to be uniform")
         _require(not both or self.gamma == self.beta, "gamma and beta have one type")
 
     @property
@@ -106,6 +111,7 @@ class Variant:
         rows: rows of a block; more than 1 only where ``lanes`` is 32 at most.
         cluster: blocks that share a row.
         vectors: 16-byte vectors of a row that a thread holds; 0 where rows are streamed.
+        parked: how many of them lie in shared memory, the others in registers.
     """
 
     norm: Norm
@@ -113,6 +119,7 @@ class Variant:
     rows: int
     cluster: int
     vectors: int
+    parked: int = 0
 
     @property
     def threads(self) -> int:
@@ -134,11 +141,13 @@ class Variant:
             "SUM": int(norm.keep_sum),
             "GAMMA": get_args(WeightType).index(norm.gamma),
             "BETA": get_args(WeightType).index(norm.beta),
+            "UNIFORM": int(norm.uniform),
             "OUT": get_args(OutputType).index(norm.output),
             "LANES": self.lanes,
             "ROWS": self.rows,
             "CLUSTER": self.cluster,
             "VECTORS": self.vectors,
+            "PARKED": self.parked,
         }
         return {name: str(number) for name, number in numbers.items()} | {"EPS": repr(norm.eps)}
 
@@ -158,7 +167,10 @@ def variant(norm: Norm, sm: int) -> Variant:
     most = _HELD_ELEMENTS * _SIZES[norm.dtype] // 16
     blocks = 1 << (-(-vectors // (most * _MOST_THREADS)) - 1).bit_length()
     if blocks > (_MOST_BLOCKS if sm >= 90 else 1):
-        return Variant(norm, _MOST_THREADS, 1, 1, 0)
+        each, held = -(-vectors // _MOST_BLOCKS), 2 * most
+        if sm < 90 or (sm >= 100 and norm.dtype == "float32") or each > held * _MOST_THREADS:
+            return Variant(norm, _MOST_THREADS, 1, 1, 0)
+        return Variant(norm, _warps(-(-each // held)), 1, _MOST_BLOCKS, held, most // 2)
     each = -(-vectors // blocks)
     held = next(held for held in (1, 2, 4) if each <= 512 * held or held == most)
     return Variant(norm, _warps(-(-each // held)), 1, blocks, held)

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.engine.plugin import DOMAIN
-from normdeploy.engine.plugin_graph import PluginForm, leak, to_plugins
-from normdeploy.errors import VerdictError
+from normdeploy.engine.plugin_graph import PluginForm, Wanted, leak, to_plugins
+from normdeploy.errors import InputError, VerdictError
 from normdeploy.graph import label
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.float64.step import Array
@@ -27,6 +27,18 @@ _LEADING = 2
 _SHARED = (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSORS)
 _SIZES = (1.0, 1e-3)
 """Of the numbers that a norm is tried on; beside the small ones epsilon counts."""
+
+
+def where_faster(model: ir.Model, wanted: Wanted) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return ``model`` with proven plugins for the norms that are ``wanted``, and a note; as it is where none is."""
+    graph = model.clone()
+    try:
+        to_plugins(graph, wanted=wanted)
+    except InputError:  # no norm of it is
+        return model, ()
+    require_same(model, graph)
+    count = sum(node.domain == DOMAIN for node in graph.graph)
+    return graph, (f"{count} of its norms run by the plugin, which is recorded to be faster on this GPU", *leak(graph))
 
 
 def with_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[ir.Model, tuple[str, ...]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from normdeploy.pipeline.files import fold_file as fold_file
     from normdeploy.pipeline.init import init as init
     from normdeploy.pipeline.judge import ParityError as ParityError
+    from normdeploy.pipeline.layernorm import bench_layernorm as bench_layernorm
     from normdeploy.pipeline.saved import judge_again as judge_again
     from normdeploy.pipeline.saved import ledger_of as ledger_of
     from normdeploy.pipeline.saved import report_of as report_of
@@ -32,6 +33,7 @@ _HOME = {
     "Progress": "source",
     "Source": "source",
     "bench": "compare",
+    "bench_layernorm": "layernorm",
     "bisect": "compare",
     "build": "engines",
     "doctor": "examine",
@@ -49,6 +51,7 @@ __all__ = [
     "Progress",
     "Source",
     "bench",
+    "bench_layernorm",
     "bisect",
     "build",
     "doctor",

@@ -24,7 +24,7 @@ from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
-from normdeploy.pipeline.engines import computes_in, require_backend
+from normdeploy.pipeline.engines import computes_in, recorded, require_backend
 from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on, verdict_on_plugins
@@ -141,15 +141,16 @@ def export(
                     kept = Tuner(kept, here, target, engine, forms.fold, forms.judge, feeds[0], threads).run()
                 session = sessions.enter_context(in_onnxruntime(kept.folded.model, threads, kept.options))
         plugin_model = on_plugins = None
-        if plugin and kept.verdict.passed:
+        if kept.verdict.passed:
+            kept, plugin_model = _with_plugins(kept, plugin_form if plugin else None, engine, sm)
+        if plugin_model is not None:
             with stages("plugins"):
-                kept, plugin_model = _with_plugins(kept, plugin_form)
                 on_plugins = forms.judge_plugins(plugin_model, computes_in(kept.folded.model))
         passed = kept.verdict.passed and (on_plugins is None or on_plugins.passed)
         if engine and passed:
             with stages("engine"):
-                precision_of = computes_in(kept.folded.model)
-                built = build_engine(plugin_model or kept.folded.model, specs, precision=precision_of, sm=sm)
+                graph = kept.folded.model
+                built = build_engine(plugin_model or graph, specs, precision=computes_in(graph), sm=sm)
         if bench and passed:
             with stages("latency"), written(kept.folded.model) as path, written(forms.unfolded_graph()) as other:
                 job = Job(
@@ -180,12 +181,18 @@ def export(
     return report
 
 
-def _with_plugins(kept: Kept, form: PluginForm) -> tuple[Kept, ir.Model]:
-    """Return what is kept, with notes on the norms that no plugin runs, and its graph with plugins for the others."""
-    graph, left = with_plugins(kept.folded.model, form)
-    said = (Note("NF416", text) for text in left)
-    ledger = replace(kept.folded.ledger, notes=(*kept.folded.ledger.notes, *said))
-    return replace(kept, folded=replace(kept.folded, ledger=ledger)), graph
+def _with_plugins(kept: Kept, form: PluginForm | None, engine: bool, sm: Sequence[str]) -> tuple[Kept, ir.Model | None]:
+    """Return what is kept, with notes on plugins, and its graph with them; None where there are none.
+
+    Those of ``form`` where it is given; else those that an ``engine`` for this GPU is recorded to be faster with.
+    """
+    graph = kept.folded.model
+    if form is None and not engine:
+        return kept, None
+    deployed, said = recorded(graph, computes_in(graph), None, sm) if form is None else with_plugins(graph, form)
+    notes = (Note("NF416", text) for text in said)
+    ledger = replace(kept.folded.ledger, notes=(*kept.folded.ledger.notes, *notes))
+    return replace(kept, folded=replace(kept.folded, ledger=ledger)), None if deployed is graph else deployed
 
 
 @dataclass(frozen=True)

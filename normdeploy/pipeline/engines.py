@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from normdeploy.bundle import load_bundle
 from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose, choose_for_plugins
+from normdeploy.engine.layernorm_times import is_faster, times_for
 from normdeploy.engine.plugin_graph import PluginForm
+from normdeploy.engine.plugin_graph import plugin_form as form_of
 from normdeploy.engine.process import Progress
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
-from normdeploy.parity.plugins import with_plugins
+from normdeploy.parity.plugins import where_faster, with_plugins
 from normdeploy.pipeline.files import check_paths, check_plugin
 from normdeploy.precision import Precision, to_precision, wrong_precision
 from normdeploy.specs import TensorSpec, parse
@@ -75,7 +78,7 @@ def build(
     check_plan_path(model, out, force=force)
     graph, specs, feeds = _resolved(model, inputs)
     precision = precision or computes_in(graph)
-    deployed, left = with_plugins(to_precision(graph, precision), plugin_form) if plugin else (graph, ())
+    deployed, left = _deployed(graph, precision, plugin_form if plugin else None, options.get("backend"))
     built = engine.build(
         deployed,
         specs,
@@ -90,6 +93,34 @@ def build(
         built = replace(built, sidecar=sidecar)
     built.write(out, force=force)
     return built
+
+
+def _deployed(
+    graph: ir.Model, precision: Precision, form: PluginForm | None, backend: str | None
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return the graph that the engine is built of, and what is to be said of its plugins.
+
+    Unasked, norms are plugins where that is recorded to be faster on this GPU.
+    """
+    if form is not None:
+        return with_plugins(to_precision(graph, precision), form)
+    return recorded(graph, precision, backend)
+
+
+def recorded(
+    graph: ir.Model, precision: Precision, backend: str | None, sm: Sequence[str] = ()
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return ``graph`` in ``precision`` with plugins for the norms recorded to be faster so on this GPU, and a note.
+
+    Where none is, ``graph`` as it is.
+    """
+    device = gpu.find()
+    if device is None or form_of(graph) is not None or choose(backend, gpu=True, sm=sm).name != "tensorrt":
+        return graph, ()
+    times = times_for(device.model)
+    converted = to_precision(graph, precision) if times else graph
+    deployed, said = where_faster(converted, functools.partial(is_faster, times))
+    return (graph, ()) if deployed is converted else (deployed, said)
 
 
 def require_backend(backend: str | None, sm: Sequence[str], *, plugin: bool = False) -> None:

@@ -151,3 +151,97 @@ def test_a_twin_in_another_domain_is_left_alone() -> None:
     model = ir.from_proto(onnx.parser.parse_model(f"{text} {{ y = other.LayerNormalization (x) }}"))
     with pytest.raises(InputError, match="no LayerNormalization"):
         to_plugins(model)
+
+
+def require_near(before: ir.Model, after: ir.Model, **feeds: np.ndarray) -> None:
+    """As :func:`require_same`, within half an ulp of 16 bits: onnx.reference rounds statistics where it casts."""
+    expected = ReferenceEvaluator(ir.to_proto(before)).run(None, feeds)
+    got = ReferenceEvaluator(ir.to_proto(with_definitions(after))).run(None, feeds)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=2.0**-9, atol=2.0**-9)
+
+
+HALF = "float16[2,3,8]"
+CAST_NORM = f"w = Cast <to = 1> (v) n = {LN} (w, g, b) y = Cast <to = 10> (n)"
+
+
+def plugin_of(model: ir.Model) -> tuple[str, list[ir.DataType | None], list[ir.DataType | None]]:
+    """Return the one plugin of a graph, and the types of what it reads and writes."""
+    (node,) = (node for node in model.graph if node.domain == "normdeploy")
+    return node.op_type, [v.dtype for v in node.inputs if v is not None], [v.dtype for v in node.outputs]
+
+
+H, F = ir.DataType.FLOAT16, ir.DataType.FLOAT
+
+
+def test_casts_around_a_float32_norm_are_taken_in() -> None:
+    before = graph(f"g ({HALF} v) => ({HALF} y) {{ {CAST_NORM} }}", g=GAMMA, b=BETA)
+    after = before.clone()
+    assert to_plugins(after) == ()
+    assert kinds(after) == ["normdeploy::LayerNorm"]
+    assert plugin_of(after) == ("LayerNorm", [H, F, F], [H]), "gamma and beta stay float32"
+    require_near(before, after, v=X.astype(np.float16))
+
+
+def test_a_sum_that_is_rounded_before_the_cast_is_taken_in_too() -> None:
+    text = f"g ({HALF} x, {HALF} r) => ({HALF} y, {HALF} v) {{ v = Add (x, r) {CAST_NORM} }}"
+    before = graph(text, g=GAMMA, b=BETA)
+    after = before.clone()
+    to_plugins(after)
+    assert kinds(after) == ["normdeploy::AddLayerNorm"]
+    assert plugin_of(after) == ("AddLayerNorm", [H, H, F, F], [H, H])
+    require_near(before, after, x=X.astype(np.float16), r=R.astype(np.float16))
+
+
+def test_a_quantization_of_what_was_cast_back_is_taken_in_too() -> None:
+    text = f"g ({HALF} v) => (int8[2,3,8] q) {{ {CAST_NORM} q = QuantizeLinear (y, s, zp) }}"
+    before = graph(text, g=GAMMA, b=BETA, s=np.float16(0.0625), zp=np.int8(0))
+    after = before.clone()
+    to_plugins(after)
+    assert kinds(after) == ["normdeploy::LayerNormQuantize"]
+    assert plugin_of(after) == ("LayerNormQuantize", [H, F, F, F], [ir.DataType.INT8])
+
+
+BACK = "y = Cast <to = 10> (n)"
+NOT_TAKEN_IN = {
+    "read in float32 too": (f"({HALF} v) => ({HALF} y, float[2,3,8] n)", CAST_NORM),
+    "read by another node": (f"({HALF} v) => ({HALF} y, float[2,3,8] z)", f"{CAST_NORM} z = Relu (n)"),
+    "cast to another type": (f"({HALF} v) => (bfloat16[2,3,8] y)", CAST_NORM.replace("10", "16")),
+    "not cast back": (f"({HALF} v) => (float[2,3,8] n)", CAST_NORM.replace(BACK, "")),
+    "of integers": (f"(int32[2,3,8] v) => ({HALF} y)", CAST_NORM),
+    "a sum in float32": (
+        f"({HALF} x, {HALF} r) => ({HALF} y)",
+        f"p = Cast <to = 1> (x) q = Cast <to = 1> (r) w = Add (p, q) n = {LN} (w, g, b) {BACK}",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", NOT_TAKEN_IN)
+def test_casts_that_round_elsewhere_stay(why: str) -> None:
+    border, nodes = NOT_TAKEN_IN[why]
+    before = graph(f"g {border} {{ {nodes} }}", g=GAMMA, b=BETA)
+    after = before.clone()
+    to_plugins(after)
+    assert sum(kind == "Cast" for kind in kinds(after)) == sum(kind == "Cast" for kind in kinds(before))
+    assert plugin_of(after)[1] == [F] * len(plugin_of(after)[1])
+
+
+def test_a_cast_that_others_read_stays_for_them() -> None:
+    text = f"g ({HALF} v) => ({HALF} y, float[2,3,8] z) {{ {CAST_NORM} z = Relu (w) }}"
+    before = graph(text, g=GAMMA, b=BETA)
+    after = before.clone()
+    to_plugins(after)
+    assert kinds(after) == ["Cast", "normdeploy::LayerNorm", "Relu"]
+
+
+@pytest.mark.parametrize(("gamma", "size"), [(np.full(8, 2, np.float32), 1), (GAMMA, 8), (None, 1)])
+def test_weights_of_one_value_are_one_element(gamma: np.ndarray | None, size: int) -> None:
+    """They are no longer written out: one element stands for all, and the kernel reads just it."""
+    ones = np.ones(8, np.float32) if gamma is None else gamma
+    before = graph(f"g (float[2,3,8] x) => (float[2,3,8] y) {{ y = {LN} (x, g) }}", g=ones)
+    after = before.clone()
+    to_plugins(after)
+    shapes = [value.shape.numpy() for value in after.graph[0].inputs[1:]]  # type: ignore[union-attr]  # constants have one
+    assert shapes == [(size,), (size,)]
+    require_same(before, after, x=X)

@@ -29,10 +29,10 @@ int main(int, char** argv) {
     const auto residual = read<Bits>(*++argv, count);
 #endif
 #if GAMMA
-    const auto gamma = read<Weight>(*++argv, N);
+    const auto gamma = read<Weight>(*++argv, UNIFORM ? 1 : N);
 #endif
 #if BETA
-    const auto beta = read<Weight>(*++argv, N);
+    const auto beta = read<Weight>(*++argv, UNIFORM ? 1 : N);
 #endif
 #if OUT
     const auto scale = read<float>(*++argv, 1);

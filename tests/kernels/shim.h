@@ -67,11 +67,15 @@ inline int int_of(float value) { return int(std::nearbyintf(value)); }
 inline float float_of_half(unsigned short bits) { return float(std::bit_cast<_Float16>(bits)); }
 inline unsigned short half_of(float value) { return std::bit_cast<unsigned short>(_Float16(value)); }
 inline unsigned short bfloat16_of(float value) { return rounded_bfloat16(value); }
+inline unsigned halves_of(float low, float high) { return half_of(low) | unsigned(half_of(high)) << 16; }
+inline unsigned bfloat16s_of(float low, float high) { return bfloat16_of(low) | unsigned(bfloat16_of(high)) << 16; }
 inline unsigned char e4m3_of(float value) { return rounded_e4m3(value); }
 
 template <class Packed>
 inline Packed loaded_late(const Packed* place) { return *place; }
 
+template <class Bits>
+inline Bits element_late(const Bits* place) { return *place; }
 
 template <class Packed>
 inline void store_whole(Packed* place, const Packed& v) { *place = v; }

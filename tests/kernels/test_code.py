@@ -24,6 +24,10 @@ NORMS = {
         16384, dtype="float16", residual=True, keep_sum=True, gamma="storage", beta="storage"
     ),
     "quantized": Norm(1024, dtype="bfloat16", output="float8_e4m3fn"),
+    "the longest row of a cluster": Norm(
+        262_144, dtype="float16", residual=True, keep_sum=True, gamma="storage", beta="storage"
+    ),
+    "one weight for all": Norm(1024, dtype="float16", uniform=True),
     "a cluster where there are any": Norm(131_072, residual=True, keep_sum=True),
 }
 BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1}
@@ -65,8 +69,8 @@ def test_activations_move_in_vectors_and_nothing_spills(name: str, sm: int, tmp_
     found = accesses(cubin(path, sm), tmp_path)
     assert not [kind for kind in found if kind.startswith(("LDL", "STL"))], f"local memory: {found}"
     narrow = {kind: n for kind, n in found.items() if "128" not in kind and kind.startswith("LDG")}
-    scales = 1 if NORMS[name].output != "storage" else 0
-    assert sum(narrow.values()) == scales, f"only the scale is loaded by itself: {found}"
+    alone = 1 if NORMS[name].output != "storage" else 2 if NORMS[name].uniform else 0
+    assert sum(narrow.values()) == alone, f"only a scale, and one weight for all, is loaded by itself: {found}"
     (tmp_path / "k").write_bytes(cubin(path, sm))
     usage = said("cuobjdump", "--dump-resource-usage", str(tmp_path / "k"))
     registers = int(re.search(r"REG:(\d+)", usage).group(1))  # type: ignore[union-attr]  # it is in its output
@@ -79,6 +83,8 @@ FULL = {
     "rms": Norm(8192, centre=False, dtype="float16", gamma="none", beta="none"),
     "float32": Norm(8192, residual=True, gamma="none", beta="none"),
     "quantized": Norm(4096, dtype="float16", output="int8", gamma="none", beta="none"),
+    "the longest row": Norm(262_144, dtype="bfloat16", residual=True, keep_sum=True, gamma="none", beta="none"),
+    "the longest row in float32": Norm(262_144, gamma="none", beta="none"),
     "a cluster": Norm(65_536, dtype="bfloat16", residual=True, keep_sum=True, gamma="none", beta="none"),
 }
 
@@ -92,6 +98,50 @@ def test_a_row_is_read_once_and_written_once(name: str, tmp_path: Path) -> None:
     scale = 4 if norm.output != "storage" else 0
     moves = moved(found, "LDG") - scale + moved(found, "STG")
     assert moves * path.lanes * path.cluster == norm.bytes_a_row
+
+
+ASKEW = {
+    "float32": (Norm(1023), 2),
+    "float32 for 16 bits": (Norm(1023, dtype="float16"), 3),
+    "as stored": (Norm(1023, dtype="bfloat16", gamma="storage", beta="storage"), 2),
+}
+
+
+@pytest.mark.parametrize("name", ASKEW)
+@pytest.mark.parametrize("sm", [80, 90, 120])
+def test_weights_of_an_odd_row_are_loaded_in_vectors(name: str, sm: int, tmp_path: Path) -> None:
+    """Those that cover a vector of x, for gamma and for beta; elements at the ends of a row alone."""
+    norm, covering = ASKEW[name]
+    path = variant(norm, sm)
+    found = accesses(cubin(path, sm), tmp_path)
+    assert sum(n for kind, n in found.items() if kind.startswith("LDG") and "128" in kind) == path.vectors * (
+        1 + 2 * covering
+    )
+    assert not [kind for kind in found if kind.startswith(("LDL", "STL"))]
+
+
+STREAMED = {
+    "float32": Norm(32_768),
+    "odd": Norm(32_753),
+    "a sum": Norm(32_753, residual=True, keep_sum=True, dtype="bfloat16"),
+    "int8": Norm(32_768, dtype="float16", output="int8"),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_streamed_row_spills_nothing(name: str, tmp_path: Path) -> None:
+    path = variant(STREAMED[name], 80)
+    assert not path.vectors
+    found = accesses(cubin(path, 80), tmp_path)
+    assert not [kind for kind in found if kind.startswith(("LDL", "STL"))], f"local memory: {found}"
+
+
+def test_which_rows_are_read_once() -> None:
+    for dtype in ("float16", "bfloat16", "float32"):
+        assert variant(Norm(LARGEST, dtype=dtype), 90).vectors, "on sm_90 all are"  # type: ignore[arg-type]  # as above
+    assert variant(Norm(LARGEST, dtype="float16"), 120).vectors
+    assert not variant(Norm(LARGEST), 120).vectors, "there float32 would spill"
+    assert not variant(Norm(32_768), 89).vectors
 
 
 @pytest.mark.parametrize("name", NORMS)

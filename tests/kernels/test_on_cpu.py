@@ -43,10 +43,11 @@ def given(norm: Norm, x: np.ndarray) -> dict[str, np.ndarray]:
         residual = random.standard_normal(x.shape)
         residual[[row for row in (3, 6, 7) if row < len(x)]] = 0.0
         inputs["residual"] = residual.astype(x.dtype)
+    count = 1 if norm.uniform else norm.features
     if norm.gamma != "none":
-        inputs["gamma"] = random.uniform(-2, 2, norm.features).astype(kinds[norm.gamma])
+        inputs["gamma"] = random.uniform(-2, 2, count).astype(kinds[norm.gamma])
     if norm.beta != "none":
-        inputs["beta"] = random.uniform(-2, 2, norm.features).astype(kinds[norm.beta])
+        inputs["beta"] = random.uniform(-2, 2, count).astype(kinds[norm.beta])
     if norm.output != "storage":
         inputs["scale"] = np.array([0.037], np.float32)
     return inputs
@@ -86,7 +87,7 @@ def test_layer_norm_is_within_its_bound(features: int, dtype: DType) -> None:
         inputs = given(norm, rows_of(features, dtype))
         y, *_ = require_right(path, inputs)
         for row in ("constant", "zeros"):
-            expected = inputs["beta"].astype(y.dtype)
+            expected = np.broadcast_to(inputs["beta"].astype(y.dtype), features)
             np.testing.assert_array_equal(y[ROWS.index(row)], expected, err_msg=f"a row of {row} gives beta")
 
 
@@ -108,6 +109,10 @@ FUSIONS = {
     "sum dropped": Norm(777, residual=True, dtype="float16"),
     "rms": Norm(1024, centre=False, beta="none", dtype="bfloat16"),
     "rms of a sum": Norm(515, centre=False, residual=True, keep_sum=True, beta="none"),
+    "one element for all": Norm(200, uniform=True, dtype="float16"),
+    "one element for all, as stored": Norm(515, uniform=True, gamma="storage", beta="storage", dtype="bfloat16"),
+    "weights as stored, askew": Norm(1001, gamma="storage", beta="storage", dtype="float16"),
+    "gamma as stored, askew": Norm(1002, gamma="storage", beta="none", dtype="bfloat16"),
     "no eps": Norm(64, eps=0.0, gamma="none", beta="none"),
 }
 
@@ -127,6 +132,14 @@ def test_a_cluster_joins_its_sums(features: int, dtype: DType) -> None:
     norm = Norm(features, dtype=dtype, residual=True, keep_sum=True)
     held = -(-vectors_of(norm) // 256)
     require_right(Variant(norm, 64, 1, 4, held), given(norm, rows_of(features, dtype)))
+
+
+@pytest.mark.parametrize("features", [4096, 4099])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_part_of_a_row_in_shared_memory_is_as_exact(features: int, dtype: DType) -> None:
+    norm = Norm(features, dtype=dtype, residual=True, keep_sum=True, gamma="storage", beta="storage")
+    held = -(-vectors_of(norm) // 128)
+    require_right(Variant(norm, 64, 1, 2, held, held // 4), given(norm, rows_of(features, dtype)))
 
 
 @pytest.mark.parametrize("features", [4096, 4099])

@@ -20,6 +20,8 @@ PATHS = {
     "a block": Variant(ODD, 64, 1, 1, 3),
     "several rows a block": variant(Norm(77, dtype="bfloat16", gamma="storage", beta="storage"), 80),
     "a cluster": Variant(Norm(1030, output="int8"), 64, 1, 2, 3),
+    "a part in shared memory": Variant(Norm(1031, dtype="bfloat16", gamma="storage", beta="storage"), 64, 1, 1, 3, 1),
+    "one weight": Variant(Norm(520, uniform=True, gamma="storage", beta="storage", dtype="float16"), 64, 1, 1, 2),
     "streamed": Variant(ODD, 64, 1, 1, 0),
 }
 

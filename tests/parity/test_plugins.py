@@ -53,7 +53,8 @@ def plugin(graph: ir.Model, kind: str) -> ir.Node:
 
 def test_a_graph_of_plugins_runs_in_float64_by_the_pytorch_operators(model: ir.Model) -> None:
     graph, left = with_plugins(model)
-    assert left == ()
+    assert len(left) == 1
+    assert "leak" in left[0], "its shapes change"
     assert [node.op_type for node in graph.graph] == ["AddLayerNorm", "Relu", "LayerNormQuantize", "RMSNorm"]
     got = Float64Runner(graph)({"x": X, "r": R})
     for name, array in reference().items():
