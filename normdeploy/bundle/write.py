@@ -14,11 +14,13 @@ import onnx_ir as ir
 from normdeploy import onnxfile
 from normdeploy.bundle import golden as golden_feed
 from normdeploy.bundle.golden import Golden
+from normdeploy.bundle.interface import interface_of
 from normdeploy.bundle.load import check
 from normdeploy.bundle.manifest import (
     EXTERNAL_DATA,
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
+    INTERFACE,
     MANIFEST,
     MODEL,
     MOST,
@@ -35,6 +37,7 @@ from normdeploy.engine import EngineBuild
 from normdeploy.errors import InputError
 from normdeploy.report.html import render
 from normdeploy.report.schema import Report
+from normdeploy.specs import parse
 
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they get a file of their own: protobuf ends at 2 GB, and the graph needs some of it."""
@@ -97,6 +100,8 @@ def write(
         (new / GOLDEN_INPUTS).parent.mkdir()
         golden_feed.save(new / GOLDEN_INPUTS, golden.inputs)
         golden_feed.save(new / GOLDEN_OUTPUTS, golden.outputs)
+        interface = interface_of(parse(report.inputs), _dtypes(report, golden), model.graph)
+        (new / INTERFACE).write_text(interface.to_json(), encoding="utf-8")
         manifest = _manifest(new, report, golden, dict(model_args or {}), dict(session_options or {}))
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         check(new)
@@ -126,12 +131,16 @@ def _manifest(
         weights_sha256=report.weights_sha256,
         trusted=report.trusted,
         inputs=report.inputs,
-        outputs={name: golden.outputs[name].dtype.name for name in report.outputs},
+        outputs=_dtypes(report, golden),
         opset=report.opset,
         precision=report.precision,
         session_options=session_options,
         files={name: sha256_of(folder, name) for name in sorted(files_in(folder))},
     )
+
+
+def _dtypes(report: Report, golden: Golden) -> dict[str, str]:
+    return {name: golden.outputs[name].dtype.name for name in report.outputs}
 
 
 def _save_model(model: ir.Model, path: Path, data: str, external_above: int) -> None:

@@ -22,6 +22,7 @@ from normdeploy.cli.options import (
     Out,
     ParityOptions,
     Precision,
+    ServingOptions,
     Talk,
     Target,
     Where,
@@ -295,9 +296,9 @@ def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = 
 
 @app.command
 def bench(
-    artefact: Path | None = None,
+    artefact: str | None = None,
     /,
-    *,
+    *more: str,
     layernorm: bool = False,
     model: str | None = None,
     input: tuple[str, ...] = (),
@@ -308,12 +309,15 @@ def bench(
     against: Path | None = None,
     fail_above: str = "5%",
     where: Where = Where(),
+    bundle: Path | None = None,
+    clients: str = "1,8",
     talk: Talk = Talk(),
 ) -> int:
-    """Measure the latency of a bundle, an ONNX file or a plan, beside the eager module it came from.
+    """Measure the latency of a bundle, an ONNX file or a plan, or of the servers at URLs that serve a bundle.
 
     Args:
-        artefact: a bundle, which knows its inputs, or an ONNX file or a plan, which need --input.
+        artefact: a bundle, which knows its inputs, or an ONNX file or a plan, which need --input; or a URL.
+        more: URLs.
         layernorm: measure no artefact, but TensorRT's own LayerNorms beside the plugins, for builds on this GPU.
         model: package.module:factory; without it the artefact is measured alone.
         input: name:dims@dtype[low..high], once for each input.
@@ -322,7 +326,13 @@ def bench(
         processes: fresh ones to measure in, which share the seconds.
         against: an older report.json, or its folder; exit 1 where this is slower than it.
         fail_above: slower by how much.
+        bundle: that the servers at the URLs serve; it is measured in this process too.
+        clients: that ask a server at once, one row of the table each.
     """
+    if artefact is not None and "://" in artefact:
+        return _bench_servers((artefact, *more), bundle, model, clients, seconds, talk)
+    if more or bundle is not None:
+        raise InputError("only servers are measured together", where=" ".join(more), fix="give URLs, and --bundle")
     from normdeploy import pipeline
 
     if layernorm != (artefact is None):
@@ -343,6 +353,21 @@ def bench(
     output.latency(measured, talk)
     if before is not None:
         pipeline.require_as_fast(before, measured, limit)
+    return 0
+
+
+def _bench_servers(
+    urls: Sequence[str], bundle: Path | None, model: str | None, clients: str, seconds: float, talk: Talk
+) -> int:
+    from normdeploy.serving.measure import measure
+
+    counts = listed(clients)
+    if bundle is None or not counts or not all(count.isdecimal() and int(count) for count in counts):
+        what = "servers are measured with the bundle that they serve, and numbers of clients"
+        raise InputError(what, where=" ".join(urls), fix="normdeploy bench URL --bundle BUNDLE --clients 1,8")
+    with output.working(talk):
+        loads = measure(urls, bundle, model=model, clients=[int(count) for count in counts], seconds=seconds)
+    output.loads(loads, talk)
     return 0
 
 
@@ -430,6 +455,106 @@ def report(bundle: Path | None = None, /, *, schema: bool = False, talk: Talk = 
     from normdeploy import pipeline
 
     output.report(pipeline.report_of(bundle), talk, bundle)
+    return 0
+
+
+@app.command
+def inspect(bundle: Path, /, *, talk: Talk = Talk()) -> int:
+    """Tell what a bundle is, takes, gives, weighs and was judged by, and how to run it.
+
+    Args:
+        bundle: the folder that normdeploy export wrote.
+    """
+    from normdeploy.bundle.contents import contents
+    from normdeploy.serving.describe import describe
+
+    with output.working(talk):
+        found = contents(bundle)
+    output.document(found) if talk.json else print(describe(found), end="")
+    return 0
+
+
+@app.command
+def package(
+    *bundles: Path,
+    out: Out,
+    name: str | None = None,
+    serving: ServingOptions = ServingOptions(),
+    talk: Talk = Talk(),
+) -> int:
+    """Add bundles to a Triton model repository, each as the next version of its model.
+
+    Args:
+        bundles: folders that normdeploy export wrote.
+        out: the repository; it is made where it is not there.
+        name: of the model; by default that of the bundle's folder.
+    """
+    from normdeploy.serving.repository import package as add
+
+    if not bundles:
+        raise InputError("no bundle is given", fix="normdeploy package BUNDLE -o REPOSITORY")
+    with output.working(talk):
+        made = add(bundles, out, name=name, serving=serving.serving())
+    output.packaged(made, talk)
+    return 0
+
+
+@app.command
+def serve(
+    repository: Path,
+    /,
+    *,
+    http_port: int = 0,
+    grpc_port: int = 0,
+    metrics_port: int = 0,
+    log: Path | None = None,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Serve a Triton model repository on this machine, on loopback, until Ctrl-C.
+
+    Triton is installed into an environment of its own, once.
+
+    Args:
+        repository: the folder that normdeploy package wrote.
+        http_port: by default a free one, which is printed.
+        grpc_port: by default a free one, which is printed.
+        metrics_port: by default a free one, which is printed.
+        log: the file for what Triton prints; by default it is shown where Triton fails.
+        dry_run: print the command, and start nothing.
+    """
+    from normdeploy.serving import server
+
+    at = server.ports(http_port, grpc_port, metrics_port)
+    if dry_run:
+        print(server.dry_run(repository, at))
+        return 0
+    with server.until_signal():
+        with output.working(talk):
+            server.prepare(repository)
+        with server.running(repository, at, log=log) as triton:
+            output.serving(triton, talk)
+            server.watch(triton)
+    return 0
+
+
+@app.command
+def check(*urls: str, bundle: Path, model: str | None = None, model_version: str = "", talk: Talk = Talk()) -> int:
+    """Send the golden inputs of a bundle to servers, and judge what they answer by the bound of parity.
+
+    Args:
+        urls: http://host:port or grpc://host:port, of servers that speak the v2 protocol, as Triton does.
+        bundle: the folder that normdeploy export wrote, or that lies in the repository as a version.
+        model: its name on the server; by default as normdeploy package names it.
+        model_version: that the server is asked for; by default the one that it serves.
+    """
+    from normdeploy.serving.check import check as ask
+    from normdeploy.serving.check import require_right
+
+    with output.working(talk):
+        results = ask(urls, bundle, model=model, version=model_version)
+    output.checked(results, talk)
+    require_right(results)
     return 0
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from normdeploy.parity.verdict import Criteria
     from normdeploy.pipeline import Source
     from normdeploy.runtime.placement import Placement
+    from normdeploy.serving.options import Serving
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 """Several words behind one option."""
@@ -130,6 +131,34 @@ class Where:
         from normdeploy.runtime.placement import placed
 
         return placed(self.device, self.provider, tf32=self.tf32, cuda_graph=self.cuda_graph)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """How Triton is to serve a model.
+
+    Attributes:
+        platform: onnxruntime runs the model, tensorrt the bundle's engine.
+        instances: copies that run at once, on each GPU or on the CPU.
+        gpus: ids of the GPUs, e.g. 0,1; without it, the CPU.
+        queue_delay: microseconds that a request may wait for others to make a batch with.
+        accelerate: on GPUs, let ONNX Runtime run what it can in TensorRT.
+        cuda_graphs: replay CUDA graphs; with --platform tensorrt.
+    """
+
+    platform: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    instances: int = 1
+    gpus: str = ""
+    queue_delay: int = 0
+    accelerate: bool = False
+    cuda_graphs: bool = False
+
+    def serving(self) -> Serving:
+        """Return the same as :mod:`normdeploy.serving` takes it."""
+        from normdeploy.serving.options import Serving
+
+        return Serving(**vars(self))
 
 
 @Parameter(name="*")

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from normdeploy.pipeline import Progress
     from normdeploy.pipeline.examine import Diagnosis
     from normdeploy.report.schema import Report
+    from normdeploy.serving.check import Checked
+    from normdeploy.serving.measure import Load
+    from normdeploy.serving.repository import Packaged
+    from normdeploy.serving.server import Server
 
 INTERRUPTED = 130
 
@@ -319,6 +323,56 @@ def diagnosis(found: Diagnosis, talk: Talk) -> None:
         document(found)
     else:
         show_diagnosis(found.norms, found.findings, found.notes, _console(sys.stdout))
+
+
+def serving(server: Server, talk: Talk) -> None:
+    """What a server that is ready serves, and where."""
+    models, metrics = server.models(), f"{server.http.rpartition(':')[0]}:{server.at.metrics}/metrics"
+    if talk.json:
+        document({"models": dict(models), "http": server.http, "grpc": server.grpc, "metrics": metrics})
+    for name, version in () if talk.json else models:
+        print(plain(f"{name} version {version}"))
+    if not talk.json:
+        print(f"http     {server.http}\ngrpc     {server.grpc}\nmetrics  {metrics}\nready; Ctrl-C ends it")
+    sys.stdout.flush()
+
+
+def checked(results: Sequence[Checked], talk: Talk) -> None:
+    """What servers gave for golden inputs; in JSON a list of it."""
+    if talk.json:
+        document(results)
+    for each in () if talk.json else results:
+        said = each.problem or f"{each.model} version {each.version} gives the golden outputs"
+        print(plain(f"{each.url}  {said}"))
+
+
+def loads(measured: Sequence[Load], talk: Talk) -> None:
+    """Latencies under load, a row each; in JSON a list of them."""
+    if talk.json:
+        document(measured)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("where", "clients", "p50 ms", "p90 ms", "p99 ms", "per second", "rows a run"):
+        table.add_column(name, justify="left" if name == "where" else "right")
+    for each in measured:
+        times = (f"{value:.3g}" for value in (each.p50_ms, each.p90_ms, each.p99_ms))
+        rows = "" if each.rows is None else f"{each.rows:.1f}"
+        table.add_row(plain(each.where), str(each.clients), *times, f"{each.per_second:,.0f}", rows)
+    _console(sys.stdout).print(table)
+
+
+def packaged(made: Sequence[Packaged], talk: Talk) -> None:
+    """What was added to a repository; in JSON a list of it."""
+    if talk.json:
+        document(made)
+    for each in () if talk.json else made:
+        batch = f"in batches along {each.batch}" if each.batch else "without batches"
+        print(plain(f"{each.name} version {each.version}, served {batch}"))
+        for note in each.notes:
+            print(plain(f"note: {note}"))
+        print(plain(str(each.folder)))
 
 
 def entries(entries: Sequence[Entry], talk: Talk) -> None:

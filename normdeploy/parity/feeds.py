@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from normdeploy.disk.arrays import Header, read_arrays
 from normdeploy.errors import InputError
-from normdeploy.runtime.eager import array_of
 from normdeploy.specs import TensorSpec, dynamic_dims, sizes_at
 from normdeploy.trust import read_once
 
@@ -125,6 +124,8 @@ def feed_of(specs: Sequence[TensorSpec], given: Mapping[str, Array], name: str, 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
     from safetensors import SafetensorError, safe_open
+
+    from normdeploy.runtime.eager import array_of  # PyTorch, which only reading these files takes
 
     try:
         with safe_open(path, "pt") as file:  # "numpy" has no bfloat16

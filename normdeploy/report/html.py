@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from normdeploy.parity.verdict import Part
-from normdeploy.report import plots, view
 from normdeploy.report import tuning as tuned
+from normdeploy.report import view
 from normdeploy.report.schema import Report
 
 MOST_IN_FULL = 40
@@ -28,6 +28,8 @@ MOST_LAYERS = 200
 
 def render(report: Report) -> str:
     """Return the page, as text. It refers to no other file and no address."""
+    from normdeploy.report import plots  # Matplotlib, which a bundle that only runs does without
+
     norms = report.ledger.norms()
     maps = [entry for entry in report.ledger.entries if not entry.norm]
     return _template().render(

@@ -13,6 +13,7 @@ import pytest
 from support import EAGER, ROOT, SPEC
 
 from normdeploy import child, onnxfile
+from normdeploy.runtime.placement import CPU
 
 TRAPS = [
     "json", "numpy", "onnx", "onnx_ir", "torch", "typing", "__future__", "pathlib", "re", "signal", "subprocess",
@@ -70,12 +71,13 @@ def test_as_a_module_it_does_not_either(traps: Path, digits_bundle: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
-_ASKED = {"open": "no job", "threads": 1, "providers": [], "options": {}, "where": "no job"}
+_ASKED = {"open": "no job", "threads": 1, "placement": CPU.as_json(), "options": {}, "where": "no job"}
 MODULES = {
     "normdeploy.engine.worker": "",
     "normdeploy.onnxtext": "",
     "normdeploy.pipeline.latency": "",
     "normdeploy.runtime.session_worker": json.dumps(_ASKED) + "\n",
+    "normdeploy.serving.client": "",
 }
 """Every module that is started as a child process, and what it is told on its standard input."""
 

@@ -21,7 +21,15 @@ from normdeploy.report.schema import Report
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 
 SPECS = ["x:N=1..2..4x5@f32", "ids:N@i64[0..6]"]
-FILES = {"manifest.json", "report.json", "report.html", "model.onnx", "golden/inputs.npz", "golden/outputs.npz"}
+FILES = {
+    "manifest.json",
+    "io.json",
+    "report.json",
+    "report.html",
+    "model.onnx",
+    "golden/inputs.npz",
+    "golden/outputs.npz",
+}
 
 _GRAPH = """
 <ir_version: 10, opset_import: ["": 20]>

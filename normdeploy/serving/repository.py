@@ -1,0 +1,190 @@
+"""``normdeploy package``: bundles become models of a Triton repository, each version whole or not at all.
+
+::
+
+    README.md                 how to serve it
+    NAME/config.pbtxt         what Triton knows of the model
+    NAME/warmup/golden_0 ...  the golden inputs, which run before it is ready
+    NAME/1/                   the bundle: model.onnx, its evidence, its golden feed
+    NAME/2/                   the next one, which replaces it where Triton is told to load the model again
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normdeploy.bundle import Bundle, load_bundle
+from normdeploy.bundle.contents import contents
+from normdeploy.bundle.manifest import MANIFEST
+from normdeploy.disk import Room, disk_errors, locked, read_plain, room, write_file
+from normdeploy.errors import InputError
+from normdeploy.serving.batch import batch_axis, mixed_rows
+from normdeploy.serving.config import model_config, warmup_file
+from normdeploy.serving.faults import require_sound
+from normdeploy.serving.options import Serving, check_options
+from normdeploy.serving.readme import README, is_ours, readme
+from normdeploy.serving.schema import config_text, parse_config
+
+CONFIG = "config.pbtxt"
+WARMUP_FOLDER = "warmup"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.A)
+_MOST = 1 << 20
+"""Bytes that a config may have."""
+_WHAT = "the repository"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A version of a model in a repository.
+
+    Attributes:
+        name: of the model.
+        version: its number.
+        folder: where it lies.
+        batch: the dimension along which Triton puts requests together; None where it does not.
+        notes: what its user should know.
+    """
+
+    name: str
+    version: int
+    folder: Path
+    batch: str | None
+    notes: tuple[str, ...] = ()
+
+
+def package(
+    bundles: Sequence[Path], repository: Path, *, name: str | None = None, serving: Serving = Serving()
+) -> list[Packaged]:
+    """Add each bundle to ``repository`` as the next version of the model of its name, and return what was added.
+
+    A model is called as its bundle's folder, or ``name`` where there is one bundle. What is there stays as it is: a
+    later version keeps the config of the first, and is refused where that does not fit it. Raises what
+    :func:`normdeploy.load_bundle` raises, and InputError where Triton cannot serve the bundle as asked, or the disk
+    does not take it.
+    """
+    names = [name or Path(os.path.realpath(path)).name for path in bundles]
+    for each in names:
+        _check_name(each, names, given=name is not None)
+    made = []
+    for path, each in zip(bundles, names, strict=True):
+        bundle = load_bundle(path)
+        check_options(serving, bundle.manifest, bundle.report.engine, str(path))
+        with disk_errors(repository, _WHAT):
+            made.append(_add(bundle, repository, each, serving))
+            _write_readme(repository)
+    return made
+
+
+def versions(model: Path) -> list[int]:
+    """Return the numbers of the versions in the folder of a model, in order."""
+    return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
+
+
+def _check_name(name: str, names: Sequence[str], *, given: bool) -> None:
+    if not _NAME.fullmatch(name) or name.isdecimal():
+        fix = "give a name of letters, digits, '_', '.' and '-', e.g. --name resnet"
+        raise InputError(f"{name!r} cannot be the name of a model", where="--name" if given else name, fix=fix)
+    if names.count(name) > 1:
+        raise InputError(f"two bundles are called {name!r}", where=name, fix="package them one by one, with --name")
+
+
+def _add(bundle: Bundle, repository: Path, name: str, serving: Serving) -> Packaged:
+    axis = batch_axis(bundle.interface)
+    mixed = mixed_rows(bundle, axis) if axis is not None else ""
+    batch = None if mixed else axis
+    config = model_config(bundle, name, batch, serving)
+    model = repository / name
+    if not os.path.lexists(model):
+        with room(model) as place:
+            _write_model(place.new, bundle, config)
+            place.settle(model)
+        version = 1
+    else:
+        _require_fit(model, config)
+        version = _next_version(model, bundle)
+    contents(model / str(version))
+    require_sound(repository, [name])
+    return Packaged(name, version, model / str(version), batch, tuple(_notes(bundle, mixed, batch, serving)))
+
+
+def _next_version(model: Path, bundle: Bundle) -> int:
+    with locked(model):
+        version = max(versions(model), default=0) + 1
+        target = model / str(version)
+        with room(target) as place:
+            _write_version(place, bundle)
+            place.settle(target)
+    return version
+
+
+def _write_model(folder: Path, bundle: Bundle, config: Any) -> None:
+    (folder / WARMUP_FOLDER).mkdir(parents=True)
+    (folder / CONFIG).write_text(config_text(config), encoding="utf-8")
+    batched = config.max_batch_size > 0
+    for spec in bundle.specs:
+        array = bundle.golden.inputs[spec.name]
+        data = np.ascontiguousarray(array[0] if batched else array).tobytes()
+        (folder / WARMUP_FOLDER / warmup_file(bundle, spec.name)).write_bytes(data)
+    _copy(bundle, folder / "1")
+
+
+def _write_version(place: Room, bundle: Bundle) -> None:
+    _copy(bundle, place.new)
+
+
+def _copy(bundle: Bundle, folder: Path) -> None:
+    """Copy the files that were checked when ``bundle`` was loaded."""
+    for name in bundle.manifest.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.copy / name, folder / name)
+    (folder / MANIFEST).write_text(bundle.manifest.to_json(), encoding="utf-8")
+
+
+def _require_fit(model: Path, config: Any) -> None:
+    """Raise InputError unless the config in the folder ``model`` serves what ``config`` serves."""
+    where = str(model / CONFIG)
+    try:
+        present = parse_config(read_plain(model, CONFIG, _MOST).decode())
+    except (OSError, ValueError) as error:
+        raise InputError(f"it cannot be read: {error}", where=where, fix="package under another --name") from error
+    differ = [
+        field
+        for field in ("backend", "max_batch_size", "input", "output", "instance_group", "optimization")
+        if getattr(present, field) != getattr(config, field)
+    ]
+    if differ:
+        raise InputError(
+            f"the model is there with another {', '.join(differ)}, and its versions share one config",
+            where=where,
+            fix="package under another --name, or with the options of the first version",
+        )
+
+
+def _notes(bundle: Bundle, mixed: str, batch: str | None, serving: Serving) -> list[str]:
+    notes = []
+    if mixed:
+        notes.append(f"requests are not put together: {mixed}")
+    elif batch is None:
+        notes.append("requests are not put together: no dimension from 1 on is axis 0 of every input and output alone")
+    engine = bundle.report.engine
+    if engine is not None and serving.platform != "tensorrt":
+        notes.append(f"Triton runs the model in ONNX Runtime; the bundle's engine, of {engine.backend}, is not used")
+    spinning = bundle.manifest.session_options.get("session.intra_op.allow_spinning")
+    if spinning is not None:
+        notes.append("session.intra_op.allow_spinning, which Triton cannot be given, changes how fast it is")
+    return notes
+
+
+def _write_readme(repository: Path) -> None:
+    path = repository / README
+    if is_ours(path):
+        models = sorted(entry.name for entry in repository.iterdir() if (entry / CONFIG).is_file())
+        write_file(path, readme(repository, models).encode(), replace=True)
