@@ -33,7 +33,7 @@ for path in sorted(pathlib.Path(sys.argv[2]).glob("*.onnx")):
     for level in sys.argv[3].split():
         try:
             result = normdeploy.fold(model, layernorm=level)
-            ledger = [*map(str, result.ledger), *result.ledger.notes, *result.ledger.dropped]
+            ledger = [str(each) for part in (result.ledger, result.ledger.notes, result.ledger.dropped) for each in part]
             del result.model.metadata_props["normdeploy.ledger"]
             digest = hashlib.sha256(ir.to_proto(result.model).SerializeToString(deterministic=True)).hexdigest()
             told.append((digest, ledger))

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from normdeploy.errors import NormdeployError
 from normdeploy.fold.graph.light import light
+from normdeploy.fold.operators.basics import UNKNOWN_TO_ONNX
 from normdeploy.graph import operator
 from normdeploy.limits import more_memory
 
@@ -21,8 +22,6 @@ _MEMORY = 2**30
 """Bytes that the checker may take."""
 _MOST = 500
 """Characters of what the checker says."""
-_RUNTIMES_OWN = "SimplifiedLayerNormalization"
-"""An operator of ONNX Runtime in ONNX's own domain, which the checker does not know."""
 _ANY = "normdeploy.unknown"
 
 Declared = tuple[tuple[Any, ...], ...]
@@ -142,7 +141,7 @@ def _problem(proto: onnx.ModelProto) -> str | None:
 
 
 def _rename(node: onnx.NodeProto) -> bool:
-    if operator(node) == _RUNTIMES_OWN:
+    if operator(node) in UNKNOWN_TO_ONNX:
         node.domain = _ANY
         return True
     return False

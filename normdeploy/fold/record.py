@@ -120,13 +120,17 @@ class Record:
 
     def leave_norm(self, node: ir.Node, *refusals: Refused) -> None:
         """Enter why a norm stays, behind what was said of it before."""
-        self.add(node, replace(blank(node), **_why(refusals)))
+        self._add(node, replace(blank(node), **_why(refusals)))
 
     def reduce_norm(self, node: ir.Node, became: str, residual: float | None) -> None:
         """Enter what a norm became, behind what was said of it before."""
-        self.add(node, replace(blank(node), outcome="reduced", reason=became, residual=residual))
+        self._add(node, replace(blank(node), outcome="reduced", reason=became, residual=residual))
 
-    def add(self, node: ir.Node, entry: Entry) -> None:
+    def take_tail_off(self, node: ir.Node, entry: Entry) -> None:
+        """Enter that a norm lost its scale and bias, as the ``entry`` of the plan for it says."""
+        self._add(node, replace(entry, outcome="reduced", reason="its scale and bias are gone", codes=()))
+
+    def _add(self, node: ir.Node, entry: Entry) -> None:
         """Enter what became of a norm, behind what was said of it before: one that was reduced stays so."""
         before = self.entries.get(node)
         if before is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.state import GraphState, may_be_renamed, remove, remove_unused, take_over
 from normdeploy.fold.merge import Merger
-from normdeploy.fold.operators.basics import is_norm
+from normdeploy.fold.operators.basics import CONSTANT, IDENTITY, is_norm
 from normdeploy.fold.operators.maps import Spelling, data_input, map_of
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan, Slot
@@ -98,7 +101,7 @@ class Writer:
         is_old = self.state.view.ir_version < 4
         bare = isinstance(self.state.graph, ir.Function) or (is_old and self.state.graph is not self.main)
         if not isinstance(graph, ir.Graph) or bare:
-            node = ir.node("Constant", [], {"value": tensor}, name=name)
+            node = ir.node(CONSTANT, [], {"value": tensor}, name=name)
             node.outputs[0].name = name
             reader.prepend([node])
             return node.outputs[0]
@@ -133,7 +136,7 @@ class Writer:
             if first is not None:
                 self.state.partners[new] = first
         elif output.is_graph_output() and not may_be_renamed(data, node):
-            self._stand_in(node, self._like(node, "Identity", data))
+            self._stand_in(node, self.add(node, IDENTITY, data, output))
         else:
             self.state.maps.pop(node, None)
             was_output = output.is_graph_output()
@@ -150,19 +153,48 @@ class Writer:
         remove(node)
         new.outputs[0].name = output.name
 
-    def _like(self, node: ir.Node, kind: str, data: ir.Value) -> ir.Node:
-        """Return a new node in front of ``node``, whose output is as its output."""
-        new = ir.node(kind, [data], name=self.unused_name(f"{node.name or node.outputs[0].name}/{kind}"))
-        if module_name(node):
-            new.metadata_props[MODULE_KEY] = module_name(node)
-        new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-        new.outputs[0].name = self.unused_name(f"{node.outputs[0].name}/{kind}")
-        node.prepend([new])
+    def add(
+        self, before: ir.Node, kind: str, data: ir.Value, like: ir.Value, attributes: Mapping[str, Any] | None = None
+    ) -> ir.Node:
+        """Return a new node in front of another, of its module, whose output has the type and shape of ``like``."""
+        new = ir.node(
+            kind, [data], attributes, name=self.unused_name(f"{before.name or before.outputs[0].name}/{kind}")
+        )
+        if module_name(before):
+            new.metadata_props[MODULE_KEY] = module_name(before)
+        new.outputs[0].shape, new.outputs[0].type = like.shape, like.type
+        new.outputs[0].name = self.unused_name(f"{before.outputs[0].name}/{kind}")
+        before.prepend([new])
         return new
+
+    def take_place(self, new: ir.Node, result: ir.Value, end: ir.Node) -> None:
+        """Let ``result``, which ``new`` or what follows it makes, be what ``end`` made, and ``end`` go."""
+        old = end.outputs[0]
+        result.shape, result.type = old.shape, old.type
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
+        remove(end)
+        new.name, result.name = end.name, old.name
+
+    def bypass(self, node: ir.Node, value: ir.Value) -> None:
+        """Let whatever reads ``node`` read ``value``, and ``node`` go."""
+        node.outputs[0].replace_all_uses_with(value)
+        remove(node)
+
+    def drop(self, node: ir.Node) -> None:
+        """Take out ``node``, which nothing reads, and what only it needed."""
+        remove(node)
+
+    def drop_last_input(self, node: ir.Node) -> None:
+        """Let ``node`` be without its last input."""
+        last = len(node.inputs) - 1
+        value = node.inputs[last]
+        node.replace_input_with(last, None)
+        node.resize_inputs(last)
+        remove_unused([] if value is None else [value])
 
     def _spell(self, node: ir.Node, data: ir.Value, spelling: Spelling) -> ir.Node:
         """Return a new node in front of ``node`` that computes what is spelled of ``data``."""
-        new = self._like(node, spelling.kind, data)
+        new = self.add(node, spelling.kind, data, node.outputs[0])
         if is_norm(new):
             new.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
         for name, edit in constants(node, spelling).items():

@@ -18,7 +18,7 @@ from normdeploy.fold import fold, merge, weights
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import FAILED_PROOFS, View
-from normdeploy.fold.operators import linear, movers
+from normdeploy.fold.operators import linear, pieces
 from normdeploy.fold.operators.rows import Maps, Row, both_ways, only_first, unchanged, unchanged_down
 from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Step
@@ -141,11 +141,11 @@ def sub_up_without_its_sign(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def depth_to_space_in_the_other_order(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    return movers._phased(step, m, 4, spread=upward, interleaved=True)
+    return pieces._phased(step, m, 4, spread=upward, interleaved=True)
 
 
 def concat_up_in_reverse(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    first, second = (part for _, part in sorted(movers.concat_up(step, outs).items()))
+    first, second = (part for _, part in sorted(pieces.concat_up(step, outs).items()))
     return {0: second, 1: first}
 
 

@@ -17,6 +17,7 @@ from onnx.reference.ops.op_resize import Resize as _ReferenceResize
 
 from normdeploy.fold.affine import Array
 from normdeploy.fold.float64 import products
+from normdeploy.fold.operators.basics import RESIZE
 
 Attributes = Mapping[str, Any]
 
@@ -173,11 +174,11 @@ def resize(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> 
     Resize-11 and on.
     """
     if len(parameters) > 1:
-        return reference("Resize", attributes, [x, *parameters], _RESIZE)[0]
+        return reference(RESIZE, attributes, [x, *parameters], _RESIZE)[0]
     scales = parameters[0] if parameters else np.asarray(attributes["scales"], np.float64)
     mode = attributes.get("mode", "nearest")
     placed = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return reference("Resize", placed, [x, None, scales], _RESIZE)[0]
+    return reference(RESIZE, placed, [x, None, scales], _RESIZE)[0]
 
 
 _RESIZE = 19

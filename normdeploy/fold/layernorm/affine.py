@@ -15,10 +15,11 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused
-from normdeploy.fold.graph.state import GraphState, remove_unused
+from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.operators.norms import has_bias
 from normdeploy.fold.plan import Plan, Step
-from normdeploy.fold.search import require_fewer, travel_down
+from normdeploy.fold.search import require_fewer
+from normdeploy.fold.travel import travel_down
 from normdeploy.graph import operator
 
 AFFINE_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
@@ -46,13 +47,9 @@ def _require_scales_to_meet(state: GraphState, plan: Plan) -> None:
             raise Refused("NF317", "the scale would stay in a map that has none", node)
 
 
-def drop_bias(state: GraphState, node: ir.Node) -> None:
-    """Let a norm whose bias has become zero be without one."""
-    bias = node.inputs[2] if has_bias(node) else None
-    if bias is not None and not np.any(state.view.array(bias)):
-        node.replace_input_with(2, None)
-        node.resize_inputs(2)
-        remove_unused([bias])
+def has_zero_bias(state: GraphState, node: ir.Node) -> bool:
+    """Return True for a norm whose bias has become zero."""
+    return has_bias(node) and not np.any(state.view.array(node.inputs[2]))
 
 
 def same_core(state: GraphState, node: ir.Node) -> Hashable:

@@ -6,9 +6,8 @@ region and operator agree in float64. Its scale is all ones: a Mul and an Add be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +15,6 @@ import onnx_ir as ir
 from normdeploy.fold.affine import Array
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
-from normdeploy.fold.graph.state import remove
 from normdeploy.fold.layernorm import groups, region
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
@@ -25,7 +23,7 @@ from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
 from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.session import Session
-from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
+from normdeploy.graph import is_of_onnx, label, operator
 
 
 @dataclass
@@ -186,35 +184,22 @@ def _require_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, lis
 
 
 def _write(writer: Writer, norm: Norm, data: ir.Value) -> tuple[ir.Node, ir.Value]:
-    """Put the operator in place of its region; its node, and the value that stands for the region's."""
+    """Put the operator in place of its region; return its node, and the value that stands for the region's."""
     end, old = norm.end, norm.result
     if norm.perm is not None:
         data = _transposed(writer, end, data, norm.perm)
-    node = _add(writer, end, norm.kind, data, norm.attributes)
-    node.outputs[0].shape, node.outputs[0].type = data.shape, old.type
+    node = writer.add(end, norm.kind, data, old, norm.attributes)
+    node.outputs[0].shape = data.shape
     for index, array in enumerate((norm.scale, norm.bias), start=1):
         if array is not None and old.dtype is not None:
             writer.store((node, index), Edit(None, old.dtype, shift=array))
     result = node.outputs[0]
     if norm.perm is not None:
         result = _transposed(writer, end, result, np.argsort(norm.perm).tolist())
-    result.shape, result.type = old.shape, old.type
-    old.replace_all_uses_with(result, replace_graph_outputs=True)
-    remove(end)
-    node.name, result.name = end.name, old.name
+    writer.take_place(node, result, end)
     if norm.perm is not None:
-        _cancel(result)
+        _cancel(writer, result)
     return node, result
-
-
-def _add(writer: Writer, end: ir.Node, op_type: str, data: ir.Value, attributes: Mapping[str, Any]) -> ir.Node:
-    """Return a new node in front of ``end``, of its module."""
-    node = ir.node(op_type, [data], attributes, name=writer.unused_name(f"{end.name or end.outputs[0].name}/{op_type}"))
-    if module_name(end):
-        node.metadata_props[MODULE_KEY] = module_name(end)
-    node.outputs[0].name = writer.unused_name(f"{end.outputs[0].name}/{op_type}")
-    end.prepend([node])
-    return node
 
 
 def _transposed(writer: Writer, end: ir.Node, value: ir.Value, perm: Sequence[int]) -> ir.Value:
@@ -225,14 +210,13 @@ def _transposed(writer: Writer, end: ir.Node, value: ir.Value, perm: Sequence[in
         value = first(before)
         if list(perm) == sorted(perm):
             return value
-    node = _add(writer, end, "Transpose", value, {"perm": list(perm)})
+    node = writer.add(end, "Transpose", value, value, {"perm": list(perm)})
     shape = value.shape
-    node.outputs[0].type = value.type
     node.outputs[0].shape = None if shape is None else ir.Shape([shape[axis] for axis in perm])
     return node.outputs[0]
 
 
-def _cancel(result: ir.Value) -> None:
+def _cancel(writer: Writer, result: ir.Value) -> None:
     """Let what transposes ``result``, a Transpose's output, back, read what that one reads."""
     made = made_by(result, "Transpose")
     if made is None:
@@ -241,7 +225,6 @@ def _cancel(result: ir.Value) -> None:
     for reader in [use.node for use in result.uses() if operator(use.node) == "Transpose"]:
         again = reader.attributes["perm"].as_ints() if "perm" in reader.attributes else []
         if [perm[axis] for axis in again] == sorted(perm) and not reader.outputs[0].is_graph_output():
-            reader.outputs[0].replace_all_uses_with(first(made))
-            remove(reader)
+            writer.bypass(reader, first(made))
     if not result.uses() and not result.is_graph_output():
-        remove(made)
+        writer.drop(made)

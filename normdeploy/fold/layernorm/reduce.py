@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import get_args
 
 import onnx_ir as ir
 
 from normdeploy.fold.graph.reader import Refused
-from normdeploy.fold.graph.state import GraphState, remove
+from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm import affine, centre
 from normdeploy.fold.layernorm.recognise import Recogniser
 from normdeploy.fold.layernorm.region import Norm
@@ -65,7 +65,8 @@ class Reducer:
             self._take_tail_off(state, writer, node)
             twin = cores.setdefault(affine.same_core(state, node) or node, node)
             if twin is not node and not any(out.is_graph_output() for out in node.outputs):
-                self._unite(node, twin)
+                writer.bypass(node, twin.outputs[0])
+                self.session.record.unite(node, twin)
 
     def _take_tail_off(self, state: GraphState, writer: Writer, node: ir.Node) -> None:
         try:
@@ -74,7 +75,7 @@ class Reducer:
             self.session.record.leave_norm(node, refusal)
             return
         if tail is None:
-            affine.drop_bias(state, node)
+            _drop_zero_bias(state, writer, node)
             return
         plan, residual, refusals = self.session.first_proven(affine.plans(state, node, tail), state)
         if plan is None:
@@ -82,13 +83,8 @@ class Reducer:
             return
         entry = self.session.record.entry(plan, node, residual, refusals)
         self.session.carry_out(plan, writer, residual, refusals)
-        affine.drop_bias(state, node)
-        self.session.record.add(node, replace(entry, outcome="reduced", reason="its scale and bias are gone", codes=()))
-
-    def _unite(self, node: ir.Node, twin: ir.Node) -> None:
-        node.outputs[0].replace_all_uses_with(twin.outputs[0])
-        remove(node)
-        self.session.record.unite(node, twin)
+        _drop_zero_bias(state, writer, node)
+        self.session.record.take_tail_off(node, entry)
 
     # -- centre --------------------------------------------------------------------------------
 
@@ -122,6 +118,11 @@ class Reducer:
             if refusal.is_failed_proof:  # the border of the model, not a square
                 self.session.record.drop(found.plan.source, refusal)
             raise
+
+
+def _drop_zero_bias(state: GraphState, writer: Writer, node: ir.Node) -> None:
+    if affine.has_zero_bias(state, node):
+        writer.drop_last_input(node)
 
 
 def _group_norm_notes(written: Iterable[Norm], target: Target) -> list[str]:

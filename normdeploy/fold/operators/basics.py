@@ -11,6 +11,8 @@ from normdeploy.graph import operator
 
 CONSTANT = "Constant"
 CAST_LIKE = "CastLike"
+IDENTITY = "Identity"
+RESIZE = "Resize"
 SHAPE = "Shape"
 DEQUANTIZE = "DequantizeLinear"
 
@@ -52,6 +54,9 @@ WRITTEN = frozenset(
     }
 )  # fmt: skip
 """Operators that a fold may write."""
+
+UNKNOWN_TO_ONNX = frozenset({"SimplifiedLayerNormalization"})
+"""Operators of ONNX Runtime in ONNX's own domain, which the checker does not know."""
 
 
 def is_norm(node: ir.Node) -> bool:

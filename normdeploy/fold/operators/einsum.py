@@ -17,7 +17,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.edits import Channels
 from normdeploy.fold.graph.reader import View
 from normdeploy.fold.operators.basics import is_quantized
-from normdeploy.fold.operators.linear import exact_weight
+from normdeploy.fold.operators.biases import exact_weight
 from normdeploy.fold.operators.rows import Maps, Nature, Row, Shift, only_first
 from normdeploy.fold.operators.sizes import Known, Probing, Shape, fixed
 from normdeploy.fold.plan import Step

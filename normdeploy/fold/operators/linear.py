@@ -20,6 +20,7 @@ from normdeploy.fold.graph.edits import Channels, Edit
 from normdeploy.fold.graph.reader import Dim, View
 from normdeploy.fold.operators import bilinear, sizes, windowed
 from normdeploy.fold.operators.basics import is_quantized
+from normdeploy.fold.operators.biases import add_bias, bias_dtype, exact_weight, scale_bias, weight_shape
 from normdeploy.fold.operators.rows import (
     Feature,
     Maps,
@@ -33,7 +34,6 @@ from normdeploy.fold.operators.rows import (
     vector,
 )
 from normdeploy.fold.plan import Step
-from normdeploy.graph import operator
 
 # -- Conv ------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def conv_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Scale the input channels of the weight; the shift goes into the bias unless padded cells are read."""
     scale, shift = vector(step, only_first(step, ins), axis=1)
-    shape = _weight_shape(step)
+    shape = weight_shape(step)
     groups = step.attr("group", 1)
     if np.any(shift):
         _require_no_padding(step, shape)
@@ -63,7 +63,7 @@ def conv_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 def scale_input_channels(step: Step, scale: Array) -> None:
     """Scale the input channels of a weight that is laid out (out, in / groups, ...)."""
-    shape, groups = _weight_shape(step), step.attr("group", 1)
+    shape, groups = weight_shape(step), step.attr("group", 1)
     factor = np.broadcast_to(scale, (groups * shape[1],)).reshape(groups, 1, shape[1])
     factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1])) if groups > 1 else factor
     step.scale_weight(1, right=factor.reshape(-1, shape[1], *(1,) * (len(shape) - 2)))
@@ -84,7 +84,7 @@ def _require_no_padding(step: Step, shape: Sequence[int]) -> None:
 def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
     """Do as Conv; the weight is laid out (in, out / groups, ...)."""
     scale, shift = vector(step, only_first(step, outs), axis=1)
-    shape, groups = _weight_shape(step), step.attr("group", 1)
+    shape, groups = weight_shape(step), step.attr("group", 1)
     channels = groups * shape[1]
     factor = np.broadcast_to(scale, (channels,)).reshape(groups, 1, shape[1])
     factor = np.broadcast_to(factor, (groups, shape[0] // groups, shape[1]))
@@ -96,7 +96,7 @@ def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     """Return the scale always; the shift only where every output cell sees the whole kernel."""
     scale, shift = vector(step, only_first(step, ins), axis=1)
-    shape, groups = _weight_shape(step), step.attr("group", 1)
+    shape, groups = weight_shape(step), step.attr("group", 1)
     if np.any(shift):
         _require_full_kernel(step, shape)
         weight = exact_weight(step).reshape(groups, shape[0] // groups, shape[1], -1).sum(axis=-1)
@@ -149,7 +149,7 @@ def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
     elif step.input(2) is not None and beta != 0.0:
         raise step.view.not_constant("its C is", step.node, step.input(2))
     elif np.any(shift):
-        columns = _weight_shape(step)[0 if step.attr("transB", 0) else 1]
+        columns = weight_shape(step)[0 if step.attr("transB", 0) else 1]
         step.put(2, Edit(None, bias_dtype(step), shift=np.broadcast_to(shift, (columns,)).copy()))
         step.plan.attributes[step.node, "beta"] = 1.0
 
@@ -237,54 +237,6 @@ def _over_weight(step: Step, factor: Array, right: bool, *, mixed: int) -> Array
     if any(extent not in (1, dim) for extent, dim in pairs):
         raise step.refuse("NF104", "the map would enlarge the weight")
     return factor if len(shape) > 1 else np.squeeze(factor, -1 if right else -2)
-
-
-# -- biases ----------------------------------------------------------------------------------------
-
-
-def scale_bias(step: Step, scale: Array, shift: Array, index: int = 2) -> None:
-    """Let the bias at input ``index``, a number a channel, become ``scale * bias + shift``, made where missing."""
-    bias = step.edit(index)
-    if bias is not None:
-        step.put(index, bias.scaled(left=scale).shifted(shift))
-    elif step.input(index) is not None:
-        raise step.view.not_constant("its bias is", step.node, step.input(index))
-    elif np.any(shift):
-        step.put(index, Edit(None, bias_dtype(step), shift=np.broadcast_to(shift, (_channels(step),)).copy()))
-
-
-def add_bias(step: Step, shift: Array) -> None:
-    """Add ``shift`` to the bias at input 2."""
-    scale_bias(step, np.ones(()), shift)
-
-
-def _channels(step: Step) -> int:
-    shape = _weight_shape(step)
-    return shape[1] * step.attr("group", 1) if operator(step.node) == "ConvTranspose" else shape[0]
-
-
-def _weight_shape(step: Step) -> tuple[int, ...]:
-    shape = step.view.require_shape(step.data(1), step.node)
-    if not all(isinstance(dim, int) for dim in shape):
-        raise step.refuse("NF014", "the shape of its weight is not fixed")
-    return tuple(int(dim) for dim in shape if dim is not None)
-
-
-def exact_weight(step: Step, index: int = 1) -> Array:
-    """Return the weight at input ``index`` in float64, as the plan would leave it."""
-    weight = step.weight(index)
-    if weight is None:
-        raise step.refuse("NF101", "its weight is not constant, so a shift cannot be multiplied through")
-    return weight
-
-
-def bias_dtype(step: Step) -> ir.DataType:
-    """Return the dtype of a bias that is to be made."""
-    weight = step.edit(1)
-    dtype = weight.dtype if weight is not None else step.data(1).dtype or step.data(0).dtype
-    if dtype is None:
-        raise step.refuse("NF109", "the dtype of its new bias is not known")
-    return dtype
 
 
 # -- how residual streams are centred --------------------------------------------------------------

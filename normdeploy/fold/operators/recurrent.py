@@ -17,7 +17,7 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import View
-from normdeploy.fold.operators.linear import bias_dtype, exact_weight
+from normdeploy.fold.operators.biases import bias_dtype, exact_weight
 from normdeploy.fold.operators.rows import Maps, Nature, Row, all_but, along, only_first
 from normdeploy.fold.operators.sizes import Known, Probing, Shape, fixed
 from normdeploy.fold.plan import Step

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.float64 import places
 from normdeploy.fold.graph.reader import View
-from normdeploy.fold.operators.linear import scale_bias, scale_input_channels
+from normdeploy.fold.operators.biases import scale_bias
+from normdeploy.fold.operators.linear import scale_input_channels
 from normdeploy.fold.operators.rows import (
     Maps,
     Nature,

@@ -18,7 +18,9 @@ from normdeploy.fold.operators import (
     linear,
     maps,
     movers,
+    multi_head,
     norms,
+    pieces,
     poolers,
     quantized,
     recurrent,
@@ -28,7 +30,9 @@ from normdeploy.fold.operators.rows import OPAQUE, TABLE, Row, row_of, states
 
 __all__ = ["NORMS", "OPAQUE", "TABLE", "Row", "row_of", "run", "states"]
 
-FAMILIES = (attention, einsum, linear, maps, movers, norms, poolers, quantized, recurrent, sampling)
+FAMILIES = (
+    attention, einsum, linear, maps, movers, multi_head, norms, pieces, poolers, quantized, recurrent, sampling,
+)  # fmt: skip
 
 TABLE.update({name: row for family in FAMILIES for row in family.ROWS for name in row.names})
 

@@ -28,6 +28,7 @@ from normdeploy.fold.operators.basics import is_quantized
 from normdeploy.fold.operators.rows import Nature
 from normdeploy.fold.operators.table import TABLE, run, states
 from normdeploy.fold.plan import Plan, Slot
+from normdeploy.fold.proof.errors import worst_channel
 from normdeploy.fold.proof.probes import input_shapes, normal, symbol_sizes
 from normdeploy.graph import operator
 
@@ -171,7 +172,7 @@ class _Square:
             magnitude = np.abs(old) + np.abs(down.scale) * (np.abs(new) + summands) + np.abs(down.shift)
         else:
             magnitude = np.abs(old) + np.abs(new) + summands
-        return _worst_channel(np.abs(expected - actual), magnitude)
+        return worst_channel(np.abs(expected - actual), magnitude)
 
     def _broken(self, code: str, what: str) -> Refused:
         return Refused(code, f"validation: {what}", self.node)
@@ -327,31 +328,6 @@ class _Square:
             raise
         except Exception as error:  # whatever the reference raises: what cannot be executed is not proven
             raise self._broken("NF402", f"it cannot be executed ({type(error).__name__}: {error})") from error
-
-
-def _worst_channel(difference: Array, magnitude: Array) -> float:
-    """Return the largest relative error, each index of each axis by itself: no tiny channel hides behind a large
-    one.
-    """
-    if not difference.any():
-        return 0.0
-    worst = 0.0
-    for error, size in zip(_largest(difference), _largest(magnitude), strict=True):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            worst = max(worst, float(np.max(np.where(error > 0, error / size, 0.0))))
-    return worst
-
-
-def _largest(a: Array) -> list[Array]:
-    """Return the largest element at each index of each axis that has several; the longest is compared in whole rows
-    first.
-    """
-    longest = int(np.argmax(a.shape)) if a.ndim else 0
-    rows = np.ascontiguousarray(np.moveaxis(np.atleast_1d(a), longest, -1))
-    rest = rows.max(axis=-1)
-    axes = range(rest.ndim)
-    others = (rest.max(axis=tuple(o for o in axes if o != axis)) for axis in axes if rest.shape[axis] > 1)
-    return [rows.reshape(-1, rows.shape[-1]).max(axis=0), *others]
 
 
 def _float64(array: np.ndarray) -> np.ndarray:
