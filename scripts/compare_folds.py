@@ -33,10 +33,10 @@ for path in sorted(pathlib.Path(sys.argv[2]).glob("*.onnx")):
     for level in sys.argv[3].split():
         try:
             result = normdeploy.fold(model, layernorm=level)
-            ledger = [str(each) for part in (result.ledger, result.ledger.notes, result.ledger.dropped) for each in part]
+            ledger = [*result.ledger, *result.ledger.notes, *result.ledger.dropped]
             del result.model.metadata_props["normdeploy.ledger"]
             digest = hashlib.sha256(ir.to_proto(result.model).SerializeToString(deterministic=True)).hexdigest()
-            told.append((digest, ledger))
+            told.append((digest, [*map(str, ledger)]))
         except Exception as error:
             told.append(("", [f"{type(error).__name__}: {error}"]))
     print(json.dumps(told))

@@ -94,7 +94,7 @@ def conv_transpose_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def conv_transpose_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Return the scale always; the shift only where every output cell sees the whole kernel."""
+    """Take the scale always; the shift only where every output cell sees the whole kernel."""
     scale, shift = vector(step, only_first(step, ins), axis=1)
     shape, groups = weight_shape(step), step.attr("group", 1)
     if np.any(shift):
@@ -129,7 +129,7 @@ def gemm_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def gemm_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Return the rows of B are scaled; the shift is multiplied through into C."""
+    """Scale the rows of B, and multiply the shift through into C."""
     rows = 0 if step.attr("transA", 0) else 1
     scale, shift = vector(step, only_first(step, ins), axis=rows)
     transposed = step.attr("transB", 0)
@@ -171,7 +171,7 @@ def matmul_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Return the scale goes into the weight; the shift, multiplied by the weight, goes on behind the MatMul."""
+    """Put the scale into the weight; the shift, multiplied by the weight, goes on behind the MatMul."""
     right = _weight_side(step)
     if right is None:
         return bilinear.matmul_down(step, ins)

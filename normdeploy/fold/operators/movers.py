@@ -25,7 +25,7 @@ from normdeploy.fold.plan import Step
 
 
 def transpose(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Return the axes of the map are permuted, back or forth."""
+    """Pass a map, its axes permuted back or forth."""
     perm = step.attr("perm") or list(reversed(range(m.rank)))
     order = np.argsort(perm).tolist() if upward else perm
     return m.moved(lambda a: np.transpose(a, order))

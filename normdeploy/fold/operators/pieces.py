@@ -35,7 +35,7 @@ def slice_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def slice_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Return the map is sliced with the tensor."""
+    """Pass a map, sliced as the tensor is."""
     m = only_first(step, ins)
     shape = step.view.require_shape(step.data(), step.node)
     for axis, cut in _cuts(step, m).items():
@@ -109,7 +109,7 @@ def concat_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def concat_down(step: Step, ins: Maps) -> list[AffineMap | None]:
-    """Return the maps of the branches stand side by side; a branch without one is the identity."""
+    """Pass the maps of the branches side by side; a branch without one is the identity."""
     rank = next(m.rank for m in ins if m is not None)
     axis = step.attr("axis", 1) % rank
     shapes = [step.view.require_shape(value, step.node) for value in step.node.inputs if value is not None]

@@ -45,7 +45,7 @@ def global_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 
 
 def max_pool(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Return the largest stays the largest under a positive scale; ties and the index need it to be above 0."""
+    """Pass a map under which the largest stays the largest; ties and the index need its scale to be above 0."""
     del upward
     if np.any(m.scale < 0):
         raise step.refuse("NF204", "a negative scale turns the largest into the smallest")

@@ -34,7 +34,7 @@ from normdeploy.fold.plan import Step
 
 
 def grid_sample(step: Step, m: AffineMap, upward: bool) -> AffineMap:
-    """Return a map over samples and channels passes, its shift where cells outside are borders or reflections."""
+    """Pass a map over samples and channels, its shift where cells outside are borders or reflections."""
     del upward
     if not m.shifts_nothing and step.attr("padding_mode", "zeros") in ("zeros", b"zeros"):
         raise step.refuse("NF201", "cells outside the image are read as 0, so a shift does not pass")
