@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _models(asked: argparse.Namespace) -> Iterator[onnx.ModelProto]:
-    sys.path[:0] = [str(HERE / "tests" / "fold" / "fuzz"), str(HERE / "scripts")]
+    sys.path[:0] = [str(HERE / place) for place in ("tests/fold/fuzz", "tests/fold", "tests", "scripts")]
     from runs import each_case  # type: ignore[import-not-found]  # mypy does not look into the tests
 
     drawn: list[onnx.ModelProto] = []

@@ -326,7 +326,7 @@ def diagnosis(found: Diagnosis, talk: Talk) -> None:
 
 
 def serving(server: Server, talk: Talk) -> None:
-    """What a server that is ready serves, and where."""
+    """Print what a server that is ready serves, and where."""
     models, metrics = server.models(), f"{server.http.rpartition(':')[0]}:{server.at.metrics}/metrics"
     if talk.json:
         document({"models": dict(models), "http": server.http, "grpc": server.grpc, "metrics": metrics})
@@ -338,7 +338,7 @@ def serving(server: Server, talk: Talk) -> None:
 
 
 def checked(results: Sequence[Checked], talk: Talk) -> None:
-    """What servers gave for golden inputs; in JSON a list of it."""
+    """Print what servers gave for golden inputs; in JSON a list of it."""
     if talk.json:
         document(results)
     for each in () if talk.json else results:
@@ -364,7 +364,7 @@ def loads(measured: Sequence[Load], talk: Talk) -> None:
 
 
 def packaged(made: Sequence[Packaged], talk: Talk) -> None:
-    """What was added to a repository; in JSON a list of it."""
+    """Print what was added to a repository; in JSON a list of it."""
     if talk.json:
         document(made)
     for each in () if talk.json else made:

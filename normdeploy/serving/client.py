@@ -69,7 +69,7 @@ class Feed:
 
     @property
     def names(self) -> list[str]:
-        """The outputs that are asked for."""
+        """Return the outputs that are asked for."""
         return [*next(iter(self.outputs.values()))]
 
 

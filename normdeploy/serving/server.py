@@ -124,12 +124,12 @@ class Server:
 
     @property
     def http(self) -> str:
-        """Its address for HTTP, and for the metrics with another port."""
+        """Return its address for HTTP, and for the metrics with another port."""
         return f"http://{HOST}:{self.at.http}"
 
     @property
     def grpc(self) -> str:
-        """Its address for gRPC."""
+        """Return its address for gRPC."""
         return f"grpc://{HOST}:{self.at.grpc}"
 
     def models(self) -> list[tuple[str, str]]:
