@@ -61,6 +61,7 @@ def main() -> int:
     if options.start is not None:
         work(options.kind, options.seed, options.start, each)
         return 0
+    need_current_documents()
     faults = 0
     print(f"{'kind':12}{'inputs':>8}{'valid':>8}{'refused':>8}{'faults':>8}  seconds")
     for kind in kinds:
@@ -75,6 +76,17 @@ def main() -> int:
             flush=True,
         )
     return 1 if faults else 0
+
+
+def need_current_documents() -> None:
+    """End where the bundle is of another version: all that is made of its documents would be refused for that."""
+    from normdeploy.errors import NormdeployError
+
+    for kind in ("manifest", "report"):
+        try:
+            read_document(kind)(json.dumps(document_of(f"{kind}.json")).encode(), ROOT)
+        except NormdeployError as error:
+            sys.exit(f"out/digits_resnet is not of this version, run make demo: {error}")
 
 
 # -- the watching process --------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from normdeploy.checkpoint.factory import build, call, import_path, usual_app_di
 from normdeploy.checkpoint.files import Contents, read
 from normdeploy.checkpoint.fit import fit
 from normdeploy.checkpoint.names import Names, Rename
+from normdeploy.checkpoint.other_tools import adapter
 from normdeploy.checkpoint.prepare import on_cpu, settle, tensors, unwrapped
 from normdeploy.doctor.statistics import require_valid_statistics
 from normdeploy.doctor.training import require_eval
@@ -109,9 +110,11 @@ def load(
 def _fitted(module: nn.Module, data: Any, file: Path, names: Names) -> tuple[str, ...]:
     try:
         return fit(module, data, file=file, names=names)
-    except InputError:
+    except InputError as error:
         state = None if replace(names, ignore=(), allow=()).flags() else renamed(module, data)
         if state is None:
+            if other := adapter(data, file):
+                raise other from error
             raise
     notes = fit(module, state, file=file, names=names)
     return ("the names in the file were read as transformers reads them, for its newer version of the network", *notes)

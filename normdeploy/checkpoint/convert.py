@@ -47,13 +47,22 @@ DISTRIBUTED = (
     _TRUST + "convert it to one file (this unpickles its .metadata), then give that:\n"
     "  python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {plain}"
 )
+DEEPSPEED = (
+    _TRUST + "put its parts together (this unpickles them; pip install deepspeed), then give what that writes:\n"
+    "  python -m deepspeed.utils.zero_to_fp32 {path} {merged}"
+)
+MEGATRON = (
+    "where there is one part alone, give its model_optim_rng.pt; merge several with Megatron-LM's own converter, "
+    "which knows how they were cut"
+)
+SOURCE = "give the checkpoint that it was made of"
 
 
 def filled(fix: str, path: Path) -> str:
     """Return ``fix`` with the names of ``path`` and of what is made of it, quoted for a shell."""
     if path.name in ("", ".."):
         path = Path(os.path.abspath(path))  # ".", whose name is not in it
-    made = {"plain": ".weights.pt", "onnx": ".onnx", "folded": ".folded.onnx"}
+    made = {"plain": ".weights.pt", "onnx": ".onnx", "folded": ".folded.onnx", "merged": ".merged"}
     quoted = {name: shlex.quote(str(path.with_suffix(suffix))) for name, suffix in made.items()}
     return fix.format(path=shlex.quote(str(path)), **quoted) if "{path}" in fix else fix
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from normdeploy.checkpoint import bounds, convert
+from normdeploy.checkpoint import bounds
 from normdeploy.checkpoint.formats import CODE, damaged, kind_of
+from normdeploy.checkpoint.other_tools import known_layout
 from normdeploy.checkpoint.torchfile import load_plain, load_trusted
 from normdeploy.errors import InputError, plain
 from normdeploy.trust import Content, is_trusted, read_once
@@ -99,15 +101,12 @@ def _ran(name: str, digest: str) -> str:
 def _in_folder(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Return the file, or the shards, that hold the weights in ``folder``, and notes. Raises InputError."""
     names = sorted(each.name for each in folder.iterdir() if each.is_file())
-    if ".metadata" in names:
-        fix = convert.filled(convert.DISTRIBUTED, folder)
-        raise InputError("a distributed checkpoint, in shards of one file a process", where=str(folder), fix=fix)
-    if "saved_model.pb" in names:
-        raise InputError("a SavedModel of TensorFlow", where=str(folder), fix=convert.OTHER)
     weights = [name for name in names if name.endswith((*_SUFFIXES, _INDEX))]
     known = [name for name in _KNOWN if name in weights][:1]
     if not known and weights and all(_SHARD.fullmatch(name) for name in weights):
         return _complete(folder, weights), ("the shards in the folder were read without an index",)
+    if not known and (error := known_layout(folder, os.listdir(folder), weights=bool(weights))):
+        raise error
     whole = known or [name for name in weights if not _SHARD.fullmatch(name)]
     if len(whole) != 1:
         what = f"the folder holds {len(whole)} checkpoints" if whole else "the folder holds no weights that can be read"

@@ -62,8 +62,8 @@ def fold(
 
     Args:
         model: a path to an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed. The weights of
-            a file are mapped, not read: it must stay as it is until the result is saved, and so must the arrays of a
-            model in memory. Where a file was written to meanwhile, saving is refused.
+            a file are read when they are needed: it must stay as it is until the result is saved, and so must the
+            arrays of a model in memory. Where a file was written to meanwhile, saving is refused.
         keep: patterns (fnmatch) of module names, else node names, of norms to leave alone, and of sums not to merge.
         layernorm: how far to take LayerNorm, RMSNorm and GroupNorm, each level with those before: ``off`` leaves
             them as they are, ``recognise`` makes one operator of each that is spelled out, ``affine`` sends scale

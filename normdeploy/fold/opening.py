@@ -22,7 +22,7 @@ AnyModel = str | Path | onnx.ModelProto | ir.Model
 
 
 def opened(model: AnyModel) -> ir.Model:
-    """Return ``model`` as one that may be changed: the weights of a file are mapped, those of a message are views.
+    """Return ``model`` as one that may be changed: the weights of a file stay in it, those of a message are views.
 
     Raises:
         InputError: it cannot be read as an ONNX model, or is none, or its opset is newer than the installed onnx knows.

@@ -17,6 +17,7 @@ from converting import converted
 from layouts import net, same, state
 from safetensors.torch import save_file
 
+from normdeploy.checkpoint import load
 from normdeploy.checkpoint.files import read
 from normdeploy.errors import InputError
 
@@ -168,3 +169,75 @@ def test_what_numpy_wrote(tmp_path: Path) -> None:
 
 def test_a_net_is_what_its_state_says() -> None:
     assert same(net(seed=1).state_dict(), state())
+
+
+# What other tools lay out
+
+LAYOUTS = {
+    "deepspeed": (
+        ["latest", "zero_to_fp32.py", "global_step2/mp_rank_00_model_states.pt"],
+        "a checkpoint of DeepSpeed",
+    ),
+    "deepspeed step": (
+        ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+        "one step of a Deep",
+    ),
+    "deepspeed bf16": (["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"], "one step of a DeepSpeed"),
+    "megatron": (
+        ["latest_checkpointed_iteration.txt", "iter_0000010/mp_rank_00/model_optim_rng.pt"],
+        "a checkpoint of Meg",
+    ),
+    "megatron step": (["mp_rank_00_001/model_optim_rng.pt"], "a checkpoint of Megatron-LM"),
+    "peft": (["adapter_config.json", "adapter_model.safetensors"], "an adapter of PEFT"),
+    "tensorflow": (["checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001"], "a checkpoint of TensorFlow"),
+    "orbax": (["_CHECKPOINT_METADATA", "manifest.ocdbt", "d/x"], "a checkpoint of Orbax"),
+    "flax": (["config.json", "flax_model.msgpack"], "weights of transformers for TensorFlow or flax"),
+    "tfjs": (["model.json", "group1-shard1of1.bin.gz"], "a model of TensorFlow.js"),
+    "core ml": (["Manifest.json", "Data/weights"], "a model of Core ML"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_other_tools_lay_out_is_named(name: str, tmp_path: Path) -> None:
+    files, words = LAYOUTS[name]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"{}")
+    error = refusal(tmp_path)
+    assert error.what.startswith(words)
+    assert error.fix
+    save_file(state(), tmp_path / "model.safetensors")  # a merged or converted one beside it is read
+    assert same(read(tmp_path).data, state())
+
+
+@pytest.mark.parametrize("name", ["model.json", "flax_model.msgpack", "w.data-00000-of-00001"])
+def test_a_file_of_another_tool_beside_weights_is_no_matter(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    torch.save(state(), tmp_path / "weights.pt")
+    assert same(read(tmp_path).data, state())
+
+
+@pytest.mark.parametrize(
+    "config", ["", "[]", '{"task_type": ["SEQ_CLS"]}', '{"task_type": "x\\n  rm -rf"}', "[" * 9000]
+)
+def test_an_adapter_of_no_known_task_prints_no_command(config: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    assert "\n" not in refusal(tmp_path).fix
+
+
+def test_an_adapter_given_as_a_file_is_named(tmp_path: Path) -> None:
+    peft = {"base_model.model.1.lora_A.weight": torch.ones(2, 4), "base_model.model.1.lora_B.weight": torch.ones(4, 2)}
+    kohya = {"lora_unet_1.lora_down.weight": torch.ones(2, 4), "lora_unet_1.alpha": torch.ones(())}
+    for adapter in (peft, kohya):
+        save_file(adapter, tmp_path / "w.safetensors")
+        with pytest.raises(InputError, match=r"the file holds an adapter \(LoRA\)"):
+            load(
+                "torch.nn:Linear",
+                model_args={"in_features": "4", "out_features": "4"},
+                weights=tmp_path / "w.safetensors",
+            )
+    save_file({**peft, "weight": torch.ones(4, 4)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="do not fit"):
+        load(
+            "torch.nn:Linear", model_args={"in_features": "4", "out_features": "4"}, weights=tmp_path / "w.safetensors"
+        )

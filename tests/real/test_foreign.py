@@ -194,3 +194,59 @@ def test_a_gguf_file_is_unpacked_as_advised(tmp_path: Path) -> None:
     values = torch.arange(192, dtype=torch.float32).reshape(6, 32) / 100
     assert torch.equal(unpacked["plain"], values)
     assert torch.allclose(unpacked["quantized"], values, atol=0.01)
+
+
+ZERO = """
+import torch
+from collections import OrderedDict
+from pathlib import Path
+net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+net[1].running_mean.normal_()
+step = Path("run/global_step2")
+step.mkdir(parents=True)
+(step.parent / "latest").write_text("global_step2")
+shapes = OrderedDict((name, each.shape) for name, each in net.named_parameters())
+buffers = [name for name, _ in net.named_buffers()]
+model = {"module": net.state_dict(), "buffer_names": buffers, "param_shapes": [shapes], "shared_params": {}}
+model |= {"frozen_param_shapes": None, "frozen_param_fragments": None, "ds_version": "0.19.8"}
+torch.save(model, step / "mp_rank_00_model_states.pt")
+flat = torch.cat([each.detach().reshape(-1) for each in net.parameters()])
+state = {"zero_stage": 2, "partition_count": 1, "single_partition_of_fp32_groups": [flat], "ds_version": "0.19.8"}
+torch.save({"optimizer_state_dict": state}, step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+torch.save(net.state_dict(), "expected.pt")
+"""
+"""The files of a run with ZeRO 2 on one GPU, as the tool that is advised reads them."""
+
+
+@pytest.mark.parametrize(("given", "what"), [("run", "a checkpoint of DeepSpeed"), ("run/global_step2", "one step of")])
+def test_parts_of_deepspeed_are_put_together_as_advised(given: str, what: str, tmp_path: Path) -> None:
+    run(f"python -c {shlex.quote(ZERO)}", tmp_path, PACKAGES)
+    run(advised(tmp_path / given, what), tmp_path, PACKAGES, FOREIGN)
+    state, expected = read(tmp_path / "run.merged").data, torch.load(tmp_path / "expected.pt")
+    assert expected.keys() == state.keys()
+    assert all(torch.equal(state[name], each) for name, each in expected.items())
+
+
+PEFT = """
+import peft, torch, transformers
+sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=50)
+base = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)).eval()
+base.save_pretrained("base")
+lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=2, init_lora_weights=False)
+adapted = peft.get_peft_model(base, lora).eval()
+adapted.peft_config["default"].base_model_name_or_path = "base"
+adapted.save_pretrained("adapter")
+torch.save(adapted(torch.arange(6)[None]).logits.detach(), "expected.pt")
+"""
+
+
+def test_an_adapter_of_peft_is_merged_as_advised(tmp_path: Path) -> None:
+    run(f"python -c {shlex.quote(PEFT)}", tmp_path, PACKAGES, FOREIGN)
+    run(advised(tmp_path / "adapter", "an adapter of PEFT"), tmp_path, PACKAGES, FOREIGN)
+    answers = (
+        "import torch, transformers; "
+        "m = transformers.AutoModelForSequenceClassification.from_pretrained('adapter.merged').eval(); "
+        "torch.testing.assert_close(m(torch.arange(6)[None]).logits, torch.load('expected.pt'))"
+    )
+    run(f"python -c {shlex.quote(answers)}", tmp_path, PACKAGES)
+    assert read(tmp_path / "adapter.merged").data
