@@ -8,6 +8,8 @@ Every network takes ``x``: float32 ``[N, 1, 8, 8]``, grey values in [0, 1], and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,6 +39,13 @@ def split() -> tuple[Scans, Scans]:
 def held_out() -> Scans:
     """The 360 scans that no training has seen."""
     return split()[1]
+
+
+def batches() -> Iterator[dict[str, Tensor]]:
+    """Yield the scans of the training, 64 at a time, as ``--data models.digits:batches`` asks for them."""
+    (scans, _), _ = split()
+    for start in range(0, len(scans), 64):
+        yield {"x": scans[start : start + 64]}
 
 
 def resnet() -> nn.Module:

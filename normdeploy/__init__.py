@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from normdeploy.fold import FoldResult, fold
     from normdeploy.foldmodule.file import load_folded
     from normdeploy.foldmodule.module import fold_module
-    from normdeploy.pipeline import bench, build, doctor, export, verify
+    from normdeploy.pipeline import bench, build, calibrate, doctor, export, verify
 
 __all__ = [
     "Bundle",
     "FoldResult",
     "bench",
     "build",
+    "calibrate",
     "doctor",
     "export",
     "fold",
@@ -37,6 +38,7 @@ _HOMES = {
     "FoldResult": "normdeploy.fold",
     "bench": "normdeploy.pipeline",
     "build": "normdeploy.pipeline",
+    "calibrate": "normdeploy.pipeline",
     "doctor": "normdeploy.pipeline",
     "export": "normdeploy.pipeline",
     "fold": "normdeploy.fold",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import coverage, latency, networks, pages, report, speed
+from peers import coverage, latency, modules, networks, pages, report, speed
 from peers.crew import OURS, Worker, install
 from peers.graph import Graph
 from peers.table import graphs
@@ -30,7 +30,7 @@ from peers.worker import CENTRE, FOLDERS, NOTHING
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-PARTS = ("table", "networks", "speed", "latency")
+PARTS = ("table", "networks", "speed", "latency", "modules")
 
 
 def arguments() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     names = [name for name in FOLDERS if name != NOTHING and (name != "aimet" or given.aimet)]
-    for name in names:
+    for name in names if {*given.parts} - {"modules"} else ():
         install(name)
     torch.set_num_threads(1)
     path = RESULTS / "compare_peers.json"
@@ -53,7 +53,9 @@ def main() -> None:
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     with tempfile.TemporaryDirectory(prefix="normdeploy-peers-") as folder:
         for part in given.parts:
-            if part == "latency":
+            if part == "modules":
+                results["modules"] = modules.measure(note)
+            elif part == "latency":
                 measure_latency(results, Path(folder), given.rounds, given.only)
             else:
                 MEASURE[part](results, names, Path(folder), given.rounds)

@@ -85,6 +85,7 @@ def test_every_command_has_run(sandbox: Path) -> None:
         "inspect",
         "explain",
         "doctor",
+        "calibrate",
         "fold",
     } | ({"build"} if RTX else set())
     assert "parity passed" in (sandbox / "told" / "verify").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -134,6 +134,49 @@ def export(
         output.report(error.report, talk)
         raise
     output.report(report, talk, out)
+    return 0
+
+
+@app.command
+def calibrate(
+    *,
+    model: str,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    eager: EagerOptions = EagerOptions(),
+    input: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
+    batch: int = 32,
+    only: tuple[str, ...] = (),
+    momentum: float | None = None,
+    pooled: bool = False,
+    partial: Path | None = None,
+    merge: Annotated[tuple[Path, ...], Parameter(consume_multiple=True)] = (),
+    force: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Estimate the running statistics of a network's BatchNorms again, on data, into a new checkpoint.
+
+    Args:
+        model: package.module:factory, a function that returns the module.
+        out: the safetensors file to write.
+        input: name:dims@dtype, once for each input.
+        data: .npz, safetensors, or module:function that yields batches; several times.
+        batch: items that are run at once.
+        only: pattern of names of the norms to estimate; all by default.
+        momentum: update as training does, in the order of the data; by default the average over all batches.
+        pooled: the variance of all values together, not the average of those of the batches.
+        partial: a file for what was counted, to stop and go on with, or to merge.
+        merge: such files, of other machines, to be added.
+        force: replace an older file.
+    """
+    from normdeploy import pipeline
+
+    with output.working(talk), output.counting() as counted:
+        found = pipeline.calibrate(
+            model, input, out, data=data, batch=batch, only=only, momentum=momentum, pooled=pooled, partial=partial,
+            merge=merge, force=force, counted=counted, **eager.source(),
+        )  # fmt: skip
+    output.calibrated(found, talk, out or partial)
     return 0
 
 

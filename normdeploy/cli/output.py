@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from normdeploy.fold.ledger import Entry, Ledger
     from normdeploy.parity.verdict import Verdict
     from normdeploy.pipeline import Progress
+    from normdeploy.pipeline.calibrate import Calibrated
     from normdeploy.pipeline.examine import Diagnosis
     from normdeploy.report.schema import Report
     from normdeploy.serving.check import Checked
@@ -312,6 +313,29 @@ def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:
     if layers:
         console.print(layer_table(sidecar.layers))
     show_engine(sidecar, console)
+    print(plain(str(path)))
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[int], None]]:
+    """Show how many batches are done: a bar on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = _console(sys.__stderr__)
+    columns = (TextColumn("batches"), BarColumn(), TextColumn("{task.completed:.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        task = bars.add_task("batches", total=None)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def calibrated(found: Calibrated, talk: Talk, path: Path | None) -> None:
+    """Print the statistics before and after a calibration."""
+    from normdeploy.report.diagnosis import show_calibrated
+
+    if talk.json:
+        document(found)
+        return
+    show_calibrated(found.rows, found.batches, _console(sys.stdout))
     print(plain(str(path)))
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from normdeploy.pipeline.calibrate import calibrate as calibrate
     from normdeploy.pipeline.compare import bench as bench
     from normdeploy.pipeline.compare import bisect as bisect
     from normdeploy.pipeline.compare import verify as verify
@@ -36,6 +37,7 @@ _HOME = {
     "bench_layernorm": "layernorm",
     "bisect": "compare",
     "build": "engines",
+    "calibrate": "calibrate",
     "doctor": "examine",
     "export": "deploy",
     "fold_file": "files",
@@ -54,6 +56,7 @@ __all__ = [
     "bench_layernorm",
     "bisect",
     "build",
+    "calibrate",
     "doctor",
     "export",
     "fold_file",

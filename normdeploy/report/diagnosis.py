@@ -1,10 +1,10 @@
-"""What the doctor found, on a terminal: every norm with its neighbours, then the findings, the worst first."""
+"""What the doctor found, on a terminal: every norm with its neighbours, then the findings; what calibration changed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -80,3 +80,15 @@ def _table(norms: Sequence[Norm]) -> Table:
         )
         table.add_row(*(Text(view.plain(cell)) for cell in cells))
     return table
+
+
+def show_calibrated(rows: Sequence[Any], batches: int, console: Console) -> None:
+    """Print the statistics of each norm before and after, each the mean over its channels."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("norm", "mean", "then", "variance", "then", "a mean moved by at most"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        numbers = [f"{each:.4g}" for each in (row.mean_before, row.mean_after, row.var_before, row.var_after)]
+        table.add_row(Text(view.plain(row.module)), *numbers, f"{row.moved:.3g} deviations")
+    console.print(table)
+    console.print(view.count(batches, "batch", "batches"))
