@@ -93,6 +93,7 @@ def export(
     sm: str = "",
     plugin: bool = False,
     plugin_form: Literal["aot", "python"] = "aot",
+    to_torch: Path | None = None,
     force: bool = False,
     no_bench: bool = False,
     seconds: float = 2.0,
@@ -114,6 +115,7 @@ def export(
         sm: compute capabilities to build it for, e.g. 86,89,120; by default all that the backend knows.
         plugin: write a graph with LayerNorm plugins too, for the full TensorRT; with --target tensorrt.
         plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
+        to_torch: a safetensors file for the weights of the module with its norms folded, to serve PyTorch.
         force: replace an older bundle.
         no_bench: leave the latency out.
         seconds: to measure the latency for.
@@ -126,9 +128,10 @@ def export(
             report = pipeline.export(
                 model, parity.inputs(), out, output_names=listed(parity.output_names), data=parity.data,
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
-                engine=engine, sm=listed(sm), plugin=plugin, plugin_form=plugin_form, force=force, bench=not no_bench,
-                seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose, progress=progress,
-                seconds=seconds, processes=processes, command=output.command_line(), **eager.source(),
+                engine=engine, sm=listed(sm), plugin=plugin, plugin_form=plugin_form, to_torch=to_torch, force=force,
+                bench=not no_bench, seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose,
+                progress=progress, seconds=seconds, processes=processes, command=output.command_line(),
+                **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)

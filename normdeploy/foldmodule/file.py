@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from normdeploy.disk import disk_errors, room
 from normdeploy.errors import InputError
+from normdeploy.foldmodule.module import Folded
 from normdeploy.foldmodule.recipe import Recipe
 from normdeploy.foldmodule.working import working_copy
 
 METADATA_KEY = "normdeploy.fold_module"
 
 
-def write_folded(module: nn.Module, recipe: Recipe, path: Path, *, force: bool) -> None:
-    """Write the state dict of the folded ``module``, and ``recipe``, to the file ``path``, whole or not at all.
+def write_folded(folded: Folded, path: Path, *, force: bool) -> None:
+    """Write the state dict of a ``folded`` module, and its recipe, to the file ``path``, whole or not at all.
 
     Raises InputError where it is there and ``force`` is not given, or cannot be written.
     """
     check_free(path, force=force)
     with disk_errors(path, "the folded weights"), room(path) as place:
-        save_file(_apart({**recipe.tensors, **module.state_dict()}), place.new, {METADATA_KEY: recipe.to_json()})
+        tensors = {**folded.recipe.tensors, **folded.module.state_dict()}
+        save_file(_apart(tensors), place.new, {METADATA_KEY: folded.recipe.to_json()})
         try:
             place.settle(path, replace=force)
         except FileExistsError as error:

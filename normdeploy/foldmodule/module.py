@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -27,7 +27,8 @@ from normdeploy.foldmodule.examples import example_feed
 from normdeploy.foldmodule.readback import Readback, Refusal
 from normdeploy.foldmodule.recipe import Recipe
 from normdeploy.foldmodule.working import working_copy
-from normdeploy.specs import Signature
+from normdeploy.parity.feeds import Feed
+from normdeploy.specs import Dim, Signature
 
 
 def fold_module(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Ledger]:
@@ -50,11 +51,34 @@ def fold_module(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Ledg
     """
     work, notes = working_copy(module)
     specs, feed = example_feed(work, example_inputs)
+    folded = _folded(work, specs, feed)
+    told = (*(Note("NT006", text) for text in notes), *folded.ledger.notes)
+    return folded.module, replace(folded.ledger, notes=told)
+
+
+class Folded(NamedTuple):
+    """A folded module, what became of its norms, and what makes its architecture the folded one."""
+
+    module: nn.Module
+    ledger: Ledger
+    recipe: Recipe
+
+
+def folded_at(module: nn.Module, specs: Signature, feed: Feed) -> Folded:
+    """Return ``module`` folded as by :func:`fold_module`, at the sizes of ``feed``, which fits ``specs``."""
+    work, _ = working_copy(module)
+    fixed = [
+        replace(spec, dims=tuple(Dim(None, size, size, size) for size in feed.arrays[spec.name].shape))
+        for spec in specs
+    ]
+    return _folded(work, Signature(fixed, specs.values, specs.outputs), feed)
+
+
+def _folded(work: nn.Module, specs: Signature, feed: Feed) -> Folded:
     folded, recipe = folded_recipe(work, specs)
     result = recipe.applied(copy.deepcopy(work))
     require_agreement(work, result, folded.model, specs, feed)
-    ledger = folded.ledger
-    return result, replace(ledger, notes=(*(Note("NT006", text) for text in notes), *ledger.notes))
+    return Folded(result, folded.ledger, recipe)
 
 
 def folded_recipe(module: nn.Module, specs: Signature) -> tuple[FoldResult, Recipe]:

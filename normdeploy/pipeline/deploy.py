@@ -18,6 +18,8 @@ from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
 from normdeploy.export import in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Note, Target, fold
+from normdeploy.foldmodule.file import check_free, write_folded
+from normdeploy.foldmodule.module import folded_at
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
@@ -65,6 +67,7 @@ def export(
     sm: Sequence[str] = (),
     plugin: bool = False,
     plugin_form: PluginForm = "aot",
+    to_torch: str | Path | None = None,
     force: bool = False,
     bench: bool = True,
     seconds: float = 2.0,
@@ -98,7 +101,9 @@ def export(
         sm: compute capabilities to build it for, such as ``89``.
         plugin: write a graph with LayerNorm plugins beside the model, from which the engine is built.
         plugin_form: ``aot``, compiled into the engine, or ``python``, for shapes that change, launched by Python.
-        force: replace an older bundle.
+        to_torch: a safetensors file for the weights of the module with its norms folded, see
+            :func:`normdeploy.load_folded`; at the usual sizes.
+        force: replace an older bundle, and an older ``to_torch``.
         bench: measure latency: eager, the unfolded graph in the same runtime, and the deployed one.
         seconds: to measure for, all processes together.
         processes: fresh processes to measure in.
@@ -120,6 +125,8 @@ def export(
         checkpoint = load(model, source)
         # Behind it, so that a file that is no checkpoint is told as such, and still before anything takes long.
         bundle.check_target(Path(out), force=force)
+        if to_torch is not None:
+            check_free(Path(to_torch), force=force)
         if precision is not None:
             specs, widened = in_float32(checkpoint.module, specs)
             checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *widened))
@@ -171,12 +178,18 @@ def export(
     if not passed:
         failed = on_plugins if on_plugins is not None and kept.verdict.passed else kept.verdict
         raise ParityError(failed, report, bundle.write_failed(Path(out), report))
+    folded_module = None
+    if to_torch is not None:
+        with stages("torch"):
+            folded_module = folded_at(checkpoint.module, specs, feeds[0])
     with stages("bundle"):
         model_args = source.get("model_args", {})
         bundle.write(
             Path(out), model=kept.folded.model, report=report, golden=golden, engine=built,
             plugin_model=plugin_model, model_args=model_args, session_options=kept.options, force=force,
         )  # fmt: skip
+    if to_torch is not None and folded_module is not None:
+        write_folded(folded_module, Path(to_torch), force=force)
     bundle.remove_failed(Path(out))
     return report
 
