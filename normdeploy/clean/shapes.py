@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from normdeploy.clean.scope import Scope
 from normdeploy.limits import more_memory
+from normdeploy.onnxfile.maps import has_map
 
 _MEMORY = 2**30
 """Bytes that shape inference may take."""
@@ -68,7 +69,7 @@ class Shapes:
 def _add_types(values: Sequence[ir.Value], types: Mapping[str, onnx.TypeProto]) -> None:
     for value in values:
         found = types.get(str(value.name))
-        if found is None:
+        if found is None or has_map(found):
             continue
         if value.type is None:
             value.type = ir.serde.deserialize_type_proto_for_type(found)

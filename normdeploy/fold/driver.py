@@ -44,7 +44,10 @@ class FoldResult:
     ledger: Ledger
 
     def save(self, path: str | Path, *, external_data: str | None = None) -> None:
-        """Write the model as :func:`normdeploy.onnxfile.save` does: each edited weight is evaluated on the way."""
+        """Write the model as :func:`normdeploy.onnxfile.save` does: each edited weight is evaluated on the way.
+
+        Outputs that are maps, or sequences of them, have no type in ``model``, and have theirs in the file.
+        """
         onnxfile.save(self.model, path, external_data=external_data)
 
 

@@ -14,6 +14,7 @@ from normdeploy.errors import InputError
 from normdeploy.fold.operators.basics import WRITTEN
 from normdeploy.fold.operators.table import states
 from normdeploy.graph import is_of_onnx, label, note_functions
+from normdeploy.onnxfile import maps
 
 ALL = "all"
 """What stands for every name in ``inputs_are_constants``."""
@@ -166,7 +167,7 @@ def _require_makers(graph: ir.Graph | ir.Function) -> None:
 
 def require_validity(model: AnyModel, error: Exception) -> None:
     """Raise InputError where a fold failed by ``error`` and the model that was given is not valid."""
-    given = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    given = maps.put_back(model, ir.to_proto(model)) if isinstance(model, ir.Model) else model
     try:
         onnx.checker.check_model(given, full_check=True)
     except Exception as problem:  # it raises of its own, and of protobuf's and of shape inference's

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy.errors import InputError
+from normdeploy.onnxfile import maps
 from normdeploy.onnxfile.functions import graphs, require_bounded_calls
 from normdeploy.onnxfile.nodes import require_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
@@ -85,9 +86,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         InputError: there is no such file, it is no model, or one that is not to be trusted in what it names or claims.
     """
     with _reading(Path(path)) as (proto, source):
+        types = maps.take_off(proto.graph)
         _require_known_fields(proto, str(path))
         densify(proto, str(path), lambda tensor: _array(tensor, source, str(path)))
         model: ir.Model = ir.from_proto(proto)
+        maps.note(model, types)
         _adopt(model, lambda tensor: in_file(tensor, source.named(str(tensor.location)), str(path)))
     model.meta[_SOURCE] = source
     return model
@@ -100,16 +103,19 @@ def from_message(proto: onnx.ModelProto) -> ir.Model:
         InputError: it is no model, or has what would be lost; or as :func:`adopt`.
     """
     where = str(proto.graph.name)
-    _require_known_fields(proto, where)
-    if is_sparse(proto):
+    if is_sparse(proto) or any(maps.has_map(info.type) for info in _declared(proto.graph)):
         given, proto = proto, onnx.ModelProto()
         proto.CopyFrom(given)
+    types = maps.take_off(proto.graph)
+    _require_known_fields(proto, where)
+    if is_sparse(proto):
         densify(proto, where, onnx.numpy_helper.to_array)
     try:
         model: ir.Model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         what = f"the message cannot be read as an ONNX model ({_first_line(error)})"
         raise InputError(what, where=where, fix="check it with onnx.checker") from error
+    maps.note(model, types)
     adopt(model)
     return model
 
@@ -241,12 +247,16 @@ def _require_known_fields(proto: onnx.ModelProto, where: str) -> None:
             fix="remove it: del model.training_info[:]",
         )
     for info in (info for graph in graphs(proto) for info in (*graph.input, *graph.output)):
-        if "map_type" in str(info.type):
+        if maps.has_map(info.type):  # those of the main graph were taken off
             raise InputError(
-                f"{info.name!r} is, or has in it, a map, and such types cannot be kept",
+                f"{info.name!r} is, or has in it, a map, and in the body of a node such types cannot be kept",
                 where=where,
                 fix="let the model end before the map is made (skl2onnx: options={'zipmap': False})",
             )
+
+
+def _declared(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from (*graph.input, *graph.output, *graph.value_info)
 
 
 def _array(tensor: onnx.TensorProto, source: Source, where: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from normdeploy.disk import room
 from normdeploy.errors import InputError
+from normdeploy.onnxfile import maps
 from normdeploy.onnxfile.read import require_unchanged, source_of
 from normdeploy.onnxfile.tensors import FileTensor
 from normdeploy.onnxfile.wire import head
@@ -48,6 +49,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external_data: str | 
             _write(model, new)
         else:
             ir.save(model, new, external_data=external_data, size_threshold_bytes=_BESIDE)
+            _put_types_back(model, new)
         require_unchanged(model)
         beside = external_data if external_data and (place.new / external_data).exists() else None
         place.settle_pair(path, beside, replace=True)
@@ -89,7 +91,12 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
         value.const_value = None if value.const_value is None else ir.Tensor(np.empty(0, np.float32))
     proto = ir.to_proto(light)
     del proto.graph.initializer[:]
-    return proto
+    return maps.put_back(model, proto)
+
+
+def _put_types_back(model: ir.Model, path: Path) -> None:
+    if maps.has_noted(model):
+        onnx.save(maps.put_back(model, onnx.load(path, load_external_data=False)), path)
 
 
 @dataclass(frozen=True)

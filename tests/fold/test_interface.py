@@ -226,14 +226,41 @@ def test_a_sparse_weight_that_asks_for_too_much_is_refused(tmp_path: Path) -> No
         fold(proto)
 
 
-@pytest.mark.parametrize("where", ["message", "file"])
-def test_a_map_is_refused_with_what_helps(where: str, tmp_path: Path) -> None:
-    text = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 1]> g (float[N,3] x) => (seq(map(int64, float)) y)
-      { y = ai.onnx.ml.ZipMap <classlabels_int64s = [1, 2, 3]> (x) }"""
-    proto = onnx.parser.parse_model(text)
+ZIPPED = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 1]> g (float[N,3] x)
+    => (seq(map(int64, float)) y, float[N,3] z)
+    <float[3,3] w, float[3] gamma, float[3] beta, float[3] mean, float[3] var>
+    { c = MatMul (x, w)  z = BatchNormalization (c, gamma, beta, mean, var)
+      y = ai.onnx.ml.ZipMap <classlabels_int64s = [1, 2, 3]> (z) }"""
+
+
+@pytest.mark.parametrize("beside", [None, "weights"])
+@pytest.mark.parametrize("where", ["message", "file", "ir"])
+def test_outputs_that_are_sequences_of_maps_stay_so(where: str, beside: str | None, tmp_path: Path) -> None:
+    proto = parsed(ZIPPED)
     onnx.save(proto, tmp_path / "given.onnx")
-    with pytest.raises(InputError, match="a map, and such types cannot be kept") as caught:
-        fold(proto if where == "message" else tmp_path / "given.onnx")
+    given = {"message": proto, "file": tmp_path / "given.onnx", "ir": onnxfile.load(tmp_path / "given.onnx")}[where]
+    fold(given).save(tmp_path / "out.onnx", external_data=beside)
+    new = onnx.load(tmp_path / "out.onnx")
+    assert [info.SerializeToString() for info in new.graph.output] == [
+        info.SerializeToString() for info in proto.graph.output
+    ]
+    assert "BatchNormalization" not in op_types(new)
+    onnx.checker.check_model(new, full_check=True)
+    x = np.random.default_rng(2).standard_normal((4, 3)).astype(np.float32)
+    runs = [onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+            for each in (str(tmp_path / "given.onnx"), str(tmp_path / "out.onnx"))]  # fmt: skip
+    for before, after in zip(runs[0][0], runs[1][0], strict=True):
+        assert before == pytest.approx(after, rel=1e-5, abs=1e-5)
+
+
+def test_a_map_in_a_body_is_refused_with_what_helps() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 1]> g (float[N,3] x, bool k)
+      => (seq(map(int64, float)) y) { y = If (k) <
+        then_branch = a () => (seq(map(int64, float)) p) { p = ai.onnx.ml.ZipMap <classlabels_int64s = [1, 2, 3]> (x) },
+        else_branch = b () => (seq(map(int64, float)) q) { q = ai.onnx.ml.ZipMap <classlabels_int64s = [1, 2, 3]> (x) }
+      > }"""
+    with pytest.raises(InputError, match="a map, and in the body of a node such types cannot be kept") as caught:
+        fold(onnx.parser.parse_model(text))
     assert "zipmap" in caught.value.fix
 
 

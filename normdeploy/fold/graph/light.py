@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normdeploy.onnxfile import maps
+
 _SMALL = 1000
 """Bytes up to which a constant is kept: shapes, axes and indices, which inference reads."""
 
@@ -34,7 +36,7 @@ def light(model: ir.Model) -> onnx.ModelProto:
     weights = {id(value): tensor for value, tensor in large}
     for graph, message in pairs(model.graph, proto.graph):
         _declare(graph, message, weights, proto.graph)
-    return proto
+    return maps.put_back(model, proto)
 
 
 def _declare(
