@@ -68,7 +68,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or run make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cpu,kernels,test,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[cpu,export,kernels,test,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[rtx]' || \
 		echo "TensorRT-RTX was not installed (why is said above): no engines are built here, their tests skip" >&2
 	@touch $@

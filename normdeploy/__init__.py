@@ -52,7 +52,14 @@ _HOMES = {
 def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from normdeploy.errors import missing
+
+        if (told := missing(error)) is None:
+            raise
+        raise told from error
     return value
 
 

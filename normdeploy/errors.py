@@ -67,3 +67,15 @@ class UnavailableError(NormdeployError):
     """This machine cannot do it: no GPU, or a backend that is not installed (exit code 3)."""
 
     exit_code = 3
+
+
+EXPORT_ONLY = ("filelock", "matplotlib", "onnxscript", "safetensors", "threadpoolctl", "torch")
+"""Packages that making bundles takes, and running them does not."""
+
+
+def missing(error: ModuleNotFoundError) -> UnavailableError | None:
+    """Return the error that says what to install, where a package is missing that the runtime comes without."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXPORT_ONLY:
+        return None
+    return UnavailableError(f"{name} is not installed", fix="pip install 'normdeploy[export]'")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from normdeploy import codes
 from normdeploy.cli.options import Talk
 from normdeploy.disk import WRITTEN
-from normdeploy.errors import InputError, NormdeployError, plain, printable
+from normdeploy.errors import InputError, NormdeployError, missing, plain, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,6 +128,8 @@ def _told(error: BaseException) -> tuple[int, str]:
     """The exit code and the message that ``error`` deserves."""
     if isinstance(error, BrokenPipeError):
         return InputError.exit_code, "error: the reader of the output has gone"
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error) or error
     if isinstance(error, OSError):
         place = str(error.filename or "")
         error = InputError(str(error.strerror or error), where=place, fix="check its permissions and the free space")
