@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import digits
+from models import digits, quantized
 from normdeploy import cli
 from normdeploy.bundle import load_bundle
 from normdeploy.engine import plugin_graph
@@ -67,6 +67,21 @@ def test_the_graph_of_plugins_computes_what_the_module_does(exported: Path) -> N
     (got,) = Float64Runner(ir.load(exported / "model.plugin.onnx"))({"x": x}).values()
     error = np.abs(got - reference).max() / np.abs(reference).max()
     assert error < 4 * np.finfo(np.float32).eps, "its weights are rounded to float32, and nothing else is"
+
+
+def test_a_norm_a_sum_and_a_quantization_become_a_plugin_each(tmp_path: Path) -> None:
+    out = tmp_path / "quantized"
+    network = ["--app-dir", str(ROOT), "--model", "models.quantized:perceptron", "--input", "x:N=1..2..4x16"]
+    assert cli.main(["export", *network, "-o", str(out), "--plugin", "--target", "tensorrt", "--no-bench"]) == 0
+    plugins = {kind: n for kind, n in operators(out / "model.plugin.onnx").items() if "Norm" in kind}
+    assert plugins == {f"normdeploy::{name}": 1 for name in ("LayerNorm", "AddLayerNorm", "LayerNormQuantize")}
+    assert json.loads((out / "report.json").read_text())["plugin_parity"]["passed"]
+    module = quantized.perceptron().eval()
+    x = np.random.default_rng(5).standard_normal((3, 16)).astype(np.float32)
+    with torch.no_grad():
+        reference = module.double()(torch.from_numpy(x).double()).numpy()
+    (got,) = Float64Runner(ir.load(out / "model.plugin.onnx"))({"x": x}).values()
+    np.testing.assert_allclose(got, reference, rtol=0, atol=1e-6 * np.abs(reference).max())
 
 
 def test_the_report_has_the_verdict_on_the_graph_of_plugins(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

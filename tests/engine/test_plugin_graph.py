@@ -83,6 +83,16 @@ def test_quantization_behind_is_taken_in(zero: np.generic, kind: str) -> None:
     require_same(before, after, x=X)
 
 
+def test_of_a_sum_and_a_quantization_the_latter_is_taken_in() -> None:
+    text = f"""g (float[2,3,8] x, float[2,3,8] r) => (int8[2,3,8] q)
+        {{ s = Add (x, r) y = {LN} (s, g) q = QuantizeLinear (y, scale, zp) }}"""
+    before = graph(text, g=GAMMA, scale=np.float32(0.03), zp=np.int8(0))
+    after = before.clone()
+    to_plugins(after)
+    assert kinds(after) == ["Add", "normdeploy::LayerNormQuantize"]
+    require_same(before, after, x=X, r=R)
+
+
 def test_an_rms_norm_over_two_axes() -> None:
     gamma = RANDOM.standard_normal((3, 8)).astype(np.float32)
     before = graph("g (float[2,3,8] x) => (float[2,3,8] y) { y = RMSNormalization <axis = 1> (x, g) }", g=gamma)
