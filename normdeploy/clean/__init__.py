@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from normdeploy.clean.constants import Budget, evaluate_constants, keep_parameter_names
-from normdeploy.clean.functions import inline_functions
+from normdeploy.clean.functions import NORMS, inline_functions
 from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
 from normdeploy.clean.scope import Scope, scopes
 from normdeploy.clean.sequences import open_sequences
@@ -21,21 +22,31 @@ from normdeploy.clean.shapes import Shapes, is_made_up
 from normdeploy.clean.sizes import Sizes
 from normdeploy.clean.weights import remove_zero_biases, transpose_weights
 
-__all__ = ["clean", "store_as_read"]
+__all__ = ["Cleaned", "clean", "store_as_read"]
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was cleaned.
+
+    Attributes:
+        done: a sentence for each kind of what was done.
+        unknown: a sentence for each way in which the shapes of the model could not be inferred.
+    """
+
+    done: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 def clean(
     model: ir.Model, *, keep: Callable[[ir.Node], bool] = lambda node: False, declared_shapes: bool = False
-) -> tuple[str, ...]:
+) -> Cleaned:
     """Clean ``model`` in place; inputs and outputs stay as they are declared, norms as they are written.
 
     Args:
         model: its graphs are sorted.
         keep: True for a node that must be found again by its name, so is not inlined.
         declared_shapes: True where every declared shape is right; else only those of the inputs are trusted.
-
-    Returns:
-        A sentence for each kind of what was done.
     """
     done: dict[str, Counter[str]] = {kind: Counter() for kind in _WORDS}
     inlined = inline_functions(model, keep)
@@ -51,19 +62,26 @@ def clean(
             _clean(scope, shapes, budget, done)
         done["bias"] += remove_zero_biases(scope, given)
     for scope in known:
-        remove_dead_ends(scope)  # what only the evaluated read
+        gone = remove_dead_ends(scope)  # what only the evaluated read, or nothing any more in a sequence
+        done["unread"] += Counter({operator: count for operator, count in gone.items() if operator in NORMS})
         _drop_unread(scope, unread)
     keep_parameter_names(model.graph, budget)
     notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found]
-    return (*([f"inlined, as a norm meets their border: {', '.join(inlined)}"] if inlined else []), *notes)
+    taken = [f"inlined, as a norm meets their border: {', '.join(inlined)}"] if inlined else []
+    return Cleaned((*taken, *notes), tuple(shapes.notes))
 
 
 def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter[str]]) -> None:
-    sizes = Sizes(scope, shapes)
-    done["constant"] += transpose_weights(scope)
-    done["constant"] += evaluate_constants(scope, shapes, sizes, budget)
-    done["sequence"] += open_sequences(scope, shapes)
-    done["identity"] += remove_identities(scope, Known(shapes, sizes))
+    opened = True
+    while opened:  # what was read through a sequence may be a constant, or in a sequence again
+        sizes = Sizes(scope, shapes)
+        done["constant"] += transpose_weights(scope)
+        done["constant"] += evaluate_constants(scope, shapes, sizes, budget)
+        done["identity"] += remove_identities(scope, Known(shapes, sizes))  # of sequences too
+        found = open_sequences(scope, shapes)
+        done["sequence"] += found
+        if opened := bool(found):
+            shapes.renew()
     done["cast"] += write_casts(scope)
 
 

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.inference import MADE_UP, inferred, pairs
 from normdeploy.clean.scope import Scope
-from normdeploy.limits import more_memory
+from normdeploy.graph import is_of_onnx
 from normdeploy.onnxfile.maps import has_map
-
-_MEMORY = 2**30
-"""Bytes that shape inference may take."""
 
 Dims = tuple[int | str | None, ...]
 """Sizes, names of sizes, None for what is not known."""
@@ -28,19 +26,22 @@ _SMALL = 2**10
 class Shapes:
     """The shapes of the values of one model's main graph.
 
-    Where the model does not tell the type of a value, it is added to it; nothing that is declared is changed.
+    Where the model does not tell the type of a value, in a body too, it is added to it; nothing declared is changed.
 
     Args:
         declared: True where all that is declared is right.
+
+    Attributes:
+        notes: where inference failed.
     """
 
     def __init__(self, model: ir.Model, *, declared: bool = False) -> None:
         self._model = model
         self.declared = declared
+        self.notes: list[str] = []
         self._inferred: dict[str, onnx.TypeProto] | None = None
-        values = [output for node in model.graph for output in node.outputs]
-        if any(value.shape is None or value.dtype is None for value in values):
-            _add_types(values, self._types())
+        if any(value.shape is None or value.dtype is None for graph in model.graphs() for value in _made(graph)):
+            self._add_types()
 
     def of(self, scope: Scope, value: ir.Value | None) -> Dims | None:
         """Return each size of ``value`` that is certain, its name, or None; None where its rank is not."""
@@ -62,8 +63,29 @@ class Shapes:
 
     def _types(self) -> dict[str, onnx.TypeProto]:
         if self._inferred is None:
-            self._inferred = _infer(self._model)
+            self._inferred = _types(self._infer().graph)
         return self._inferred
+
+    def _add_types(self) -> None:
+        found = self._infer().graph
+        self._inferred = _types(found)
+        for graph, message in pairs(self._model.graph, found):
+            _add_types(_made(graph), _types(message))
+
+    def _infer(self) -> onnx.ModelProto:
+        given = _skeleton(self._model)
+        found, notes = inferred(given)
+        self.notes += [note for note in notes if note not in self.notes]
+        return given if found is None else found
+
+
+def _made(graph: ir.Graph) -> list[ir.Value]:
+    """Return what the nodes of ``graph`` make."""
+    return [output for node in graph for output in node.outputs]
+
+
+def _types(message: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    return {info.name: info.type for info in (*message.value_info, *message.output) if info.HasField("type")}
 
 
 def _add_types(values: Sequence[ir.Value], types: Mapping[str, onnx.TypeProto]) -> None:
@@ -86,24 +108,11 @@ def _named(shape: ir.Shape | None) -> ir.Shape | None:
 
 def is_made_up(size: int | str | None) -> bool:
     """Return True for no size at all, and for a name that inference made up for one."""
-    return size is None or str(size).startswith("unk__")
+    return size is None or str(size).startswith(MADE_UP)
 
 
 def _dims(shape: ir.Shape | None) -> Dims | None:
     return None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
-
-
-def _infer(model: ir.Model) -> dict[str, onnx.TypeProto]:
-    """Return the type of every value of the main graph that follows from its inputs."""
-    given = _skeleton(model)
-    for follows_values in (True, False):  # which takes 150 bytes for each element of a vector
-        try:
-            with more_memory(_MEMORY):
-                found = onnx.shape_inference.infer_shapes(given, data_prop=follows_values)
-        except Exception:  # it fails on models that can still be cleaned in part
-            continue
-        return {info.name: info.type for info in found.graph.value_info}
-    return {}
 
 
 def _skeleton(model: ir.Model) -> onnx.ModelProto:
@@ -117,8 +126,16 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         graph.input.append(ir.serde.serialize_value(value))
     for value in initializers:
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes <= _SMALL and not value.is_graph_input():
+        is_constant = not value.is_graph_input() or model.ir_version < 4  # before that every initializer is an input
+        if tensor is not None and tensor.nbytes <= _SMALL and is_constant:
             graph.initializer.append(ir.serde.serialize_tensor(tensor))
     for node in model.graph:
         graph.node.append(ir.serde.serialize_node(node))
+        graph.value_info.extend(() if is_of_onnx(node) else _told_types(node))
     return proto
+
+
+def _told_types(node: ir.Node) -> list[onnx.ValueInfoProto]:
+    """Return the types that the model tells of what an operator makes that ONNX does not know, without shapes."""
+    tensors = [value for value in node.outputs if isinstance(value.type, ir.TensorType)]
+    return [onnx.helper.make_tensor_value_info(str(v.name), v.type.dtype.value, None) for v in tensors if v.type]

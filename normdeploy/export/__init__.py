@@ -111,7 +111,7 @@ def _clean(model: ir.Model) -> None:
     common.TopologicalSortPass()(model)
     for _ in range(2):
         infer_shapes(model)
-        if not clean(model, declared_shapes=True):
+        if not clean(model, declared_shapes=True).done:
             break
     infer_shapes(model)
     tidy = (

@@ -119,9 +119,10 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
     if left := opening.put_in_order(model):
         session.record.note("NF413", left)
         return
-    session.record.note("NF415", clean(model, keep=session.is_kept))
+    cleaned = clean(model, keep=session.is_kept)
+    session.record.note("NF415", cleaned.done)
     opening.drop_spare_outputs(model)
-    session.record.note("NF414", infer(model))
+    session.record.note("NF414", (*cleaned.unknown, *infer(model)))
     session.record.note("NF412", opening.overridable_note(model))
     session.show("before")
     names, cache = all_names(model), WeightCache(require_unchanged, proven=session.validate)

@@ -221,7 +221,10 @@ def graphs(model: ir.Model) -> Iterator[tuple[ir.Graph | ir.Function, int]]:
     for graph in model.graph.subgraphs():
         yield graph, opset
     for function in model.functions.values():
-        yield function, _opset(function.opset_imports, opset)
+        own = _opset(function.opset_imports, opset)
+        yield function, own
+        for graph in function.subgraphs():
+            yield graph, own
 
 
 def _opset(imports: Mapping[str, int], otherwise: int) -> int:

@@ -156,13 +156,19 @@ def _down_with_partners(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     plan, due = new_plan(state, node), {}
     for partner in _partners(state, node):
         own = state.maps[partner]
-        rest = m.divides(own)
+        rest = m.divides(own) if _fits(state, m, partner.outputs[0]) else None
         if rest is None:
             raise Refused("NF215", "the maps that meet act on tensors of different shape", partner)
         plan.remainders[partner] = None if rest.is_identity else rest
         due[partner] = AffineMap(m.scale, own.shift)
     travel_down(state, plan, node, m, together=due)
     return plan
+
+
+def _fits(state: GraphState, m: AffineMap, value: ir.Value) -> bool:
+    """True where ``m`` varies over no axis of ``value`` that is of another size: both may only lie side by side."""
+    shape = state.view.shape(value)
+    return shape is None or len(shape) != m.rank or all(shape[axis] == m.size(axis) for axis in m.axes)
 
 
 def _partners(state: GraphState, node: ir.Node) -> list[ir.Node]:

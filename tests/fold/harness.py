@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 import onnxruntime
 from onnx import helper, numpy_helper
@@ -96,6 +97,8 @@ def folded(proto: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, 
     after = ir.to_proto(result.model)
     assert proto.SerializeToString(deterministic=True) == before, "the given model was changed"
     onnx.checker.check_model(after, full_check=True)
+    if options.get("validate", True):
+        assert_runs_as_before(proto, after)
     return after, result.ledger
 
 
@@ -185,6 +188,42 @@ def coarsest(proto: onnx.ModelProto) -> str:
     kinds |= {tensor.data_type for tensor in proto.graph.initializer}
     names = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds & FLOATS}
     return max(names, key=lambda name: TOLERANCE[name])
+
+
+def assert_runs_as_before(original: onnx.ModelProto, new: onnx.ModelProto) -> None:
+    """Where onnxruntime runs ``original``, it runs ``new`` and computes nearly the same, in the model's own dtype."""
+    before, after = _session(original), _session(new)
+    if isinstance(before, str) or skeleton(original) == skeleton(new):
+        return
+    assert not isinstance(after, str), f"onnxruntime loads the original, and not the folded model: {after}"
+    try:
+        feed = probes(original)[1]
+        expected = before.run(None, {item.name: feed[item.name] for item in before.get_inputs()})
+    except Exception:  # a dimension that has no size here, or a size at which onnxruntime fails
+        return
+    actual = after.run(None, {item.name: feed[item.name] for item in after.get_inputs()})
+    for info, want, got in zip(before.get_outputs(), expected, actual, strict=True):
+        if info.type in ("tensor(float)", "tensor(double)", "tensor(float16)"):
+            most = 128 * TOLERANCE[coarsest(new)] * np.abs(want.astype(np.float64)).max(initial=1e-30)
+            if _distance(got, want) > most:  # unless sums cancel, in the original too
+                exact = truth(original, feed)[info.name]
+                assert _distance(got, exact) <= most + 4 * _distance(want, exact), info.name
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(np.float64) - b).max(initial=0.0))
+
+
+def _session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession | str:
+    """A session that runs ``proto`` as it is written, or why there is none."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    flat = onnx.inliner.inline_local_functions(proto) if proto.functions else proto  # some functions end the process
+    try:
+        return onnxruntime.InferenceSession(flat.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        return str(error)
 
 
 def runs_in_onnxruntime(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:

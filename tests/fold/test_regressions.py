@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
+import onnxruntime
 import pytest
-from harness import assert_same, fill, folded, model, op_types, without_ledger
+from harness import assert_same, bn, fill, folded, model, norm, op_types, without_ledger
+from onnx import helper
+from reference64 import truth
 from support import says
 
 from normdeploy.errors import InputError
@@ -649,3 +655,161 @@ def test_a_split_of_images_whose_sizes_may_be_overridden_lets_the_channels_pass(
     assert not ledger.dropped
     assert "BatchNormalization" not in op_types(new)
     assert_same(proto, new)
+
+
+RESIZED = 'r = Resize <coordinate_transformation_mode = "align_corners", mode = "cubic"> (c, roi, {})\n'
+
+
+@pytest.mark.parametrize("inputs", ["float[2,3,8,6] x, float[0] roi", "float[2,3,8,6] x, float[8] roi"])
+@pytest.mark.parametrize("target", ["scales", "none, sizes"])
+def test_a_map_passes_a_resize_whatever_fills_the_crop_that_it_does_not_read(inputs: str, target: str) -> None:
+    weights = f"float[4,3,1,1] w, {bn(4)}, float[4] scales = {{1, 1, 2, 1.2}}, int64[4] sizes = {{2, 4, 5, 7}}"
+    weights += ", float[0] none"
+    proto = model(inputs, weights, f"c = Conv (x, w)\n {RESIZED.format(target)} {norm('r', 'y')}", opset=13)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert "BatchNormalization" not in op_types(new)
+    assert_same(proto, new)
+
+
+def test_a_body_that_tells_no_types_is_cleaned_at_once() -> None:
+    branch = "(float[2,4,8,6] {0}) {{ a{0} = Conv (x, w)  b{0} = Cast <to = 1> (a{0})  {0} = Exp (b{0}) }}"
+    body = f"y = If (yes) <then_branch = t () => {branch.format('t')}, else_branch = e () => {branch.format('e')}>"
+    proto = model("float[2,3,8,6] x, bool yes", "float[4,3,1,1] w", body, outputs="float[2,4,8,6] y")
+    new, _ = folded(proto)
+    assert op_types(new) == {"If": 1, "Conv": 2, "Exp": 2}
+    assert without_ledger(folded(new)[0]) == without_ledger(new)
+
+
+@pytest.mark.parametrize("spare", ["Relu", "Neg"])
+def test_a_note_says_that_types_are_not_what_the_opset_lists_even_where_the_norm_folds(spare: str) -> None:
+    proto = model("float[2,3,8,6] x", f"float[4,3,1,1] w, {bn(4)}", f"c = Conv (x, w)\n {norm('c', 'y')}")
+    proto.graph.initializer.append(helper.make_tensor("odd", onnx.TensorProto.FLOAT8E4M3FN, [2], [1.0, 2.0]))
+    proto.graph.node.append(helper.make_node(spare, ["odd"], ["odder"]))
+    proto.graph.output.append(helper.make_tensor_value_info("odder", onnx.TensorProto.FLOAT8E4M3FN, [2]))
+    ledger = fold(proto).ledger
+    assert [entry.outcome for entry in ledger] == ["folded"]
+    assert any(note.code == "NF414" for note in ledger.notes)
+
+
+@pytest.mark.parametrize("bounds", ["1 -1 1", "100 0 -2", "-5 100 2", "7 -3 1", "-1 -100 -1"])
+@pytest.mark.parametrize("opset", [9, 13])
+def test_a_map_passes_a_slice_that_leaves_nothing_of_two_cells(bounds: str, opset: int) -> None:
+    start, end, step = bounds.split()
+    inputs = f"starts = {{{start}}}, int64[1] ends = {{{end}}}, int64[1] axes = {{2}}, int64[1] steps = {{{step}}}"
+    cut = "s = Slice (c, starts, ends, axes, steps)\n"
+    if opset < 10:
+        if step != "1":
+            pytest.skip("Slice had no steps before opset 10")
+        cut = f"s = Slice <starts = [{start}], ends = [{end}], axes = [2]> (c)\n"
+    weights = f"float[4,3,1,1] w, {bn(4)}, int64[1] {inputs}"
+    proto = model("float[2,3,L,6] x", weights, f"c = Conv (x, w)\n {cut} {norm('s', 'y')}", opset=opset, ir_version=8)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new) == {"Conv": 1, "Slice": 1}
+    assert_same(proto, new)
+
+
+IN_A_FUNCTION = """<ir_version: 9, opset_import: ["" : 17, "local" : 1]>
+    g (float[2,3,8,6] x, bool yes) => (float[2,4,8,6] y) { y = local.F (x, yes) }
+    <domain: "local", opset_import: ["" : 17]> F (a, c) => (d) {
+      w = Constant <value = float[4,3,1,1] {1,2,3,4,5,6,7,8,9,10,11,12}> ()
+      g = Constant <value = float[4] {0.5, -1, 2, 3}> ()  m = Constant <value = float[4] {1, 2, 3, 4}> ()
+      d = If (c) <then_branch = t () => (float[2,4,8,6] p) { q = Conv (a, w)  p = BatchNormalization (q, g, m, m, m) },
+                  else_branch = e () => (float[2,4,8,6] r) { r = Conv (a, w) }> }"""
+
+
+def test_a_norm_in_a_body_of_a_function_is_folded_and_listed() -> None:
+    proto = onnx.parser.parse_model(IN_A_FUNCTION)
+    new, ledger = folded(proto)
+    assert [entry.outcome for entry in ledger] == ["folded"]
+    assert op_types(new) == {"If": 1, "Conv": 2, "F": 1}
+    for yes in (True, False):
+        feed = {"x": np.random.default_rng(3).standard_normal((2, 3, 8, 6)).astype(np.float32), "yes": np.array(yes)}
+        want, got = (truth(onnx.inliner.inline_local_functions(p), feed)["y"] for p in (proto, new))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_that_nothing_reads_once_a_sequence_is_opened_is_said_to_be_gone() -> None:
+    body = norm("x", "n") + "q = SequenceConstruct (n, x)\n e = SequenceAt (q, one)\n y = Relu (e)"
+    proto = model("float[2,3,8,6] x", f"{bn(3)}, int64 one = {{1}}", body)
+    new, ledger = folded(proto)
+    assert op_types(new) == {"Relu": 1}
+    assert any(note.code == "NF415" and "1 BatchNormalization" in note.text for note in ledger.notes)
+
+
+def test_a_sequence_that_was_handed_on_is_opened_at_once() -> None:
+    body = "q = SequenceConstruct (x, x)\n p = Identity (q)\n e = SequenceAt (p, one)\n c = Conv (e, w)\n"
+    proto = model("float[2,3,8,6] x", f"float[4,3,1,1] w, {bn(4)}, int64 one = {{1}}", body + norm("c", "y"))
+    new, _ = folded(proto)
+    assert op_types(new) == {"Conv": 1}
+    assert_same(proto, new)
+
+
+def test_elements_of_a_sequence_are_not_told_to_be_of_one_size() -> None:
+    body = (
+        "c = Conv (x, w)\n" + norm("c", "n") + "q = SplitToSequence <axis = 0> (n, two)\n a = SequenceAt (q, zero)\n"
+        "b = SequenceAt (q, one)\n s = Softmax (b)\n m = Mul (s, a)\n d = SequenceInsert (q, m)\n"
+        "y = SequenceAt (d, two)"
+    )
+    weights = f"float[4,3,1,1] w, {bn(4)}, int64 zero = {{0}}, int64 one = {{1}}, int64 two = {{2}}"
+    proto = model("float[3,3,8,6] x", weights, body, opset=17, ir_version=8)
+    new, _ = folded(proto)
+    assert op_types(new)["BatchNormalization"] == 0
+    names = [dim.dim_param for info in new.graph.value_info for dim in dims_of(info.type)]
+    assert not any(name.startswith("unk__") for name in names)
+    feed = {"x": np.random.default_rng(0).standard_normal((3, 3, 8, 6)).astype(np.float32)}
+    session = onnxruntime.InferenceSession(new.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, feed)[0], truth(proto, feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+def dims_of(kind: onnx.TypeProto) -> Iterable[onnx.TensorShapeProto.Dimension]:
+    """The dimensions of a tensor, or of the elements of a sequence."""
+    return (kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind).tensor_type.shape.dim
+
+
+@pytest.mark.parametrize("meeting", ["Concat <axis = 1> (n, a)", "SequenceConstruct (n, a)"])
+def test_maps_of_tensors_of_other_sizes_that_are_read_together_are_no_partners(meeting: str) -> None:
+    taken = "" if meeting.startswith("Concat") else "s = SequenceAt (t, one)\n"
+    body = f"{norm('x', 'n')} c = Conv (z, v)\n a = Add (c, k)\n t = {meeting}\n {taken} y = MatMul (n, w)\n "
+    body += "o = Relu (t)" if not taken else "o = Relu (s)"
+    weights = f"{bn(3)}, float[9,3,1] v, float[9,1] k, float[5,5] w, int64 one = {{1}}"
+    proto = model("float[2,3,5] x, float[2,3,5] z", weights, body, outputs="float[2,3,5] y, float[2,N,5] o")
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert_same(proto, new)
+
+
+@pytest.mark.parametrize(
+    "bounds", ["starts, far, axes, step", "starts, end, axes", "start, ends, axes", "late, far, axes"]
+)
+def test_a_map_passes_a_slice_of_cells_whose_bounds_are_not_all_constant(bounds: str) -> None:
+    held = "int64[1] starts = {3}, int64[1] ends = {-4}, int64[1] far = {9}, int64[1] axes = {2}, int64[1] late = {-2}"
+    body = f"c = Conv (x, w)\n s = Slice (c, {bounds})\n {norm('s', 'y')}"
+    proto = model(
+        "float[2,3,L,6] x, int64[1] step, int64[1] start, int64[1] end", f"float[4,3,1,1] w, {bn(4)}, {held}", body
+    )
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new) == {"Conv": 1, "Slice": 1}
+
+
+@pytest.mark.parametrize("product", ["MatMul (c, w)", "Gemm (c, w)", "MatMul (w, c)"])
+def test_a_map_over_rows_that_a_product_keeps_is_probed_with_as_many(product: str) -> None:
+    axis = int(product == "MatMul (w, c)")
+    sizes = ("[3,6]", "[3,6]", "[12,6]", "[3,12]") if axis else ("[6,3]", "[6,3]", "[3,4]", "[12,4]")
+    body = f"a = Mul (x, k)\n b = Mul (z, l)\n c = Concat <axis = {axis}> (a, b)\n y = {product}"
+    rows = "float[1,6] k = {1,2,3,4,5,6}, float[1,6] l = {6,5,4,3,2,1}" if axis else None
+    rows = rows or "float[6,1] k = {1,2,3,4,5,6}, float[6,1] l = {6,5,4,3,2,1}"
+    width = "float[4,3] w" if axis else "float[3,4] w"
+    proto = model(f"float{sizes[0]} x, float{sizes[1]} z", f"{rows}, {width}", body)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert_same(proto, new)
+
+
+def test_a_type_that_only_the_model_tells_is_taken_into_account_at_once() -> None:
+    head = '<ir_version: 9, opset_import: ["" : 17, "my.own" : 1]> g (float[2,3,8,6] x) => (float[2,3,8,6] y)'
+    body = "s = my.own.Bend (x)  n = Tanh (s)  c = Cast <to = 1> (n)  y = Relu (c)"
+    proto = onnx.parser.parse_model(f"{head} <float[2,3,8,6] s> {{ {body} }}")
+    assert op_types(folded(proto)[0]) == {"Bend": 1, "Tanh": 1, "Relu": 1}

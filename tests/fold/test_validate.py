@@ -18,8 +18,8 @@ from normdeploy.fold import fold, merge, weights
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import FAILED_PROOFS, View
-from normdeploy.fold.operators import linear, pieces
-from normdeploy.fold.operators.rows import Maps, Row, both_ways, only_first, unchanged, unchanged_down
+from normdeploy.fold.operators import attention, einsum, linear, pieces, recurrent, sampling
+from normdeploy.fold.operators.rows import Maps, Row, both_ways, only_first, unchanged, unchanged_down, vector
 from normdeploy.fold.operators.table import TABLE
 from normdeploy.fold.plan import Step
 from normdeploy.fold.proof.commute import _Square
@@ -217,6 +217,82 @@ WRONG_RULES = [
     table("a Transpose undone the wrong way", "float[8,5,1,1] w, float[8,1] s",
           "c = Conv (x, w)\n t = Transpose <perm=[0,2,3,1]> (c)\n y = Mul (t, s)",
           rule("Transpose", **both_ways(transpose_the_wrong_way)), inputs="float[8,5,8,8] x"),
+]  # fmt: skip
+
+# -- wrong rules of operators with gates, grids and several activations -----------------------------
+
+
+def reversed_up(up: Callable[[Step, Maps], dict[int, AffineMap]], axis: int) -> Callable[..., dict[int, AffineMap]]:
+    """``up`` with the channels of its map in reverse."""
+    return lambda step, outs: up(step, [only_first(step, outs).moved(lambda a: np.flip(a, axis))])
+
+
+def recurrent_down_without_the_shift(step: Step, ins: Maps) -> list[AffineMap | None]:
+    return recurrent.recurrent_down(step, [only_first(step, ins).without_shift()])
+
+
+def into_the_recurrent_bias(step: Step, moved: np.ndarray) -> None:
+    step.put(3, Edit(None, ir.DataType.FLOAT, shift=np.concatenate([np.zeros_like(moved), moved], axis=1)))
+
+
+def instance_norm_up_without_its_bias(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    factor, shift = vector(step, only_first(step, outs), axis=1)
+    scale, bias = step.edit(1), step.edit(2)
+    assert scale is not None
+    assert bias is not None
+    step.put(1, scale.scaled(left=factor))
+    step.put(2, bias.shifted(shift))
+    step.absorbed()
+    return {}
+
+
+def quotient_up_without_the_reciprocal(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    return {1: only_first(step, outs)}
+
+
+def product_up_into_both(step: Step, outs: Maps) -> dict[int, AffineMap]:
+    return dict.fromkeys((0, 1), only_first(step, outs))
+
+
+TOKENS = "float[7,2,5] x"
+FEATURES = "float[5] s = {2, 3, -1, 0.5, 4}, float[5] t = {1, -2, 3, 1, 2}"
+GATES = f"float[1,12,3] r, {FEATURES}"
+MAPPED = "m = Mul (x, s)\n a = Add (m, t)\n"
+
+WRONG_RULES += [
+    table("shift past the zeros around an image", f"float[5,5,1,1] w, float[2,4,4,2] g, {bn(5)}",
+          "c = Conv (x, w)\n d = GridSample (c, g)\n" + norm("d", "y"), rule("GridSample", **UNCHANGED)),
+    table("negative scale through PRelu", "float[5,5,3,3] w, float[5,1,1] k, float[5,1,1] s = {1,1,-1,1,1}",
+          "c = Conv (x, w)\n r = PRelu (c, k)\n y = Mul (r, s)", rule("PRelu", **UNCHANGED)),
+    table("old bias of an InstanceNormalization", f"float[5] g, float[5] b, {bn(5, 'n')}",
+          "c = InstanceNormalization (x, g, b)\n" + norm("c", "y", "n"),
+          rule("InstanceNormalization", up=instance_norm_up_without_its_bias)),
+    table("letters of an Einsum in reverse", f"float[5,5] w, {bn(5)}",
+          'c = Einsum <equation="nchw,cd->ndhw"> (x, w)\n' + norm("c", "y"),
+          rule("Einsum", up=reversed_up(einsum.einsum_up, 1))),
+    table("channels of a DeformConv in reverse", f"float[5,5,1,1] w, float[2,2,8,11] o, {bn(5)}",
+          "c = DeformConv (x, w, o)\n" + norm("c", "y"),
+          rule("DeformConv", up=reversed_up(sampling.deform_conv_up, 1))),
+    table("shift of the features of an LSTM", f"float[1,12,5] w, {GATES}",
+          MAPPED + "y = LSTM <hidden_size=3> (a, w, r)", rule("LSTM", down=recurrent_down_without_the_shift),
+          inputs=TOKENS),
+    table("shift of the features of an RNN", "float[1,3,5] w, float[1,3,3] r, " + FEATURES,
+          MAPPED + "y = RNN <hidden_size=3> (a, w, r)", rule("RNN", down=recurrent_down_without_the_shift),
+          inputs=TOKENS),
+    table("shift in the bias that a GRU resets", "float[1,9,5] w, float[1,9,3] r, " + FEATURES,
+          MAPPED + "y = GRU <hidden_size=3, linear_before_reset=1> (a, w, r)",
+          attribute(recurrent, "_add_to_input_bias", into_the_recurrent_bias), inputs=TOKENS),
+    table("scale of a divisor", "float[5,5,1,1] w, float s = {2}",
+          "c = Conv (x, w)\n p = Sigmoid (x)\n e = Exp (p)\n z = Conv (e, w)\n d = Div (p, z)\n y = Mul (d, s)",
+          rule("Div", up=quotient_up_without_the_reciprocal)),
+    table("scale into both factors", "float[5,5,1,1] w, float[5,5,1,1] v, float s = {3}",
+          "c = Conv (x, w)\n d = Conv (x, v)\n p = Mul (c, d)\n y = Mul (p, s)",
+          rule("Mul", up=product_up_into_both)),
+    Plant("scale of the keys of an Attention",
+          model("float[2,4,6] x", "float[6,6] w, float[6,6] u, float k = {3}",
+                "a = MatMul (x, w)\n e = Exp (x)\n b = Mul (e, k)\n z = MatMul (x, u)\n"
+                "y = Attention <q_num_heads=2, kv_num_heads=2> (a, b, z)", opset=23),
+          attribute(attention, "_scale_product", lambda step, queries, keys: None)),
 ]  # fmt: skip
 
 PLANTS = [*WRONG_MAPS, *WRONG_RULES]

@@ -174,7 +174,9 @@ def resize(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> 
     Resize-11 and on.
     """
     if len(parameters) > 1:
-        return reference(RESIZE, attributes, [x, *parameters], _RESIZE)[0]
+        crops = attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+        roi = parameters[0] if crops else None  # else ignored: any vector, mostly an empty one
+        return reference(RESIZE, attributes, [x, roi, *parameters[1:]], _RESIZE)[0]
     scales = parameters[0] if parameters else np.asarray(attributes["scales"], np.float64)
     mode = attributes.get("mode", "nearest")
     placed = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

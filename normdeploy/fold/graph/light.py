@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.inference import pairs
 from normdeploy.onnxfile import maps
 
 _SMALL = 1000
 """Bytes up to which a constant is kept: shapes, axes and indices, which inference reads."""
-
-Pair = tuple[ir.Graph, onnx.GraphProto]
 
 
 def light(model: ir.Model) -> onnx.ModelProto:
@@ -53,22 +50,3 @@ def _declare(
     for name, tensor in found.items():
         if name not in given:
             main.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, list(tensor.shape.numpy())))
-
-
-def pairs(graph: ir.Graph, message: onnx.GraphProto) -> Iterator[Pair]:
-    """Yield ``graph`` with the message that is it, and so for every body in it."""
-    yield graph, message
-    for node, spelled in zip(graph, message.node, strict=True):
-        yield from _bodies(node, spelled)
-
-
-def _bodies(node: ir.Node, spelled: onnx.NodeProto) -> Iterator[Pair]:
-    messages = {attribute.name: attribute for attribute in spelled.attribute}
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from pairs(attribute.as_graph(), messages[name].g)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for body, message in zip(attribute.as_graphs(), messages[name].graphs, strict=True):
-                yield from pairs(body, message)

@@ -5,13 +5,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from normdeploy.fold.graph.light import light, pairs
-from normdeploy.limits import more_memory
-
-_MEMORY = 2**30
-"""Bytes that shape inference may take."""
-_MOST = 300
-"""Characters of what the library says."""
+from normdeploy.clean.inference import inferred, pairs
+from normdeploy.fold.graph.light import light
 
 
 def infer(model: ir.Model) -> list[str]:
@@ -24,28 +19,11 @@ def infer(model: ir.Model) -> list[str]:
     )
     if all(value.type is not None and value.shape is not None for value in missing):
         return []
-    given = light(model)
-    inferred, notes = _inferred(given)
-    if inferred is not None:
-        for graph, message in pairs(model.graph, inferred.graph):
+    found, notes = inferred(light(model))
+    if found is not None:
+        for graph, message in pairs(model.graph, found.graph):
             _add(graph, message)
     return notes
-
-
-def _inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]:
-    """Return what ONNX infers, at best; where it finds a type that it does not expect, without looking at types."""
-    said = ""
-    # To follow the values of a large vector takes 150 bytes for each.
-    for checks_types, follows_values in ((True, True), (True, False), (False, True), (False, False)):
-        try:
-            with more_memory(_MEMORY):
-                found = onnx.shape_inference.infer_shapes(given, check_type=checks_types, data_prop=follows_values)
-        except Exception as error:  # it raises its own, and what its C++ has
-            said = said or " ".join(str(error).split())[:_MOST]
-            continue
-        note = f"the types of the model are not what its opset lists, so shapes were inferred without: {said}"
-        return found, [] if checks_types else [note]
-    return None, [f"ONNX's shape inference fails on the model, so less can be folded: {said}"]
 
 
 def _add(graph: ir.Graph, message: onnx.GraphProto) -> None:

@@ -301,9 +301,10 @@ def _by_columns(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: s
 
 
 def _by_matrix(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
-    """Return the batch by what maps vary over, and what is summed over by the weight."""
-    batch = {axis: size for axis, size in sizes.by_maps(node, maps).items() if axis < -2}
+    """Return the batch, and rows or columns that stay, by what maps vary over; what is summed over by the weight."""
     right = node.inputs[1] is not None and known(node.inputs[1])
+    kept = -2 if right else -1
+    batch = {axis: size for axis, size in sizes.by_maps(node, maps).items() if axis < -2 or axis == kept}
     weight = view.shape(node.inputs[int(right)]) or ()
     batch |= {axis: size for axis, size in sizes.trailing(weight).items() if axis < -2}
     inner = weight[-2 if right and len(weight) > 1 else -1] if weight else 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from normdeploy.fold.graph.reader import Dim, View
+from normdeploy.fold.graph.reader import Dim, Refused, View
 from normdeploy.fold.operators.sizes import (
     Known,
     Maps,
@@ -21,6 +21,9 @@ from normdeploy.fold.operators.sizes import (
 
 LARGEST_PROBE = 1 << 18
 """Elements of a table that are looked up at once; no map differs from row to row, so a table of more is sampled."""
+
+_LONGEST = 1 << 12
+"""Cells of an axis that a probe may have, for a constant bound to lie in it."""
 
 # -- Concat ----------------------------------------------------------------------------------------
 
@@ -130,14 +133,76 @@ def _by_squeezed(view: View, node: ir.Node, rank: int, maps: Maps, known: Known)
     return {axis % rank - rank: 1 for axis in view.parameter(node, "axes", 1) or ()}
 
 
+Cut = tuple[int | None, int | None, int | None]
+"""Start, end and step of a Slice along an axis; None for what is not constant."""
+
+_BOUNDS = (1, 2, 4)
+"""The inputs of a Slice that hold them."""
+
+
+def _cuts(view: View, node: ir.Node) -> dict[int, Cut] | None:
+    """Return the constant bounds of a Slice by axis, in the order of its axes; None where these are not constant."""
+    try:
+        axes = view.parameter(node, "axes", 3)
+    except Refused:
+        return None
+    told = [_bound(view, node, name, index) for name, index in zip(("starts", "ends", "steps"), _BOUNDS, strict=True)]
+    count = max(len(axes or ()), *(len(bounds or ()) for bounds in told))
+    starts, ends, steps = ([None] * count if bounds is None else bounds for bounds in told)
+    if len(node.inputs) <= _BOUNDS[-1] or node.inputs[_BOUNDS[-1]] is None:
+        steps = [1] * count
+    return dict(zip(axes or range(count), zip(starts, ends, steps, strict=True), strict=True))
+
+
+def _bound(view: View, node: ir.Node, name: str, index: int) -> list[int] | None:
+    try:
+        found: list[int] | None = view.parameter(node, name, index)
+    except Refused:
+        return None
+    return found
+
+
+def _chosen(size: int, cut: Cut) -> tuple[int, int, int]:
+    """Return bounds of an axis of ``size`` that leave cells, if any do: the first two where nothing is constant."""
+    start, end, step = cut
+    starts = [0, -1] if start is None else [start]
+    ends = [2, size, -size - 1] if end is None else [end]
+    tried = [(a, b, 1 if step is None else step) for a in starts for b in ends]
+    return next((bounds for bounds in tried if _taken(size, *bounds)), tried[0])
+
+
+def _taken(size: int, start: int, end: int, step: int) -> int:
+    """Return how many cells of an axis a Slice takes; an end below -size is past the first one."""
+    return len(range(size)[start : None if step < 0 and end < -size else end : step])
+
+
 def _bounds_of_slice(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a default, where the input has one, or the first two cells of each axis."""
+    """Return a default, where the input has one, or bounds that leave cells."""
     if value.const_value is not None and value is not probe.node.inputs[0]:
         return np.asarray(value.const_value.numpy())
-    bounds = probe.node.inputs[1:3]
-    if value in bounds and len(set(bounds)) == 2:
-        return np.full(shape, 0 if value is bounds[0] else 2, np.int64)
-    return None
+    places = [place for place, index in enumerate(_BOUNDS) if probe.node.inputs[index : index + 1] == (value,)]
+    cuts = _cuts(probe.view, probe.node)
+    if len(places) != 1 or cuts is None:
+        return None
+    data = probe.node.inputs[0]
+    sizes = probe.constant(data, 0).shape if data is not None and probe.is_known(data) else probe.shapes[0]
+    bounds = [_chosen(sizes[axis], cut)[places[0]] for axis, cut in cuts.items()]
+    return np.resize(np.array(bounds or [(0, 2, 1)[places[0]]], np.int64), shape)
+
+
+def _fit_slice(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[int], names: dict[str, int]) -> None:
+    """Enlarge each size that nothing fixes and of which the constant bounds leave no cell."""
+    for axis, cut in (_cuts(view, node) or {}).items():
+        if not -len(dims) <= axis < len(dims):  # it is one of the bounds that is probed
+            continue
+        if isinstance(dims[axis], int) or _taken(sizes[axis], *_chosen(sizes[axis], cut)):
+            continue
+        ends = [abs(bound) for bound in cut[:2] if bound is not None]
+        enough = (end + more for end in (*ends, sum(ends)) for more in range(1, 4))
+        fits = [size for size in enough if size <= _LONGEST and _taken(size, *_chosen(size, cut))]
+        sizes[axis] = min(fits, default=sizes[axis])
+        if isinstance(name := dims[axis], str):
+            names[name] = sizes[axis]
 
 
 def _parts_of_split(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -177,7 +242,7 @@ def _rows_of_gather(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np
 
 
 SQUEEZE = Probing(pins=_by_squeezed)
-SLICE = Probing(given=_bounds_of_slice)
+SLICE = Probing(given=_bounds_of_slice, fit=_fit_slice)
 SPLIT = Probing(same_axes=True, given=_parts_of_split)
 TILE = Probing(given=_twice)
 GATHER = Probing(pins=_by_indices, integers=1, given=_rows_of_gather)

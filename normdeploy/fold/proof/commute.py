@@ -107,7 +107,7 @@ class _Square:
             raise self._broken("NF402", "a probe comes out empty")
         worst = 0.0
         for index, (value, old, new) in enumerate(zip(self.node.outputs, olds, news, strict=False)):
-            error = self._compare(value, old, new, 0.0)
+            error = self._compare(value, old, new, Pair(np.abs(old), np.abs(new)))
             if error > TOLERANCE and self.is_linear:
                 # Sums that cancel are not wrong: measure against what was added up.
                 error = self._compare(value, old, new, self._summands(pairs)[index])
@@ -133,11 +133,11 @@ class _Square:
             return [x]
         return [np.abs(remainder.scale) * x + np.abs(remainder.shift) if sizes else remainder(x)]
 
-    def _summands(self, pairs: list[Pair | None]) -> list[Array]:
-        """Return the sizes of what a linear operator adds up: itself, on absolute values."""
+    def _summands(self, pairs: list[Pair | None]) -> list[Pair]:
+        """Return the sizes of what a linear operator adds up, before and after: itself, on absolute values."""
         sizes = [None if p is None else self._sizes(index, p) for index, p in enumerate(pairs)]
         olds, news = self._before(sizes, sizes=True), self._after(sizes, sizes=True)
-        return [np.abs(old) + np.abs(new) for old, new in zip(olds, news, strict=True)]
+        return [Pair(np.abs(old), np.abs(new)) for old, new in zip(olds, news, strict=True)]
 
     def _sizes(self, index: int, pair: Pair) -> Pair:
         """Return the sizes of what is added up in an input: a parameter may be what two others left of each other."""
@@ -156,7 +156,7 @@ class _Square:
         assert pair is not None
         return pair.new
 
-    def _compare(self, value: ir.Value, old: Array, new: Array, summands: Array | float) -> float:
+    def _compare(self, value: ir.Value, old: Array, new: Array, sizes: Pair) -> float:
         up, down = self.plan.up.get(value), self.plan.down.get(value)
         expected = old if up is None else up(old)
         actual = new if up is not None or down is None else down(new)
@@ -167,11 +167,11 @@ class _Square:
         if np.array_equal(expected, actual):  # what only moves elements: no sizes are needed
             return 0.0
         if up is not None:
-            magnitude = np.abs(new) + np.abs(up.scale) * (np.abs(old) + summands) + np.abs(up.shift)
+            magnitude = sizes.new + np.abs(up.scale) * sizes.old + np.abs(up.shift)
         elif down is not None:
-            magnitude = np.abs(old) + np.abs(down.scale) * (np.abs(new) + summands) + np.abs(down.shift)
+            magnitude = sizes.old + np.abs(down.scale) * sizes.new + np.abs(down.shift)
         else:
-            magnitude = np.abs(old) + np.abs(new) + summands
+            magnitude = sizes.old + sizes.new
         return worst_channel(np.abs(expected - actual), magnitude)
 
     def _broken(self, code: str, what: str) -> Refused:

@@ -9,9 +9,6 @@ from runs import each_case
 SHARDS, GRAPHS = 8, 250
 
 
-OPEN = pytest.mark.xfail(strict=True, reason="2: a right plan is dropped; 4: folding twice changes something")
-
-
-@pytest.mark.parametrize("shard", [pytest.param(n, marks=OPEN) if n in (2, 4) else n for n in range(SHARDS)])
+@pytest.mark.parametrize("shard", range(SHARDS))
 def test_a_folded_graph_is_the_graph_that_was_given(shard: int) -> None:
     each_case(shard, GRAPHS, check)

@@ -1,0 +1,89 @@
+"""ONNX's shape inference, as far as it goes: on models that it fails on, and on models that would fill the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+
+from normdeploy.limits import more_memory
+
+_MEMORY = 2**30
+"""Bytes that shape inference may take."""
+_MOST = 300
+"""Characters of what the library says."""
+
+MADE_UP = "unk__"
+"""How the names begin that inference gives to sizes that it does not know."""
+
+Pair = tuple[ir.Graph, onnx.GraphProto]
+
+
+def inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]:
+    """Return ``given`` with the types and shapes that ONNX infers, and notes on what failed.
+
+    Where it finds a type that it does not expect, it does not look at types; None where it fails all the same.
+    """
+    said = ""
+    # To follow the values of a large vector takes 150 bytes for each.
+    for checks_types, follows_values in ((True, True), (True, False), (False, True), (False, False)):
+        try:
+            with more_memory(_MEMORY):
+                found = onnx.shape_inference.infer_shapes(given, check_type=checks_types, data_prop=follows_values)
+        except Exception as error:  # it raises its own, and what its C++ has
+            said = said or " ".join(str(error).split())[:_MOST]
+            continue
+        _forget_sizes_of_elements(found.graph)
+        note = f"the types of the model are not what its opset lists, so shapes were inferred without: {said}"
+        return found, [] if checks_types else [note]
+    return None, [f"ONNX's shape inference fails on the model, so less can be folded: {said}"]
+
+
+def _forget_sizes_of_elements(graph: onnx.GraphProto) -> None:
+    """Take back the names that inference made up for sizes of the elements of sequences.
+
+    All elements bear the name, whatever their sizes are, and a runtime takes values of one name to be of one size.
+    """
+    told = [info.type for message in _graphs(graph) for info in (*message.input, *message.value_info, *message.output)]
+    elements = [kind for kind in map(_element, told) if kind is not None]
+    sizes = (dim.dim_param for kind in elements for dim in kind.tensor_type.shape.dim)
+    names = {name for name in sizes if name.startswith(MADE_UP)}
+    for kind in (*told, *elements) if names else ():
+        for dim in kind.tensor_type.shape.dim if kind.HasField("tensor_type") else ():
+            if dim.dim_param in names:
+                dim.ClearField("dim_param")
+
+
+def _element(kind: onnx.TypeProto) -> onnx.TypeProto | None:
+    """Return the type of the elements of a sequence, in an optional too; None for what is no sequence."""
+    if kind.HasField("optional_type"):
+        kind = kind.optional_type.elem_type
+    return kind.sequence_type.elem_type if kind.HasField("sequence_type") else None
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(body)
+
+
+def pairs(graph: ir.Graph, message: onnx.GraphProto) -> Iterator[Pair]:
+    """Yield ``graph`` with the message that is it, and so for every body in it."""
+    yield graph, message
+    for node, spelled in zip(graph, message.node, strict=True):
+        yield from _bodies(node, spelled)
+
+
+def _bodies(node: ir.Node, spelled: onnx.NodeProto) -> Iterator[Pair]:
+    messages = {attribute.name: attribute for attribute in spelled.attribute}
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from pairs(attribute.as_graph(), messages[name].g)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for body, message in zip(attribute.as_graphs(), messages[name].graphs, strict=True):
+                yield from pairs(body, message)
