@@ -129,9 +129,34 @@ def _shares(size: Any, parts: Any, like: Any) -> Any:
     return op.Div(op.CastLike(inside, like), op.CastLike(count, like))
 
 
+def _any(x: Any) -> Any:
+    """Any of nothing is False; torch's own takes the maximum, which of nothing is ONNX's lowest integer: True."""
+    return _exists(x, None, False)
+
+
+def _any_dim(x: Any, dim: int, keepdim: bool = False) -> Any:
+    return _exists(x, [dim], keepdim)
+
+
+def _any_dims(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    return _exists(x, list(dim or ()) or None, keepdim)
+
+
+def _exists(x: Any, dims: list[int] | None, keepdim: bool) -> Any:
+    holds = op.Cast(x, to=ir.DataType.BOOL)
+    if len(x.shape) == 0:
+        return holds
+    axes = None if dims is None else op.Constant(value_ints=dims)
+    count = op.ReduceSum(op.Cast(holds, to=ir.DataType.INT64), axes, keepdims=keepdim)
+    return op.Greater(count, op.Constant(value_int=0))
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: _instance_norm,
     torch.ops.aten.as_strided.default: _as_strided,
+    torch.ops.aten.any.default: _any,
+    torch.ops.aten.any.dim: _any_dim,
+    torch.ops.aten.any.dims: _any_dims,
 }
 """Those of every opset."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.export.encoder import one_path
 from normdeploy.runtime.float64 import Float64Runner
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.specs import parse
 
 X = np.random.default_rng(0).standard_normal((3, 6, 16)).astype(np.float32)
@@ -79,6 +81,44 @@ def test_an_encoder_returns_what_eager_does_on_both_of_its_paths(norm: bool) -> 
         np.testing.assert_allclose(steady, eager, rtol=1e-4, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(run({"x": X, "mask": mask})["output"], eager, rtol=1e-4, atol=1e-5, err_msg=name)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_an_encoder_returns_zeros_for_a_row_of_one_hidden_token() -> None:
+    """One token leaves no pairs of neighbours to look at, where the padding might start again."""
+    torch.manual_seed(0)
+    module = Encoder(norm=False).eval().requires_grad_(False)
+    x, mask = X[:, :1], np.array([[False], [True], [False]])
+    graph = to_graph(module, parse(["x:N=1..3..4xT=1..6..9x16@f32", "mask:NxT@bool"])).model
+    with torch.inference_mode():
+        eager = module(torch.from_numpy(x), torch.from_numpy(mask)).numpy()
+    assert not eager[1].any()
+    served = OnnxRuntimeRunner(ir.serde.serialize_model(graph).SerializeToString(), threads=1)
+    for run in (Float64Runner(graph), served):
+        np.testing.assert_allclose(run({"x": x, "mask": mask})["output"], eager, rtol=1e-4, atol=1e-5)
+
+
+class Anywhere(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        later = x[:, 1:] > 0
+        return {
+            "all": later.any(),
+            "dim": later.any(1),
+            "kept": later.any(-1, keepdim=True),
+            "dims": torch.any(later, (0, 1)),
+            "floats": torch.any(x[:, 1:], 1),
+            "scalar": later.sum().any(),
+        }
+
+
+def test_any_of_nothing_is_false() -> None:
+    graph = to_graph(Anywhere().eval(), parse(["x:N=1..2..4xT=1..3..9@f32"])).model
+    served = OnnxRuntimeRunner(ir.serde.serialize_model(graph).SerializeToString(), threads=1)
+    for x in (X[0, :2, :1], X[0, :4, :3], np.zeros((2, 3), np.float32), -np.ones((1, 1), np.float32)):
+        for run in (Float64Runner(graph), served):
+            got = run({"x": x})
+            for name, expected in Anywhere()(torch.from_numpy(x)).items():
+                assert (got[name].dtype, got[name].shape) == (np.dtype(bool), tuple(expected.shape)), name
+                np.testing.assert_array_equal(got[name], expected.numpy(), err_msg=name)
 
 
 class Quantized(nn.Module):
