@@ -196,7 +196,7 @@ def _reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError("the model file does not exist", where=str(path), fix="give an ONNX file") from error
+        raise InputError("the model file does not exist", where=str(path), fix="check its path") from error
     except OSError as error:
         raise InputError(f"the model file cannot be read: {error.strerror}", where=str(path)) from error
     except Exception as error:  # protobuf and onnx_ir raise many kinds for bytes that are no model

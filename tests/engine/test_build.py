@@ -254,8 +254,9 @@ def test_a_damaged_model_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(InputError):
         build(tmp_path / "model.onnx", SPECS)
-    with pytest.raises(InputError, match="the model file does not exist"):
-        build(tmp_path / "missing.onnx", SPECS)
+    with pytest.raises(InputError, match="the model file does not exist") as caught:
+        build(tmp_path / "missing", SPECS)  # a bundle or an ONNX file: nothing tells which was meant
+    assert caught.value.fix == "check its path"
 
 
 def test_options_out_of_range_are_refused() -> None:

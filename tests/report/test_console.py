@@ -55,7 +55,7 @@ def test_the_worst_output_stands_with_its_bound() -> None:
     assert "first module outside the bound: layers.3.conv" in text
     row = next(line.split() for line in text.splitlines() if "max" in line and "boxes" in line)
     assert row[-3:] == ["2e-07", "0.0009", "1.75e-06"]
-    assert "smallest k that passes: 4,495" in text  # (9e-4 − 8 ε) / 2e-7
+    assert "smallest k that passes the runtime: 4,495" in text  # (9e-4 − 8 ε) / 2e-7
 
 
 def test_a_noisy_machine_is_warned_of() -> None:
