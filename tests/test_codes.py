@@ -8,6 +8,8 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 from test_lean_import import HEAVY, loaded
 
@@ -64,6 +66,20 @@ def test_a_file_of_that_name_is_a_model(
     (tmp_path / "NF001").write_bytes(b"no model")
     assert cli.main(["explain", "NF001"]) == InputError.exit_code
     assert "NF001" in capsys.readouterr().err
+
+
+def test_the_codes_of_a_model_lead_to_their_pages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[2,3,8,8] x) => (float[2,3,8,8] y)
+        <float[3] k = {1, 2, 3}> { s = Sigmoid (x)  n = BatchNormalization (s, k, k, k, k)  y = Sigmoid (n) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    assert cli.main(["fold", str(tmp_path / "in.onnx"), "--out", str(tmp_path / "out.onnx")]) == 0
+    assert "[NF001" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert cli.main(["explain", str(tmp_path / "out.onnx")]) == 0
+    advised = re.findall(r"normdeploy explain (NF\d{3}): (.*)", capsys.readouterr().out)
+    assert advised
+    for code, title in advised:
+        assert cli.main(["explain", code]) == 0
+        assert capsys.readouterr().out.startswith(f"{code}  {title}\n")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
