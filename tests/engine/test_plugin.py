@@ -37,6 +37,14 @@ CASES: dict[str, tuple[dict[str, Any], Norm]] = {
         {"dtype": "float32", "shape": [3, 5, 32, 32], "axes": 2},
         Norm(1024, 1e-6, residual=True, keep_sum=True, **STORED),
     ),
+    "LayerNorm, one element for all": (
+        {"dtype": "float16", "shape": [2, 768], "weights": [1]},
+        Norm(768, 1e-6, "float16", uniform=True, **STORED),
+    ),
+    "LayerNorm, float32 weights of 16 bits": (
+        {"dtype": "bfloat16", "shape": [2, 768], "weight": "float32"},
+        Norm(768, 1e-6, "bfloat16"),
+    ),
     "LayerNormQuantize": (
         {"dtype": "float16", "shape": [9, 512], "to": 3},
         Norm(512, 1e-6, "float16", output="int8", **STORED),
@@ -48,7 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], Norm]] = {
 @pytest.mark.parametrize("tactic", [1, 2])
 def test_a_plugin_hands_over_the_tested_kernel(name: str, tactic: int) -> None:
     job, norm = CASES[name]
-    got = validated(name=name, tactic=tactic, **job)
+    got = validated(name=name.partition(",")[0], tactic=tactic, **job)
     path = tiles(norm, 90)[:tactic][-1]
     rows = 1
     for size in job["shape"][: -job.get("axes", 1)]:
@@ -65,6 +73,11 @@ def test_outputs_have_the_types_of_onnx() -> None:
     assert validated(name="LayerNormQuantize", **CASES["LayerNormQuantize"][0])["outputs"] == ["INT8"]
     fp8 = CASES["LayerNormQuantize"][0] | {"to": 17}
     assert validated(name="LayerNormQuantize", **fp8)["outputs"] == ["FP8"]
+
+
+def test_float32_weights_go_with_16_bits() -> None:
+    taken = validated(name="LayerNorm", **CASES["LayerNorm, float32 weights of 16 bits"][0])["types"]
+    assert taken == [["HALF", "FLOAT", "FLOAT", "HALF"], ["BF16", "FLOAT", "FLOAT", "BF16"]]
 
 
 def test_types_go_together() -> None:

@@ -44,6 +44,11 @@ CASES: dict[str, tuple[dict[str, Any], Norm, int]] = {
         Norm(768, 2.0**-10, "bfloat16"),
         1,
     ),
+    "LayerNorm of one element for all": (
+        {"types": ["float16"] * 4, "shapes": [[1, 768], [1], [1]]},
+        Norm(768, 2.0**-10, "float16", uniform=True, **STORED),
+        1,
+    ),
     "RMSNorm": (
         {"types": ["bfloat16"] * 3, "shapes": [[1, 512], [512]]},
         Norm(512, 2.0**-10, "bfloat16", centre=False, gamma="storage", beta="none"),

@@ -66,10 +66,10 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     _tensor.SymIntExpr._exprBuilder = Builder()
     kind = getattr(trt, job["dtype"])
     shapes = {"x": job["shape"], "residual": job["shape"], "scale": []}
-    row = job["shape"][len(job["shape"]) - job["axes"] :]
+    row = job.get("weights", job["shape"][len(job["shape"]) - job["axes"] :])
+    kinds = {"scale": trt.float32} | {name: getattr(trt, job.get("weight", job["dtype"])) for name in ("gamma", "beta")}
     inputs = [
-        described(shapes.get(name, row), trt.float32 if name == "scale" else kind, job["axes"])
-        for name in registered.input_tensor_names
+        described(shapes.get(name, row), kinds.get(name, kind), job["axes"]) for name in registered.input_tensor_names
     ]
     attributes = {"epsilon": job["eps"], "axis": -job["axes"]} | ({"to": job["to"]} if "to" in job else {})
     outputs = registered.register_func(*inputs, **attributes)
