@@ -15,6 +15,7 @@ INSTALLED := $(VENV)/.installed
 REAL := .venv-real
 RAY := .venv-ray
 export NORMDEPLOY_CACHE := $(CURDIR)/.venv-triton
+GPU := .venv-gpu
 # The demo builds an engine where TensorRT-RTX is installed. Asked when the recipe runs: the install comes before it.
 ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --engine)
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
@@ -35,10 +36,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-gpu: $(INSTALLED)
-	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-		{ echo "no NVIDIA GPU that torch can use: run this on a machine with one" >&2; exit 3; }
-	$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)
+# onnxruntime and onnxruntime-gpu do not share an environment, so this has its own. It is never green by skipping.
+test-gpu:
+	@nvidia-smi -L >/dev/null 2>&1 || { echo "no NVIDIA GPU: run this on a machine with one" >&2; exit 3; }
+	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[export,gpu,rtx,test]' || exit 3
+	@$(GPU)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "torch cannot use the GPU: a build for CUDA is needed" >&2; exit 3; }
+	NORMDEPLOY_GPU=1 $(GPU)/bin/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)
+	@test -e out/digits_resnet/manifest.json || $(MAKE) demo
+	$(GPU)/bin/python -m pytest --normdeploy out/digits_resnet --device cuda
 
 test-report: $(INSTALLED)
 	test -x .venv-chromium/chromium || scripts/fetch_chromium.sh
@@ -62,7 +69,7 @@ soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py out/digits_resnet --seconds $(or $(SECONDS),600) $(SOAK_ARGS)
 
 clean:
-	rm -rf $(VENV) $(REAL) $(RAY) $(NORMDEPLOY_CACHE) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(REAL) $(RAY) $(GPU) $(NORMDEPLOY_CACHE) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 means float32, for every library; before any is loaded
 
@@ -36,6 +37,7 @@ from torch import nn
 
 from normdeploy.bench.timers import interleave
 from normdeploy.checkpoint import load
+from normdeploy.cli.options import EagerOptions, ParityOptions, listed
 from normdeploy.disk import write_file
 from normdeploy.engine import BACKENDS, build
 from normdeploy.engine.gpu import find
@@ -43,8 +45,10 @@ from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
 from normdeploy.export import arguments, bind_inputs, flatten_outputs, to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.compare import measure
-from normdeploy.parity.feeds import random_feeds
+from normdeploy.parity.feeds import Feed, random_feeds
 from normdeploy.parity.verdict import Criteria, judge
+from normdeploy.pipeline.source import app_dir_of, feeds_for, specs_of
+from normdeploy.pipeline.source import load as load_source
 from normdeploy.precision import Precision, to_precision
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.placement import placed
@@ -65,6 +69,7 @@ class Subject:
     name: str
     module: nn.Module
     specs: tuple[TensorSpec, ...]
+    feeds: tuple[Feed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def artefacts(subject: Subject, precision: Precision, graph: ir.Model, folder: P
 
 def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], seconds: float) -> list[Row]:
     """A row for each artefact in ``made``; the first is what the others are timed against."""
-    feeds = random_feeds(subject.specs)
+    feeds = subject.feeds or random_feeds(subject.specs)
     baseline: Runner | None = None
     rows: list[Row] = []
     for name, make in made:
@@ -201,10 +206,33 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=2.0, help="time that each comparison of latency gets")
     parser.add_argument("--model", help="module:factory of a checkpoint of your own, instead of the digit networks")
-    parser.add_argument("--app-dir", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--input", nargs="+", default=[])
+    for name in ("app-dir", "weights"):
+        parser.add_argument(f"--{name}", type=Path)
+    for name in ("weights-key", "strip-prefix", "add-prefix"):
+        parser.add_argument(f"--{name}")
+    for name in ("model-arg", "rename", "ignore-unexpected", "allow-missing", "trust", "input", "input-value", "data"):
+        parser.add_argument(f"--{name}", action="append", default=[])
+    parser.add_argument("--output-names", default="")
+    parser.add_argument("--force-eval", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
+
+
+def given(asked: argparse.Namespace) -> Subject:
+    """Return the checkpoint that is named as for ``normdeploy export``, with its feeds."""
+    eager = EagerOptions(**{name: _plain(getattr(asked, name)) for name in EagerOptions.__dataclass_fields__})
+    parity = ParityOptions(
+        input=tuple(asked.input), input_value=tuple(asked.input_value), output_names=asked.output_names,
+        data=tuple(asked.data), seed=asked.seed,
+    )  # fmt: skip
+    source = eager.source()
+    specs, module = specs_of(parity.inputs(), listed(asked.output_names)), load_source(asked.model, source).module
+    feeds = feeds_for(specs, parity.data, parity.seed, app_dir_of(source), module)
+    return Subject(asked.model, module, specs, feeds)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def main() -> int:
@@ -215,8 +243,7 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False
     subjects = list(digits())
     if arguments.model:
-        module = load(arguments.model, app_dir=arguments.app_dir, weights=arguments.weights).module
-        subjects = [Subject(arguments.model, module, parse(arguments.input))]
+        subjects = [given(arguments)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for subject in subjects:

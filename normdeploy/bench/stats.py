@@ -57,6 +57,7 @@ class Comparison:
         fold_low: lower end of that ratio's 95 % confidence interval.
         fold_high: its upper end.
         processes: fresh processes that were measured in.
+        compiled: latency of what torch.compile makes of the module; None where it was not measured.
     """
 
     eager: Latency
@@ -73,6 +74,7 @@ class Comparison:
     fold_low: float | None = None
     fold_high: float | None = None
     processes: int = 1
+    compiled: Latency | None = None
 
 
 def latency(runner: str, samples_ms: Sequence[float]) -> Latency:
@@ -163,20 +165,21 @@ def over_processes(
 ) -> Comparison:
     """Return the comparison of what was measured in several processes.
 
-    ``samples`` has milliseconds by row, ``eager``, ``deployed`` and, where it was measured, ``unfolded``, for each
-    process; the i-th ones of a process belong to one round. ``names`` says what the runners are called.
+    ``samples`` has milliseconds by row, ``eager``, ``deployed`` and, where they were measured, ``unfolded`` and
+    ``compiled``, for each process; the i-th ones of a process belong to one round. ``names`` says what the runners are
+    called.
     """
     runs = {row: latency(names[row], [time for process in samples for time in process[row]]) for row in samples[0]}
     by_eager = [(process["eager"], process["deployed"]) for process in samples]
     ratio, low, high = hierarchical_interval(by_eager, seed=seed)
     noisy, note = _reading(min(len(process["deployed"]) for process in samples), ratio, low, high)
     made = Comparison(runs["eager"], runs["deployed"], ratio, low, high, noisy, note, threads, feed)
+    made = replace(made, processes=len(samples), compiled=runs.get("compiled"))
     if "unfolded" not in runs:
-        return replace(made, processes=len(samples))
+        return made
     fold = hierarchical_interval([(process["unfolded"], process["deployed"]) for process in samples], seed=seed)
     return replace(
         made, unfolded=runs["unfolded"], fold_ratio=fold[0], fold_low=fold[1], fold_high=fold[2],
-        processes=len(samples),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from normdeploy.cli.options import (
     Target,
     Where,
     byte_count,
+    counts,
     listed,
     named,
     share,
@@ -352,6 +353,8 @@ def bench(
     seconds: float = 2.0,
     threads: int | None = None,
     processes: int = 3,
+    batch: str = "",
+    compare: Literal["torch.compile"] | None = None,
     against: Path | None = None,
     fail_above: str = "5%",
     where: Where = Where(),
@@ -370,6 +373,8 @@ def bench(
         seconds: to measure for.
         threads: of each runner; by default one core is left to the rest of the machine.
         processes: fresh ones to measure in, which share the seconds.
+        batch: sizes of the inputs' first dimension to measure at, one after another, e.g. 1,8,64.
+        compare: what else to measure beside it.
         against: an older report.json, or its folder; exit 1 where this is slower than it.
         fail_above: slower by how much.
         bundle: that the servers at the URLs serve; it is measured in this process too.
@@ -390,15 +395,23 @@ def bench(
         output.layernorms(file, times, talk)
         return 0
     limit = share(fail_above)
+    sizes: list[int | None] = [*counts(batch, "--batch")] or [None]
+    if compare is not None and model is None:
+        raise InputError("torch.compile needs the module", where=f"--compare {compare}", fix="give --model as well")
+    if against is not None and batch:
+        raise InputError("an older report has one size", where="--against --batch", fix="give one of them")
     with output.working(talk) as progress:
         before = None if against is None else pipeline.report_of(against)
-        measured = pipeline.bench(
-            artefact, model, input, seconds=seconds, threads=threads, processes=processes,
-            placement=where.placement(), progress=progress, **eager.source(),
-        )  # fmt: skip
-    output.latency(measured, talk)
+        measured = {
+            size: pipeline.bench(
+                artefact, model, input, seconds=seconds, threads=threads, processes=processes, batch=size,
+                compiled=compare is not None, placement=where.placement(), progress=progress, **eager.source(),
+            )
+            for size in sizes
+        }  # fmt: skip
+    output.latencies(measured, talk)
     if before is not None:
-        pipeline.require_as_fast(before, measured, limit)
+        pipeline.require_as_fast(before, next(iter(measured.values())), limit)
     return 0
 
 

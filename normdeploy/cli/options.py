@@ -205,6 +205,14 @@ def byte_count(text: str) -> int:
     raise InputError("no such amount of memory", where=f"--max-memory {text}", fix="write e.g. 500MB or 2GB")
 
 
+def counts(text: str, option: str) -> list[int]:
+    """Return the whole numbers of ``1,8,64``; InputError for others."""
+    parts = listed(text)
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError("no whole numbers of 1 or more", where=f"{option} {text}", fix=f"write e.g. {option} 1,8,64")
+    return [int(part) for part in parts]
+
+
 def listed(text: str) -> tuple[str, ...]:
     """Return the parts of ``86,89,120``."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from textwrap import fill
@@ -285,6 +285,15 @@ def layernorms(file: Path, times: Sequence[Times], talk: Talk) -> None:
         table.add_row(each.operator, each.dtype, f"{each.features:,}", f"{each.rows:,}", *medians, ratio)
     _console(sys.stdout).print(table)
     print(plain(str(file)))
+
+
+def latencies(measured: Mapping[int | None, Comparison | Latency], talk: Talk) -> None:
+    """Latencies by the size of a batch; one alone, at the usual size, as :func:`latency` shows it."""
+    if talk.json and None not in measured:
+        document({str(size): each for size, each in measured.items()})
+        return
+    for each in measured.values():
+        latency(each, talk)
 
 
 def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:

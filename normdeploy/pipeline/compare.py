@@ -250,6 +250,8 @@ def bench(
     seconds: float = 2.0,
     threads: int | None = None,
     processes: int = PROCESSES,
+    batch: int | None = None,
+    compiled: bool = False,
     placement: Placement = CPU,
     progress: Progress | None = None,
     **source: Unpack[Source],
@@ -259,7 +261,8 @@ def bench(
     It is a bundle, or an ONNX file or a plan, which need ``inputs`` outside a bundle. Without ``model`` it is measured
     alone: the factory that its manifest names is code, and code runs only where the user names it. ``threads`` are each
     runner's; None leaves one core to the rest of the machine. ``processes`` fresh ones share the ``seconds``; a plan is
-    measured in this one, without an unfolded graph.
+    measured in this one, without an unfolded graph. ``batch`` is the size of the inputs' first dimension in place
+    of the usual one, ``compiled`` a row more for torch.compile.
 
     Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
     """
@@ -271,7 +274,7 @@ def bench(
         raise InputError("this cannot be measured", where=given, fix=fix)
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source), placement=placement)
-        feed = opened.usual_feed()
+        feed = opened.usual_feed() if batch is None else opened.batch_feed(batch)
         opened.runner(feed.arrays)  # in its own process, which has limits, before it is timed in one without
         module = None if model is None else load_beside(opened.specs, model, source).module
     with stages("latency"):
@@ -283,7 +286,7 @@ def bench(
         with written(opened.graph) as path, written(_exported(module, opened)) as unfolded:
             job = Job(
                 model, plain(source), tuple(opened.texts()), str(path), str(unfolded), dict(opened.options), threads,
-                seconds, 0, placement.as_json(),
+                seconds, 0, placement.as_json(), compiled,
             )  # fmt: skip
             return measured(job, feed, processes)
 

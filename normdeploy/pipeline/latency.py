@@ -21,7 +21,7 @@ from normdeploy import child, errors
 from normdeploy.bench.stats import FEWEST, Comparison, over_processes
 from normdeploy.bench.timers import take_rounds
 from normdeploy.bundle import golden
-from normdeploy.errors import NormdeployError, VerdictError
+from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.source import Source, load
 from normdeploy.runtime.eager import EagerRunner
@@ -49,6 +49,7 @@ class Job:
         seconds: to measure for.
         seed: of the order within rounds.
         placement: where all of them run.
+        compiled: measure what torch.compile makes of the module, too.
     """
 
     model: str | None
@@ -61,6 +62,7 @@ class Job:
     seconds: float
     seed: int
     placement: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
 
 def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
@@ -79,6 +81,7 @@ def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
             (folder / _JOB).write_text(json.dumps(asked))
             samples.append(_run(folder))
     names = {"eager": "eager", "unfolded": "onnxruntime, unfolded", "deployed": "onnxruntime"}
+    names["compiled"] = "torch.compile"
     return over_processes(samples, names, threads=job.threads, feed=feed.name, seed=job.seed)
 
 
@@ -131,13 +134,25 @@ def _measure(folder: Path) -> dict[str, Any]:
     if job.model is not None:
         source: Any = job.source
         with chdir(asked["here"]):  # the factory is found, and finds its own files, where the command was started
-            module = load(job.model, source).module
-        runners["eager"] = EagerRunner(module, parse(job.inputs), placement=placement)
+            module, specs = load(job.model, source).module, parse(job.inputs)
+        runners["eager"] = EagerRunner(module, specs, placement=placement)
+        if job.compiled:
+            runners["compiled"] = _compiled(EagerRunner(module, specs, placement=placement, compiled=True), feed)
     for row, path in (("unfolded", job.unfolded), ("deployed", job.deployed)):
         if path is not None:
             runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options, placement=placement)
     samples = take_rounds(runners, feed, threads=job.threads, seconds=job.seconds, seed=job.seed, fewest=FEWEST)
     return {"samples": samples}
+
+
+def _compiled(runner: EagerRunner, feed: Feed) -> EagerRunner:
+    """Return ``runner`` once it has compiled; UnavailableError where it cannot be, as without a C++ compiler."""
+    try:
+        runner(feed.arrays)
+    except InputError as error:
+        fix = "install a C++ compiler, or leave --compare out"
+        raise UnavailableError(f"torch.compile cannot run the module: {error.what}", fix=fix) from error
+    return runner
 
 
 def main() -> None:

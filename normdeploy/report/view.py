@@ -174,8 +174,9 @@ def _of_runtime(verdict: Verdict) -> str:
 
 
 def rows_of(latency: Comparison) -> list[Latency]:
-    """Return the latencies that were measured: eager, the unfolded graph, the deployed one."""
-    return [run for run in (latency.eager, latency.unfolded, latency.deployed) if run is not None]
+    """Return the latencies that were measured: eager, torch.compile, the unfolded graph, the deployed one."""
+    runs = (latency.eager, latency.compiled, latency.unfolded, latency.deployed)
+    return [run for run in runs if run is not None]
 
 
 def fold_ratio(latency: Comparison) -> str:

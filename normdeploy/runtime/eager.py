@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ class EagerRunner:
         emulate: for 16 bits, round weights and results of the float32 module instead of running it in ``dtype``.
         weights: what becomes of each parameter and buffer, where casting to ``dtype`` is not it.
         placement: a copy of the module runs there; a CPU's is the module itself.
+        compiled: run what ``torch.compile`` makes of it.
 
     Raises:
         InputError: the specs do not fit forward, or forward raises.
@@ -56,6 +57,7 @@ class EagerRunner:
         emulate: bool = False,
         weights: Convert | None = None,
         placement: Placement = CPU,
+        compiled: bool = False,
     ) -> None:
         bind_inputs(module, specs)
         self._device = placement.device
@@ -63,6 +65,7 @@ class EagerRunner:
             module = on_device(module, placement)
         self._module, self._specs, self._dtype, self._threads = module, specs, dtype, threads
         self._emulate, self._outputs = emulate, tuple[str, ...]()
+        self._call: Callable[..., Any] = torch.compile(module, dynamic=False) if compiled else module
         self._held = {} if dtype is None else converted(module, weights or _conversion(dtype, emulate))
         self.widened = 0
         self.name = "eager" if dtype is None else f"eager {str(dtype).removeprefix('torch.')}"
@@ -90,7 +93,7 @@ class EagerRunner:
             cast = {name: tensor.to(self._device) for name, tensor in cast.items()}
             args, kwargs = arguments(self._module, self._specs, cast)
             with swapped(self._module, self._held), torch.inference_mode(), self._width():
-                result = self._module(*args, **kwargs)
+                result = self._call(*args, **kwargs)
         except NormdeployError:
             raise
         except Exception as error:
