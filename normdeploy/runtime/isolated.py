@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from normdeploy import child, errors
+from normdeploy.disk import uninterrupted
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.runtime.onnxruntime import require_installed
 from normdeploy.runtime.placement import CPU, Placement
@@ -65,12 +66,13 @@ class IsolatedRunner:
         require_installed()
         self.name = "onnxruntime"
         self._where, self.path, self._seconds = where or str(model), model, patience(model)
-        self._folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
-        with (self._folder / "stderr.txt").open("w") as stderr:
-            self._process = child.start(
-                "normdeploy.runtime.session_worker", folder=self._folder, stderr=stderr, stdin=child.PIPE
-            )
-        self._end = weakref.finalize(self, _end, self._process, self._folder)
+        with uninterrupted():  # until it is known that the process and its folder have to go
+            self._folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
+            with (self._folder / "stderr.txt").open("w") as stderr:
+                self._process = child.start(
+                    "normdeploy.runtime.session_worker", folder=self._folder, stderr=stderr, stdin=child.PIPE
+                )
+            self._end = weakref.finalize(self, _end, self._process, self._folder)
         opened = self._ask(
             open=str(model.resolve()), threads=threads, placement=placement.as_json(), options=dict(options or {}),
             where=where,
@@ -153,15 +155,16 @@ def patience(model: Path) -> float:
 
 
 def _end(process: child.Process, folder: Path) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                continue
-    shutil.rmtree(folder, ignore_errors=True)
+    with uninterrupted():
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(folder: Path, arrays: Sequence[np.ndarray]) -> list[str]:

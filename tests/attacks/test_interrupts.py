@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from normdeploy.__main__ import main as process
+from normdeploy.bundle import load_bundle
 from normdeploy.cli import main, output
 from normdeploy.disk import WRITTEN
 
@@ -38,6 +43,7 @@ def interrupted(seconds: float, *arguments: str) -> tuple[int, str]:
         child = os.fork()
         if child == 0:
             code = 99
+            inherited = set(weakref.finalize._registry)  # type: ignore[attr-defined]  # those of the tests' own process
             try:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
@@ -49,6 +55,8 @@ def interrupted(seconds: float, *arguments: str) -> tuple[int, str]:
                 code = process()
                 sys.stderr.flush()
             finally:
+                for end in [each for each in weakref.finalize._registry if each not in inherited]:  # type: ignore[attr-defined]
+                    end()  # as the interpreter does when it ends
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         said.seek(0)
@@ -100,3 +108,84 @@ def test_an_interrupt_after_the_last_rename_says_what_was_written(capsys: pytest
     assert guard.code == 130
     assert capsys.readouterr().err == "interrupted; before that out/model.plan was written, whole\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+SOURCE = ["--app-dir", ".", "--model", "interrupted_nets:net"]
+INPUT = ["--input", "input:N=1..2..4x4"]
+EXPORT = ["export", *SOURCE, *INPUT, "--no-bench", "--out"]
+COMMANDS = {
+    "export": [*EXPORT, "made"],
+    "verify": ["verify", "bundle", *SOURCE],
+    "bench": ["bench", "bundle", "--seconds", "0.5"],
+    "bench of a file": ["bench", "bundle/model.onnx", "--seconds", "0.5", *INPUT],
+    "judge": ["judge", "bundle", "--k", "3"],
+}
+FEW = int(os.environ.get("MOMENTS", "3"))
+"""Moments of each command; MOMENTS=40 looks closer."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network and its bundle, and everything imported that the commands need."""
+    folder = tmp_path_factory.mktemp("interrupts")
+    (folder / "temporary").mkdir()
+    (folder / "interrupted_nets.py").write_text(
+        "import torch\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Linear(4, 4)\n"
+    )
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main([*EXPORT, "bundle"]) == 0
+        assert main(COMMANDS["verify"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupt_leaves_nothing_of_any_command(name: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(exported)
+    monkeypatch.setattr(tempfile, "tempdir", str(exported / "temporary"))
+    there = {"interrupted_nets.py", "bundle", "temporary", "__pycache__"}
+    begin = time.monotonic()
+    code, said = interrupted(60, *COMMANDS[name])
+    whole = time.monotonic() - begin
+    assert code == 0, said
+    shutil.rmtree(exported / "made", ignore_errors=True)
+    codes = []
+    for moment in range(1, FEW + 1):
+        code, said = interrupted(whole * moment / (FEW + 1), *COMMANDS[name])
+        codes.append(code)
+        assert code in (0, 130), said
+        assert said.count("interrupted; ") == (code == 130), said
+        assert "Traceback" not in said
+        assert "error: " not in said
+        made = {"made"} if name == "export" and (code == 0 or "was written, whole" in said) else set()
+        assert {path.name for path in exported.iterdir()} | {"__pycache__"} == there | made
+        shutil.rmtree(exported / "made", ignore_errors=True)
+        assert [*(exported / "temporary").iterdir()] == []
+    assert 130 in codes
+
+
+def test_an_interrupt_of_loading_a_bundle_is_one_and_leaves_nothing(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(exported / "temporary"))
+    begin = time.monotonic()
+    load_bundle(exported / "bundle")
+    whole = time.monotonic() - begin
+    caught = 0
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+    for moment in range(1, FEW + 1):
+        before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, whole * moment / (FEW + 1))
+        try:
+            load_bundle(exported / "bundle")
+        except KeyboardInterrupt:
+            caught += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        gc.collect()
+        assert [*(exported / "temporary").iterdir()] == []
+    assert caught
