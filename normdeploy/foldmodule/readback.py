@@ -102,23 +102,22 @@ class Readback:
         """Return what makes of the module the ``folded`` graph; what it cannot express is in ``refusals``."""
         self.refusals, self._votes, self._norms, self._gone = {}, {}, defaultdict(dict), defaultdict(set)
         after = {str(node.name): node for node in folded.graph.all_nodes()}
-        self._require_known(after, ledger)
+        self._require_known(ledger)
         for node in self.before.graph.all_nodes():
-            self._compare(node, after, ledger)
+            self._compare(node, after)
         return self._recipe()
 
     # -- one operator --------------------------------------------------------------------------
 
-    def _require_known(self, after: Mapping[str, ir.Node], ledger: Ledger) -> None:
+    def _require_known(self, ledger: Ledger) -> None:
         """Refuse norms that the fold recognised in operators that are spelled out: forward spells them as ever."""
-        del after
         known = {str(node.name): node for node in self.before.graph.all_nodes()}
         for entry in ledger:
             node = known.get(entry.node)
             if entry.outcome == "reduced" and entry.norm and (node is None or operator(node) != entry.kind):
                 self._refuse(entry.node, "NT003", "it is spelled out in the code of forward")
 
-    def _compare(self, node: ir.Node, after: Mapping[str, ir.Node], ledger: Ledger) -> None:
+    def _compare(self, node: ir.Node, after: Mapping[str, ir.Node]) -> None:
         name, now = str(node.name), after.get(str(node.name))
         rest = [other for key, other in after.items() if key.startswith(f"{name}/")]
         if now is not None and (operator(now) != operator(node) or _attributes(now) != _attributes(node)):
