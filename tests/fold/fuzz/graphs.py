@@ -24,6 +24,8 @@ Shape = tuple[int, ...]
 Shapes = tuple[Shape, Shape]
 """The shape at each of the two settings."""
 
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+
 CELLS = 3000
 """Most elements of a value: a graph must run in a millisecond."""
 
@@ -62,12 +64,13 @@ def _between(low: int, high: int) -> st.SearchStrategy[int]:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph; ``constant`` where it always holds the same numbers."""
+    """A tensor of the graph; ``constant`` where it always holds the same numbers, ``wrap`` where it is none itself."""
 
     name: str
     shapes: Shapes
     dtype: int
     constant: bool = False
+    wrap: str = ""  # "sequence" or "optional" of tensors of this dtype
 
     @property
     def rank(self) -> int:
@@ -85,6 +88,19 @@ class Value:
         return self.shapes[0] == self.shapes[1]
 
 
+@dataclass
+class Body:
+    """What stands inside an If, a Loop or a Scan."""
+
+    nodes: list[onnx.NodeProto]
+    constants: dict[str, onnx.TensorProto]
+    around: list[Value]
+
+    def makes(self, value: Value) -> bool:
+        """Whether a node in here makes ``value``."""
+        return any(value.name in node.output for node in self.nodes)
+
+
 class Graph:
     """What was put together so far."""
 
@@ -97,6 +113,11 @@ class Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.weights: list[Value] = []
         self.exposed: list[Value] = []
+        self.functions: dict[str, onnx.FunctionProto] = {}
+        self.domains: set[str] = set()
+        self.declared: list[Value] = []
+        self.depth = 0
+        self.plain = False  # of operators of ONNX on tensors alone
         self._focus: Value | None = None
         self.positive = d.odds(40)  # the scales of maps, which pass MaxPool and Relu then
         self._seed, self._count = d.int(0, 9999), 0
@@ -113,7 +134,7 @@ class Graph:
         value = Value(self.name("x"), shapes, self.dtype if dtype is None else dtype)
         self.inputs.append(value)
         self.symbols[value.name] = list(dims)
-        if value.dtype != TensorProto.INT64:
+        if value.dtype not in (TensorProto.INT64, TensorProto.BOOL):
             self.values.append(value)
         return value
 
@@ -142,6 +163,30 @@ class Graph:
         finally:
             self._focus = before
 
+    @contextmanager
+    def inside(self) -> Iterator[Body]:
+        """Let what comes next stand in a body, which sees all that is around it and holds its own constants or none."""
+        kept = self.nodes, self.values, self.exposed, self.constants, self.weights, self._focus
+        body = Body([], {} if self.d.odds(50) else self.constants, list(self.values))
+        self.nodes, self.values, self.exposed = body.nodes, list(self.values), []
+        self.constants, self.weights, self._focus = body.constants, list(self.weights), None
+        self.depth += 1
+        try:
+            yield body
+        finally:
+            if body.constants is self.constants and body.constants is kept[3]:
+                body.constants = {}
+            self.nodes, self.values, self.exposed, self.constants, self.weights, self._focus = kept
+            self.depth -= 1
+
+    def wrapped(self, op: str, inputs: Sequence[Value | None], dtype: int, wrap: str, **attributes: Any) -> Value:
+        """Put a node at the end that makes a sequence or an optional."""
+        value = Value(self.name("q"), ((), ()), dtype, wrap=wrap)
+        names = [item.name if item is not None else "" for item in inputs]
+        attributes = {key: item for key, item in attributes.items() if item is not None}
+        self.nodes.append(helper.make_node(op, names, [value.name], name=self.name(op.lower()), **attributes))
+        return value
+
     def emit(
         self,
         op: str,
@@ -164,7 +209,7 @@ class Graph:
         name = "" if self.d.odds(5) else self.name(op.lower())
         self.nodes.append(helper.make_node(op, names, [out.name for out in outs], name=name, **attributes))
         for out in reversed(outs):
-            (self.values if out.dtype not in (TensorProto.INT64, TensorProto.INT8) else self.exposed).append(out)
+            (self.values if out.dtype in FLOATS else self.exposed).append(out)
         if self._focus is not None and outs[0] in self.values:
             self._focus = outs[0]
         return outs[0]
@@ -273,6 +318,17 @@ class Graph:
             return {name: list(values)}
         inputs.append(self.ints(values))
         return {}
+
+
+def reads(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The names that ``nodes`` read, those in their bodies included."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.input)
+        for attr in node.attribute:
+            if attr.HasField("g"):
+                found |= reads(attr.g.node) | {info.name for info in attr.g.output}
+    return found
 
 
 def numpy_dtype(dtype: int) -> np.dtype[Any]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import movers
+import numpy as np
 import products
 import recurrent
+import sequences
 import weighted
-from graphs import Graph, Unfit, Value, broadcast, each
+from graphs import Graph, Unfit, Value, broadcast, each, numpy_dtype
 from weighted import need
 
 Maker = Callable[[Graph], Value]
@@ -33,7 +35,7 @@ ABSORBERS: Makers = (
     products.einsum,
     products.deform_conv,
 )
-MOVERS: Makers = (
+PLAIN: Makers = (
     movers.unchanged,
     movers.cast,
     *(movers.reshape,) * 2,
@@ -60,6 +62,7 @@ MOVERS: Makers = (
     *(movers.gate,) * 2,
     products.grid_sample,
 )
+MOVERS: Makers = (*PLAIN, *(sequences.sequence,) * 3, sequences.optional)
 
 
 def journey(g: Graph) -> Value:
@@ -89,8 +92,7 @@ def fork(g: Graph) -> Value:
 def join(g: Graph) -> Value:
     """Twin weights whose results are added up or laid side by side, then a map."""
     v = g.pick(lambda v: v.rank >= 2 and v.fixed(1) and v.fixed(v.rank - 1))
-    branches = _twins(g, v) if v.rank > 2 else [_linear(g, v, 3) for _ in range(2)]
-    with g.following(_joined(g, branches)):
+    with g.following(_joined(g, twins_of(g, v))):
         _steps(g, g.d.int(0, 2))
         return fitting(g, MAPS)
 
@@ -118,6 +120,8 @@ def twins(g: Graph) -> Value:
     need(len({part.fixed(axis) for part in parts}) == 1 and parts[0].fixed(axis))
     constant = g.weight((parts[0].shapes[0][axis], *[1] * (rank - axis - 1)), parts[0].dtype)
     op = d.one(["Mul", "Add", "Div"])
+    if op == "Div" and not g.plain:  # by no zero
+        constant = g.store((np.abs(g.numbers(constant.shapes[0])) + 0.25).astype(numpy_dtype(parts[0].dtype)))
     for part in parts[int(d.odds(15)) :]:
         last = g.emit(op, [part, constant], broadcast(part, constant))
     return last
@@ -148,7 +152,14 @@ def fitting(g: Graph, makers: Makers) -> Value:
 
 def _steps(g: Graph, count: int) -> None:
     for _ in range(count):
-        fitting(g, MOVERS)
+        fitting(g, PLAIN if g.plain else MOVERS)
+
+
+def twins_of(g: Graph, v: Value) -> list[Value]:
+    """Convolutions, or linear layers, of one value and one shape; none where it can have none."""
+    if v.rank < 2 or not v.fixed(1) or not v.fixed(v.rank - 1):
+        return []
+    return _twins(g, v) if v.rank > 2 else [_linear(g, v, 3) for _ in range(2)]
 
 
 def _twins(g: Graph, v: Value) -> list[Value]:

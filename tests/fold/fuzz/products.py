@@ -1,4 +1,4 @@
-"""Draws Einsum, Attention, GridSample and DeformConv."""
+"""Draws Einsum, Attention, MultiHeadAttention, GridSample and DeformConv."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ def attention(g: Graph) -> Value:
     extra["scale"] = d.one([None, 0.5])
     heads = {"q_num_heads": keys * share, "kv_num_heads": keys}
     return g.emit("Attention", inputs, each(lambda s: (*s[:2], keys * share * values), v), **heads, **extra)
+
+
+def multi_head_attention(g: Graph) -> Value:
+    """ONNX Runtime's operator: queries, keys and values projected, with a scale on some, with biases inside or not."""
+    d = g.d
+    v = g.pick(lambda v: v.rank == 3 and v.fixed(2) and v.dtype != TensorProto.BFLOAT16)
+    size, heads, width, values = v.shapes[0][2], d.int(1, 2), d.int(1, 2), d.int(1, 3)
+    sizes = (heads * width, heads * width, heads * values)
+    parts = [g.emit("MatMul", [v, matrix(g, (size, n), v.dtype)], each(lambda s, n=n: (*s[:2], n), v)) for n in sizes]
+    for index, part in enumerate(parts):
+        if d.odds(40):
+            constant = g.scalar(d.one([0.5, 2.0, -1.0]), v.dtype) if d.odds(40) else g.weight((sizes[index],), v.dtype)
+            parts[index] = g.emit(d.one(["Mul", "Add"]), [part, constant], part.shapes)
+    inputs: list[Any] = [*parts, g.weight((sum(sizes),), v.dtype)] if d.odds(40) else list(parts)
+    g.domains.add("com.microsoft")
+    extra = {"num_heads": heads, "scale": d.one([None, 0.5])}
+    shapes = each(lambda s: (*s[:2], heads * values), v)
+    y = g.emit("MultiHeadAttention", inputs, shapes, domain="com.microsoft", **extra)
+    if not g.depth:
+        g.declared.append(y)
+    return g.emit("MatMul", [y, matrix(g, (heads * values, 3), v.dtype)], each(lambda s: (*s[:2], 3), y))
 
 
 def grid_sample(g: Graph) -> Value:

@@ -7,8 +7,9 @@ incomplete or leaves float64. Nothing of normdeploy takes part in it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -16,9 +17,11 @@ import onnx.inliner
 import torch
 import torch.nn.functional as F
 from attention64 import Attention
+from customs import TWINS
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_loop import Loop as ReferenceLoop
 from onnx.reference.ops.op_resize import Resize as ReferenceResize
 from recurrence64 import RECURRENT
 from sampling64 import DeformConv, GridSample
@@ -45,14 +48,24 @@ class Truth:
         """The outputs by name, floats in float64."""
         with np.errstate(all="ignore"):
             results = self._evaluator.run(None, dict(feeds))
-        return {name: np.asarray(array) for name, array in zip(self._names, results, strict=True)}
+        return dict(arrays(zip(self._names, results, strict=True)))
+
+
+def arrays(results: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor by name; those of a sequence by number."""
+    for name, result in results:
+        if isinstance(result, list):
+            yield from ((f"{name}[{index}]", np.asarray(item)) for index, item in enumerate(result))
+            yield f"{name}.length", np.array(len(result))
+        else:
+            yield name, np.asarray(result)
 
 
 def widened(proto: onnx.ModelProto, change: Change = _same) -> onnx.ModelProto:
     """A copy of ``proto``, which has no functions, with every float tensor, type and cast in float64."""
     wide = copy.deepcopy(proto)
     _compute_constants(wide.graph, {})
-    _widen(wide.graph, change)
+    _widen(wide.graph, change, _shapes_of_resizes(wide.graph))
     return wide
 
 
@@ -63,6 +76,8 @@ def _compute_constants(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorP
     """What the graph computes from constants alone is rounded to its own dtype, as whoever runs it does."""
     known = {**around, **{tensor.name: tensor for tensor in graph.initializer}}
     for node in graph.node:
+        if node.domain:
+            continue
         if node.op_type == "Constant":
             known[node.output[0]] = node.attribute[0].t
         elif node.op_type in _ARITHMETIC and all(name in known for name in node.input):
@@ -79,7 +94,9 @@ def unshared(proto: onnx.ModelProto) -> onnx.ModelProto:
     copied = copy.deepcopy(proto)
     graph = copied.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    tensors |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    tensors |= {
+        node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant" and not node.domain
+    }
     read: set[str] = set()
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -91,13 +108,24 @@ def unshared(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
-def _widen(graph: onnx.GraphProto, change: Change) -> None:
-    shapes = {name for node in graph.node if node.op_type in ("Resize", "Upsample") for name in node.input[1:]}
+def _shapes_of_resizes(graph: onnx.GraphProto) -> set[str]:
+    """What a Resize reads beside its data, in a body too: a scale that moves makes another shape."""
+    found: set[str] = set()
+    for node in graph.node:
+        found.update(node.input[1:] if node.op_type in ("Resize", "Upsample") and not node.domain else ())
+        for attr in node.attribute:
+            if attr.HasField("g"):
+                found |= _shapes_of_resizes(attr.g)
+    return found
+
+
+def _widen(graph: onnx.GraphProto, change: Change, shapes: set[str]) -> None:
     for tensor in graph.initializer:
         _widen_tensor(tensor, _same if tensor.name in shapes else change)
     for info in (*graph.input, *graph.output):
-        if info.type.tensor_type.elem_type in FLOATS:
-            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+        for kind in (info.type, info.type.sequence_type.elem_type, info.type.optional_type.elem_type):
+            if kind.HasField("tensor_type") and kind.tensor_type.elem_type in FLOATS:
+                kind.tensor_type.elem_type = TensorProto.DOUBLE
     del graph.value_info[:]
     for node in graph.node:
         for attr in node.attribute:
@@ -106,7 +134,7 @@ def _widen(graph: onnx.GraphProto, change: Change) -> None:
             elif node.op_type == "Cast" and attr.name == "to" and attr.i in FLOATS:
                 attr.i = TensorProto.DOUBLE
             for body in (*([attr.g] if attr.HasField("g") else []), *attr.graphs):
-                _widen(body, change)
+                _widen(body, change, shapes)
 
 
 def _widen_tensor(tensor: onnx.TensorProto, change: Change) -> None:
@@ -400,6 +428,56 @@ class GroupNormalization(OpRun):  # type: ignore[misc]
         return (normal * scale + bias,)
 
 
+class MultiHeadAttention(OpRun):  # type: ignore[misc]
+    """ONNX Runtime's contrib operator: heads side by side, softmax((q + b_q) (k + b_k)^T * scale) (v + b_v)."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, *inputs: Any, **_: Any) -> tuple[np.ndarray]:
+        q, k, v, bias, *_rest = (*inputs, None)
+        parts = [q, k, v]
+        if bias is not None:
+            ends = np.cumsum([q.shape[-1], k.shape[-1]])
+            parts = [part + piece for part, piece in zip(parts, np.split(bias, ends), strict=True)]
+        heads = self.num_heads
+        q, k, v = (part.reshape(*part.shape[:2], heads, -1).transpose(0, 2, 1, 3) for part in parts)
+        scores = q @ k.transpose(0, 1, 3, 2) * (getattr(self, "scale", None) or 1 / np.sqrt(q.shape[-1]))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        y = weights / weights.sum(axis=-1, keepdims=True) @ v
+        return (y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1),)
+
+
+class Optional(OpRun):  # type: ignore[misc]
+    """The element itself (onnx's reference wraps it, and hands the wrapping out again)."""
+
+    op_domain = ""
+
+    def _run(self, x: Any = None, **_: Any) -> tuple[Any]:
+        return (x,)
+
+
+class SequenceInsert(OpRun):  # type: ignore[misc]
+    """At a place, counted from the back where it is negative (onnx's reference takes the end for the front)."""
+
+    op_domain = ""
+
+    def _run(self, sequence: Any, item: Any, place: Any = None) -> tuple[list[Any]]:
+        index = len(sequence) if place is None else int(place)
+        index += len(sequence) if index < 0 else 0
+        return ([*sequence[:index], item, *sequence[index:]],)
+
+
+class Loop(ReferenceLoop):  # type: ignore[misc]
+    """The reference lays what the rounds give along an axis that is there; it is a new one."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Any, **attributes: Any) -> Any:
+        with patch.object(np, "vstack", np.stack):
+            return super()._run(*inputs, **attributes)
+
+
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
 OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
-OPERATORS += [LayerNormalization, RMSNormalization, Attention, GridSample, DeformConv, *RECURRENT]
+OPERATORS += [LayerNormalization, RMSNormalization, Attention, MultiHeadAttention, GridSample, DeformConv, *RECURRENT]
+OPERATORS += [Loop, Optional, SequenceInsert, *TWINS]

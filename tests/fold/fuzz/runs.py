@@ -11,7 +11,9 @@ from hypothesis.internal.conjecture.engine import ConjectureRunner
 from strategies import Case, cases
 
 
-def each_case(start: int, count: int, look: Callable[[Case], object], *, shrink: bool = True) -> None:
+def each_case(
+    start: int, count: int, look: Callable[[Case], object], *, shrink: bool = True, plain: bool = False
+) -> None:
     """Let ``look`` see ``count`` graphs, the same ones for the same ``start``; what it raises comes shrunk if asked."""
 
     @seed(start)
@@ -24,7 +26,7 @@ def each_case(start: int, count: int, look: Callable[[Case], object], *, shrink:
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(cases())
+    @given(cases(plain=plain))
     def one(case: Case) -> None:
         look(case)
 

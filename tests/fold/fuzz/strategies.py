@@ -12,14 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import bodies
+import customs
 import movers
 import numpy as np
 import onnx
 import products
+import sequences
 import weighted
-from graphs import Draw, Graph, Shape, Unfit, Value, numpy_dtype
+from functions import with_functions
+from graphs import Draw, Graph, Shape, Unfit, Value, numpy_dtype, reads
 from hypothesis import strategies as st
-from journeys import ABSORBERS, MAPS, MOVERS, Makers, diamond, fitting, fork, join, journey, partners, twins
+from journeys import ABSORBERS, MAPS, PLAIN, Makers, diamond, fitting, fork, join, journey, partners, twins
 from onnx import TensorProto, helper
 from reals import Arrays
 
@@ -45,10 +49,16 @@ OTHERS: Makers = (
 )
 """What no map passes."""
 
+BODIES: Makers = (*(bodies.conditional,) * 3, bodies.loop, bodies.scan)
+"""Graphs inside graphs."""
+
+NO_TENSORS: Makers = (*(sequences.sequence,) * 3, sequences.optional)
+"""Sequences and optional values."""
+
 GROUPS: tuple[tuple[int, Makers], ...] = (
     (14, MAPS),
     (11, ABSORBERS),
-    (14, MOVERS),
+    (14, PLAIN),
     (8, BLOCKS),
     (5, OTHERS),
     (28, (journey,)),
@@ -60,7 +70,16 @@ GROUPS: tuple[tuple[int, Makers], ...] = (
 )
 """How often one of each is drawn. All numbers stay small: hypothesis draws the ends of a long range too often."""
 
-_DRAWN = [makers for count, makers in GROUPS for _ in range(count)]
+SURROUNDED: tuple[tuple[int, Makers], ...] = (
+    (7, BODIES),
+    (4, NO_TENSORS),
+    (4, (customs.twin,)),
+    (2, (products.multi_head_attention,)),
+)
+"""Those that are not plain: graphs in graphs, values that are no tensors, operators of other domains."""
+
+_PLAIN = [makers for count, makers in GROUPS for _ in range(count)]
+_DRAWN = [*_PLAIN, *(makers for count, makers in SURROUNDED for _ in range(count))]
 
 
 @dataclass(frozen=True)
@@ -76,13 +95,14 @@ class Case:
 
 
 @st.composite
-def cases(draw: Callable[[Any], Any]) -> Case:
-    """A valid model of up to about twenty operators with at least one map in it."""
+def cases(draw: Callable[[Any], Any], plain: bool = False) -> Case:
+    """A valid model of up to about twenty operators with at least one map in it; ``plain``: as `_PLAIN` has them."""
     d = Draw(draw)
     opset = d.one(OPSETS)
     dtype = d.one([TensorProto.FLOAT, *_FLOATS] + [TensorProto.BFLOAT16] * (opset >= 22))
     old = opset <= 8 and d.odds(50)
     g = Graph(d, opset, dtype, 3 if old else 4 if opset <= 9 else 8)
+    g.plain = plain
     _input(g)
     if d.odds(25):
         _input(g)
@@ -95,7 +115,7 @@ def cases(draw: Callable[[Any], Any]) -> Case:
 
 def _grow(g: Graph) -> None:
     with suppress(Unfit):
-        fitting(g, g.d.one(_DRAWN))
+        fitting(g, g.d.one(_PLAIN if g.plain else _DRAWN))
 
 
 def _input(g: Graph) -> None:
@@ -121,7 +141,7 @@ def _input(g: Graph) -> None:
 
 def _model(g: Graph) -> onnx.ModelProto:
     outputs = _outputs(g)
-    used = {name for node in g.nodes for name in node.input} | {value.name for value in outputs}
+    used = reads(g.nodes) | {value.name for value in outputs}
     initializers = [tensor for name, tensor in g.constants.items() if name in used]
     inputs = [_info(value, g.symbols[value.name]) for value in g.inputs if value.name in used]
     if g.ir_version < 4:
@@ -129,15 +149,18 @@ def _model(g: Graph) -> onnx.ModelProto:
     elif initializers and g.d.odds(4):
         tensor = g.d.one(initializers)  # a default that a caller may override
         inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    graph = helper.make_graph(g.nodes, "g", inputs, [_info(value) for value in outputs], initializers)
-    opsets = [helper.make_opsetid("", g.opset)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=g.ir_version, producer_name="")
+    told = [_info(value) for value in g.declared if value.name not in {output.name for output in outputs}]
+    graph = helper.make_graph(g.nodes, "g", inputs, [_info(value) for value in outputs], initializers, value_info=told)
+    opsets = [helper.make_opsetid("", g.opset), *(helper.make_opsetid(domain, 1) for domain in sorted(g.domains))]
+    called = list(g.functions.values())
+    told = {"ir_version": g.ir_version, "producer_name": ""}
+    return helper.make_model(graph, opset_imports=opsets, functions=called, **told)
 
 
 def _outputs(g: Graph) -> list[Value]:
     """All that nothing reads, and now and then a value in the middle, or a constant."""
     d = g.d
-    read = {name for node in g.nodes for name in node.input}
+    read = reads(g.nodes)
     made = {name for node in g.nodes for name in node.output}
     ends = [value for value in (*g.values, *g.exposed) if value.name in made and value.name not in read]
     middle = [value for value in g.values if value.name in made and value.name in read]
@@ -152,18 +175,29 @@ def _outputs(g: Graph) -> list[Value]:
 
 
 def _info(value: Value, dims: Any = None) -> onnx.ValueInfoProto:
+    if value.wrap:
+        tensor = helper.make_tensor_type_proto(value.dtype, None)
+        make = helper.make_sequence_type_proto if value.wrap == "sequence" else helper.make_optional_type_proto
+        return helper.make_value_info(value.name, make(tensor))
     if dims is None:
         dims = [a if a == b else None for a, b in zip(*value.shapes, strict=True)]
     return helper.make_tensor_value_info(value.name, value.dtype, dims)
 
 
 def _wrapped(g: Graph, proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Now and then all of it is the body of an If, or of a local function."""
+    """Now and then all of it is the body of an If, or of a local function, or parts of it are functions."""
     kind = g.d.int(0, 99)
     if kind >= 97 and g.ir_version >= 8 and not any(i.name in g.constants for i in proto.graph.input):
         return _as_function(proto)
-    plain = not any(info.name in g.constants for info in proto.graph.output)
-    return _as_branch(g, proto) if 94 <= kind < 97 and g.ir_version >= 4 and plain else proto
+    if 80 <= kind < 94 and g.ir_version >= 8 and not g.plain:
+        return with_functions(g.d, proto)
+    plain = not any(info.name in g.constants for info in proto.graph.output) and not _has_bodies(proto)
+    tensors = all(info.type.HasField("tensor_type") for info in proto.graph.output)
+    return _as_branch(g, proto) if 94 <= kind < 97 and g.ir_version >= 4 and plain and tensors else proto
+
+
+def _has_bodies(proto: onnx.ModelProto) -> bool:
+    return any(attr.HasField("g") for node in proto.graph.node for attr in node.attribute)
 
 
 def _as_function(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -174,7 +208,8 @@ def _as_function(proto: onnx.ModelProto) -> onnx.ModelProto:
     call = helper.make_node("F", ins, outs, domain="local", name="call")
     outer = helper.make_graph([call], "g", list(graph.input), list(graph.output))
     opsets = [*proto.opset_import, helper.make_opsetid("local", 1)]
-    return helper.make_model(outer, opset_imports=opsets, ir_version=proto.ir_version, functions=[body])
+    functions = [body, *proto.functions]
+    return helper.make_model(outer, opset_imports=opsets, ir_version=proto.ir_version, functions=functions)
 
 
 def _as_branch(g: Graph, proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -196,7 +231,8 @@ def _as_branch(g: Graph, proto: onnx.ModelProto) -> onnx.ModelProto:
     condition = helper.make_tensor_value_info("cond", TensorProto.BOOL, [])
     rest = [t for t in graph.initializer if t not in own]
     outer = helper.make_graph([node], "g", [*graph.input, condition], list(graph.output), rest)
-    return helper.make_model(outer, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+    told = {"ir_version": proto.ir_version, "functions": list(proto.functions)}
+    return helper.make_model(outer, opset_imports=proto.opset_import, **told)
 
 
 def _bare(info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
@@ -230,10 +266,12 @@ def _feeds(g: Graph, proto: onnx.ModelProto) -> tuple[Arrays, ...]:
     shapes = {value.name: value.shapes for value in g.inputs}
     dtypes = {value.name: value.dtype for value in g.inputs}
     names = [info.name for info in proto.graph.input if info.name in shapes]
-    choice = {"cond": np.array(True)} if any(info.name == "cond" for info in proto.graph.input) else {}
+    given = [info for info in proto.graph.input if info.name not in g.constants]
+    choices = [info.name for info in given if info.type.tensor_type.elem_type == TensorProto.BOOL]
+    names = [name for name in names if name not in choices]
 
     def feed(setting: int, numbers: Callable[[Shape], np.ndarray]) -> Arrays:
-        found: Arrays = {name: np.array(a) for name, a in choice.items()}
+        found: Arrays = {name: np.array(True) for name in choices}
         for name in names:
             shape = shapes[name][setting]
             whole = dtypes[name] == TensorProto.INT64
@@ -243,8 +281,8 @@ def _feeds(g: Graph, proto: onnx.ModelProto) -> tuple[Arrays, ...]:
     random = [feed(0, np.zeros), feed(0, rng.standard_normal)]
     if any(a != b for a, b in shapes.values()):
         random.append(feed(1, lambda shape: 1.0 + 2.0 * rng.standard_normal(shape)))
-    if choice:
-        random += [{**item, "cond": np.array(False)} for item in random]
+    if choices:
+        random += [{**item, **dict.fromkeys(choices, np.array(False))} for item in random]
     return tuple(random)
 
 
