@@ -813,3 +813,44 @@ def test_a_type_that_only_the_model_tells_is_taken_into_account_at_once() -> Non
     body = "s = my.own.Bend (x)  n = Tanh (s)  c = Cast <to = 1> (n)  y = Relu (c)"
     proto = onnx.parser.parse_model(f"{head} <float[2,3,8,6] s> {{ {body} }}")
     assert op_types(folded(proto)[0]) == {"Bend": 1, "Tanh": 1, "Relu": 1}
+
+
+def test_a_constant_that_was_let_in_may_be_edited_where_what_it_meets_has_no_known_size() -> None:
+    numbers = ",".join(f"{(i * 37) % 19 / 10 - 0.9:.1f}" for i in range(96))
+    proto = parsed(f"""g (float[N,3] x, float[M,3] y) => (float[8,4] z, float[2,4] u)
+    <float[8,4,3] w = {{{numbers}}}, float[3] s = {{0.5,1,2}}, float[3] b = {{71,-130,170}}, float[4] k = {{1,2,3,4}},
+    float[4] v = {{2,3,4,5}}, float[4,4] q = {{1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}},
+    float[2,8] p = {{1,2,3,4,5,6,7,8,1,1,2,2,3,3,4,4}}> {{
+        r = Concat <axis = 0> (x, y)
+        a = PRelu (r, r)
+        c = BatchNormalization (a, s, s, b, s)
+        d = Sub (c, b)
+        f = Mul (d, s)
+        h = Add (f, b)
+        e = Einsum <equation = "ab,axb->ax"> (h, w)
+        m = Sub (e, k)
+        n = Div (m, v)
+        o = Mul (n, v)
+        t = Add (o, k)
+        z = MatMul (t, q)
+        u = MatMul (p, n)
+    }}""")
+    new, _ = folded(proto)
+    feeds = {"x": np.full((3, 3), 0.5, np.float32), "y": np.arange(15, dtype=np.float32).reshape(5, 3) - 7}
+    now = truth(new, feeds)
+    for name, was in truth(proto, feeds).items():
+        assert np.max(np.abs(was - now[name])) <= 1e-5 * np.max(np.abs(was))
+    assert op_types(new)["BatchNormalization"] == 0
+
+
+def test_a_bias_of_integers_whose_axis_a_call_says_is_left() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N,2] x) => (float[N,2] y) { y = local.f <axis = 0> (x) }
+    <opset_import: ["" : 17], domain: "local"> f <axis> (x) => (y) {
+        q = Constant <value = int32[2] {3,4}> ()
+        s = Constant <value = float[2] {0.5,2}> ()
+        b = DequantizeLinear <axis: int = @axis> (q, s)
+        y = Add (x, b)
+    }""")
+    new, _ = folded(proto)
+    assert op_types(new)["DequantizeLinear"] == 1

@@ -148,8 +148,8 @@ class View:
         if value.const_value is not None:
             return value.const_value
         node = value.producer()
-        if node is None or not is_of_onnx(node):
-            return None
+        if node is None or not is_of_onnx(node) or any(attr.is_ref() for attr in node.attributes.values()):
+            return None  # what a call of the function around it says is not known here
         if operator(node) == basics.CONSTANT:
             return _constant_tensor(node, value)
         return self._bias(node) if basics.is_quantized(node) else self._evaluated(node, value)

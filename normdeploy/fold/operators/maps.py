@@ -70,7 +70,8 @@ def _elementwise(
         array = view.exact(constant)
         if array is None or not (built := build(array, first)):
             return None
-        _require_not_enlarging(view, node, array.shape, data)
+        if constant not in view.unrounded:  # one that was edited keeps its shape, and that was let in before
+            _require_not_enlarging(view, node, array.shape, data)
         rank = view.rank(data)
         return AffineMap.of(*built, rank if rank is not None else array.ndim)
 
