@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
 
 METADATA_KEY = "normdeploy.ledger"
 
@@ -60,15 +63,43 @@ class Entry:
         return f"{self.outcome} into {', '.join(self.into)}{path}" if self.into else self.outcome + path
 
 
-@dataclass(frozen=True)
-class Note:
-    """Something else to know of a fold: a sentence, and its code, of which ``normdeploy explain CODE`` tells more."""
+class Note(str):
+    """Something else to know of a fold: a sentence that ends in its code, of which ``normdeploy explain CODE`` tells
+    more. In JSON it is an object of both.
+
+    Attributes:
+        code: the code.
+        text: the sentence without it.
+    """
 
     code: str
     text: str
 
-    def __str__(self) -> str:
-        return f"{self.text} [{self.code}]"
+    def __new__(cls, code: str, text: str) -> Note:
+        """Return the sentence with its code behind it."""
+        note = super().__new__(cls, f"{text} [{code}]")
+        note.code, note.text = code, text
+        return note
+
+    def __reduce__(self) -> tuple[type[Note], tuple[str, str]]:
+        return Note, (self.code, self.text)  # what a copy is made of
+
+    def record(self) -> dict[str, str]:
+        """Return what JSON holds of it."""
+        return {"code": self.code, "text": self.text}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: object) -> CoreSchema:
+        from pydantic_core import core_schema as schema  # only where there is something to read
+
+        each = schema.typed_dict_field(schema.str_schema())
+        record = schema.typed_dict_schema({"code": each, "text": each}, extra_behavior="forbid")
+        read = schema.no_info_after_validator_function(lambda told: cls(**told), record)
+        return schema.json_or_python_schema(
+            json_schema=read,
+            python_schema=schema.union_schema([schema.is_instance_schema(cls), read]),
+            serialization=schema.plain_serializer_function_ser_schema(cls.record, return_schema=record),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +125,8 @@ class Ledger:
 
     def to_json(self) -> str:
         """Return one line of JSON with sorted keys: the same fold gives the same text, but for its seconds."""
-        return json.dumps(asdict(self), sort_keys=True)
+        told = {name: [note.record() for note in getattr(self, name)] for name in ("notes", "dropped")}
+        return json.dumps(asdict(self) | told, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
