@@ -206,7 +206,7 @@ def _neighbours(nodes: Sequence[ir.Node], name: str, *, upward: bool) -> tuple[s
             beside = [value.producer()] if upward else [use.node for use in value.uses()]
             for other in beside:
                 if other is not None and module_name(other) != name:
-                    found[f"{module_name(other)} ({other.op_type})" if module_name(other) else other.op_type] = None
+                    found[f"{module_name(other)} ({operator(other)})" if module_name(other) else operator(other)] = None
     return tuple(found)
 
 
