@@ -74,7 +74,10 @@ class Bundle:
     def __call__(
         self, inputs: Mapping[str, npt.ArrayLike] | None = None, /, **named: npt.ArrayLike
     ) -> dict[str, npt.NDArray[Any]]:
-        """Output name → array. InputError where an input's name, dtype, shape or values do not fit the specs."""
+        """Return output name → array. InputError where an input's name, dtype, shape or values do not fit the specs."""
+        if not isinstance(inputs, Mapping | None):
+            what, wanted = f"inputs are told by name, and a {type(inputs).__name__} has none", self.specs[0].name
+            raise InputError(what, where="the inputs of the bundle", fix=f"give {{{wanted!r}: …}} or {wanted}=…")
         return self.runner(given.check(self.specs, {**(inputs or {}), **named}))
 
 

@@ -68,6 +68,12 @@ def test_an_input_that_does_not_fit_is_named(folder: Path, inputs: dict[str, Any
     assert "x:N=1..2..4x5@f32" in caught.value.fix or "array" in message
 
 
+def test_inputs_without_names_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="told by name, and a ndarray has none") as caught:
+        load_bundle(folder)(X)  # type: ignore[arg-type]
+    assert "give {'x': …} or x=…" in caught.value.fix
+
+
 def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
     with pytest.raises(InputError, match=r"no input 'y'; x is float64, not float32; axis 1 of x has size 4"):
         load_bundle(folder)(x=np.ones((3, 4)), y=1, ids=IDS)
