@@ -1,7 +1,9 @@
-"""How hypothesis draws, and one bundle of the digits network for all tests of the whole length."""
+"""How hypothesis draws, how wide a page is, and one bundle of the digits network for all tests of the whole length."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ from support import EAGER, SPEC
 # The same examples in every run, however slow the machine: a change is judged by what it does, not by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_wide_as_a_page() -> Iterator[None]:
+    """The terminal in which the tests run has no say in how tables are broken, in this process and in others."""
+    given = os.environ.pop("COLUMNS", None)
+    yield
+    if given is not None:
+        os.environ["COLUMNS"] = given
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ COMMANDS = (
     "serve",
     "check",
     "doctor",
+    "calibrate",
     "init",
 )
 

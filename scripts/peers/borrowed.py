@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
-sys.path[:0] = [str(TESTS / "fold"), str(TESTS / "fold" / "layernorm"), str(TESTS / "real")]
+sys.path[:0] = [str(TESTS / "fold"), str(TESTS / "fold" / "layernorm"), str(TESTS / "real"), str(TESTS)]
 
 # mypy does not look into the tests
 import affine_cases  # type: ignore[import-not-found]  # noqa: E402

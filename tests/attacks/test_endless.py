@@ -93,8 +93,8 @@ def test_a_bundle_without_an_end_is_one_error(bundle: Path, isolated: bool) -> N
 @pytest.mark.usefixtures("hasty")
 def test_commands_end_on_a_model_without_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = relu(tmp_path / "m.onnx", "Relu", 2**62)
-    (tmp_path / "nets.py").write_text("import torch\ndef net(): return torch.nn.ReLU()\n")
-    eager = ["--app-dir", str(tmp_path), "--model", "nets:net"]
+    (tmp_path / "endless_nets.py").write_text("import torch\ndef net(): return torch.nn.ReLU()\n")
+    eager = ["--app-dir", str(tmp_path), "--model", "endless_nets:net"]
     for command in (["bench", str(path)], ["verify", str(path), *eager, "--output-names", "y"]):
         name = "x" if command[0] == "bench" else "input"
         if command[0] == "verify":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from normdeploy.checkpoint import load
+from normdeploy.checkpoint import factory, load
 from normdeploy.checkpoint.factory import build, usual_app_dir
 from normdeploy.errors import InputError
 
@@ -177,7 +177,8 @@ def test_app_dir_is_on_the_path_once_first_for_the_factory_and_last_behind_it(ap
     for _ in range(2):
         build(f"{name}:net", app_dir=tmp_path, model_args={})
         assert sys.modules[name].net.first == str(tmp_path)
-    assert sys.path == [*before, str(tmp_path)]
+    assert [entry for entry in sys.path if entry != str(tmp_path)] == before
+    assert sys.path[sys.path.index(str(tmp_path)) :] == factory._LATER  # behind it are those of earlier tests alone
 
 
 def test_what_lies_beside_the_factory_takes_no_packages_place_later(app: App, tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_a_helper_imported_from_elsewhere_is_noted(app: App, tmp_path: Path) -> 
 _COMMAND = """
 import sys
 from pathlib import Path
-from normdeploy.checkpoint import load
+from normdeploy.checkpoint import factory, load
 from normdeploy.checkpoint.factory import build, usual_app_dir
 from normdeploy.errors import InputError
 try:

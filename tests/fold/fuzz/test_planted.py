@@ -60,7 +60,7 @@ def any_channels_pass(op: str) -> Plant:
     def unchanged(step: Step, m: AffineMap, upward: bool) -> AffineMap:
         before, after = (step.view.require_shape(ends[0], step.node) for ends in (step.node.inputs, step.node.outputs))
         if any(axis != 1 for axis in m.axes) or before[:2] != after[:2]:
-            raise step.refuse("it varies over cells, or the channels are not what they were")
+            raise step.refuse("NF020", "it varies over cells, or the channels are not what they were")
         return m
 
     return lambda patch: patch.setitem(TABLE, op, replace(TABLE[op], **both_ways(unchanged)))
