@@ -53,11 +53,16 @@ def read(path: Path) -> Partial:
     """Return what :meth:`Partial.write` wrote; InputError for any other file."""
     try:
         with safe_open(str(path), framework="pt") as file:
+
+            def tensor(name: str) -> Tensor:
+                held: Tensor = file.get_tensor(name)
+                return held.clone()  # the file's own pages would change with the file
+
             told = json.loads((file.metadata() or {})[METADATA_KEY])
             moments = {
                 str(name): Moments(
-                    int(count), file.get_tensor(f"{name}|mean"), file.get_tensor(f"{name}|m2"), int(batches),
-                    file.get_tensor(f"{name}|batch_means"), file.get_tensor(f"{name}|batch_variances"), float(largest),
+                    int(count), tensor(f"{name}|mean"), tensor(f"{name}|m2"), int(batches),
+                    tensor(f"{name}|batch_means"), tensor(f"{name}|batch_variances"), float(largest),
                 )
                 for name, (count, batches, largest) in dict(told["norms"]).items()
             }  # fmt: skip

@@ -51,7 +51,7 @@ def load_folded(module: nn.Module, path: str | Path) -> nn.Module:
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY, "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it is no dictionary
         recipe = Recipe.from_json(text, tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         fix = "give a file that normdeploy export --to-torch wrote"

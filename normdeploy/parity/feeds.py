@@ -129,7 +129,7 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
 
     try:
         with safe_open(path, "pt") as file:  # "numpy" has no bfloat16
-            return {name: array_of(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
+            return {name: array_of(file.get_tensor(name).clone()) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
         fix = "write it with safetensors.torch.save_file({name: tensor, ...}, path)"
         raise InputError(f"the data file cannot be read: {error}", where=str(path), fix=fix) from error
