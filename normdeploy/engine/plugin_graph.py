@@ -27,6 +27,7 @@ import onnx_ir as ir
 from normdeploy.engine import plugin_v3
 from normdeploy.engine.plugin import DOMAIN, QUANTIZED
 from normdeploy.errors import InputError
+from normdeploy.fold.graph.state import all_names
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
 from normdeploy.kernels.variants import LARGEST
 
@@ -58,11 +59,11 @@ def to_plugins(
     Raises:
         InputError: there is no norm that a plugin can be.
     """
-    left = []
+    left, names = [], all_names(model)
     found = [node for node in model.graph if operator(node) in _NORMS]
     for node in found:
         try:
-            _replace(model.graph, node, wanted)
+            _replace(model.graph, names, node, wanted)
         except _Stays as reason:
             left.append(f"{label(node)} is not run by the plugin: {reason}")
     if len(left) == len(found):
@@ -126,7 +127,7 @@ class _Norm:
     epsilon: float
 
 
-def _replace(graph: ir.Graph, node: ir.Node, wanted: Wanted) -> None:
+def _replace(graph: ir.Graph, names: set[str], node: ir.Node, wanted: Wanted) -> None:
     norm = _read(node)
     is_layer_norm = operator(node) == "LayerNormalization"
     quantize = _quantize_behind(norm.last) if is_layer_norm else None  # first: a sum apart moves fewer bytes than it
@@ -135,11 +136,11 @@ def _replace(graph: ir.Graph, node: ir.Node, wanted: Wanted) -> None:
     assert norm.x.dtype is not None, "it was seen to be known"
     if not wanted(kind, norm.x.dtype.numpy().name, math.prod(norm.shape)):
         raise _Stays("it is not recorded to be the faster one on this GPU")
-    weights = _weights(graph, norm)
+    weights = _weights(graph, names, norm)
     if total is not None:
         _put(graph, norm, kind, [*total.inputs, *weights], total, [(norm.last, 0), (total, 0)])
     elif quantize is not None:
-        inputs = [norm.x, *weights, _scale(graph, quantize)]
+        inputs = [norm.x, *weights, _scale(graph, names, quantize)]
         _put(graph, norm, kind, inputs, node, [(quantize, 0)], to=_quantized_to(quantize))
     else:
         _put(graph, norm, kind, [norm.x, *weights], node, [(norm.last, 0)])
@@ -158,6 +159,8 @@ def _read(node: ir.Node) -> _Norm:
     sizes = [size for size in x.shape.dims[axis:] if isinstance(size, int)]
     if len(sizes) < -axis:
         raise _Stays("the axes that it goes over have no fixed size")
+    if not node.attributes.get_float("epsilon", 1e-5) >= 0:
+        raise _Stays("its epsilon is negative")
     if not 1 <= math.prod(sizes) <= LARGEST:
         raise _Stays(f"it goes over {math.prod(sizes):,} elements, and the kernel over 1 to {LARGEST:,}")
     narrow, last = _between_casts(node, x) or (x, node)
@@ -178,7 +181,7 @@ def _between_casts(node: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Node] | Non
     return (source, readers[0]) if readers[0].outputs[0].dtype == source.dtype else None
 
 
-def _weights(graph: ir.Graph, norm: _Norm) -> list[ir.Value]:
+def _weights(graph: ir.Graph, names: set[str], norm: _Norm) -> list[ir.Value]:
     """Return gamma, and of a LayerNorm beta, as constants of ``norm.dtype``: one element each, or one a feature."""
     count = 2 if operator(norm.node) == "LayerNormalization" else 1
     given = [norm.node.inputs[index] if index < len(norm.node.inputs) else None for index in range(1, 1 + count)]
@@ -191,7 +194,7 @@ def _weights(graph: ir.Graph, norm: _Norm) -> list[ir.Value]:
         if value is not None and kept and value.dtype == norm.dtype:
             values.append(value)
         else:
-            values.append(_constant(graph, f"{norm.node.outputs[0].name}.{name}", array))
+            values.append(_constant(graph, names, f"{norm.node.outputs[0].name}.{name}", array))
     return values
 
 
@@ -209,10 +212,11 @@ def _array(norm: _Norm, value: ir.Value | None, otherwise: float) -> np.ndarray:
     return np.broadcast_to(array, norm.shape).astype(kind)
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def _constant(graph: ir.Graph, names: set[str], name: str, array: np.ndarray) -> ir.Value:
     wanted, count = name, 1
-    while name in graph.initializers:
+    while name in names:
         name, count = f"{wanted}_{count}", count + 1
+    names.add(name)
     value = ir.Value(name=name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name))
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)
@@ -238,6 +242,8 @@ def _quantize_behind(node: ir.Node) -> ir.Node | None:
     if output.is_graph_output() or len(readers) != 1 or operator(readers[0]) != "QuantizeLinear":
         return None
     quantize = readers[0]
+    if quantize.graph is not node.graph:
+        return None
     scale = quantize.inputs[1]
     if scale is None or scale.const_value is None or scale.is_graph_input() or scale.const_value.size != 1:
         return None
@@ -256,14 +262,14 @@ def _quantized_to(quantize: ir.Node) -> int:
     return int(zero.const_value.dtype)
 
 
-def _scale(graph: ir.Graph, quantize: ir.Node) -> ir.Value:
+def _scale(graph: ir.Graph, names: set[str], quantize: ir.Node) -> ir.Value:
     scale = quantize.inputs[1]
     assert scale is not None, "it was seen to be constant"
     assert scale.const_value is not None, "it was seen to be constant"
     array = scale.const_value.numpy()
     if array.dtype == np.float32 and array.shape == ():
         return scale
-    return _constant(graph, f"{quantize.outputs[0].name}.scale", array.astype(np.float32).reshape(()))
+    return _constant(graph, names, f"{quantize.outputs[0].name}.scale", array.astype(np.float32).reshape(()))
 
 
 def _put(

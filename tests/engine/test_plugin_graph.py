@@ -255,3 +255,41 @@ def test_weights_of_one_value_are_one_element(gamma: np.ndarray | None, size: in
     shapes = [value.shape.numpy() for value in after.graph[0].inputs[1:]]  # type: ignore[union-attr]  # constants have one
     assert shapes == [(size,), (size,)]
     require_same(before, after, x=X)
+
+
+@pytest.mark.parametrize("taken", ["an output of a node", "an input"])
+def test_a_constant_takes_no_name_that_is_there(taken: str) -> None:
+    is_input = taken == "an input"
+    inputs, other = ("float[N,8] x, float[N,8] t", "") if is_input else ("float[N,8] x", "t = Neg (x)")
+    text = f"g ({inputs}) => (float[N,8] y, float[N,8] z) {{ {other} y = {LN} (x, g) z = Neg (t) }}"
+    before = graph(text, g=GAMMA)
+    (before.graph.inputs[1] if is_input else before.graph[0].outputs[0]).name = "y.beta"
+    after = before.clone()
+    to_plugins(after)
+    written = ir.to_proto(after).graph
+    made = [name for node in written.node for name in node.output]
+    made += [item.name for item in (*written.input, *written.initializer)]
+    assert len(made) == len(set(made))
+    require_same(before, after, x=X[0], **({"y.beta": R[0]} if is_input else {}))
+
+
+def test_a_quantization_in_a_body_stays_there() -> None:
+    model = graph(
+        """g (float[N,8] x, bool c) => (int8[N,8] q) {
+            y = LayerNormalization (x, g)
+            q = If (c) <then_branch = a () => (int8[N,8] t) { t = QuantizeLinear (y, s, z) },
+                        else_branch = b () => (int8[N,8] e) { e = Cast <to = 3> (x) }>
+        }""",
+        g=GAMMA, s=np.array(0.1, np.float32), z=np.array(0, np.int8),
+    )  # fmt: skip
+    to_plugins(model)
+    assert kinds(model) == ["normdeploy::LayerNorm", "If"]
+
+
+def test_a_negative_epsilon_stays() -> None:
+    model = graph(
+        "g (float[N,8] x) => (float[N,8] y) { y = LayerNormalization <epsilon = -0.001> (x, g) }",
+        g=GAMMA,
+    )
+    with pytest.raises(InputError, match="its epsilon is negative"):
+        to_plugins(model)
