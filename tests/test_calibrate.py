@@ -195,3 +195,27 @@ def test_the_command_prints_a_table(folder: Path, tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "1 batch" in said
     assert str(tmp_path / "new.safetensors") in said
+
+
+def test_the_same_partial_result_is_not_counted_twice(folder: Path, tmp_path: Path) -> None:
+    run(folder, partial=tmp_path / "part", data=folder / "a.npz")
+    (tmp_path / "copy").write_bytes((tmp_path / "part").read_bytes())
+    for other in ("part", "copy"):
+        with pytest.raises(InputError, match="would be counted twice"):
+            run(folder, out=tmp_path / "new", merge=[tmp_path / "part", tmp_path / other])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["old.safetensors", "hard", "soft"])
+def test_the_old_checkpoint_is_never_written_over(folder: Path, tmp_path: Path, name: str) -> None:
+    import calibrated_nets
+
+    old = tmp_path / "old.safetensors"
+    save_file(calibrated_nets.net().state_dict(), old)
+    (tmp_path / "hard").hardlink_to(old)
+    (tmp_path / "soft").symlink_to(old)
+    before = old.read_bytes()
+    with pytest.raises(InputError, match="never written over"):
+        run(folder, out=tmp_path / name, data=folder / "a.npz", weights=old, force=True)
+    assert old.read_bytes() == before
+    assert (tmp_path / name).samefile(old)

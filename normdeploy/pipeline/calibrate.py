@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def calibrate(
     Args:
         model: ``package.module:factory``; ``source`` says where its weights are.
         inputs: one spec an input; their sizes may be exceeded by the data.
-        out: the safetensors file to write; never one that is there, but with ``force``.
+        out: the safetensors file to write; never one that is there, but with ``force``, and never the old checkpoint.
         data: .npz or safetensors files, taken ``batch`` items at a time, or functions that yield batches.
         batch: items a batch.
         only: patterns (fnmatch) of the norms to estimate; all by default.
@@ -96,6 +97,7 @@ def calibrate(
     Raises InputError where the module cannot be loaded or run, there is nothing to estimate, or a file is in the way.
     """
     _check(out, partial, merge, data, momentum, force)
+    _require_other_file(out, source.get("weights"))
     module = load(model, source, check=False).module
     _to_eval(module)
     norms = calibration.calibrated(module, only)
@@ -130,6 +132,15 @@ def _check(
     if momentum is not None and (partial is not None or merge):
         what = "statistics with a momentum depend on the order of the batches, and cannot be merged"
         raise InputError(what, where="--momentum", fix="leave it out: the average over all batches merges exactly")
+
+
+def _require_other_file(out: str | Path | None, weights: object) -> None:
+    """Refuse to write over the checkpoint that is read, under whatever name: no ``force`` means that."""
+    if out is None or not isinstance(weights, str | Path) or not (Path(out).exists() and Path(weights).exists()):
+        return
+    if os.path.samefile(out, weights):
+        what = "it is the checkpoint that is read, and the old one is never written over"
+        raise InputError(what, where=str(out), fix="choose another --out")
 
 
 def _to_eval(module: nn.Module) -> None:
@@ -211,8 +222,12 @@ def _known(path: Path | None, weights: str, names: Sequence[str]) -> Partial:
 
 
 def _others(merge: Sequence[str | Path], weights: str) -> Iterator[Collected]:
+    seen: dict[bytes, Path] = {}
     for path in map(Path, merge):
         part = read(path)
+        if (first := seen.setdefault(part.to_bytes(), path)) is not path:
+            what = f"it is the same partial result as {first}, and would be counted twice"
+            raise InputError(what, where=str(path), fix="give each once with --merge")
         if part.weights != weights:
             what = "the partial result was counted with other weights"
             raise InputError(what, where=str(path), fix="merge results of one checkpoint")
