@@ -18,7 +18,12 @@ _SHOWN = 5
 
 
 def working_copy(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy of ``module`` that can be exported and changed, and what was done for that."""
+    """Return a copy of ``module`` that can be exported and changed, and what was done for that.
+
+    Raises InputError where it is no module, cannot be copied, or cannot be worked on as it is.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"a {type(module).__name__} is no torch.nn.Module", fix="give the module itself")
     work, said = unwrapped(_copied(module), type(module).__name__)
     work = on_cpu(work, type(module).__name__)
     notes = [*said, *require_eval(work, force=False), *_with_settled_weights(work)]
@@ -35,7 +40,14 @@ def _copied(module: nn.Module) -> nn.Module:
         for value in vars(part).values()
         if isinstance(value, torch.Tensor) and value.grad_fn is not None
     ]
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    name, fix = type(module).__name__, "fold what normdeploy export writes, or take out what cannot be copied"
+    try:
+        work = copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+    except Exception as error:  # whatever the module's own parts raise
+        raise InputError(f"the module cannot be copied: {error}", where=name, fix=fix) from error
+    if {id(part) for part in work.modules()} & {id(part) for part in module.modules()}:
+        raise InputError("its copy shares modules with it, and would change them", where=name, fix=fix)
+    return work
 
 
 def _with_settled_weights(module: nn.Module) -> list[str]:

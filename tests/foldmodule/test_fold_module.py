@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import threading
 from typing import Any
 
 import pytest
@@ -172,3 +174,32 @@ def test_wrappers_are_taken_off(wrap: Any) -> None:
     folded, ledger = normdeploy.fold_module(wrap(_conv_bn()), torch.randn(1, 3, 5, 5))
     assert isinstance(folded, nn.Sequential)
     assert any(note.code == "NT006" and "wrapped" in note.text for note in ledger.notes)
+
+
+class Locked(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.lock = threading.Lock()
+
+
+class Single(nn.Sequential):
+    """A module of which there is to be one alone."""
+
+    def __deepcopy__(self, memo: Any) -> Single:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Locked(), "the module cannot be copied: cannot pickle '_thread.lock' object"),
+        (Single(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "its copy shares modules with it"),
+        (lambda x: x, "a function is no torch.nn.Module"),
+    ],
+    ids=["lock", "single", "function"],
+)
+def test_what_cannot_be_copied_is_one_error_and_stays_as_it_is(module: Any, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        normdeploy.fold_module(module, torch.zeros(2, 3, 4, 4))
+    if isinstance(module, Single):
+        assert isinstance(module[1], nn.BatchNorm2d)
