@@ -203,9 +203,10 @@ def _array(norm: _Norm, value: ir.Value | None, otherwise: float) -> np.ndarray:
     kind = norm.dtype.numpy()
     if value is None:
         return np.full(norm.shape, otherwise, kind)
-    if value.const_value is None or value.is_graph_input():
+    held = _held(value)
+    if held is None:
         raise _Stays(f"{value.name} is not constant")
-    array = value.const_value.numpy()
+    array = held.numpy()
     if array.ndim > len(norm.shape) and any(size != 1 for size in array.shape[: array.ndim - len(norm.shape)]):
         raise _Stays(f"{value.name} varies over more than the axes that it goes over")
     array = array.reshape(array.shape[max(0, array.ndim - len(norm.shape)) :])
@@ -217,10 +218,15 @@ def _constant(graph: ir.Graph, names: set[str], name: str, array: np.ndarray) ->
     while name in names:
         name, count = f"{wanted}_{count}", count + 1
     names.add(name)
-    value = ir.Value(name=name, const_value=ir.Tensor(np.ascontiguousarray(array), name=name))
+    value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(array, order="C"), name=name))
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)
     return value
+
+
+def _held(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return what ``value`` always holds, an initializer or a Constant; None where a caller or a node says it."""
+    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
 
 
 def _sum_before(norm: _Norm) -> ir.Node | None:
@@ -229,7 +235,7 @@ def _sum_before(norm: _Norm) -> ir.Node | None:
     if total is None or operator(total) != "Add" or total.graph is not norm.node.graph:
         return None
     first, second = total.inputs
-    if first is None or second is None or first.const_value is not None or second.const_value is not None:
+    if first is None or second is None or _held(first) is not None or _held(second) is not None:
         return None
     known = [value.shape is not None and None not in value.shape.dims for value in (first, second)]
     return total if all(known) and first.shape == second.shape == norm.x.shape else None
@@ -244,8 +250,8 @@ def _quantize_behind(node: ir.Node) -> ir.Node | None:
     quantize = readers[0]
     if quantize.graph is not node.graph:
         return None
-    scale = quantize.inputs[1]
-    if scale is None or scale.const_value is None or scale.is_graph_input() or scale.const_value.size != 1:
+    scale = _held(quantize.inputs[1])
+    if scale is None or scale.size != 1:
         return None
     if quantize.attributes.get_int("saturate", 1) != 1 or _quantized_to(quantize) not in QUANTIZED:
         return None
@@ -257,17 +263,19 @@ def _quantized_to(quantize: ir.Node) -> int:
     zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
     if zero is None:
         return quantize.attributes.get_int("output_dtype", int(ir.DataType.UINT8)) or int(ir.DataType.UINT8)
-    if zero.const_value is None or zero.is_graph_input() or np.any(zero.const_value.numpy().astype(np.float32)):
+    held = _held(zero)
+    if held is None or np.any(held.numpy().astype(np.float32)):
         return 0
-    return int(zero.const_value.dtype)
+    return int(held.dtype)
 
 
 def _scale(graph: ir.Graph, names: set[str], quantize: ir.Node) -> ir.Value:
     scale = quantize.inputs[1]
     assert scale is not None, "it was seen to be constant"
-    assert scale.const_value is not None, "it was seen to be constant"
-    array = scale.const_value.numpy()
-    if array.dtype == np.float32 and array.shape == ():
+    held = _held(scale)
+    assert held is not None, "it was seen to be constant"
+    array = held.numpy()
+    if scale.is_initializer() and array.dtype == np.float32 and array.shape == ():  # a Constant may stand behind
         return scale
     return _constant(graph, names, f"{quantize.outputs[0].name}.scale", array.astype(np.float32).reshape(()))
 

@@ -293,3 +293,17 @@ def test_a_negative_epsilon_stays() -> None:
     )
     with pytest.raises(InputError, match="its epsilon is negative"):
         to_plugins(model)
+
+
+def test_constants_of_nodes_are_constants() -> None:
+    before = graph("""g (float[N,2] x) => (int8[N,2] q) {
+        g = Constant <value = float[2] {0.5,-2}> ()
+        y = LayerNormalization (x, g)
+        s = Constant <value = float {0.25}> ()
+        z = Constant <value = int8 {0}> ()
+        q = QuantizeLinear (y, s, z)
+    }""")
+    after = before.clone()
+    to_plugins(after)
+    assert [kind for kind in kinds(after) if kind != "Constant"] == ["normdeploy::LayerNormQuantize"]
+    require_same(before, after, x=X[0, :, :2])
