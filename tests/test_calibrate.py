@@ -219,3 +219,13 @@ def test_the_old_checkpoint_is_never_written_over(folder: Path, tmp_path: Path, 
         run(folder, out=tmp_path / name, data=folder / "a.npz", weights=old, force=True)
     assert old.read_bytes() == before
     assert (tmp_path / name).samefile(old)
+
+
+def test_a_partial_result_is_not_gone_on_with_by_other_data(folder: Path, tmp_path: Path) -> None:
+    run(folder, partial=tmp_path / "part", data=folder / "b.npz")
+    before = (tmp_path / "part").read_bytes()
+    with np.load(folder / "b.npz") as arrays:
+        np.savez(tmp_path / "other.npz", input=arrays["input"] + 1)
+    with pytest.raises(InputError, match="of other data"):
+        run(folder, partial=tmp_path / "part", data=tmp_path / "other.npz")
+    assert (tmp_path / "part").read_bytes() == before

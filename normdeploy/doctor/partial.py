@@ -27,11 +27,13 @@ class Partial:
         weights: the SHA-256 of the parameters that it was counted with.
         done: how many batches of the data it is.
         moments: of each norm.
+        data: the SHA-256 of the data and the size of the batches that it was begun with; empty where nobody goes on.
     """
 
     weights: str
     done: int
     moments: Collected
+    data: str = ""
 
     def to_bytes(self) -> bytes:
         """Return it as a safetensors file."""
@@ -40,7 +42,9 @@ class Partial:
         for name, each in self.moments.items():
             tensors |= {f"{name}|{part}": getattr(each, part).contiguous().clone() for part in _TENSORS}
             facts[name] = [each.count, each.batches, each.largest]
-        told = json.dumps({"weights": self.weights, "done": self.done, "norms": facts}, sort_keys=True)
+        told = json.dumps(
+            {"weights": self.weights, "done": self.done, "data": self.data, "norms": facts}, sort_keys=True
+        )
         return save(tensors, {METADATA_KEY: told})
 
     def write(self, path: Path) -> None:
@@ -66,7 +70,7 @@ def read(path: Path) -> Partial:
                 )
                 for name, (count, batches, largest) in dict(told["norms"]).items()
             }  # fmt: skip
-            return Partial(str(told["weights"]), int(told["done"]), moments)
+            return Partial(str(told["weights"]), int(told["done"]), moments, str(told["data"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         fix = "give a file that normdeploy calibrate --partial wrote"
         raise InputError("the file holds no partial result of a calibration", where=str(path), fix=fix) from error

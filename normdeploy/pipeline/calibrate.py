@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +107,8 @@ def calibrate(
     if momentum is not None:
         batches = calibration.exponential(norms, _told(runs, counted), momentum)
     else:
-        part = _collected(module, norms, runs, None if partial is None else Path(partial), counted)
+        kept = None if partial is None else Path(partial)
+        part = _collected(module, norms, runs, kept, _fingerprint(data, batch) if kept else "", counted)
         moments = calibration.merged([each for each in (part.moments, *_others(merge, part.weights)) if each])
         calibration.store(norms, moments, pooled=pooled)
         batches = max(each.batches for each in moments.values())
@@ -189,11 +191,12 @@ def _collected(
     norms: Sequence[Layer],
     runs: Iterator[Callable[[], object]],
     path: Path | None,
+    data: str,
     counted: Counted | None,
 ) -> Partial:
     """Return the moments of all ``runs``, of which those that ``path`` has are not run again."""
     weights = calibration.digest(module)
-    part = _known(path, weights, [layer.info.name for layer in norms])
+    part = _known(path, weights, [layer.info.name for layer in norms], data)
     saved, done = time.monotonic(), 0
     for done, run in enumerate(runs, 1):
         if done > part.done:
@@ -211,13 +214,28 @@ def _collected(
     return part
 
 
-def _known(path: Path | None, weights: str, names: Sequence[str]) -> Partial:
+def _fingerprint(data: Data, batch: int) -> str:
+    """Return the SHA-256 of the files of ``data``, or of the names of functions, and of the size of a batch."""
+    told = hashlib.sha256(str(batch).encode())
+    for each in [data] if isinstance(data, str | Path) else data or ():
+        if Path(each).is_file():
+            with Path(each).open("rb") as file:
+                told.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            told.update(str(each).encode())
+    return told.hexdigest()
+
+
+def _known(path: Path | None, weights: str, names: Sequence[str], data: str) -> Partial:
     if path is None or not path.exists():
-        return Partial(weights, 0, {})
+        return Partial(weights, 0, {}, data)
     part = read(path)
     if part.weights != weights or (part.moments and set(part.moments) != set(names)):
         what = "the partial result is of other weights, or of other norms"
         raise InputError(what, where=str(path), fix="choose another --partial, or give what it was begun with")
+    if part.data != data:
+        what = "the partial result is of other data, or of batches of another size"
+        raise InputError(what, where=str(path), fix="choose another --partial, and give both to --merge")
     return part
 
 
