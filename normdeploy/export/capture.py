@@ -117,8 +117,18 @@ def recurrent_layers() -> Iterator[None]:
     except ImportError:
         yield
         return
-    with _patches.register_lstm_while_loop_decomposition(), _patches.register_gru_while_loop_decomposition():
+    with contextlib.ExitStack() as stack:
+        stack.callback(_forget_kernels)
+        stack.enter_context(_patches.register_lstm_while_loop_decomposition())
+        stack.enter_context(_patches.register_gru_while_loop_decomposition())
+        _forget_kernels()
         yield
+
+
+def _forget_kernels() -> None:
+    """Let torch look up the kernels of LSTM and GRU anew: it would take those of an earlier export of this process."""
+    for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        operator._dispatch_cache.clear()
 
 
 def _check_at_one(
