@@ -4,11 +4,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops.common import merge_dims
-from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided
+from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided, aten_native_batch_norm
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 from torch.onnx._internal.exporter._torchlib.ops.nn import aten_scaled_dot_product_attention_23
 
@@ -35,7 +36,36 @@ def _instance_norm(
         bias = op.Expand(op.CastLike(op.Constant(value_float=0.0), x), channels)
     if use_input_stats:
         return op.InstanceNormalization(x, weight, bias, epsilon=eps)
+    running_var, eps = _variance_and_eps(x, running_var, eps)
     return op.BatchNormalization(x, weight, bias, running_mean, running_var, epsilon=eps)
+
+
+def _batch_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    momentum: float = 0.9,
+    eps: float = 1e-5,
+) -> Any:
+    """BatchNorm in eval mode as torch's own translation has it, with an eps that is float64's in float64."""
+    running_var, eps = _variance_and_eps(x, running_var, eps)
+    return aten_native_batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps)
+
+
+def _variance_and_eps(x: Any, variance: Any, eps: float) -> tuple[Any, float]:
+    """Return a variance and an eps of the same sum: ONNX's attribute is float32, where 1e-5 is off by 2.5e-8 of it.
+
+    In float64 that is a million times what the computation loses. The rest, never below 0, goes to the variance.
+    """
+    if x.dtype != ir.DataType.DOUBLE:
+        return variance, eps
+    below = np.float32(eps)
+    if float(below) > eps:
+        below = np.nextafter(below, np.float32(-np.inf))
+    rest = ir.tensor(np.array(eps - float(below)))
+    return op.Add(variance, op.Constant(value=rest)), float(below)
 
 
 def _as_strided(x: Any, size: Any, stride: Any, storage_offset: Any = None) -> Any:
@@ -153,6 +183,7 @@ def _exists(x: Any, dims: list[int] | None, keepdim: bool) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: _instance_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.as_strided.default: _as_strided,
     torch.ops.aten.any.default: _any,
     torch.ops.aten.any.dim: _any_dim,

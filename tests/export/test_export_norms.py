@@ -143,3 +143,16 @@ class NormTwice(nn.Module):
 def test_each_call_of_a_norm_is_a_node_of_its_own() -> None:
     exported = hold(lived_in(NormTwice()), "x:N=1..2..5x4")
     assert operators(exported)["BatchNormalization"] == 3
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-12, 0.25], ids=str)  # as float32: below, above, below, itself
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.InstanceNorm1d], ids=["bn", "in with statistics"])
+def test_in_float64_the_eps_is_that_of_float64(make: Callable[..., nn.Module], eps: float) -> None:
+    norm = make(3, eps=eps, affine=True, track_running_stats=True).double().eval()
+    norm.running_mean.copy_(torch.tensor([0.3, -2.0, 0.0]))
+    norm.running_var.copy_(torch.tensor([0.0, 1e-6, 2.0]))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    deviation = np.sqrt(norm.running_var.numpy() + eps)[:, None]
+    wanted = (x - norm.running_mean.numpy()[:, None]) / deviation
+    (actual,) = run(export(norm, "input:2x3x4@f64"), {"input": x}).values()
+    np.testing.assert_allclose(actual, wanted, rtol=1e-14)

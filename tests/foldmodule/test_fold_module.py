@@ -126,6 +126,18 @@ def test_arguments_by_name_and_values_that_are_no_tensors() -> None:
         torch.testing.assert_close(folded(x)["y"], module(x)["y"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["conv, bn", "bn, linear", "instance norm with statistics", "linear, bn"])
+def test_a_module_in_float64_is_folded_with_the_eps_that_it_has(name: str) -> None:
+    each = case(name)
+    module, inputs = each.module().double(), tuple(tensor.double() for tensor in each.inputs())
+    for part in module.modules():
+        if hasattr(part, "running_var"):
+            part.running_var.mul_(1e-5)  # so that eps tells
+    folded, ledger = normdeploy.fold_module(module, inputs)
+    assert [entry.outcome for entry in ledger.norms()] == ["folded"]
+    assert relative(in_float64(folded, inputs), in_float64(module, inputs)) < 1e-13
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 
