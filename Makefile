@@ -52,7 +52,7 @@ test-report: $(INSTALLED)
 	$(BIN)/python -m pytest tests/report $(PYTEST_ARGS)
 
 test-real: $(REAL)/.installed
-	$(PYTEST) -m real tests/real $(PYTEST_ARGS)
+	$(PYTEST) -m real tests/real tests/foldmodule $(PYTEST_ARGS)
 
 test-ray: $(RAY)/.installed
 	$(PYTEST) -m real tests/real/test_calibrate_ray.py $(PYTEST_ARGS)

@@ -42,6 +42,13 @@ def require_agreement(module: nn.Module, folded: nn.Module, graph: ir.Model, spe
     feeds = [feed, replace(feed, name="zeros", arrays=dict(_zeros(feed.arrays)), corner=True)]
     _require_same_as_graph(folded, graph, specs, feeds)
     _require_same_as_module(module, folded, graph, specs, feeds)
+
+
+def require_other_batches(module: nn.Module, folded: nn.Module, specs: Signature, feed: Feed) -> None:
+    """Raise NormdeployError where ``folded`` is not ``module`` with one item, one more or twice as many as in ``feed``.
+
+    Sizes at which the module does not run are left out.
+    """
     for other, at in _other_batches(specs, feed):
         if _runs(module, other, at):
             _require_same_as_module(module, folded, None, other, [at])
@@ -52,7 +59,7 @@ def _require_same_as_graph(folded: nn.Module, graph: ir.Model, specs: Signature,
         runner, exact = Float64Runner(graph), EagerRunner(copy.deepcopy(folded), specs, dtype=torch.float64)
         for feed in feeds:
             with np.errstate(all="ignore"), one_path():
-                wanted, actual = runner(feed.arrays), exact(feed.arrays)
+                actual, wanted = exact(feed.arrays), runner(feed.arrays)
             for name, value in wanted.items():
                 off = errors(actual[name], value, "float64")
                 if is_float(value.dtype.name) and not off.rms <= SAME:
@@ -94,7 +101,7 @@ def _zeros(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
 def _other_batches(specs: Signature, feed: Feed) -> Iterator[tuple[Signature, Feed]]:
     """Yield the feed with another number of items: of all inputs whose first axis is as long as the first one's."""
     batch = next((int(array.shape[0]) for array in feed.arrays.values() if array.ndim), 0)
-    for size in {1, batch + 1} - {batch, 0}:
+    for size in sorted({1, batch + 1, 2 * batch} - {batch, 0}):
         arrays, changed = {}, []
         for spec in specs:
             array = feed.arrays[spec.name]

@@ -53,4 +53,12 @@ PAGES = (
         "fold_module(torch.nn.DataParallel(net), x)",
         "None is needed: the module that was given is as it was.",
     ),
+    Page(
+        "NT007",
+        "forward looks at the layer",
+        "Without the norm forward does not run, or takes another path: it asks for the layer's class or its weights.",
+        "An Identity stands in the place of a norm that went, and a LayerNorm that gave away its scale has no weight.",
+        "y = bn(conv(x)) if isinstance(bn, nn.BatchNorm2d) else x, or x.to(ln.weight.dtype)",
+        "Let forward call the norm and ask nothing of it, or deploy the ONNX model.",
+    ),
 )

@@ -10,8 +10,10 @@ back is left as it was, and the graph is folded again without it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -22,8 +24,9 @@ from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Ledger, fold
 from normdeploy.fold.ledger import Entry, Note, Outcome
 from normdeploy.foldmodule import graph
-from normdeploy.foldmodule.agreement import require_agreement
+from normdeploy.foldmodule.agreement import require_agreement, require_other_batches
 from normdeploy.foldmodule.examples import example_feed
+from normdeploy.foldmodule.halves import refused
 from normdeploy.foldmodule.readback import Readback, Refusal
 from normdeploy.foldmodule.recipe import Recipe
 from normdeploy.foldmodule.working import working_copy
@@ -42,7 +45,8 @@ def fold_module(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Ledg
     Args:
         module: in eval mode, or as a whole in training mode; it is not changed. In float32 or float64.
         example_inputs: a tensor, a tuple of forward's arguments, or a dictionary of them by name. Forward must take for
-            other inputs the path that it takes for these: no norm may be skipped there.
+            other inputs the path that it takes for these: no norm may be skipped there. That is tried at one item and
+            at twice as many, at no other batch sizes.
 
     Raises:
         InputError: the module cannot be exported on these inputs, has hooks, computes in 16 bits, or has a norm that
@@ -75,25 +79,69 @@ def folded_at(module: nn.Module, specs: Signature, feed: Feed) -> Folded:
 
 
 def _folded(work: nn.Module, specs: Signature, feed: Feed) -> Folded:
-    folded, recipe = folded_recipe(work, specs)
-    result = recipe.applied(copy.deepcopy(work))
-    require_agreement(work, result, folded.model, specs, feed)
-    return Folded(result, folded.ledger, recipe)
+    folding = _Folding(work, specs, feed)
+    try:
+        found = folding.proven({})
+    except NormdeployError as error:
+        if not (seen := folding.seen_by_forward()):
+            raise
+        try:
+            found = folding.proven(seen)
+        except NormdeployError:
+            raise error from None
+    require_other_batches(work, found.module, specs, feed)
+    return found
 
 
-def folded_recipe(module: nn.Module, specs: Signature) -> tuple[FoldResult, Recipe]:
-    """Return the fold of ``module``, exported at fixed ``specs``, kept to what it can express, and its recipe."""
-    before = to_graph(module, specs).model
-    labels = graph.prepared(before)
-    readback = Readback(module, before, labels)
-    kept: dict[str, Refusal] = dict(readback.untouchable())
-    while True:
-        folded = fold(before, keep=[*kept])
-        recipe = readback.read(folded.model, folded.ledger)
-        new = _to_keep(readback.refusals, folded.ledger, kept)
-        if not new:
-            return replace(folded, ledger=_told(folded.ledger, module, labels, kept)), recipe
-        kept |= new
+class _Folding:
+    """The graph of a module, exported at fixed ``specs``, and the folds of it that a module can express."""
+
+    def __init__(self, module: nn.Module, specs: Signature, feed: Feed) -> None:
+        self._module, self._specs, self._feed = module, specs, feed
+        self._graph = to_graph(module, specs).model
+        self._labels = graph.prepared(self._graph)
+        self._readback = Readback(module, self._graph, self._labels)
+
+    def proven(self, kept: Mapping[str, Refusal]) -> Folded:
+        """Return the module that lacks all norms but ``kept`` and those that it cannot express, by their nodes.
+
+        Raises NormdeployError where it is not its graph, or not the module.
+        """
+        folded, recipe, kept = self._folded(kept)
+        result = recipe.applied(copy.deepcopy(self._module))
+        require_agreement(self._module, result, folded.model, self._specs, self._feed)
+        return Folded(result, _told(folded.ledger, self._module, self._labels, kept), recipe)
+
+    def seen_by_forward(self) -> dict[str, Refusal]:
+        """Return the norms, by their nodes, without which forward does not run, or takes another path."""
+        nodes: dict[str, list[str]] = defaultdict(list)
+        for entry in self._folded({})[0].ledger:
+            if entry.outcome != "left":
+                nodes[_label(self._labels, entry.node)].append(entry.node)
+
+        def kept(names: Collection[str], reason: str) -> dict[str, Refusal]:
+            return {node: Refusal("NT007", reason) for name in names for node in nodes[name]}
+
+        found = refused([*nodes], lambda names: self.proven(kept(nodes.keys() - set(names), "")))
+        return {node: refusal for name, error in found.items() for node, refusal in kept([name], _seen(error)).items()}
+
+    def _folded(self, kept: Mapping[str, Refusal]) -> tuple[FoldResult, Recipe, Mapping[str, Refusal]]:
+        """Return the largest fold without ``kept`` that can be read back, its recipe, and all that it keeps."""
+        kept = {**kept, **self._readback.untouchable()}
+        while True:
+            folded = fold(self._graph, keep=[*kept])
+            recipe = self._readback.read(folded.model, folded.ledger)
+            new = _to_keep(self._readback.refusals, folded.ledger, kept)
+            if not new:
+                return folded, recipe, kept
+            kept |= new
+
+
+def _seen(error: NormdeployError) -> str:
+    what = error.what
+    for known in ("the folded module does not run: ", "the folded module is not the module: "):
+        what = what.removeprefix(known)
+    return f"forward looks at the layer itself: without it {what}"
 
 
 def _to_keep(refusals: Mapping[str, Refusal], ledger: Ledger, kept: Mapping[str, Refusal]) -> dict[str, Refusal]:
@@ -113,9 +161,7 @@ def _to_keep(refusals: Mapping[str, Refusal], ledger: Ledger, kept: Mapping[str,
 def _told(ledger: Ledger, module: nn.Module, labels: Mapping[str, str], kept: Mapping[str, Refusal]) -> Ledger:
     """Return ``ledger`` by the names of modules; the operators of a norm that is exported as several are one entry."""
 
-    def label(name: str) -> str:
-        return labels.get(name.partition("/")[0], "") or name
-
+    label = partial(_label, labels)
     kinds = {norm.name: norm.kind for norm in norms(module)}
     spelled = {name for entry in ledger if not entry.norm and (name := label(entry.node)) in kinds}
     entries: dict[str, Entry] = {}
@@ -129,6 +175,10 @@ def _told(ledger: Ledger, module: nn.Module, labels: Mapping[str, str], kept: Ma
         elif told.norm or told.outcome != "left":
             entries[entry.node] = told
     return replace(ledger, entries=tuple(entries.values()))
+
+
+def _label(labels: Mapping[str, str], node: str) -> str:
+    return labels.get(node.partition("/")[0], "") or node
 
 
 def _joined(before: Entry | None, entry: Entry) -> Entry:

@@ -43,8 +43,8 @@ class Recipe:
         gone = {id(module.get_submodule(path)) for path in self.identities}
         for parent in list(module.modules()):
             for name, child in list(parent._modules.items()):  # a module that is reached by several names, by each
-                if id(child) in gone:
-                    parent._modules[name] = nn.Identity()
+                if child is not None and id(child) in gone:
+                    parent._modules[name] = nn.Identity().train(child.training)
         return nn.Identity().train(module.training) if id(module) in gone else module
 
     def to_json(self) -> str:

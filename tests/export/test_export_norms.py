@@ -145,7 +145,7 @@ def test_each_call_of_a_norm_is_a_node_of_its_own() -> None:
     assert operators(exported)["BatchNormalization"] == 3
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-12, 0.25], ids=str)  # as float32: below, above, below, itself
+@pytest.mark.parametrize("eps", [1e-5, 1e-3], ids=str)  # as float32 it is below, and above
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.InstanceNorm1d], ids=["bn", "in with statistics"])
 def test_in_float64_the_eps_is_that_of_float64(make: Callable[..., nn.Module], eps: float) -> None:
     norm = make(3, eps=eps, affine=True, track_running_stats=True).double().eval()
