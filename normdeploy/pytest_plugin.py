@@ -9,6 +9,7 @@ Nothing heavy is imported before the first test needs it: pytest loads this file
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +31,19 @@ UNAVAILABLE = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--normdeploy``, ``--device`` and ``--provider``; another plugin's option of that name is taken for ours."""
+    """Add ``--normdeploy``, ``--device``, ``--provider``, ``--tf32``; an option of another plugin is taken for ours."""
     group = parser.getgroup("normdeploy")
-    told = "a bundle to judge; several times"
-    group.addoption("--normdeploy", action="append", default=[], metavar="BUNDLE", help=told)
-    for name, choice in (("--device", "cpu or cuda"), ("--provider", "ONNX Runtime's: cpu, cuda, tensorrt, …")):
-        try:
-            group.addoption(name, default=None, help=f"where bundles run: {choice}")
-        except ValueError:
-            continue
+    group.addoption(
+        "--normdeploy", action="append", default=[], metavar="BUNDLE", help="a bundle to judge; several times"
+    )
+    options: dict[str, dict[str, Any]] = {
+        "--device": {"help": "where bundles run: cpu or cuda"},
+        "--provider": {"help": "where bundles run: ONNX Runtime's cpu, cuda, tensorrt, …"},
+        "--tf32": {"help": "let float32 products be rounded to TF32 on a GPU", "action": "store_true"},
+    }
+    for name, told in options.items():
+        with suppress(ValueError):
+            group.addoption(name, default=None, **told)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -156,4 +161,5 @@ def _told(verdict: Verdict) -> str:
 def _placement(config: pytest.Config) -> Placement:
     from normdeploy.runtime.placement import placed
 
-    return placed(config.getoption("--device", None) or "cpu", config.getoption("--provider", None))
+    device, provider = config.getoption("--device", None) or "cpu", config.getoption("--provider", None)
+    return placed(device, provider, tf32=bool(config.getoption("--tf32", None)))

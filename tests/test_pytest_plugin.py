@@ -53,6 +53,16 @@ def test_a_graph_that_is_wrong(assert_parity):
     assert_parity(module, SPECS, graph)
 """
 
+PLACED = """
+import torch
+from normdeploy import pytest_plugin
+torch.cuda.is_available = lambda: True
+
+def test_where(request):
+    placement = pytest_plugin._placement(request.config)
+    assert (placement.device, placement.provider, placement.tf32) == ("cuda", "cuda", True)
+"""
+
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "normdeploy.pytest_plugin", "-p", "no:cacheprovider", *arguments]
@@ -88,6 +98,16 @@ def test_a_machine_that_cannot_is_not_green(digits_bundle: Path, tmp_path: Path)
     done = run(tmp_path, "--normdeploy", str(digits_bundle), "--device", "cuda")
     assert done.returncode == 3
     assert "no NVIDIA GPU" in done.stdout + done.stderr
+
+
+def test_tf32_is_asked_for_by_an_option_and_is_of_a_gpu_alone(digits_bundle: Path, tmp_path: Path) -> None:
+    """The placement that the suite runs with is printed where a GPU is made up, refused where it is not."""
+    (tmp_path / "test_mine.py").write_text(PLACED)
+    done = run(tmp_path, "-q", "--device", "cuda", "--tf32")
+    assert "1 passed" in done.stdout, done.stdout
+    done = run(tmp_path, "--normdeploy", str(digits_bundle), "--tf32")
+    assert done.returncode == 2
+    assert "--tf32 is of NVIDIA GPUs alone" in done.stdout
 
 
 def test_a_folder_that_is_no_bundle_is_told(tmp_path: Path) -> None:
