@@ -98,7 +98,10 @@ def export(
     force: bool = False,
     no_bench: bool = False,
     seconds: float = 2.0,
+    threads: int | None = None,
     processes: int = 3,
+    batch: str = "",
+    compare: Literal["torch.compile"] | None = None,
     talk: Talk = Talk(),
 ) -> int:
     """Turn a trained checkpoint into a verified deployment folder.
@@ -119,8 +122,11 @@ def export(
         to_torch: a safetensors file for the weights of the module with its norms folded, to serve PyTorch.
         force: replace an older bundle.
         no_bench: leave the latency out.
-        seconds: to measure the latency for.
+        seconds: to measure the latency for, at each size.
+        threads: of each runner; by default one core is left to the rest of the machine.
         processes: fresh ones to measure it in, which share the seconds.
+        batch: sizes of the inputs' first dimension to measure at too, one after another, e.g. 1,8,64.
+        compare: what else to measure beside it.
     """
     from normdeploy import pipeline
 
@@ -131,7 +137,8 @@ def export(
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
                 engine=engine, sm=listed(sm), plugin=plugin, plugin_form=plugin_form, to_torch=to_torch, force=force,
                 bench=not no_bench, seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose,
-                progress=progress, seconds=seconds, processes=processes, command=output.command_line(),
+                progress=progress, seconds=seconds, threads=threads, processes=processes,
+                batches=counts(batch, "--batch"), compiled=compare is not None, command=output.command_line(),
                 **eager.source(),
             )  # fmt: skip
     except pipeline.ParityError as error:

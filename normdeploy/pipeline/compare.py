@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +30,7 @@ from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.artefact import Artefact, open_artefact
 from normdeploy.pipeline.engines import computes_in
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
+from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain, require_measurable
 from normdeploy.pipeline.session import in_onnxruntime, written
 from normdeploy.pipeline.source import (
     Data,
@@ -54,7 +52,6 @@ from normdeploy.runtime.runner import Runner
 from normdeploy.specs import Signature, TensorSpec
 
 _WARM_UP = 10  # calls
-_MOST_PROCESSES = 10
 
 
 def verify(
@@ -267,11 +264,7 @@ def bench(
     Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
     """
     stages, threads = Stages(progress), usual_threads() if threads is None else threads
-    cores = os.cpu_count() or 1
-    if not 1 <= threads <= cores or not 0 < seconds < math.inf or not 1 <= processes <= _MOST_PROCESSES:
-        given = f"--threads {threads} --seconds {seconds:g} --processes {processes}"
-        fix = f"give 1 to {cores} threads, as many as this machine has cores, and a positive, finite time"
-        raise InputError("this cannot be measured", where=given, fix=fix)
+    require_measurable(threads, seconds, processes)
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source), placement=placement)
         feed = opened.usual_feed() if batch is None else opened.batch_feed(batch)

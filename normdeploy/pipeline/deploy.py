@@ -26,11 +26,12 @@ from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
+from normdeploy.pipeline.artefact import batch_feed
 from normdeploy.pipeline.engines import computes_in, recorded, require_backend
 from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on, verdict_on_plugins
-from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain
+from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain, require_compiled, require_measurable
 from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
     Data,
@@ -71,7 +72,10 @@ def export(
     force: bool = False,
     bench: bool = True,
     seconds: float = 2.0,
+    threads: int | None = None,
     processes: int = PROCESSES,
+    batches: Sequence[int] = (),
+    compiled: bool = False,
     seed: int = 0,
     criteria: Criteria | None = None,
     verbose: bool = False,
@@ -105,8 +109,11 @@ def export(
             :func:`normdeploy.load_folded`; at the usual sizes.
         force: replace an older bundle, and an older ``to_torch``.
         bench: measure latency: eager, the unfolded graph in the same runtime, and the deployed one.
-        seconds: to measure for, all processes together.
+        seconds: to measure for, all processes together; each size of a batch once more.
+        threads: of each runner; None leaves one core to the rest of the machine.
         processes: fresh processes to measure in.
+        batches: sizes of the inputs' first dimension to measure at, beside the usual one.
+        compiled: measure what torch.compile makes of the module, too.
         seed: of the random inputs.
         criteria: of parity.
         verbose: let torch's own warnings through.
@@ -115,10 +122,15 @@ def export(
 
     Raises ParityError, with the report, where the deployed model is not the eager one: the report lies in
     ``out``.failed then; InputError where anything given cannot be used; UnavailableError without onnxruntime, or
-    without a TensorRT for ``engine``. Whatever is raised, ``out`` stays as it was.
+    without a TensorRT for ``engine`` or a compiler for ``compiled``. Whatever is raised, ``out`` stays as it was.
     """
+    threads = usual_threads() if threads is None else threads
     check_plugin(plugin, plugin_form, target)
     _check_options(engine, sm, layernorm, target, tune, plugin)
+    require_measurable(threads, seconds, processes)
+    if not bench and (batches or compiled):
+        given = "--batch" if batches else "--compare"
+        raise InputError("latency is left out", where=f"--no-bench {given}", fix="leave one of them out")
     specs = specs_of(inputs, output_names)
     stages = Stages(progress)
     with stages("load"):
@@ -131,12 +143,19 @@ def export(
             specs, widened = in_float32(checkpoint.module, specs)
             checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *widened))
         feeds = feeds_for(specs, data, seed, app_dir_of(source), checkpoint.module)
+        sizes = {batch: batch_feed(specs, batch) for batch in batches}
+    job = Job(
+        model, plain(source), tuple(specs.texts()), None, None, {}, threads, seconds, 0, compiled=compiled
+    )  # fmt: skip
+    if compiled:
+        with stages("compile"):  # first, so that nothing is lost where it cannot be
+            require_compiled(job, feeds[0])
     with stages("export"):
         exported = to_graph(checkpoint.module, specs, opset=opset, verbose=verbose)
     forms = _Forms(checkpoint.module, exported.model, specs, feeds, keep, precision, criteria or Criteria())
     with stages("fold"):
         folded = forms.fold(layernorm, target)
-    latency, threads, built = None, usual_threads(), None
+    latency, by_batch, built = None, {}, None
     with ExitStack() as sessions:
         with stages("parity"):
             session = sessions.enter_context(in_onnxruntime(folded.model, threads, feed=feeds[0]))
@@ -160,17 +179,15 @@ def export(
                 built = build_engine(plugin_model or graph, specs, precision=computes_in(graph), sm=sm)
         if bench and passed:
             with stages("latency"), written(kept.folded.model) as path, written(forms.unfolded_graph()) as other:
-                job = Job(
-                    model, plain(source), tuple(specs.texts()), str(path), str(other), dict(kept.options), threads,
-                    seconds, 0,
-                )  # fmt: skip
+                job = replace(job, deployed=str(path), unfolded=str(other), options=dict(kept.options))
                 latency = measured(job, feeds[0], processes)
+                by_batch = {batch: measured(job, feed, processes) for batch, feed in sizes.items()}
         golden = Golden(feeds[0].arrays, session.runner(feeds[0].arrays))
     likely = [feed for feed in feeds if not feed.corner]  # in a corner made for it, what overflows is no news
     notes = (*session.notes, *overflow_notes(kept.folded.model, likely))
     report = account(
         checkpoint, exported, kept.folded, kept.verdict, notes,
-        inputs=specs.texts(), latency=latency, seconds=stages.seconds,
+        inputs=specs.texts(), latency=latency, latency_by_batch=by_batch, seconds=stages.seconds,
         model_args={name: str(value) for name, value in source.get("model_args", {}).items()}, command=command,
         engine=built.sidecar if built else None, tuning=kept.tuning, plugin_parity=on_plugins,
         findings=findings(checkpoint.module, exported.model, kept.folded.model),

@@ -7,13 +7,14 @@ the next; and a runtime that crashes takes only its own process along.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from normdeploy.runtime.runner import Runner
 from normdeploy.specs import parse
 
 PROCESSES = 3
+_MOST_PROCESSES = 10
 _INPUTS, _RESULT, _JOB = "inputs.npz", "result.json", "job.json"
 
 
@@ -42,11 +44,11 @@ class Job:
         model: the factory of the eager module; None leaves eager out.
         source: where its weights are.
         inputs: specs and values of its inputs.
-        deployed: the deployed ONNX file.
+        deployed: the deployed ONNX file; None leaves it out.
         unfolded: the unfolded one; None leaves it out.
         options: session options of both.
         threads: of each runner.
-        seconds: to measure for.
+        seconds: to measure for; with 0 each runs once, and nothing is measured.
         seed: of the order within rounds.
         placement: where all of them run.
         compiled: measure what torch.compile makes of the module, too.
@@ -55,7 +57,7 @@ class Job:
     model: str | None
     source: dict[str, Any]
     inputs: tuple[str, ...]
-    deployed: str
+    deployed: str | None
     unfolded: str | None
     options: dict[str, str]
     threads: int
@@ -63,6 +65,25 @@ class Job:
     seed: int
     placement: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
+
+
+def require_measurable(threads: int, seconds: float, processes: int) -> None:
+    """Raise InputError for numbers that nothing can be measured with on this machine."""
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores or not 0 < seconds < math.inf or not 1 <= processes <= _MOST_PROCESSES:
+        raise InputError(
+            "this cannot be measured",
+            where=f"--threads {threads} --seconds {seconds:g} --processes {processes}",
+            fix=f"give 1 to {cores} threads, as many as this machine has cores, a positive, finite time, and 1 to "
+            f"{_MOST_PROCESSES} processes",
+        )
+
+
+def require_compiled(job: Job, feed: Feed) -> None:
+    """Raise UnavailableError where torch.compile cannot run the module of ``job``, as without a C++ compiler."""
+    with tempfile.TemporaryDirectory(prefix="normdeploy-") as name:
+        golden.save(Path(name) / _INPUTS, feed.arrays)
+        _run(Path(name), replace(job, deployed=None, unfolded=None, seconds=0, compiled=True), feed)
 
 
 def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
@@ -73,13 +94,8 @@ def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
     with tempfile.TemporaryDirectory(prefix="normdeploy-") as name:
         folder = Path(name)
         golden.save(folder / _INPUTS, feed.arrays)
-        samples = []
-        for index in range(processes):
-            share = {**asdict(job), "seconds": job.seconds / processes, "seed": job.seed + index}
-            dtypes = {key: array.dtype.name for key, array in feed.arrays.items()}
-            asked = {"job": share, "dtypes": dtypes, "feed": feed.name, "here": os.getcwd()}
-            (folder / _JOB).write_text(json.dumps(asked))
-            samples.append(_run(folder))
+        shares = (replace(job, seconds=job.seconds / processes, seed=job.seed + index) for index in range(processes))
+        samples = [_run(folder, share, feed) for share in shares]
     names = {"eager": "eager", "unfolded": "onnxruntime, unfolded", "deployed": "onnxruntime"}
     names["compiled"] = "torch.compile"
     return over_processes(samples, names, threads=job.threads, feed=feed.name, seed=job.seed)
@@ -101,7 +117,11 @@ def plain(source: Source) -> dict[str, Any]:
     return found
 
 
-def _run(folder: Path) -> dict[str, list[float]]:
+def _run(folder: Path, job: Job, feed: Feed) -> dict[str, list[float]]:
+    """Return what a fresh process measures of ``job``; the arrays of ``feed`` lie in ``folder`` already."""
+    dtypes = {key: array.dtype.name for key, array in feed.arrays.items()}
+    asked = {"job": asdict(job), "dtypes": dtypes, "feed": feed.name, "here": os.getcwd()}
+    (folder / _JOB).write_text(json.dumps(asked))
     (folder / _RESULT).unlink(missing_ok=True)
     with (
         (folder / "stderr.txt").open("w") as stderr,
@@ -141,6 +161,8 @@ def _measure(folder: Path) -> dict[str, Any]:
     for row, path in (("unfolded", job.unfolded), ("deployed", job.deployed)):
         if path is not None:
             runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options, placement=placement)
+    if not job.seconds:
+        return {"samples": {}}
     samples = take_rounds(runners, feed, threads=job.threads, seconds=job.seconds, seed=job.seed, fewest=FEWEST)
     return {"samples": samples}
 

@@ -14,8 +14,8 @@ from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.fold.ledger import Entry
 from normdeploy.parity.verdict import Part, Verdict
+from normdeploy.report import batches, view
 from normdeploy.report import tuning as tuned
-from normdeploy.report import view
 from normdeploy.report.diagnosis import show_findings
 from normdeploy.report.schema import Report
 
@@ -40,6 +40,9 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
         show_tuning(report.tuning, console)
     if report.latency is not None:
         show_latency(report.latency, console)
+    if report.latency_by_batch:
+        rows = [tuple(map(_text, row)) for row in batches.rows(report.latency_by_batch)]
+        console.print(_table(batches.columns(report.latency_by_batch), rows, right=len(rows[0])))
     if report.engine is not None:
         show_engine(report.engine, console)
     for note in view.notes(report):

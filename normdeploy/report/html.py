@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from normdeploy.parity.verdict import Part
+from normdeploy.report import batches, view
 from normdeploy.report import tuning as tuned
-from normdeploy.report import view
 from normdeploy.report.schema import Report
 
 MOST_IN_FULL = 40
@@ -50,6 +50,7 @@ def render(report: Report) -> str:
         most_layers=MOST_LAYERS,
         view=view,
         tuned=tuned,
+        batches=batches,
     )
 
 

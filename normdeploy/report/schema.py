@@ -7,7 +7,7 @@ they are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, a
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -60,7 +60,8 @@ class Report(Document):
         findings: what the doctor found, see normdeploy doctor.
         parity: the verdict; None where it was not asked for.
         plugin_parity: the verdict on the graph of plugins, which is judged in float64 alone; None where there is none.
-        latency: eager against deployed; None where it was not measured.
+        latency: eager against deployed at the usual sizes; None where it was not measured.
+        latency_by_batch: the same by the size of the inputs' first dimension, for the sizes that were asked for.
         engine: the TensorRT engine in the bundle, with the table of its layers; None where none was built.
         tuning: the forms that were measured, and which one is deployed; None where the form was given.
         seconds: stage → seconds it took.
@@ -89,6 +90,7 @@ class Report(Document):
     parity: Verdict | None
     plugin_parity: Verdict | None = None
     latency: Comparison | None
+    latency_by_batch: dict[Annotated[int, Field(ge=1, lt=1 << 31)], Comparison] = {}
     notes: list[str]
     seconds: dict[str, float]
     engine: Sidecar | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 
-from normdeploy.bench.stats import Comparison, compare, latency
+from normdeploy.bench.stats import Comparison, compare, latency, over_processes
 from normdeploy.fold.ledger import Entry, Ledger, Note
 from normdeploy.parity.metrics import EXACT, Errors
 from normdeploy.parity.verdict import Measurement, Verdict, judge
@@ -36,6 +36,13 @@ def comparison(noise: float = 0.05, n: int = 300) -> Comparison:
     generator = np.random.default_rng(3)
     eager, deployed = (middle * np.exp(noise * generator.gamma(2.0, size=n)) for middle in (1.9, 0.74))
     return compare(latency("eager", eager), latency("onnxruntime", deployed), threads=2, feed="random N=1")
+
+
+def three_rows(middle: float) -> Comparison:
+    """Two processes in which the unfolded graph takes twice, and eager four times the ``middle`` ms of the deployed."""
+    names = {"eager": "eager", "unfolded": "onnxruntime, unfolded", "deployed": "onnxruntime"}
+    process = {row: [middle * times] * 25 for row, times in (("eager", 4.0), ("unfolded", 2.0), ("deployed", 1.0))}
+    return over_processes([process, process], names, threads=1, feed="random")
 
 
 def entries(count: int) -> list[Entry]:
@@ -67,7 +74,10 @@ def entries(count: int) -> list[Entry]:
 
 
 def make(
-    ledger: Sequence[Entry] | None = None, parity: Verdict | None = None, latency: Comparison | None = None
+    ledger: Sequence[Entry] | None = None,
+    parity: Verdict | None = None,
+    latency: Comparison | None = None,
+    by_batch: Mapping[int, Comparison] | None = None,
 ) -> Report:
     return Report(
         created=datetime(2025, 3, 1, 12, 30, tzinfo=UTC),
@@ -91,6 +101,7 @@ def make(
         ),
         parity=parity,
         latency=latency,
+        latency_by_batch=dict(by_batch or {}),
         notes=["the module was in training mode; .eval() was called"],
         seconds={"load": 0.21, "export": 2.4, "fold": 0.2},
     )

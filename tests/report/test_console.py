@@ -31,6 +31,7 @@ def test_everything_is_said_once(report: Report) -> None:
         "p50 ms",
         "p99 ms",
         "times as fast as eager (95 % confidence",
+        "beside unfolded",
         "note: the module was in training mode",
         "note: one weight was flushed to zero",
         "note: top-k ties may fall otherwise",
@@ -56,6 +57,13 @@ def test_the_worst_output_stands_with_its_bound() -> None:
     row = next(line.split() for line in text.splitlines() if "max" in line and "boxes" in line)
     assert row[-3:] == ["2e-07", "0.0009", "1.75e-06"]
     assert "smallest k that passes the runtime: 4,495" in text  # (9e-4 − 8 ε) / 2e-7
+
+
+def test_each_size_of_a_batch_has_its_row(report: Report) -> None:
+    """Of 64 items in 40 ms, and four times the time in eager."""
+    rows = [line.split() for line in shown(report).splitlines()]
+    told = next(row for row in rows if row[:1] == ["64"])
+    assert told == ["64", "160", "80", "40", "2×", "(2", "to", "2)", "4×", "(4", "to", "4)", "1,600"]
 
 
 def test_a_noisy_machine_is_warned_of() -> None:

@@ -101,6 +101,8 @@ def test_it_says_what_the_report_says(report: Report) -> None:
         "one weight was flushed to zero [NF410]",
         "top-k ties may fall otherwise",
         "dropped: x.bn: 2 ulp [NF401]",
+        "By the size of the batch",
+        "64 160 80 40 2× (2 to 2) 4× (4 to 4) 1,600",
     ):
         assert words in said, words
 
