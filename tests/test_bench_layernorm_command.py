@@ -38,7 +38,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU says")
 def test_without_a_gpu_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--layernorm"]) == 3
-    assert "the full TensorRT" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bench --layernorm needs the full TensorRT" in said
+    assert "--plugin" not in said
 
 
 def test_without_the_full_tensorrt_it_says_so(

@@ -21,7 +21,7 @@ from normdeploy import cli
 from normdeploy.bundle import load_bundle
 from normdeploy.engine import plugin_graph
 from normdeploy.parity import plugins
-from normdeploy.pipeline import fold_file
+from normdeploy.pipeline import deploy, fold_file
 from normdeploy.runtime.float64 import Float64Runner
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +142,9 @@ def test_a_file_of_plugins_is_built_by_the_full_tensorrt_only(
     command = ["build", source, "--input", "x:N=1..1..64x1x8x8@f32", "-o", str(tmp_path / "plan")]
     for more in ([], ["--backend", "tensorrt_rtx"]):
         assert cli.main([*command, *more]) == 3
-        assert "the full TensorRT" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "a graph of LayerNorm plugins needs the full TensorRT" in said
+        assert "--plugin" not in said, "nobody gave it"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,3 +201,37 @@ def test_a_model_without_norms_has_no_plugin(tmp_path: Path, capsys: pytest.Capt
     assert cli.main(["fold", *files, "--plugin", "--target", "tensorrt"]) == 2
     assert "it has no LayerNormalization" in capsys.readouterr().err
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_network_without_norms_is_refused_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deploy, "in_onnxruntime", None)
+    weights = ["--weights", str(ROOT / "models/digits_conv1d.safetensors")]
+    network = ["--app-dir", str(ROOT), "--model", "models.digits:conv1d", *weights, *INPUT]
+    assert cli.main(["export", *network, "-o", str(tmp_path / "b"), "--plugin", "--target", "tensorrt"]) == 2
+    assert "it has no LayerNormalization" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+RMS = """
+import torch
+from torch import nn
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.RMSNorm(16), nn.GELU(), nn.RMSNorm(16), nn.Linear(16, 4)).eval()
+"""
+
+
+def test_an_rms_norm_that_the_opset_has_not_is_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rms.py").write_text(RMS)
+    command = ["export", "--app-dir", str(tmp_path), "--model", "rms:network", "--input", "input:N=1..2..4x8"]
+    out = tmp_path / "b"
+    assert cli.main([*command, "-o", str(out), "--plugin", "--target", "tensorrt", "--no-bench", "--opset", "18"]) == 0
+    found = operators(out / "model.plugin.onnx")
+    assert found["normdeploy::RMSNorm"] == 2
+    assert found["ReduceMean"] == 0
+    assert operators(out / "model.onnx")["ReduceMean"] == 2
+    assert json.loads((out / "report.json").read_text())["plugin_parity"]["passed"]
+    assert "run by the plugin: 1, 3" in capsys.readouterr().out

@@ -138,20 +138,23 @@ def choose(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
     return backend
 
 
-def choose_for_plugins(name: str | None, *, gpu: bool, sm: Sequence[str] = ()) -> Backend:
+def choose_for_plugins(
+    name: str | None, *, gpu: bool, sm: Sequence[str] = (), who: str = "--plugin", instead: str = "leave --plugin out"
+) -> Backend:
     """Do as :func:`choose`, for a model with LayerNorm plugins, which only the full TensorRT takes.
 
-    TensorRT-RTX has no plugins: its network has no ``add_plugin``, and its parser ends the process at one.
+    TensorRT-RTX has no plugins: its network has no ``add_plugin``, and its parser ends the process at one. A refusal
+    says ``who`` needs TensorRT, and what to do ``instead``, where there is anything.
     """
     full, ahead = BACKENDS
+    fix = f"{full.install} on a machine with an NVIDIA GPU" + (f", or {instead}" if instead else "")
     if name == ahead.name or sm:
-        what = f"{ahead.title} takes no plugins: --plugin needs the full TensorRT, and builds for the GPU at hand"
-        raise UnavailableError(what, fix=f"{full.install} on a machine with an NVIDIA GPU, or leave --plugin out")
+        what = f"{ahead.title} takes no plugins: {who} needs the full TensorRT, which builds for the GPU at hand"
+        raise UnavailableError(what, fix=fix)
     try:
         return choose(name or full.name, gpu=gpu)
     except UnavailableError as error:
-        fix = f"{full.install} on a machine with an NVIDIA GPU, or leave --plugin out"
-        raise UnavailableError(f"--plugin needs the full TensorRT: {error.what}", fix=fix) from error
+        raise UnavailableError(f"{who} needs the full TensorRT: {error.what}", fix=fix) from error
 
 
 def _refuse_all(gpu: bool) -> Backend:

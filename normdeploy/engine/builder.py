@@ -100,7 +100,11 @@ def build(
     device = gpu.find()
     given = onnxfile.load(model) if isinstance(model, Path) else model
     plugin = plugin_form(given)
-    chosen = (choose_for_plugins if plugin is not None else choose)(backend, gpu=device is not None, sm=sm)
+    if plugin is None:
+        chosen = choose(backend, gpu=device is not None, sm=sm)
+    else:
+        who, instead = "a graph of LayerNorm plugins", "build the model that has none"
+        chosen = choose_for_plugins(backend, gpu=device is not None, sm=sm, who=who, instead=instead)
     graph = _prepare(given, precision)
     filled = [_with_fixed(graph, each) for each in (specs, *more_profiles)]
     profiles = tuple(profile(each) for each in filled)

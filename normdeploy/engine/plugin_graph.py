@@ -25,13 +25,18 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.engine import plugin_v3
-from normdeploy.engine.plugin import DOMAIN, QUANTIZED
+from normdeploy.engine.plugin import DOMAIN, OPERATORS, QUANTIZED
+from normdeploy.engine.plugin_spelled import Spelled
 from normdeploy.errors import InputError
 from normdeploy.fold.graph.state import all_names
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
 from normdeploy.kernels.variants import LARGEST
 
-_NORMS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
+NORMS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
+"""ONNX's norms, and the plugins that they become where nothing is taken in."""
+_IN_BODY = "it lies in a body of If, Loop or Scan, and plugins are put into the main graph alone"
+_OPSET = 1
+"""The version of the plugins' domain."""
 _SIXTEEN = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _STORED = (ir.DataType.FLOAT, *_SIXTEEN)
 PluginForm = Literal["aot", "python"]
@@ -43,45 +48,74 @@ Wanted = Callable[[str, str, int], bool]
 """Given a plugin's name, the type of its x as NumPy calls it, and its features: should it take the norm's place?"""
 
 
-def to_plugins(
-    model: ir.Model, form: PluginForm = "aot", wanted: Wanted = lambda name, dtype, features: True
-) -> tuple[str, ...]:
-    """Replace, in ``model`` itself, each norm that a plugin can be; those in bodies stay.
+def to_plugins(model: ir.Model, form: PluginForm = "aot", wanted: Wanted | None = None) -> tuple[str, ...]:
+    """Replace, in ``model`` itself, each norm of the main graph that a plugin can be.
 
     Args:
-        model: in the precision that it is deployed in, its shapes known.
+        model: in the precision that it is deployed in, its shapes known, its functions inlined.
         form: which of the two kinds of plugin.
-        wanted: asked of each norm that could be one; by default all are.
+        wanted: asked of each norm that could be one; by default all are, those in elementary operators too.
 
     Returns:
-        A sentence for each norm that stays, with its module name and the reason.
+        A sentence for each norm that stays, with its module name and the reason, and one for those that were spelled
+        out and are plugins now.
 
     Raises:
-        InputError: there is no norm that a plugin can be.
+        InputError: there is no norm that a plugin can be, or the domain of the plugins is taken.
     """
-    left, names = [], all_names(model)
-    found = [node for node in model.graph if operator(node) in _NORMS]
-    for node in found:
+    _require_free(model)
+    spelled = Spelled(model)
+    if wanted is None:
+        spelled.write()
+    left, names = list(spelled.refused), all_names(model)
+    for node in [node for node in model.graph if operator(node) in NORMS]:
         try:
-            _replace(model.graph, names, node, wanted)
+            _replace(model, names, node, wanted)
         except _Stays as reason:
-            left.append(f"{label(node)} is not run by the plugin: {reason}")
-    if len(left) == len(found):
-        reasons = "; ".join(left) or "it has no LayerNormalization"
+            left.append((node, str(reason)))
+            if node in spelled.replaced:
+                spelled.undo(node)
+    taken = [label(node) for node in spelled.replaced]
+    spelled.tidy()
+    left += [(node, _IN_BODY) for graph in model.graph.subgraphs() for node in graph if operator(node) in NORMS]
+    said = tuple(f"{label(node)} is not run by the plugin: {reason}" for node, reason in left)
+    said += (f"spelled out in elementary operators, and run by the plugin: {', '.join(taken)}",) if taken else ()
+    plugins = [node for node in model.graph if is_plugin(node)]
+    if not plugins:
+        reasons = "; ".join(said) or "it has no LayerNormalization"
         raise InputError(
             f"the plugin runs no norm of this model: {reasons}", where="--plugin", fix="leave --plugin out"
         )
-    for node in model.graph:
-        if node.domain == DOMAIN:
-            node.attributes["plugin_version"] = ir.AttrString("plugin_version", _VERSIONS[form])
-            node.attributes["aot"] = ir.AttrInt64("aot", int(form == "aot"))
-    model.opset_imports[DOMAIN] = 1
-    return tuple(left)
+    for node in plugins:
+        node.attributes["plugin_version"] = ir.AttrString("plugin_version", _VERSIONS[form])
+        node.attributes["aot"] = ir.AttrInt64("aot", int(form == "aot"))
+    model.opset_imports[DOMAIN] = _OPSET
+    return said
+
+
+def _require_free(model: ir.Model) -> None:
+    """Raise InputError where ``model`` has plugins already, or somebody else's operators in a domain of their name."""
+    there = [node for node in model.graph.all_nodes() if node.domain == DOMAIN]
+    if not there:
+        return
+    names = ", ".join(dict.fromkeys(f"{node.op_type} of {label(node)}" for node in there))
+    if all(is_plugin(node) for node in there):
+        fix = "leave --plugin out: it is a graph of plugins, and normdeploy build takes it as it is"
+        raise InputError("the model has plugins already", where=names, fix=fix)
+    what = f"the model has operators of its own in the domain {DOMAIN!r}, which is that of the plugins"
+    raise InputError(what, where=names, fix="give that domain another name, or leave --plugin out")
+
+
+def is_plugin(node: ir.Node) -> bool:
+    """Return whether ``node`` is one of these plugins, and not somebody else's operator in a domain of that name."""
+    namespace = node.attributes.get("plugin_namespace")
+    ours = namespace is not None and namespace.type == ir.AttributeType.STRING and namespace.value == DOMAIN
+    return ours and node.domain == DOMAIN and node.op_type in {each.name for each in OPERATORS}
 
 
 def leak(model: ir.Model) -> tuple[str, ...]:
     """Return a note where the plugins of ``model`` lie in the engine and meet shapes that change."""
-    plugins = [node for node in model.graph if node.domain == DOMAIN]
+    plugins = [node for node in model.graph if is_plugin(node)]
     changing = any(value.shape is not None and not value.shape.is_static() for n in plugins for value in n.outputs)
     if plugin_form(model) != "aot" or not changing:
         return ()
@@ -95,7 +129,7 @@ def leak(model: ir.Model) -> tuple[str, ...]:
 def plugin_form(model: ir.Model) -> PluginForm | None:
     """Return the form of the plugins in ``model``; None where it has none."""
     for node in model.graph.all_nodes():
-        if node.domain == DOMAIN:
+        if is_plugin(node):
             return "python" if node.attributes.get_string("plugin_version", "1") == plugin_v3.VERSION else "aot"
     return None
 
@@ -127,14 +161,14 @@ class _Norm:
     epsilon: float
 
 
-def _replace(graph: ir.Graph, names: set[str], node: ir.Node, wanted: Wanted) -> None:
-    norm = _read(node)
+def _replace(model: ir.Model, names: set[str], node: ir.Node, wanted: Wanted | None) -> None:
+    graph, norm = model.graph, _read(node)
     is_layer_norm = operator(node) == "LayerNormalization"
     quantize = _quantize_behind(norm.last) if is_layer_norm else None  # first: a sum apart moves fewer bytes than it
     total = _sum_before(norm) if is_layer_norm and quantize is None else None
-    kind = "AddLayerNorm" if total else "LayerNormQuantize" if quantize else _NORMS[operator(node)]
+    kind = "AddLayerNorm" if total else "LayerNormQuantize" if quantize else NORMS[operator(node)]
     assert norm.x.dtype is not None, "it was seen to be known"
-    if not wanted(kind, norm.x.dtype.numpy().name, math.prod(norm.shape)):
+    if wanted is not None and not wanted(kind, norm.x.dtype.numpy().name, math.prod(norm.shape)):
         raise _Stays("it is not recorded to be the faster one on this GPU")
     weights = _weights(graph, names, norm)
     if total is not None:
@@ -191,7 +225,7 @@ def _weights(graph: ir.Graph, names: set[str], norm: _Norm) -> list[ir.Value]:
     values = []
     for name, value, array in zip(("gamma", "beta"), given, arrays, strict=False):
         kept = value is not None and value.const_value is not None and value.const_value.shape.numpy() == array.shape
-        if value is not None and kept and value.dtype == norm.dtype:
+        if value is not None and kept and value.is_initializer() and value.dtype == norm.dtype:
             values.append(value)
         else:
             values.append(_constant(graph, names, f"{norm.node.outputs[0].name}.{name}", array))
@@ -204,6 +238,9 @@ def _array(norm: _Norm, value: ir.Value | None, otherwise: float) -> np.ndarray:
     if value is None:
         return np.full(norm.shape, otherwise, kind)
     held = _held(value)
+    if held is None and value.is_graph_input() and value.is_initializer():
+        name = value.name
+        raise _Stays(f"a caller may override {name}; normdeploy fold --inputs-are-constants {name} makes it a constant")
     if held is None:
         raise _Stays(f"{value.name} is not constant")
     array = held.numpy()

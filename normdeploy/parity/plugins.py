@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
-from normdeploy.engine.plugin import DOMAIN
-from normdeploy.engine.plugin_graph import PluginForm, Wanted, leak, to_plugins
+from normdeploy.engine.plugin_graph import PluginForm, Wanted, is_plugin, leak, to_plugins
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.graph import label
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
@@ -22,6 +22,8 @@ from normdeploy.runtime.float64.step import Array
 
 _CLOSE = 1e-12
 """Largest error of a plugin beside the largest value; a proof of the fold asks for the same."""
+_CONSTANTS = 4
+"""The IR version from which on an initializer need not be an input, and is a constant then."""
 _LEADING = 2
 """Most elements of an axis in front of those that a norm goes over: all its rows are computed alike."""
 _SHARED = (ir.AttributeType.TENSOR, ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS, ir.AttributeType.TENSORS)
@@ -31,29 +33,44 @@ _SIZES = (1.0, 1e-3)
 
 def where_faster(model: ir.Model, wanted: Wanted) -> tuple[ir.Model, tuple[str, ...]]:
     """Return ``model`` with proven plugins for the norms that are ``wanted``, and a note; as it is where none is."""
-    graph = model.clone()
+    before = _prepared(model)
+    graph = before.clone()
     try:
         to_plugins(graph, wanted=wanted)
+        require_same(before, graph)
     except InputError:  # no norm of it is
         return model, ()
-    require_same(model, graph)
-    count = sum(node.domain == DOMAIN for node in graph.graph)
+    except VerdictError as error:
+        return model, (f"its norms stay native, though the plugin is recorded to be faster on this GPU: {error.what}",)
+    count = sum(is_plugin(node) for node in graph.graph)
     return graph, (f"{count} of its norms run by the plugin, which is recorded to be faster on this GPU", *leak(graph))
 
 
 def with_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[ir.Model, tuple[str, ...]]:
     """Return a copy of ``model`` with plugins of ``form``, each of them proven, and what is to be said of them.
 
-    A norm that stays has a sentence with the reason.
+    Its functions are inlined, and it has IR version 4 at least. A norm that stays has a sentence with the reason.
 
     Raises:
-        InputError: no norm of it can be a plugin.
+        InputError: no norm of it can be a plugin, or its operators have the plugins' domain.
         VerdictError: a plugin does not compute what it stands for, or another node has changed.
     """
-    graph = model.clone()
+    before = _prepared(model)
+    graph = before.clone()
     left = to_plugins(graph, form)
-    require_same(model, graph)
+    require_same(before, graph)
     return graph, left + leak(graph)
+
+
+def _prepared(model: ir.Model) -> ir.Model:
+    """Return a copy without functions, of an IR version in which a constant is no input."""
+    graph = model.clone()
+    InlinePass()(graph)
+    if graph.ir_version < _CONSTANTS:
+        for value in [each for each in graph.graph.inputs if each.is_initializer()]:
+            graph.graph.inputs.remove(value)
+        graph.ir_version = _CONSTANTS
+    return graph
 
 
 def require_same(before: ir.Model, after: ir.Model) -> None:
@@ -62,7 +79,7 @@ def require_same(before: ir.Model, after: ir.Model) -> None:
     _require_kept(made, before, after)
     runners = Float64Runner(before), Float64Runner(after)
     for node in after.graph:
-        if node.domain == DOMAIN:
+        if is_plugin(node):
             _require_plugin(node, made, runners)
 
 
@@ -78,7 +95,7 @@ def _require_kept(made: dict[str, ir.Node], before: ir.Model, after: ir.Model) -
             raise VerdictError("a weight has changed in the graph of plugins", where=name)
     for node in after.graph:
         first = next((made.get(str(value.name)) for value in node.outputs if value.name), None)
-        if node.domain != DOMAIN and (first is None or _told(first) != _told(node)):
+        if not is_plugin(node) and (first is None or _told(first) != _told(node)):
             raise VerdictError("a node that is no plugin has changed in the graph of plugins", where=label(node))
 
 

@@ -155,6 +155,8 @@ def export(
     forms = _Forms(checkpoint.module, exported.model, specs, feeds, keep, precision, criteria or Criteria())
     with stages("fold"):
         folded = forms.fold(layernorm, target)
+        # Here, so that a network without norms is refused before anything takes long; --tune goes with no plugins.
+        asked_for = with_plugins(folded.model, plugin_form) if plugin else None
     latency, by_batch, built = None, {}, None
     with ExitStack() as sessions:
         with stages("parity"):
@@ -168,7 +170,7 @@ def export(
                 session = sessions.enter_context(in_onnxruntime(kept.folded.model, threads, kept.options))
         plugin_model = on_plugins = None
         if kept.verdict.passed:
-            kept, plugin_model = _with_plugins(kept, plugin_form if plugin else None, engine, sm)
+            kept, plugin_model = _with_plugins(kept, asked_for, engine, sm)
         if plugin_model is not None:
             with stages("plugins"):
                 on_plugins = forms.judge_plugins(plugin_model, computes_in(kept.folded.model))
@@ -211,15 +213,17 @@ def export(
     return report
 
 
-def _with_plugins(kept: Kept, form: PluginForm | None, engine: bool, sm: Sequence[str]) -> tuple[Kept, ir.Model | None]:
+def _with_plugins(
+    kept: Kept, asked_for: tuple[ir.Model, tuple[str, ...]] | None, engine: bool, sm: Sequence[str]
+) -> tuple[Kept, ir.Model | None]:
     """Return what is kept, with notes on plugins, and its graph with them; None where there are none.
 
-    Those of ``form`` where it is given; else those that an ``engine`` for this GPU is recorded to be faster with.
+    Those ``asked_for``; else those that an ``engine`` for this GPU is recorded to be faster with.
     """
     graph = kept.folded.model
-    if form is None and not engine:
+    if asked_for is None and not engine:
         return kept, None
-    deployed, said = recorded(graph, computes_in(graph), None, sm) if form is None else with_plugins(graph, form)
+    deployed, said = asked_for or recorded(graph, computes_in(graph), None, sm)
     notes = (Note("NF416", text) for text in said)
     ledger = replace(kept.folded.ledger, notes=(*kept.folded.ledger.notes, *notes))
     return replace(kept, folded=replace(kept.folded, ledger=ledger)), None if deployed is graph else deployed

@@ -30,10 +30,15 @@ _ROUNDS = 7
 _FEATURES = (512, 1024, 2048, 4096, 8192)
 _ROWS = (1024, 1 << 15)
 """Rows of a run: few, where the launch counts, and many, where memory does."""
-_TYPES: dict[str, tuple[str, Precision]] = {"float16": ("float16", "fp16"), "float32": ("float", "fp32")}
+_TYPES: dict[str, tuple[str, Precision]] = {
+    "float16": ("float16", "fp16"),
+    "bfloat16": ("bfloat16", "bf16"),
+    "float32": ("float", "fp32"),
+}
 """Type → what ONNX's text calls it, and the precision of an engine in it."""
 _BODIES = {
     "LayerNorm": "y = LayerNormalization (x, gamma, beta)",
+    "RMSNorm": "y = RMSNormalization (x, gamma)",
     "AddLayerNorm": "s = Add (x, r) y = LayerNormalization (s, gamma, beta)",
     "LayerNormQuantize": "n = LayerNormalization (x, gamma, beta) q = QuantizeLinear (n, scale, zero)"
     " y = DequantizeLinear (q, scale)",
@@ -52,7 +57,7 @@ class Case:
     def inputs(self) -> dict[str, str]:
         """Name → spec of the inputs of :meth:`graph`."""
         names = ["x", "r"] if self.operator == "AddLayerNorm" else ["x"]
-        short = {"float16": "f16", "float32": "f32"}[self.dtype]
+        short = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}[self.dtype]
         return {n: f"{n}:N={_ROWS[0]}..{_ROWS[1]}..{_ROWS[1]}x{self.features}@{short}" for n in names}
 
     def graph(self) -> ir.Model:
@@ -62,9 +67,10 @@ class Case:
         text = (
             f"g ({', '.join(f'{kind} {name}' for name in self.inputs)}) => ({outputs}) {{ {_BODIES[self.operator]} }}"
         )
-        proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
+        proto = onnx.parser.parse_model(f'<ir_version: 11, opset_import: ["" : 23]> {text}')
         random, dtype = np.random.default_rng(self.features), np.dtype(self.dtype)
-        weights = {name: random.uniform(0.5, 2, self.features).astype(dtype) for name in ("gamma", "beta")}
+        names = ("gamma",) if self.operator == "RMSNorm" else ("gamma", "beta")
+        weights = {name: random.uniform(0.5, 2, self.features).astype(dtype) for name in names}
         if self.operator == "LayerNormQuantize":
             weights |= {"scale": np.asarray(0.03, dtype), "zero": np.asarray(0, np.int8)}
         proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
@@ -84,7 +90,7 @@ def bench_layernorm(progress: Progress | None = None, timer: Timer | None = None
         InputError: the user's file is none that can be added to.
     """
     device, stages = gpu.find(), Stages(progress)
-    choose_for_plugins(None, gpu=device is not None)
+    choose_for_plugins(None, gpu=device is not None, who="bench --layernorm", instead="")
     assert device is not None, "else that is refused"
     times: list[Times] = []
     for case in CASES:

@@ -11,8 +11,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from plugin_definitions import with_definitions
 
-from normdeploy.engine.plugin_graph import to_plugins
+from normdeploy.engine.plugin_graph import plugin_form, to_plugins
 from normdeploy.errors import InputError
+from normdeploy.parity.plugins import with_plugins
+from normdeploy.runtime.float64 import Float64Runner as float64
+from normdeploy.runtime.float64 import NoFloat64Error
 
 
 def graph(text: str, **weights: np.ndarray) -> ir.Model:
@@ -307,3 +310,140 @@ def test_constants_of_nodes_are_constants() -> None:
     to_plugins(after)
     assert [kind for kind in kinds(after) if kind != "Constant"] == ["normdeploy::LayerNormQuantize"]
     require_same(before, after, x=X[0, :, :2])
+
+
+def test_a_norm_in_a_body_stays_and_says_why() -> None:
+    scan = graph(
+        "g (float[3,2,8] x) => (float[3,2,8] q) { q = Scan <num_scan_inputs = 1, body = b (float[2,8] i) =>"
+        f" (float[2,8] o) {{ o = {LN} (i, g) }}> (x) }}",
+        g=GAMMA,
+    )
+    with pytest.raises(InputError, match="o is not run by the plugin: it lies in a body of If, Loop or Scan"):
+        to_plugins(scan)
+    assert kinds(scan) == ["Scan"]
+
+
+MEAN = "m = ReduceMean <axes = [-1]> (x) d = Sub (x, m) p = Pow (d, two) v = ReduceMean <axes = [-1]> (p)"
+DIVIDED = "w = Add (v, e) s = Sqrt (w) n = Div (d, s)"
+ROOT = f"p = Pow (x, two) v = ReduceMean <axes = [-1]> (p) {DIVIDED.replace('(d, s)', '(x, s)')}"
+SPELLED = {
+    "layer norm": (f"{MEAN} {DIVIDED} k = Mul (n, g) y = Add (k, b)", "LayerNorm", []),
+    "its gamma and beta on the left": (f"{MEAN} {DIVIDED} k = Mul (g, n) y = Add (b, k)", "LayerNorm", []),
+    "no beta": (f"{MEAN} {DIVIDED} y = Mul (n, g)", "LayerNorm", []),
+    "two gammas": (f"{MEAN} {DIVIDED} k = Mul (n, g) l = Add (k, b) y = Mul (l, g)", "LayerNorm", ["Mul"]),
+    "two sums": (f"{MEAN} {DIVIDED} k = Add (n, g) y = Add (k, b)", "LayerNorm", ["Add"]),
+    "a gamma of rows": (f"{MEAN} {DIVIDED} y = Mul (n, rows)", "LayerNorm", ["Mul"]),
+    "RMS norm": (f"{ROOT} y = Mul (n, g)", "RMSNorm", []),
+    "RMS norm and a sum": (f"{ROOT} k = Mul (n, g) y = Add (k, b)", "RMSNorm", ["Add"]),
+}  # fmt: skip
+
+
+def spelled(nodes: str, inputs: str = "float[N,3,8] x", outputs: str = "float[N,3,8] y") -> ir.Model:
+    """Return a graph at opset 13, which has neither norm."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 7, opset_import: ["" : 13]> g ({inputs}) => ({outputs}) {{ {nodes} }}'
+    )
+    rows = RANDOM.standard_normal((3, 1)).astype(np.float32)
+    weights = {"g": GAMMA, "b": BETA, "two": np.float32(2), "e": np.float32(1e-5), "rows": rows}
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(array), name)
+        for name, array in weights.items()
+        if any(name in node.input for node in proto.graph.node)
+    )
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
+
+
+@pytest.mark.parametrize("what", SPELLED)
+def test_what_is_spelled_out_becomes_a_plugin_at_any_opset(what: str) -> None:
+    nodes, kind, rest = SPELLED[what]
+    before = spelled(nodes)
+    after, (said, *_) = with_plugins(before)
+    assert said == "spelled out in elementary operators, and run by the plugin: n"
+    assert [name for name in kinds(after) if name not in rest] == [f"normdeploy::{kind}"]
+    expected = float64(before)({"x": X})["y"]
+    np.testing.assert_allclose(float64(after)({"x": X})["y"], expected, rtol=0, atol=1e-14)
+
+
+def test_a_sum_in_front_of_what_is_spelled_out_is_taken_in() -> None:
+    nodes = f"x = Add (a, r) {MEAN} {DIVIDED} k = Mul (n, g) l = Add (k, b) y = Add (l, x)"
+    before = spelled(nodes, "float[N,3,8] a, float[N,3,8] r")
+    after, _ = with_plugins(before)
+    assert kinds(after) == ["normdeploy::AddLayerNorm", "Add"]
+    feeds = {"a": X, "r": R}
+    np.testing.assert_allclose(float64(after)(feeds)["y"], float64(before)(feeds)["y"], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "why"),
+    [
+        (f"{MEAN} {DIVIDED} y = Mul (n, g)", "float[N,3,8] y, float[N,3,1] v", "is an output"),
+        (f"{MEAN.replace('-1', '-2')} {DIVIDED} y = Mul (n, g)", "float[N,3,8] y", "are not the last ones"),
+        (f"{MEAN} s = Sqrt (v) w = Add (s, e) n = Div (d, w) y = Mul (n, g)", "float[N,3,8] y", "to the deviation"),
+    ],
+)
+def test_what_is_spelled_out_and_no_plugin_says_why(nodes: str, outputs: str, why: str) -> None:
+    model = spelled(nodes, outputs=outputs)
+    with pytest.raises(InputError, match=why):
+        with_plugins(model)
+
+
+def test_what_is_spelled_out_and_stays_is_as_it_was() -> None:
+    """Of two the first is a plugin, and the second goes over too many elements for the kernel."""
+    second = "M = ReduceMean <axes = [-1]> (t) D = Sub (t, M) P = Pow (D, two) V = ReduceMean <axes = [-1]> (P)"
+    second += " W = Add (V, e) S = Sqrt (W) z = Div (D, S)"
+    before = spelled(f"{MEAN} {DIVIDED} y = Mul (n, g) {second}", "float[N,3,8] x, float[1,262145] t",
+                     "float[N,3,8] y, float[1,262145] z")  # fmt: skip
+    after, said = with_plugins(before)
+    assert kinds(after) == ["normdeploy::LayerNorm", *(k for k in kinds(before)[-7:])]
+    assert "262,145 elements" in said[0]
+    onnx.checker.check_model(ir.to_proto(with_definitions(after)), full_check=True)
+
+
+def test_an_input_with_a_default_tells_how_to_make_it_a_constant() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[2,8] x, float[8] k) => (float[2,8] y)'
+    proto = onnx.parser.parse_model(f"{text} {{ y = LayerNormalization (x, k) }}")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(GAMMA, "k"))
+    with pytest.raises(InputError, match="--inputs-are-constants k makes it a constant"):
+        with_plugins(ir.from_proto(proto))
+    proto.ir_version = 3  # where every initializer is an input, and a constant
+    assert kinds(with_plugins(ir.from_proto(proto))[0]) == ["normdeploy::LayerNorm"]
+
+
+FOREIGN = {
+    "another operator": ("y = LayerNormalization (x, k) z = normdeploy.Other (y)", 1),
+    "an operator of the same name": ("y = LayerNormalization (x, k) z = normdeploy.LayerNorm (y)", 1),
+    "another version": ("y = LayerNormalization (x, k) z = normdeploy.LayerNorm <axis = -1> (y, k, k)", 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_domain_of_that_name_that_is_somebody_elses(what: str) -> None:
+    nodes, version = FOREIGN[what]
+    text = f'<ir_version: 8, opset_import: ["" : 17, "normdeploy" : {version}]> g (float[2,8] x) => (float[2,8] z)'
+    proto = onnx.parser.parse_model(f"{text} {{ {nodes} }}")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(GAMMA, "k"))
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    assert plugin_form(model) is None
+    with pytest.raises(InputError, match="operators of its own in the domain 'normdeploy'"):
+        with_plugins(model)
+    with pytest.raises(NoFloat64Error, match="no float64"):
+        float64(model)({"x": X[0, :2]})
+
+
+def test_a_function_in_that_domain_is_inlined() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17, "normdeploy" : 3]> g (float[2,8] x) => (float[2,8] z)'
+    function = '<domain: "normdeploy", opset_import: ["" : 17]> LayerNorm (a) => (c) { c = Relu (a) }'
+    proto = onnx.parser.parse_model(
+        f"{text} {{ y = LayerNormalization (x, k) z = normdeploy.LayerNorm (y) }} {function}"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(GAMMA, "k"))
+    after, _ = with_plugins(ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+    assert kinds(after) == ["normdeploy::LayerNorm", "Relu"]
+    assert not after.functions
+    assert after.opset_imports["normdeploy"] == 1
+
+
+def test_a_graph_of_plugins_is_not_made_one_again() -> None:
+    after, _ = with_plugins(graph(f"g (float[2,8] x) => (float[2,8] y) {{ y = {LN} (x, g) }}", g=GAMMA))
+    with pytest.raises(InputError, match="has plugins already"):
+        with_plugins(after)

@@ -80,8 +80,10 @@ PAGES = (
     ),
     Page(
         "NF416", "norms and their plugins",
-        "Plugins were asked for, and this norm stays an operator of ONNX, or the plugins have a limit that is told.",
-        "A plugin holds scale and bias, knows how long its rows are, computes in 16 or 32 bits, and makes one output.",
+        "Plugins were asked for, and this norm stays as it is; or it was spelled out, and a plugin has its place; or "
+        "the plugins have a limit that is told.",
+        "A plugin holds scale and bias, knows how long its rows are, computes in 16 or 32 bits, makes one output, and "
+        "is put into the main graph alone.",
         "A LayerNorm whose scale is an input of the model, beside one whose scale is constant, with --plugin.",
         "None is needed: TensorRT runs such a norm as it is.",
     ),

@@ -17,7 +17,7 @@ from normdeploy.fold.levels import Target
 from normdeploy.graph import operator
 
 
-def of_core(view: View, core: Core, target: Target) -> Norm | None:
+def of_core(view: View, core: Core, target: Target | None) -> Norm | None:
     """Return the GroupNormalization whose groups ``core`` normalizes; None where it is another norm."""
     rank = view.rank(core.data)
     if core.kind != "LayerNormalization" or rank is None or core.axes != tuple(range(2, rank)):
@@ -27,14 +27,14 @@ def of_core(view: View, core: Core, target: Target) -> Norm | None:
     return _around(view, core.terminal, core.data, core.epsilon, target)
 
 
-def of_instances(view: View, node: ir.Node, target: Target) -> Norm | None:
+def of_instances(view: View, node: ir.Node, target: Target | None) -> Norm | None:
     """Return the GroupNormalization that an InstanceNormalization of groups is; None where it normalizes channels."""
     if operator(node) != "InstanceNormalization" or node.inputs[0] is None:
         return None
     return _around(view, node, node.inputs[0], float(view.attr(node, "epsilon", 1e-5)), target)
 
 
-def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: Target) -> Norm | None:
+def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: Target | None) -> Norm | None:
     split, join = made_by(data, "Reshape"), _only_reader(node)
     if split is None or join is None or operator(join) != "Reshape" or join.inputs[0] is not node.outputs[0]:
         return None

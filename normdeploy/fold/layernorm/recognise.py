@@ -6,7 +6,7 @@ region and operator agree in float64. Its scale is all ones: a Mul and an Add be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,25 +45,11 @@ class Recogniser:
     def run(self) -> list[Norm]:
         """Rewrite every norm that holds, and record what became of it; return those."""
         view, record = self.writer.state.view, self.session.record
-        found: list[Norm] = []
-        refused: dict[ir.Node, tuple[str, Refused]] = {}
-        for node in self.writer.state.nodes:
-            if self.session.is_kept(node):
-                continue
-            try:
-                norm = _norm_at(view, node, self.target)
-            except _NotRecognised as seen:
-                refused[node] = (seen.kind, seen.refusal)
-                continue
-            if norm is not None:
-                found.append(norm)
-        insides = {norm.end: region.inside(view, norm) for norm in found}
-        inner = {node for nodes in insides.values() for node in nodes}  # a part of a norm is none that was refused
+        insides, refused = _seen(view, self.writer.state.nodes, self.target, self.session.is_kept)
         for node, (kind, refusal) in refused.items():
-            if node not in inner:
-                record.not_recognised(node, kind, refusal)
+            record.not_recognised(node, kind, refusal)
         proven: list[tuple[Norm, float | None]] = []
-        for norm in found:
+        for norm in insides:
             try:
                 _require_no_other_readers(view, norm, insides)
                 proven.append((norm, self._proven(norm)))
@@ -71,7 +57,7 @@ class Recogniser:
                 record.not_recognised(norm.end, norm.kind, refusal)
         for norm, residual in proven:  # not before: a region is proven as it was given
             node = self._written(norm)
-            record.recognised(node, norm.end, norm.kind, len(insides[norm.end]), residual)
+            record.recognised(node, norm.end, norm.kind, len(insides[norm]), residual)
         return [norm for norm, _ in proven]
 
     def _proven(self, norm: Norm) -> float | None:
@@ -94,10 +80,48 @@ class _NotRecognised(Exception):
         self.kind, self.refusal = kind, refusal
 
 
+def proven_norms(view: View, nodes: Sequence[ir.Node]) -> tuple[list[Norm], list[tuple[ir.Node, str, str]]]:
+    """Return the norms spelled out in ``nodes``, all of a graph, whatever its opset has, and what looks like one only.
+
+    Of the latter the last node, the kind that they look like, and why they are none.
+    """
+    insides, refused = _seen(view, nodes, None, lambda node: False)
+    proven, left = [], [(node, kind, refusal.reason) for node, (kind, refusal) in refused.items()]
+    for norm in insides:
+        try:
+            _require_no_other_readers(view, norm, insides)
+            region.residual(view, norm)
+            proven.append(norm)
+        except Refused as refusal:
+            left.append((norm.end, norm.kind, refusal.reason))
+    return proven, left
+
+
+def _seen(
+    view: View, nodes: Sequence[ir.Node], target: Target | None, is_kept: Callable[[ir.Node], bool]
+) -> tuple[dict[Norm, list[ir.Node]], dict[ir.Node, tuple[str, Refused]]]:
+    """Return the norms among ``nodes`` with what lies inside each, and what looks like one and is none, and why."""
+    found: list[Norm] = []
+    refused: dict[ir.Node, tuple[str, Refused]] = {}
+    for node in nodes:
+        if is_kept(node):
+            continue
+        try:
+            norm = _norm_at(view, node, target)
+        except _NotRecognised as seen:
+            refused[node] = (seen.kind, seen.refusal)
+            continue
+        if norm is not None:
+            found.append(norm)
+    insides = {norm: region.inside(view, norm) for norm in found}
+    inner = {node for nodes in insides.values() for node in nodes}  # a part of a norm is none that was refused
+    return insides, {node: why for node, why in refused.items() if node not in inner}
+
+
 # -- what a node is --------------------------------------------------------------------------------
 
 
-def _norm_at(view: View, node: ir.Node, target: Target) -> Norm | None:
+def _norm_at(view: View, node: ir.Node, target: Target | None) -> Norm | None:
     """Return the norm that ends in ``node``, or around it; None where there is none.
 
     Raises:
@@ -124,7 +148,7 @@ def _require_float32(core: Core) -> None:
         raise Refused("NF311", f"its epsilon {core.epsilon!r} is not a float32 number of at least 0", core.terminal)
 
 
-def _plain(view: View, core: Core, target: Target) -> Norm:
+def _plain(view: View, core: Core, target: Target | None) -> Norm:
     op_type = spelling(core.kind, view.opset, target)
     data = _of_dtype(view, core.data, core.terminal)
     rank = view.require_rank(data, core.terminal)
@@ -166,10 +190,10 @@ def _of_dtype(view: View, value: ir.Value, end: ir.Node) -> ir.Value:
     return value
 
 
-def _require_no_other_readers(view: View, norm: Norm, insides: dict[ir.Node, list[ir.Node]]) -> None:
+def _require_no_other_readers(view: View, norm: Norm, insides: dict[Norm, list[ir.Node]]) -> None:
     """Refuse where something else reads a mean or deviation: it would keep the region alive beside the operator."""
     ours = {node for nodes in insides.values() for node in nodes}
-    for node in insides[norm.end]:
+    for node in insides[norm]:
         for value in node.outputs if node is not norm.end else ():
             if value.is_graph_output():
                 raise Refused("NF313", f"inside of it {view.told_output(value)}", norm.end)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
 from normdeploy.fold.graph.reader import Dim, Refused, View
+from normdeploy.fold.layernorm.targets import SINCE
 from normdeploy.fold.operators.table import run
 from normdeploy.fold.proof.commute import TOLERANCE
 from normdeploy.graph import is_of_onnx, operator
@@ -26,7 +27,7 @@ _PINNING = frozenset({"Reshape", "Expand", "Unsqueeze", "Squeeze", "Slice", "Con
 """Operators whose constants may hold sizes of the data."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Norm:
     """The operator that a region is.
 
@@ -59,7 +60,8 @@ class Norm:
         """Return what the operator makes of ``x``, in float64."""
         parameters = [self.scale] if self.bias is None else [self.scale, self.bias]
         perm = self.perm or tuple(range(x.ndim))
-        (y, *_) = run(self.kind, self.attributes, [x.transpose(perm), *parameters], opset)
+        since = max(opset, SINCE.get(self.kind, 1))
+        (y, *_) = run(self.kind, self.attributes, [x.transpose(perm), *parameters], since)
         return y.transpose(np.argsort(perm))
 
 

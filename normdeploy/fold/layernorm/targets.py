@@ -9,8 +9,8 @@ SINCE = {"LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization":
 """The opset from which on the standard has a norm (GroupNormalization: with a scale for each channel)."""
 
 
-def spelling(kind: str, opset: int, target: Target) -> str:
-    """Return the operator type that spells ``kind``.
+def spelling(kind: str, opset: int, target: Target | None) -> str:
+    """Return the operator type that spells ``kind``; that of the newest opset where there is no ``target``.
 
     Raises:
         Refused: there is none at this opset for this target.
@@ -21,7 +21,7 @@ def spelling(kind: str, opset: int, target: Target) -> str:
             "NF316", "ONNX Runtime takes GroupNormalization apart, in a way that loses groups with a large mean"
         )
     since = SINCE[kind]
-    if opset >= since:
+    if opset >= since or target is None:
         return kind
     if kind == "RMSNormalization" and target == "onnxruntime":
         return "SimplifiedLayerNormalization"  # onnxruntime's own, known to all of its versions

@@ -18,7 +18,7 @@ from normdeploy.runtime.float64.heavy import HEAVY
 from normdeploy.runtime.float64.indexing import INDEXING
 from normdeploy.runtime.float64.plugins import PLUGINS
 from normdeploy.runtime.float64.resize import RESIZE
-from normdeploy.runtime.float64.step import Array, Step, Value, wide
+from normdeploy.runtime.float64.step import Array, Step, UnknownOperatorError, Value, wide
 
 _FOLD = (
     "BatchNormalization",
@@ -37,10 +37,6 @@ _FOLD = (
 _RANDOM = frozenset(
     {"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
 )
-
-
-class UnknownOperatorError(Exception):
-    """Nobody here runs this operator in float64."""
 
 
 def _by_fold(step: Step, *inputs: Value) -> list[Array]:

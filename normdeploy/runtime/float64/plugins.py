@@ -10,10 +10,12 @@ import torch
 
 from normdeploy.engine import plugin_eager
 from normdeploy.engine.plugin import DOMAIN, OPERATORS
-from normdeploy.runtime.float64.step import Array, Step
+from normdeploy.runtime.float64.step import Array, Step, UnknownOperatorError
 
 
 def _run(name: str, step: Step, *inputs: Array) -> tuple[Array, ...]:
+    if step.attribute("plugin_namespace", "") != DOMAIN:
+        raise UnknownOperatorError(f"{DOMAIN}::{name}, which is no plugin of this package,")
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in inputs]
     return tuple(_array(output) for output in plugin_eager.run(name, step.attributes, tensors))
 

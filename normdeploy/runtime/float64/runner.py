@@ -13,8 +13,7 @@ from onnx_ir.passes.common import InlinePass
 from normdeploy.errors import InputError
 from normdeploy.graph import label
 from normdeploy.runtime.float64 import operators
-from normdeploy.runtime.float64.operators import UnknownOperatorError
-from normdeploy.runtime.float64.step import Array, Step, Value, wide
+from normdeploy.runtime.float64.step import Array, Step, UnknownOperatorError, Value, wide
 from normdeploy.runtime.runner import check_names, first_line
 
 Watch = Callable[[ir.Node, Sequence[Value], Sequence[Value]], None]

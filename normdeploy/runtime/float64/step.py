@@ -40,6 +40,10 @@ class Step:
         return self.attributes.get(name, default)
 
 
+class UnknownOperatorError(Exception):
+    """Nobody here runs this operator in float64."""
+
+
 def wide(array: Array) -> Array:
     """Return ``array`` with float64 for every narrower float, complex128 for complex64, anything else as it is."""
     name = array.dtype.name
