@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch._dynamo import convert_frame
 from torch.export import Dim as TorchDim
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
@@ -118,17 +119,24 @@ def recurrent_layers() -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        stack.callback(_forget_kernels)
+        stack.callback(_forget_earlier_exports)
         stack.enter_context(_patches.register_lstm_while_loop_decomposition())
         stack.enter_context(_patches.register_gru_while_loop_decomposition())
-        _forget_kernels()
+        _forget_earlier_exports()
         yield
 
 
-def _forget_kernels() -> None:
-    """Let torch look up the kernels of LSTM and GRU anew: it would take those of an earlier export of this process."""
+def _forget_earlier_exports() -> None:
+    """Let torch look up the kernels of LSTM and GRU, and compile its loops and branches, as in a fresh process.
+
+    Loops (those of LSTM and GRU too) and branches are compiled by Dynamo even while they are exported. What it kept of
+    an earlier export it would take again, and ask for that export's sizes.
+    """
     for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         operator._dispatch_cache.clear()
+    codes = (reference() for reference in convert_frame.input_codes.seen)
+    if any(code is not None and "_higher_order_ops" in code.co_filename for code in codes):
+        torch.compiler.reset()
 
 
 def _check_at_one(
