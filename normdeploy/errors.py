@@ -69,7 +69,7 @@ class UnavailableError(NormdeployError):
     exit_code = 3
 
 
-EXPORT_ONLY = ("filelock", "matplotlib", "onnxscript", "safetensors", "threadpoolctl", "torch")
+EXPORT_ONLY = ("filelock", "matplotlib", "onnx_ir", "onnxscript", "safetensors", "threadpoolctl", "torch")
 """Packages that making bundles takes, and running them does not."""
 
 

@@ -24,7 +24,7 @@ from normdeploy.bench.choice import Race, Spread, race
 from normdeploy.bench.stats import FEWEST
 from normdeploy.bench.timers import take_turns
 from normdeploy.parity.feeds import Feed
-from normdeploy.pipeline.source import usual_threads
+from normdeploy.pipeline.stages import usual_threads
 from normdeploy.report.view import sig
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 

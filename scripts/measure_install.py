@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ABSENT = ("torch", "matplotlib", "onnxscript", "safetensors")
+ABSENT = ("torch", "matplotlib", "onnx_ir", "onnxscript", "safetensors", "sympy")
 _LOAD = """
 import json, sys, time
 start = time.perf_counter()

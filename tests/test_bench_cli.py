@@ -12,8 +12,7 @@ from support import EAGER
 
 from normdeploy.bench.stats import Comparison, compare, latency
 from normdeploy.cli import main
-from normdeploy.parity.feeds import Feed
-from normdeploy.pipeline.artefact import batch_feed
+from normdeploy.parity.feeds import Feed, batch_feed
 from normdeploy.pipeline.latency import Job
 from normdeploy.specs import parse
 

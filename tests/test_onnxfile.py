@@ -15,8 +15,16 @@ import pytest
 from normdeploy import onnxfile
 from normdeploy.errors import InputError
 from normdeploy.fold import fold
+from normdeploy.onnxfile.claims import bitwidth
 
 DTYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_, ml_dtypes.int4]
+
+
+@pytest.mark.parametrize(
+    "dtype", [each for each in ir.DataType if each not in (ir.DataType.UNDEFINED, ir.DataType.STRING)]
+)
+def test_every_type_is_as_wide_as_onnx_ir_has_it(dtype: ir.DataType) -> None:
+    assert bitwidth(dtype.value) == dtype.bitwidth
 
 
 def model(*tensors: ir.TensorProtocol) -> ir.Model:

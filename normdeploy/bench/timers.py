@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 
-import torch
-
-from normdeploy.bench.stats import Comparison, compare, latency
+from normdeploy.bench.stats import Comparison, Latency, compare, latency
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
 from normdeploy.runtime.runner import Runner
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 5000
+_WARM_UP = 10
+"""Calls before a runner is measured alone."""
 _WINDOW = 5
 """Rounds whose median must repeat before a runner counts as warm."""
 _STABLE = 0.05
@@ -76,6 +77,16 @@ def take_turns(
     with torch_threads(threads), collection_off():
         for_rounds(calls, order, warmup_seconds, fewest=1, until=is_stable)
         return _columns(for_rounds(calls, order, seconds, fewest))
+
+
+def alone(runner: Runner, feed: Feed, seconds: float) -> Latency:
+    """Return the latency of one runner on ``feed``, measured for ``seconds``."""
+    for _ in range(_WARM_UP):
+        runner(feed.arrays)
+    samples, end = [timed(lambda: runner(feed.arrays))], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        samples.append(timed(lambda: runner(feed.arrays)))
+    return latency(runner.name, samples)
 
 
 def for_rounds(
@@ -160,7 +171,14 @@ def _call(runner: Runner, feed: Feed) -> Callable[[], object]:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Run PyTorch with ``threads`` threads inside an operator; what was set before is restored."""
+    """Run PyTorch with ``threads`` threads inside an operator; what was set before is restored.
+
+    Where nobody has imported it, nobody runs it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -8,12 +8,39 @@
     report.json  report.html        what became of each norm, parity, latency
     model.plan  model.plan.json     a TensorRT engine and what it was built by, for and from, where one was asked for
     golden/inputs.npz  outputs.npz  one feed, and what the model made of it where it was exported
+
+Loaded when first used: who runs a bundle writes none.
 """
 
-from normdeploy.bundle.failed import remove_failed, write_failed
-from normdeploy.bundle.golden import Golden
-from normdeploy.bundle.load import Bundle, load_bundle
-from normdeploy.bundle.manifest import Manifest
-from normdeploy.bundle.write import check_target, write
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normdeploy.bundle.failed import remove_failed as remove_failed
+    from normdeploy.bundle.failed import write_failed as write_failed
+    from normdeploy.bundle.golden import Golden as Golden
+    from normdeploy.bundle.load import load_bundle as load_bundle
+    from normdeploy.bundle.loaded import Bundle as Bundle
+    from normdeploy.bundle.manifest import Manifest as Manifest
+    from normdeploy.bundle.writing import check_target as check_target
+    from normdeploy.bundle.writing import write as write
+
+_HOME = {
+    "Bundle": "loaded",
+    "Golden": "golden",
+    "Manifest": "manifest",
+    "check_target": "writing",
+    "load_bundle": "load",
+    "remove_failed": "failed",
+    "write": "writing",
+    "write_failed": "failed",
+}
 __all__ = ["Bundle", "Golden", "Manifest", "check_target", "load_bundle", "remove_failed", "write", "write_failed"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict
 
 from normdeploy import onnxfile
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Document, read
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims
+
+Shape = Sequence[int | str | None]
+"""Sizes as a graph declares them: a number, a name, or nothing."""
 
 
 class Axis(BaseModel):
@@ -60,12 +62,14 @@ class Interface(Document):
     dimensions: dict[str, str]
 
 
-def interface_of(specs: Sequence[TensorSpec], outputs: Mapping[str, str], graph: ir.Graph) -> Interface:
-    """Return the interface of ``graph``, whose inputs are ``specs``; ``outputs`` are name → dtype, in order.
+def interface_of(
+    specs: Sequence[TensorSpec], outputs: Mapping[str, str], shapes: Mapping[str, Shape | None]
+) -> Interface:
+    """Return the interface of a graph whose inputs are ``specs``; ``outputs`` are name → dtype, in order.
 
-    A dimension of an output is one of the inputs' where the graph gives both the same name.
+    ``shapes`` are those that it declares of both. A dimension of an output is one of the inputs' where the graph gives
+    both the same name.
     """
-    shapes = {value.name: value.shape for value in (*graph.inputs, *graph.outputs)}
     known = _symbols(specs, shapes)
     inputs = tuple(map(_input, specs))
     given = tuple(
@@ -84,7 +88,7 @@ def read_interface(
     Raises InputError where it is none, or not that of ``specs`` and ``outputs``.
     """
     if content is None:
-        return interface_of(specs, outputs, onnxfile.load(model).graph)
+        return interface_of(specs, outputs, onnxfile.shapes(model))
     found = read(Interface, content, where=where)
     stated = tuple(map(_input, specs)), dict(outputs)
     if (found.inputs, {tensor.name: tensor.dtype for tensor in found.outputs}) != stated:
@@ -100,14 +104,14 @@ def _input(spec: TensorSpec) -> Tensor:
     return Tensor(name=spec.name, dtype=spec.dtype, dims=tuple(map(_axis, spec.dims)), low=spec.low, high=spec.high)
 
 
-def _symbols(specs: Sequence[TensorSpec], shapes: Mapping[str | None, ir.Shape | None]) -> dict[str, Dim]:
+def _symbols(specs: Sequence[TensorSpec], shapes: Mapping[str, Shape | None]) -> dict[str, Dim]:
     """Symbol of the graph → the dimension that it stands for in the inputs."""
     found: dict[str, Dim] = {}
     for spec in specs:
         shape = shapes.get(spec.name)
         for symbol, dim in zip(shape or (), spec.dims, strict=False):
-            if dim.name is not None and not isinstance(symbol, int):
-                found[str(symbol)] = dim
+            if dim.name is not None and isinstance(symbol, str):
+                found[symbol] = dim
     return found
 
 
@@ -115,12 +119,12 @@ def _axis(dim: Dim) -> Axis:
     return Axis(name=dim.name, min=dim.min, usual=dim.opt, max=dim.max, multiple=dim.multiple)
 
 
-def _output_axis(dim: int | ir.SymbolicDim, known: Mapping[str, Dim]) -> Axis:
+def _output_axis(dim: int | str | None, known: Mapping[str, Dim]) -> Axis:
     if isinstance(dim, int):
         return Axis(name=None, min=dim, usual=dim, max=dim)
-    if str(dim) in known:
-        return _axis(known[str(dim)])
-    return Axis(name=str(dim.value) if dim.value is not None else "?", min=None, usual=None, max=None)
+    if dim is not None and dim in known:
+        return _axis(known[dim])
+    return Axis(name=dim or "?", min=None, usual=None, max=None)
 
 
 def _meaning(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:

@@ -7,18 +7,14 @@ to the folder meanwhile or puts another in its place.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from normdeploy.bundle import golden as golden_feed
-from normdeploy.bundle import inputs as given
 from normdeploy.bundle.files import EXPORT_AGAIN, copy_files, read_manifest, reading
 from normdeploy.bundle.golden import Golden
-from normdeploy.bundle.interface import Interface, read_interface
+from normdeploy.bundle.inputs import Gate
+from normdeploy.bundle.interface import read_interface
+from normdeploy.bundle.loaded import Bundle
 from normdeploy.bundle.manifest import (
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
@@ -32,53 +28,11 @@ from normdeploy.disk import new_scratch, opened_folder
 from normdeploy.engine import read_plan
 from normdeploy.errors import InputError
 from normdeploy.report.schema import Report, read
-from normdeploy.runtime.isolated import IsolatedRunner
-from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.isolated import IsolatedRunner, Worker
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner, import_runtime
 from normdeploy.runtime.placement import CPU, Placement, placed
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec, parse
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A checked bundle that runs: ``bundle({"x": array})`` or ``bundle(x=array)``.
-
-    Attributes:
-        folder: where it lies.
-        specs: what each input must be.
-        interface: inputs and outputs as ``io.json`` has them.
-        golden: the feed and the outputs that it was checked with.
-        runner: the model in ONNX Runtime, without the checks of the inputs.
-        copy: the checked copy that it was loaded from, which lives as long as this object.
-    """
-
-    folder: Path
-    manifest: Manifest
-    report: Report = field(repr=False)
-    specs: tuple[TensorSpec, ...]
-    interface: Interface = field(repr=False)
-    golden: Golden = field(repr=False)
-    runner: Runner = field(repr=False)
-    copy: Path = field(repr=False)
-
-    @property
-    def model_path(self) -> Path:
-        """Return the ONNX model, as it was checked."""
-        return self.copy / MODEL
-
-    @property
-    def plan_path(self) -> Path | None:
-        """Return the TensorRT engine, as it was checked, for ``TensorRTRunner``; None where the bundle has none."""
-        return None if self.report.engine is None else self.copy / PLAN
-
-    def __call__(
-        self, inputs: Mapping[str, npt.ArrayLike] | None = None, /, **named: npt.ArrayLike
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Return output name → array. InputError where an input's name, dtype, shape or values do not fit the specs."""
-        if not isinstance(inputs, Mapping | None):
-            what, wanted = f"inputs are told by name, and a {type(inputs).__name__} has none", self.specs[0].name
-            raise InputError(what, where="the inputs of the bundle", fix=f"give {{{wanted!r}: …}} or {wanted}=…")
-        return self.runner(given.check(self.specs, {**(inputs or {}), **named}))
 
 
 def load_bundle(
@@ -136,24 +90,31 @@ def _opened(
     folder: Path, copy: Path, manifest: Manifest, threads: int, *, isolated: bool, placement: Placement = CPU
 ) -> Bundle:
     """The bundle of ``folder``, all of it read from ``copy``."""
-    report = read(Report, (copy / REPORT).read_bytes(), where=str(folder / REPORT))
-    _check_engine(folder, copy, manifest, report)
-    specs, golden = _golden(folder, copy, manifest)
-    options, where = manifest.session_options, str(folder / MODEL)
-    apart = IsolatedRunner(copy / MODEL, threads=threads, options=options, where=where, placement=placement)
+    worker = Worker()  # it gets ready while the rest is read
     try:
+        report = read(Report, (copy / REPORT).read_bytes(), where=str(folder / REPORT))
+        _check_engine(folder, copy, manifest, report)
+        specs, golden = _golden(folder, copy, manifest)
+        if not isolated:
+            import_runtime()
+        options, where = manifest.session_options, str(folder / MODEL)
+        apart = IsolatedRunner(
+            copy / MODEL, threads=threads, options=options, where=where, placement=placement, worker=worker
+        )
         _check_names(folder, manifest, specs, apart)
         golden_feed.judge(apart(golden.inputs), golden.outputs, report, where=folder)
+        content = (copy / INTERFACE).read_bytes() if INTERFACE in manifest.files else None
+        told = read_interface(content, specs, manifest.outputs, model=copy / MODEL, where=str(folder / INTERFACE))
     except BaseException:
-        apart.close()
+        worker.close()
         raise
     runner: Runner = apart
     if not isolated:  # it has opened and answered: so it does here
-        apart.close()
-        runner = OnnxRuntimeRunner(copy / MODEL, threads=threads, options=options, where=where, placement=placement)
-    content = (copy / INTERFACE).read_bytes() if INTERFACE in manifest.files else None
-    told = read_interface(content, specs, manifest.outputs, model=copy / MODEL, where=str(folder / INTERFACE))
-    return Bundle(folder, manifest, report, specs, told, golden, runner, copy)
+        worker.close()
+        runner = OnnxRuntimeRunner(
+            copy / MODEL, threads=threads, options=options, where=where, placement=placement, checked=True
+        )
+    return Bundle(folder, manifest, report, specs, told, golden, runner, copy, Gate(specs))
 
 
 def _golden(folder: Path, copy: Path, manifest: Manifest) -> tuple[tuple[TensorSpec, ...], Golden]:
@@ -161,7 +122,7 @@ def _golden(folder: Path, copy: Path, manifest: Manifest) -> tuple[tuple[TensorS
     try:
         specs = parse(manifest.inputs).with_outputs([*manifest.outputs])
         inputs = golden_feed.load(copy / GOLDEN_INPUTS, {spec.name: spec.dtype for spec in specs})
-        return specs, Golden(given.check(specs, inputs), golden_feed.load(copy / GOLDEN_OUTPUTS, manifest.outputs))
+        return specs, Golden(Gate(specs)(inputs), golden_feed.load(copy / GOLDEN_OUTPUTS, manifest.outputs))
     except InputError as error:
         raise InputError(
             f"the manifest and the golden arrays do not fit: {error.what}", where=str(folder), fix=EXPORT_AGAIN

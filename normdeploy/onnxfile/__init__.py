@@ -1,9 +1,37 @@
-"""ONNX files: read as what anyone may have made, and written weight by weight."""
+"""ONNX files: read as what anyone may have made, and written weight by weight.
 
-from normdeploy.onnxfile.read import adopt, check, data_files, from_message, load, metadata, require_unchanged
-from normdeploy.onnxfile.tensors import FileTensor
-from normdeploy.onnxfile.write import save
+Loaded when first used: to look a file through takes no onnx_ir.
+"""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normdeploy.onnxfile.look import check as check
+    from normdeploy.onnxfile.look import data_files as data_files
+    from normdeploy.onnxfile.look import metadata as metadata
+    from normdeploy.onnxfile.look import shapes as shapes
+    from normdeploy.onnxfile.read import adopt as adopt
+    from normdeploy.onnxfile.read import from_message as from_message
+    from normdeploy.onnxfile.read import load as load
+    from normdeploy.onnxfile.read import require_unchanged as require_unchanged
+    from normdeploy.onnxfile.tensors import FileTensor as FileTensor
+    from normdeploy.onnxfile.write import save as save
+
+_HOME = {
+    "FileTensor": "tensors",
+    "adopt": "read",
+    "check": "look",
+    "data_files": "look",
+    "from_message": "read",
+    "load": "read",
+    "metadata": "look",
+    "require_unchanged": "read",
+    "save": "write",
+    "shapes": "look",
+}
 __all__ = [
     "FileTensor",
     "adopt",
@@ -14,4 +42,11 @@ __all__ = [
     "metadata",
     "require_unchanged",
     "save",
+    "shapes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

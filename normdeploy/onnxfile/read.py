@@ -1,17 +1,9 @@
-"""Reading a model that anyone may have made: looked through before it is built, its weights left where they lie.
-
-What a model names is inside its own folder and a plain file (``places``), what a tensor says of itself is so
-(``tensors``), and it is no more than can be built (``skeleton``, ``functions``).
-"""
+"""Reading a model that anyone may have made: looked through (``look``), then built, its weights left where they lie."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -21,62 +13,14 @@ import onnx_ir as ir
 
 from normdeploy.errors import InputError
 from normdeploy.onnxfile import maps
-from normdeploy.onnxfile.functions import graphs, require_bounded_calls
-from normdeploy.onnxfile.nodes import require_sound_nodes
-from normdeploy.onnxfile.places import File, open_given, open_inside
-from normdeploy.onnxfile.skeleton import skeleton
+from normdeploy.onnxfile.functions import graphs
+from normdeploy.onnxfile.look import Source, first_line, location_of, reading
+from normdeploy.onnxfile.places import File, open_inside
 from normdeploy.onnxfile.sparse import densify, is_sparse
-from normdeploy.onnxfile.tensors import FileTensor, in_file, require_sound
-from normdeploy.onnxtext import FORMATS, LARGEST, model_of
+from normdeploy.onnxfile.tensors import FileTensor, in_file
 
 _SOURCE = "normdeploy.source"
 """Where a model notes its files, among what is not written."""
-
-
-@dataclass
-class Source:
-    """The files in which a loaded model has its weights.
-
-    Attributes:
-        own: the model's own.
-        folder: the only place for others.
-        beside: these, by the names that the model has for them.
-        from_own: whether there are weights in its own.
-        token: what the skeleton calls its own; no file can know it.
-    """
-
-    own: File
-    folder: Path
-    beside: dict[str, File] = field(default_factory=dict)
-    from_own: bool = False
-    token: str = field(default_factory=lambda: f"{uuid.uuid4().hex}/own")
-
-    def named(self, name: str) -> File:
-        """Return the file that the model, or its skeleton, calls ``name``, opened once."""
-        if name == self.token:
-            self.from_own = True
-            return self.own
-        if name not in self.beside:
-            self.beside[name] = open_inside(self.folder, name)
-        return self.beside[name]
-
-    def files(self) -> list[File]:
-        """Return those that weights are still read from."""
-        return [*([self.own] if self.from_own else []), *self.beside.values()]
-
-    def is_beside(self, path: Path) -> bool:
-        """Return True if ``path`` is one of the files with weights beside the model."""
-        return any(file.is_same(path) for file in self.beside.values())
-
-    def require_unchanged(self) -> None:
-        """Refuse files that were written to; another one in the place of one does not matter, it is still open."""
-        changed = [str(file.path) for file in self.files() if not file.is_unchanged()]
-        if changed:
-            raise InputError(
-                "the model's file was changed while it was in use, and its weights are read from it",
-                where=", ".join(changed),
-                fix="leave it as it is until the new model is saved, and begin again",
-            )
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
@@ -85,7 +29,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     Raises:
         InputError: there is no such file, it is no model, or one that is not to be trusted in what it names or claims.
     """
-    with _reading(Path(path)) as (proto, source):
+    with reading(Path(path)) as (proto, source):
         types = maps.take_off(proto.graph)
         _require_known_fields(proto, str(path))
         densify(proto, str(path), lambda tensor: _array(tensor, source, str(path)))
@@ -113,29 +57,11 @@ def from_message(proto: onnx.ModelProto) -> ir.Model:
     try:
         model: ir.Model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
-        what = f"the message cannot be read as an ONNX model ({_first_line(error)})"
+        what = f"the message cannot be read as an ONNX model ({first_line(error)})"
         raise InputError(what, where=where, fix="check it with onnx.checker") from error
     maps.note(model, types)
     adopt(model)
     return model
-
-
-def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of the model in ``path``. Raises what :func:`load` does."""
-    with _reading(Path(path)) as (proto, _):
-        return {prop.key: prop.value for prop in proto.metadata_props}
-
-
-def data_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Return the files beside ``path`` in which its model has weights. Raises what :func:`load` does."""
-    with _reading(Path(path)) as (_, source):
-        return tuple(file.path for file in source.beside.values())
-
-
-def check(path: str | os.PathLike[str]) -> None:
-    """Refuse what :func:`load` refuses, before another library opens the file by its name."""
-    with _reading(Path(path)):
-        pass
 
 
 def adopt(model: ir.Model) -> None:
@@ -178,64 +104,10 @@ def source_of(model: ir.Model) -> Source | None:
     return source if isinstance(source, Source) else None
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
-    """The model in a file, looked through, and its files; one error for whatever is wrong with it."""
-    try:
-        file = open_given(path)
-        source = Source(_as_protobuf(file) if path.suffix in FORMATS else file, path.parent)
-        found = skeleton(source.own, source.token)
-        for tensor in found.protos():
-            require_sound(tensor, str(path))
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                in_file(_external(tensor), source.named(_location(tensor)), str(path))
-        proto = onnx.ModelProto.FromString(found.light)
-        require_bounded_calls(proto, str(path))
-        require_sound_nodes(proto, str(path))
-        yield proto, source
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError("the model file does not exist", where=str(path), fix="check its path") from error
-    except OSError as error:
-        raise InputError(f"the model file cannot be read: {error.strerror}", where=str(path)) from error
-    except Exception as error:  # protobuf and onnx_ir raise many kinds for bytes that are no model
-        raise InputError(
-            f"the file cannot be read as an ONNX model ({_first_line(error)})",
-            where=str(path),
-            fix="check that it is complete and an ONNX model at all",
-        ) from error
-
-
-def _as_protobuf(text: File) -> File:
-    """The file that a model in ``text`` would be, without a name."""
-    model = model_of(text.read(0, min(text.size, LARGEST + 1)), str(text.path))
-    with tempfile.TemporaryFile() as file:
-        file.write(model)
-        file.flush()
-        return File(file, text.path)
-
-
 def _external(tensor: onnx.TensorProto) -> ir.ExternalTensor:
     described = ir.serde.deserialize_tensor(tensor)
     assert isinstance(described, ir.ExternalTensor)
     return described
-
-
-def _location(tensor: onnx.TensorProto) -> str:
-    return str(next(entry.value for entry in tensor.external_data if entry.key == "location"))
-
-
-def _first_line(error: Exception) -> str:
-    """Return what ``error``, or what it was raised from, says: onnx_ir puts the whole of a message around it."""
-    while isinstance(error, ir.serde.SerdeError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    line = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {line[:_MOST]}"
-
-
-_MOST = 300
-"""Characters of a library's message."""
 
 
 def _require_known_fields(proto: onnx.ModelProto, where: str) -> None:
@@ -261,7 +133,7 @@ def _declared(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
 
 def _array(tensor: onnx.TensorProto, source: Source, where: str) -> np.ndarray:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return in_file(_external(tensor), source.named(_location(tensor)), where).numpy()
+        return in_file(_external(tensor), source.named(location_of(tensor)), where).numpy()
     return np.asarray(onnx.numpy_helper.to_array(tensor))
 
 

@@ -69,6 +69,23 @@ def random_arrays(
     return {spec.name: _random(spec, spec.shape(sizes), generator) for spec in specs}
 
 
+def batch_feed(specs: Sequence[TensorSpec], batch: int) -> Feed:
+    """Return random inputs whose first dimension is ``batch``, at the usual sizes of all others.
+
+    Raises InputError where that dimension is fixed, its range does not include ``batch``, or integers have no range.
+    """
+    first = next((spec.dims[0] for spec in specs if spec.dims and not spec.dims[0].fixed), None)
+    if first is None or not first.takes(batch):
+        told = "no input has a first dimension that changes" if first is None else f"the range is {first.span}"
+        raise InputError(f"it cannot run a batch of {batch}: {told}", where=f"--batch {batch}", fix="stay in its range")
+    sizes = sizes_at(specs, "opt") | {str(first.name): batch}
+    try:
+        return Feed(f"random {first.name}={batch}", random_arrays(specs, sizes, np.random.default_rng(0)))
+    except InputError as error:  # data are of no other size than their own
+        fix = "write e.g. --input ids:...@i64[0..30521], or leave --batch out"
+        raise InputError(error.what, where=f"{error.where}, --batch {batch}", fix=fix) from error
+
+
 def _points(specs: Sequence[TensorSpec]) -> list[dict[str, int]]:
     usual = sizes_at(specs, "opt")
     points = [usual]

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from normdeploy.pipeline.bench import bench as bench
     from normdeploy.pipeline.calibrate import calibrate as calibrate
-    from normdeploy.pipeline.compare import bench as bench
     from normdeploy.pipeline.compare import bisect as bisect
     from normdeploy.pipeline.compare import verify as verify
     from normdeploy.pipeline.deploy import export as export
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from normdeploy.pipeline.saved import ledger_of as ledger_of
     from normdeploy.pipeline.saved import report_of as report_of
     from normdeploy.pipeline.saved import require_as_fast as require_as_fast
-    from normdeploy.pipeline.source import Progress as Progress
     from normdeploy.pipeline.source import Source as Source
+    from normdeploy.pipeline.stages import Progress as Progress
 
 _HOME = {
     "ParityError": "judge",
-    "Progress": "source",
+    "Progress": "stages",
     "Source": "source",
-    "bench": "compare",
+    "bench": "bench",
     "bench_layernorm": "layernorm",
     "bisect": "compare",
     "build": "engines",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from normdeploy.bundle import Bundle, load_bundle
@@ -16,7 +15,7 @@ from normdeploy.engine import Sidecar, read_plan
 from normdeploy.engine.profiles import covering
 from normdeploy.engine.sidecar import sidecar_path
 from normdeploy.errors import InputError
-from normdeploy.parity.feeds import Feed, random_arrays
+from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.engines import computes_in, read_graph
 from normdeploy.pipeline.session import open_session
 from normdeploy.pipeline.source import feeds_for, specs_of
@@ -74,30 +73,9 @@ class Artefact:
             return self.runner
         return OnnxRuntimeRunner(self.runner.path, threads=threads, options=self.options, placement=self.placement)
 
-    def batch_feed(self, batch: int) -> Feed:
-        """Return inputs at the usual sizes, but for a first dimension of ``batch``."""
-        return batch_feed(self.specs, batch)
-
     def usual_feed(self) -> Feed:
         """Return inputs at the usual sizes: a bundle's golden ones, else random ones."""
         return Feed("golden", dict(self.bundle.golden.inputs)) if self.bundle else feeds_for(self.specs, None, 0)[0]
-
-
-def batch_feed(specs: Sequence[TensorSpec], batch: int) -> Feed:
-    """Return random inputs whose first dimension is ``batch``, at the usual sizes of all others.
-
-    Raises InputError where that dimension is fixed, its range does not include ``batch``, or integers have no range.
-    """
-    first = next((spec.dims[0] for spec in specs if spec.dims and not spec.dims[0].fixed), None)
-    if first is None or not first.takes(batch):
-        told = "no input has a first dimension that changes" if first is None else f"the range is {first.span}"
-        raise InputError(f"it cannot run a batch of {batch}: {told}", where=f"--batch {batch}", fix="stay in its range")
-    sizes = sizes_at(specs, "opt") | {str(first.name): batch}
-    try:
-        return Feed(f"random {first.name}={batch}", random_arrays(specs, sizes, np.random.default_rng(0)))
-    except InputError as error:  # data are of no other size than their own
-        fix = "write e.g. --input ids:...@i64[0..30521], or leave --batch out"
-        raise InputError(error.what, where=f"{error.where}, --batch {batch}", fix=fix) from error
 
 
 def open_artefact(

@@ -1,8 +1,7 @@
-"""``verify`` and ``bench``: a deployed model again, beside the eager one it came from."""
+"""``verify``, and what ``bench`` measures beside: a deployed model again, and the eager one it came from."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
-from normdeploy.bench.stats import Comparison, Latency, latency
-from normdeploy.bench.timers import interleave, timed
+from normdeploy.bench.stats import Comparison, Latency
+from normdeploy.bench.timers import alone, interleave
 from normdeploy.bundle import Bundle
 from normdeploy.checkpoint import Checkpoint
 from normdeploy.doctor.training import require_eval
@@ -24,34 +23,30 @@ from normdeploy.fold import Target, fold
 from normdeploy.fold.ledger import KEPT, MEAN_IS_GONE, METADATA_KEY, Ledger
 from normdeploy.graph import operator
 from normdeploy.parity.compare import Unfolded
-from normdeploy.parity.feeds import Feed
+from normdeploy.parity.feeds import Feed, batch_feed
 from normdeploy.parity.nodes import MOST_MEMORY, worst_node
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.artefact import Artefact, open_artefact
 from normdeploy.pipeline.engines import computes_in
 from normdeploy.pipeline.judge import verdict_on
-from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain, require_measurable
+from normdeploy.pipeline.latency import Job, measured, plain
 from normdeploy.pipeline.session import in_onnxruntime, written
 from normdeploy.pipeline.source import (
     Data,
-    Progress,
     Source,
-    Stages,
     app_dir_of,
     feeds_for,
     load_beside,
     specs_of,
     trusted,
-    usual_threads,
 )
+from normdeploy.pipeline.stages import Progress, Stages
 from normdeploy.precision import to_precision
 from normdeploy.precision.widen import widened
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import Signature, TensorSpec
-
-_WARM_UP = 10  # calls
 
 
 def verify(
@@ -239,40 +234,29 @@ def _other_weights(bundle: Bundle | None, checkpoint: Checkpoint) -> tuple[str, 
     return ("the weights given are not the file that the bundle was exported from",)
 
 
-def bench(
+def beside(
     artefact: str | Path,
-    model: str | None = None,
-    inputs: Sequence[str] = (),
+    model: str | None,
+    inputs: Sequence[str],
     *,
-    seconds: float = 2.0,
-    threads: int | None = None,
-    processes: int = PROCESSES,
-    batch: int | None = None,
-    compiled: bool = False,
-    placement: Placement = CPU,
-    progress: Progress | None = None,
-    **source: Unpack[Source],
+    seconds: float,
+    threads: int,
+    processes: int,
+    batch: int | None,
+    compiled: bool,
+    placement: Placement,
+    stages: Stages,
+    source: Source,
 ) -> Comparison | Latency:
-    """Return the latency of ``artefact`` at its usual sizes, in turns with the module and its unfolded graph.
-
-    It is a bundle, or an ONNX file or a plan, which need ``inputs`` outside a bundle. Without ``model`` it is measured
-    alone: the factory that its manifest names is code, and code runs only where the user names it. ``threads`` are each
-    runner's; None leaves one core to the rest of the machine. ``processes`` fresh ones share the ``seconds``; a plan is
-    measured in this one, without an unfolded graph. ``batch`` is the size of the inputs' first dimension in place
-    of the usual one, ``compiled`` a row more for torch.compile.
-
-    Raises what :func:`normdeploy.load_bundle` and :func:`normdeploy.export` raise.
-    """
-    stages, threads = Stages(progress), usual_threads() if threads is None else threads
-    require_measurable(threads, seconds, processes)
+    """Return the latency as :func:`normdeploy.bench` does, of what is more than a bundle alone."""
     with stages("load"):
         opened = open_artefact(Path(artefact), inputs, threads=threads, trust=trusted(source), placement=placement)
-        feed = opened.usual_feed() if batch is None else opened.batch_feed(batch)
+        feed = opened.usual_feed() if batch is None else batch_feed(opened.specs, batch)
         opened.runner(feed.arrays)  # in its own process, which has limits, before it is timed in one without
         module = None if model is None else load_beside(opened.specs, model, source).module
     with stages("latency"):
         if model is None or module is None:
-            return _alone(opened.here(threads), feed, seconds)
+            return alone(opened.here(threads), feed, seconds)
         if opened.graph is None:
             eager = EagerRunner(module, opened.specs, placement=placement)
             return interleave(eager, opened.here(threads), feed, threads=threads, seconds=seconds)
@@ -282,12 +266,3 @@ def bench(
                 seconds, 0, placement.as_json(), compiled,
             )  # fmt: skip
             return measured(job, feed, processes)
-
-
-def _alone(runner: Runner, feed: Feed, seconds: float) -> Latency:
-    for _ in range(_WARM_UP):
-        runner(feed.arrays)
-    samples, end = [timed(lambda: runner(feed.arrays))], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        samples.append(timed(lambda: runner(feed.arrays)))
-    return latency(runner.name, samples)

@@ -21,29 +21,26 @@ from normdeploy.fold import FoldResult, Level, Note, Target, fold
 from normdeploy.foldmodule.file import check_free, write_folded
 from normdeploy.foldmodule.module import folded_at
 from normdeploy.parity.compare import Unfolded
-from normdeploy.parity.feeds import Feed
+from normdeploy.parity.feeds import Feed, batch_feed
 from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.account import account
-from normdeploy.pipeline.artefact import batch_feed
 from normdeploy.pipeline.engines import computes_in, recorded, require_backend
 from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import ParityError, verdict_on, verdict_on_plugins
-from normdeploy.pipeline.latency import PROCESSES, Job, measured, plain, require_compiled, require_measurable
+from normdeploy.pipeline.latency import Job, measured, plain, require_compiled
 from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
     Data,
-    Progress,
     Source,
-    Stages,
     app_dir_of,
     feeds_for,
     load,
     specs_of,
-    usual_threads,
 )
+from normdeploy.pipeline.stages import PROCESSES, Progress, Stages, require_measurable, usual_threads
 from normdeploy.pipeline.tune import Kept, Tuner
 from normdeploy.precision import Precision, to_precision
 from normdeploy.precision.widen import widened

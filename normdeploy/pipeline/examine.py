@@ -23,7 +23,8 @@ from normdeploy.fold import FoldResult, fold
 from normdeploy.fold.ledger import Ledger
 from normdeploy.graph import label, module_name, operator
 from normdeploy.parity.feeds import Feed, random_feeds
-from normdeploy.pipeline.source import Data, Progress, Source, Stages, app_dir_of, data_feeds, load
+from normdeploy.pipeline.source import Data, Source, app_dir_of, data_feeds, load
+from normdeploy.pipeline.stages import Progress, Stages
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.specs import Signature, parse
 

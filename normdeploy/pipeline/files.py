@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from normdeploy import onnxfile
-from normdeploy.bundle.write import EXTERNAL_ABOVE
+from normdeploy.bundle.writing import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, room, sha256_of
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError, VerdictError

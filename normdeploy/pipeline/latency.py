@@ -7,7 +7,6 @@ the next; and a runtime that crashes takes only its own process along.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -25,14 +24,13 @@ from normdeploy.bundle import golden
 from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.source import Source, load
+from normdeploy.pipeline.stages import PROCESSES
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.placement import from_json
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import parse
 
-PROCESSES = 3
-_MOST_PROCESSES = 10
 _INPUTS, _RESULT, _JOB = "inputs.npz", "result.json", "job.json"
 
 
@@ -65,18 +63,6 @@ class Job:
     seed: int
     placement: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
-
-
-def require_measurable(threads: int, seconds: float, processes: int) -> None:
-    """Raise InputError for numbers that nothing can be measured with on this machine."""
-    cores = os.cpu_count() or 1
-    if not 1 <= threads <= cores or not 0 < seconds < math.inf or not 1 <= processes <= _MOST_PROCESSES:
-        raise InputError(
-            "this cannot be measured",
-            where=f"--threads {threads} --seconds {seconds:g} --processes {processes}",
-            fix=f"give 1 to {cores} threads, as many as this machine has cores, a positive, finite time, and 1 to "
-            f"{_MOST_PROCESSES} processes",
-        )
 
 
 def require_compiled(job: Job, feed: Feed) -> None:

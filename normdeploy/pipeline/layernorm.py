@@ -21,7 +21,7 @@ from normdeploy.engine import build, gpu
 from normdeploy.engine.backends import choose_for_plugins
 from normdeploy.engine.layernorm_times import Spread, Times, record
 from normdeploy.parity.plugins import with_plugins
-from normdeploy.pipeline.source import Progress, Stages
+from normdeploy.pipeline.stages import Progress, Stages
 from normdeploy.precision import Precision
 from normdeploy.runtime.tensorrt import TensorRTRunner
 from normdeploy.specs import parse

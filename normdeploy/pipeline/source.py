@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,9 +19,6 @@ from normdeploy.parity.corners import corner_feeds, statistics_feed
 from normdeploy.parity.feeds import Feed, data_feed, feed_of, random_feeds
 from normdeploy.runtime.eager import array_of
 from normdeploy.specs import Signature, TensorSpec, parse
-
-Progress = Callable[[str, float | None], None]
-"""Called with a stage's name and None when it begins, and with its name and seconds when it has ended."""
 
 
 class Source(TypedDict, total=False):
@@ -85,36 +80,6 @@ def _names(source: Source) -> Names:
 
 def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
-
-
-def usual_threads() -> int:
-    """Return the threads to measure with: all but one of PyTorch's own.
-
-    Threads that meet at a barrier wait for the last one, so where every core is taken, whatever else the machine does
-    counts a thousandfold.
-    """
-    return max(1, torch.get_num_threads() - 1)
-
-
-@dataclass
-class Stages:
-    """A clock for named stages: ``with stages("fold"): ...``."""
-
-    progress: Progress | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time ``stage``, and tell the progress callback; a stage that raises has no end."""
-        self._tell(stage, None)
-        begin = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - begin
-        self._tell(stage, self.seconds[stage])
-
-    def _tell(self, stage: str, seconds: float | None) -> None:
-        if self.progress is not None:
-            self.progress(stage, seconds)
 
 
 def specs_of(inputs: Sequence[str], output_names: Sequence[str] = ()) -> Signature:

@@ -17,63 +17,39 @@
 
 Fold first, convert then: a BatchNormalization inside a float32 island no longer meets its convolution. A weight that
 the fold rounded to float32 and this step rounds to 16 bits lies within 0.5001 units in the last place of the exact one.
+
+Loaded when first used: what runs a model asks for the names alone.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
+if TYPE_CHECKING:
+    from normdeploy.precision.kinds import HEAVY as HEAVY
+    from normdeploy.precision.kinds import NORMS as NORMS
+    from normdeploy.precision.kinds import Precision as Precision
+    from normdeploy.precision.model import DTYPES as DTYPES
+    from normdeploy.precision.model import to_precision as to_precision
+    from normdeploy.precision.model import wrong_precision as wrong_precision
+    from normdeploy.precision.norms import averaging as averaging
+    from normdeploy.precision.norms import norm_chains as norm_chains
 
-from normdeploy.errors import InputError
-from normdeploy.graph import label, operator
-from normdeploy.precision.convert import Conversion
-from normdeploy.precision.decide import HEAVY
-from normdeploy.precision.norms import NORMS, averaging, norm_chains
-from normdeploy.precision.widen import widened
-
+_HOME = {
+    "DTYPES": "model",
+    "HEAVY": "kinds",
+    "NORMS": "kinds",
+    "Precision": "kinds",
+    "averaging": "norms",
+    "norm_chains": "norms",
+    "to_precision": "model",
+    "wrong_precision": "model",
+}
 __all__ = ["DTYPES", "HEAVY", "NORMS", "Precision", "averaging", "norm_chains", "to_precision", "wrong_precision"]
 
-Precision = Literal["fp32", "fp16", "bf16"]
 
-DTYPES: dict[str, ir.DataType] = {
-    "fp32": ir.DataType.FLOAT,
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
-}
-
-
-def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
-    """Return a copy of ``model`` that computes in ``precision``; ``model`` itself is not changed.
-
-    A model that computes in ``precision`` already is copied as it is. One that computes in another 16-bit type is
-    widened to float32 first, its inputs and outputs too: that is exact. Raises InputError when a constant overflows,
-    when an operator that decides the precision (``HEAVY``) has no 16-bit form at the model's opset, or when a value's
-    type is unknown; each lists everything it found, by module name.
-    """
-    if precision not in get_args(Precision):
-        raise InputError(f"there is no precision {precision!r}", fix=f"choose one of {', '.join(DTYPES)}")
-    result = model.clone()
-    present = {dtype for node in result.graph.all_nodes() if operator(node) in HEAVY for dtype in _floats(node)}
-    if present == {DTYPES[precision]} or (precision == "fp32" and not present):
-        return result
-    if present - {ir.DataType.FLOAT}:
-        result = widened(result)
-    if precision != "fp32":
-        Conversion(result, DTYPES[precision]).run()
-    return result
-
-
-def wrong_precision(model: ir.Model, precision: Precision) -> tuple[str, ...]:
-    """Return the operators that decide a model's precision and read another floating-point type, by module name."""
-    return tuple(
-        f"{label(node)} ({operator(node)})"
-        for node in model.graph.all_nodes()
-        if operator(node) in HEAVY and not _floats(node) <= {DTYPES[precision]}
-    )
-
-
-def _floats(node: ir.Node) -> set[ir.DataType]:
-    """The floating-point types that ``node`` reads."""
-    types = {value.dtype for value in node.inputs if value is not None}
-    return {dtype for dtype in types if dtype is not None and dtype.is_floating_point()}
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -13,7 +13,8 @@ from onnx_ir.passes.common import (
 
 from normdeploy.errors import InputError
 from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
-from normdeploy.precision.decide import HEAVY, LARGEST, Decision, array
+from normdeploy.precision.decide import LARGEST, Decision, array
+from normdeploy.precision.kinds import HEAVY
 
 _MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
 _LEAST_OPSET = {ir.DataType.FLOAT16: 7, ir.DataType.BFLOAT16: 13}

@@ -11,12 +11,8 @@ import onnx_ir as ir
 
 from normdeploy.errors import InputError
 from normdeploy.graph import operator
-from normdeploy.precision.norms import NORMS, guarded, norm_chains
-
-HEAVY = frozenset(
-    {"Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "Attention", "LSTM", "GRU", "RNN"}
-)
-"""Operators whose dtype decides what a model computes in."""
+from normdeploy.precision.kinds import HEAVY, NORMS
+from normdeploy.precision.norms import guarded, norm_chains
 
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 """The largest finite value of each 16-bit type."""

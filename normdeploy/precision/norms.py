@@ -15,20 +15,6 @@ import onnx_ir as ir
 
 from normdeploy.graph import operator
 
-NORMS = frozenset(
-    {
-        "BatchNormalization",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LRN",
-        "LayerNormalization",
-        "LpNormalization",
-        "MeanVarianceNormalization",
-        "RMSNormalization",
-    }
-)
-"""Normalization operators of the standard domain."""
-
 _AVERAGES = frozenset(
     {"AveragePool", "GlobalAveragePool", "GlobalLpPool", "LpPool"}
     | {"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}

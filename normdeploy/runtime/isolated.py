@@ -47,11 +47,28 @@ class PatienceError(InputError):
     """The runtime's process did not answer in time, and was ended."""
 
 
+class Worker:
+    """A process for one model, which gets ready while others go on; it ends with this object.
+
+    Raises UnavailableError where ONNX Runtime is missing.
+    """
+
+    def __init__(self) -> None:
+        require_installed()
+        with uninterrupted():  # until it is known that the process and its folder have to go
+            self.folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
+            with (self.folder / "stderr.txt").open("w") as stderr:
+                self.process = child.start(
+                    "normdeploy.runtime.session_worker", folder=self.folder, stderr=stderr, stdin=child.PIPE
+                )
+            self.close = weakref.finalize(self, _end, self.process, self.folder)
+
+
 class IsolatedRunner:
     """An ``.onnx`` file in ONNX Runtime, in a process of its own; the arguments are those of OnnxRuntimeRunner.
 
-    The process ends with this object. Raises CrashError where it dies, PatienceError where it does not answer in time,
-    and what it raised itself.
+    ``worker`` is a process that was started before, for this one alone. The process ends with this object. Raises
+    CrashError where it dies, PatienceError where it does not answer in time, and what it raised itself.
     """
 
     def __init__(
@@ -62,17 +79,12 @@ class IsolatedRunner:
         placement: Placement = CPU,
         options: Mapping[str, str | int | bool] | None = None,
         where: str = "",
+        worker: Worker | None = None,
     ) -> None:
-        require_installed()
         self.name = "onnxruntime"
+        self._worker = Worker() if worker is None else worker
+        self._folder, self._process = self._worker.folder, self._worker.process
         self._where, self.path, self._seconds = where or str(model), model, patience(model)
-        with uninterrupted():  # until it is known that the process and its folder have to go
-            self._folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
-            with (self._folder / "stderr.txt").open("w") as stderr:
-                self._process = child.start(
-                    "normdeploy.runtime.session_worker", folder=self._folder, stderr=stderr, stdin=child.PIPE
-                )
-            self._end = weakref.finalize(self, _end, self._process, self._folder)
         opened = self._ask(
             open=str(model.resolve()), threads=threads, placement=placement.as_json(), options=dict(options or {}),
             where=where,
@@ -89,7 +101,7 @@ class IsolatedRunner:
 
     def close(self) -> None:
         """End the process."""
-        self._end()
+        self._worker.close()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         """Return the answer to ``request``. Raises what was raised there, CrashError where the process died."""

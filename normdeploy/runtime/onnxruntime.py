@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 
 from normdeploy import onnxfile
 from normdeploy.disk import scratch
@@ -21,6 +20,7 @@ from normdeploy.runtime.placement import CPU, Placement, add_to, require_taken
 from normdeploy.runtime.runner import check_names, first_line
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_MEMORY = ("cpu", 0)
 _PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _QUIET = 4  # fatal errors only: what it logs goes to the terminal past Python, and its exceptions say it again
 DISABLED_OPTIMIZERS = "disabled_optimizers"
@@ -43,6 +43,7 @@ class OnnxRuntimeRunner:
             optimizers, with commas between them), any other attribute of ``onnxruntime.SessionOptions``, or a
             configuration entry such as ``session.set_denormal_as_zero``.
         where: how messages call the model; its file's name if nothing is given.
+        checked: the file was looked through already, and nobody can have written to it since.
 
     Raises:
         UnavailableError: ONNX Runtime, a provider, or a kernel for one of the operators is missing.
@@ -59,12 +60,13 @@ class OnnxRuntimeRunner:
         placement: Placement = CPU,
         options: Mapping[str, str | int | bool] | None = None,
         where: str = "",
+        checked: bool = False,
     ) -> None:
         self._where = where or (str(model) if isinstance(model, Path) else "the given model")
-        onnxruntime = _import()
+        onnxruntime = import_runtime()
         session_options = _session_options(onnxruntime, threads, options or {})
         arguments = {**add_to(session_options, placement, onnxruntime), **_arguments(options or {})}
-        if isinstance(model, Path):
+        if isinstance(model, Path) and not checked:
             onnxfile.check(model)
         source = str(model) if isinstance(model, Path) else model
         try:
@@ -74,24 +76,47 @@ class OnnxRuntimeRunner:
         self.notes = require_taken(self._session, placement)
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
-        self._dtypes = [value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        self._names = list(self.outputs), frozenset(self.inputs)
+        dtypes = {value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        self._in_bits = "tensor(bfloat16)" in dtypes
         self._ort_value = onnxruntime.OrtValue
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once."""
-        check_names(feeds, self.inputs, self.name)
+        outputs, inputs = self._names
+        if feeds.keys() != inputs:
+            check_names(feeds, self.inputs, self.name)
         try:
-            if "tensor(bfloat16)" in self._dtypes:
+            if self._in_bits:
                 values = {name: self._value(array) for name, array in feeds.items()}
                 results = [_array(value) for value in self._session.run_with_ort_values(None, values)]
             else:
-                results = self._session.run(None, dict(feeds))
+                results = self._session.run(outputs, feeds if type(feeds) is dict else dict(feeds))
         except Exception as error:
             raise self._refusal(error) from error
         return dict(zip(self.outputs, results, strict=True))
 
+    def bound(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """Return what runs the model on ``inputs`` into ``outputs`` without a copy, one thread at a time.
+
+        They are contiguous, of the right shapes and dtypes, and must live as long as what is returned.
+        """
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, *_MEMORY, _element(array), array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, *_MEMORY, _element(array), array.shape, array.ctypes.data)
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:
+                raise self._refusal(error) from error
+
+        return run
+
     def _value(self, array: np.ndarray) -> Any:
-        array = np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array).reshape(array.shape)  # of a scalar it makes one dimension
         if array.dtype == ml_dtypes.bfloat16:  # numpy has no such type; ONNX Runtime takes its bits
             return self._ort_value.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
         return self._ort_value.ortvalue_from_numpy(array)
@@ -114,6 +139,8 @@ def operators_run(model: Path, options: Mapping[str, str | int | bool] | None = 
 
     Two models, or sessions, of which this is equal run the same kernels. Raises what :class:`OnnxRuntimeRunner` does.
     """
+    import onnx
+
     with scratch() as folder:
         path = folder / "optimized.onnx"
         apart = {"session.optimized_model_external_initializers_file_name": "weights"}  # 2 GB are too much for one file
@@ -128,7 +155,8 @@ def require_installed() -> None:
         raise UnavailableError("onnxruntime is not installed", fix="pip install 'normdeploy[cpu]' or 'normdeploy[gpu]'")
 
 
-def _import() -> Any:
+def import_runtime() -> Any:
+    """Return the module of ONNX Runtime. Raises UnavailableError as :func:`require_installed` does."""
     require_installed()
     import onnxruntime
 
@@ -169,6 +197,10 @@ def _set_option(onnxruntime: Any, result: Any, name: str, value: str | int | boo
         setattr(result, name, value)
     else:
         raise InputError("onnxruntime has no such option")
+
+
+def _element(array: np.ndarray) -> Any:
+    return _BFLOAT16 if array.dtype == ml_dtypes.bfloat16 else array.dtype.type
 
 
 def _array(value: Any) -> np.ndarray:

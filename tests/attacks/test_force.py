@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import onnx
 import pytest
 from support import tree
 
-from normdeploy.bundle import load_bundle, write
+from normdeploy.bundle import load_bundle, write, writing
 from normdeploy.disk import rename, rooms, tidy
 from normdeploy.errors import InputError
 from normdeploy.pipeline import fold_file
 
-WRITE: Any = sys.modules["normdeploy.bundle.write"]  # as an attribute of the package, write is the function
+WRITE: Any = writing
 
 
 def export(folder: Path, **changes: Any) -> Path:

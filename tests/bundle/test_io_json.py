@@ -5,9 +5,9 @@ from pathlib import Path
 
 import bundle_samples as samples
 import onnx
-import onnx_ir as ir
 import pytest
 
+from normdeploy import onnxfile
 from normdeploy.bundle import load_bundle
 from normdeploy.bundle.contents import contents
 from normdeploy.bundle.interface import interface_of
@@ -36,12 +36,15 @@ def test_io_json_is_plain_json(folder: Path) -> None:
     }
 
 
-def test_multiples_scalars_and_sizes_that_the_graph_does_not_state() -> None:
+def test_multiples_scalars_and_sizes_that_the_graph_does_not_state(tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     g (float[1, _h] x, float s) => (float[1, _h] y, float[2*_h] z, float t, float u) { y = Mul (x, s) }"""
-    graph = ir.from_proto(onnx.parser.parse_model(text.replace("2*_h", "twice"))).graph
-    graph.outputs[3].shape = None
-    found = interface_of(parse(["x:1xH=64..128..256%4", "s:[]"]), dict.fromkeys("yztu", "float32"), graph)
+    model = onnx.parser.parse_model(text.replace("2*_h", "twice"))
+    model.graph.output[3].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "model.onnx")
+    shapes = onnxfile.shapes(tmp_path / "model.onnx")
+    assert shapes == {"x": [1, "_h"], "s": [], "y": [1, "_h"], "z": ["twice"], "t": [], "u": None}
+    found = interface_of(parse(["x:1xH=64..128..256%4", "s:[]"]), dict.fromkeys("yztu", "float32"), shapes)
     named = {"name": "H", "min": 64, "usual": 128, "max": 256, "multiple": 4}
     unknown = {"name": "twice", "min": None, "usual": None, "max": None, "multiple": 1}
     assert found.inputs[1].dims == ()

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import onnx_ir as ir
 import pytest
 from bundle_samples import tree
 
-from normdeploy.bundle import Golden, check_target, load_bundle, write
+from normdeploy.bundle import Golden, check_target, load_bundle, write, writing
 from normdeploy.errors import InputError, VerdictError
 
 
@@ -209,7 +208,7 @@ def full(*_: Any, **__: Any) -> None:
 
 
 def patch(monkeypatch: pytest.MonkeyPatch, name: str, function: Callable[..., Any]) -> None:
-    owner: Any = sys.modules["normdeploy.bundle.write"]  # as an attribute of the package, write is the function
+    owner: Any = writing
     *path, last = name.split(".")
     for part in path:
         owner = getattr(owner, part)

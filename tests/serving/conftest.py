@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "bundle"))  # bundle_samples makes bundles without PyTorch
 
 import bundle_samples as samples
-from support import ROOT
 
 from normdeploy.bundle import write
 from normdeploy.errors import UnavailableError
@@ -26,7 +24,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def triton() -> Path:
     """Triton's own environment, made where it is not there; a test skips only where it cannot be installed."""
-    os.environ.setdefault("NORMDEPLOY_CACHE", str(ROOT / ".venv-triton"))
     try:
         return ready_environment()
     except UnavailableError as error:

@@ -100,7 +100,7 @@ def write(
         (new / GOLDEN_INPUTS).parent.mkdir()
         golden_feed.save(new / GOLDEN_INPUTS, golden.inputs)
         golden_feed.save(new / GOLDEN_OUTPUTS, golden.outputs)
-        interface = interface_of(parse(report.inputs), _dtypes(report, golden), model.graph)
+        interface = interface_of(parse(report.inputs), _dtypes(report, golden), onnxfile.shapes(new / MODEL))
         (new / INTERFACE).write_text(interface.to_json(), encoding="utf-8")
         manifest = _manifest(new, report, golden, dict(model_args or {}), dict(session_options or {}))
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
