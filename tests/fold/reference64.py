@@ -17,6 +17,7 @@ import onnx
 import torch
 import torch.nn.functional as F
 from attention64 import Attention
+from norms64 import NORMS
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -198,4 +199,8 @@ class Upsample(OpRun):
         return (x,)
 
 
-OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, Attention, GridSample, *RECURRENT]
+OPERATORS = [
+    *(Conv, ConvTranspose, MaxPool, Pad, BatchNormalization, Upsample, Attention, GridSample),
+    *RECURRENT,
+    *NORMS,
+]

@@ -1,29 +1,21 @@
 """What the tests of reduced norms need: graphs from ONNX text, hard rows, float64 truth, and the comparison.
 
 The rows that norms get wrong: a mean far larger than the deviation, rows that are constant, single outliers.
-The truth is onnx's reference evaluator with every number in float64; nothing of normdeploy takes part in it.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-import torch
-import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from onnx import helper, numpy_helper
+from reference64 import FLOATS, Arrays, truth
 
 from normdeploy.fold import Entry, FoldResult, Ledger, fold
-
-Arrays = dict[str, np.ndarray]
 
 SIZES = {"N": 2, "T": 7, "H": 8, "W": 11}
 """What the named dimensions of a test graph stand for: distinct from each other and from the features."""
@@ -33,8 +25,6 @@ TOLERANCE = {"float16": 2.0**-5, "bfloat16": 2.0**-2, "float32": 2.0**-18, "floa
 
 CONTRIB = frozenset({"SimplifiedLayerNormalization"})
 """Operators that onnxruntime adds to the default domain; onnx knows nothing of them."""
-
-_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -99,91 +89,6 @@ def _skeleton(proto: onnx.ModelProto) -> object:
     return nodes, {name: array.tobytes() for name, array in initializers(proto).items()}
 
 
-# -- the truth -------------------------------------------------------------------------------------
-
-
-class Conv(OpRun):  # type: ignore[misc]
-    """PyTorch's convolution under the ONNX name (onnx's reference is slow)."""
-
-    op_domain = ""
-
-    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        conv = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
-        x, w, b = (None if a is None else torch.from_numpy(np.array(a)) for a in (x, w, b))
-        half = list(pads or [])[: x.ndim - 2] or 0
-        return (conv(x, w, b, stride=strides or 1, padding=half, dilation=dilations or 1, groups=group or 1).numpy(),)
-
-
-class LayerNormalization(OpRun):  # type: ignore[misc]
-    """Ba et al. 2016, arXiv 1607.06450 (onnx's reference knows no statistics in float64)."""
-
-    op_domain = ""
-
-    def _run(self, x, scale, bias=None, axis=None, epsilon=None, stash_type=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        axes = tuple(range(axis % x.ndim, x.ndim))
-        mean = x.mean(axis=axes, keepdims=True)
-        inverse = 1 / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + epsilon)
-        y = (x - mean) * inverse * scale
-        return (y if bias is None else y + bias, mean, inverse)
-
-
-class GroupNormalization(OpRun):  # type: ignore[misc]
-    """Wu & He 2018, arXiv 1803.08494 (onnx's reference computes its statistics in float32)."""
-
-    op_domain = ""
-
-    def _run(self, x, scale, bias, epsilon=None, num_groups=None, stash_type=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        groups = x.reshape(x.shape[0], num_groups, -1)
-        groups = groups - groups.mean(-1, keepdims=True)
-        groups = groups / np.sqrt((groups**2).mean(-1, keepdims=True) + epsilon)
-        channels = (1, -1, *(1,) * (x.ndim - 2))
-        return (groups.reshape(x.shape) * scale.reshape(channels) + bias.reshape(channels),)
-
-
-class SimplifiedLayerNormalization(OpRun):  # type: ignore[misc]
-    """onnxruntime's name of RMSNormalization (Zhang & Sennrich 2019, arXiv 1910.07467)."""
-
-    op_domain = ""
-
-    def _run(self, x, scale, axis=None, epsilon=None, stash_type=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        axes = tuple(range(axis % x.ndim, x.ndim))
-        return (x / np.sqrt((x**2).mean(axis=axes, keepdims=True) + epsilon) * scale,)
-
-
-def truth(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
-    """The outputs of ``proto`` with all its numbers in float64."""
-    own = [Conv, LayerNormalization, GroupNormalization, SimplifiedLayerNormalization]
-    evaluator = ReferenceEvaluator(_in_float64(proto), new_ops=own)
-    inputs = {name: array.astype(np.float64) if is_float(array) else array for name, array in feeds.items()}
-    with np.errstate(all="ignore"):
-        results = evaluator.run(None, inputs)
-    return {info.name: np.asarray(array) for info, array in zip(proto.graph.output, results, strict=True)}
-
-
-def is_float(array: np.ndarray) -> bool:
-    """Whether ``array`` holds floating-point numbers, bfloat16 included."""
-    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-
-
-def _in_float64(proto: onnx.ModelProto) -> onnx.ModelProto:
-    wide = copy.deepcopy(proto)
-    del wide.graph.value_info[:]
-    for info in (*wide.graph.input, *wide.graph.output):
-        if info.type.tensor_type.elem_type in _FLOATS:
-            info.type.tensor_type.elem_type = TensorProto.DOUBLE
-    tensors = [attr.t for node in wide.graph.node for attr in node.attribute if attr.HasField("t")]
-    for tensor in (*wide.graph.initializer, *tensors):
-        if tensor.data_type in _FLOATS:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
-    for node in wide.graph.node:
-        for attr in node.attribute:
-            if node.op_type == "Cast" and attr.i in _FLOATS:
-                attr.i = TensorProto.DOUBLE
-            elif node.op_type == "Constant" and attr.HasField("f"):
-                attr.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(np.float64(attr.f))))
-    return wide
-
-
 # -- rows ------------------------------------------------------------------------------------------
 
 _Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -218,7 +123,7 @@ def hard_feeds(proto: onnx.ModelProto) -> Iterator[tuple[str, Arrays]]:
         for info in proto.graph.input:
             tensor = info.type.tensor_type
             shape = tuple(SIZES[dim.dim_param] if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
-            if tensor.elem_type in _FLOATS:
+            if tensor.elem_type in FLOATS:
                 feeds[info.name] = draw(random, shape).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
             else:
                 feeds[info.name] = random.integers(0, 4, shape)
@@ -274,7 +179,7 @@ def coarsest(proto: onnx.ModelProto) -> str:
     """The float dtype of the fewest bits among inputs and initializers."""
     kinds = {info.type.tensor_type.elem_type for info in proto.graph.input}
     kinds |= {tensor.data_type for tensor in proto.graph.initializer}
-    names = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds & _FLOATS}
+    names = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for kind in kinds & FLOATS}
     return max(names, key=lambda name: TOLERANCE[name])
 
 
