@@ -26,7 +26,10 @@ FEWEST = 20
 
 @dataclass(frozen=True)
 class Latency:
-    """One runner's latencies, in milliseconds a call; ``throughput_per_s`` counts calls, not items of a batch."""
+    """One runner's latencies, in milliseconds a call; ``throughput_per_s`` counts calls, not items of a batch.
+
+    ``device_p50_ms`` is the median on a GPU, between two events on its stream; None where it ran on none.
+    """
 
     runner: str
     n: int
@@ -36,6 +39,7 @@ class Latency:
     mean_ms: float
     throughput_per_s: float
     samples_ms: tuple[float, ...]
+    device_p50_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,16 @@ class Comparison:
     compiled: Latency | None = None
 
 
-def latency(runner: str, samples_ms: Sequence[float]) -> Latency:
-    """Return the latency of ``runner`` from its samples, in milliseconds, in the order they were taken."""
+def latency(runner: str, samples_ms: Sequence[float], device_ms: Sequence[float] = ()) -> Latency:
+    """Return the latency of ``runner`` from its samples, in milliseconds, in the order they were taken.
+
+    ``device_ms`` are those of a GPU's own events, where it ran on one.
+    """
     samples = _samples(runner, samples_ms)
     p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
     mean = float(samples.mean())
-    return Latency(runner, samples.size, p50, p90, p99, mean, 1000.0 / mean, tuple(samples.tolist()))
+    device = float(np.median(device_ms)) if len(device_ms) else None
+    return Latency(runner, samples.size, p50, p90, p99, mean, 1000.0 / mean, tuple(samples.tolist()), device)
 
 
 def compare(eager: Latency, deployed: Latency, *, threads: int, feed: str, seed: int = 0) -> Comparison:
@@ -162,14 +170,15 @@ def over_processes(
     threads: int,
     feed: str,
     seed: int = 0,
+    device: Sequence[Mapping[str, Sequence[float]]] = (),
 ) -> Comparison:
     """Return the comparison of what was measured in several processes.
 
     ``samples`` has milliseconds by row, ``eager``, ``deployed`` and, where they were measured, ``unfolded`` and
     ``compiled``, for each process; the i-th ones of a process belong to one round. ``names`` says what the runners are
-    called.
+    called, ``device`` has the times of a GPU's events in the same way, where it ran on one.
     """
-    runs = {row: latency(names[row], [time for process in samples for time in process[row]]) for row in samples[0]}
+    runs = {row: latency(names[row], _pooled(samples, row), _pooled(device, row)) for row in samples[0]}
     by_eager = [(process["eager"], process["deployed"]) for process in samples]
     ratio, low, high = hierarchical_interval(by_eager, seed=seed)
     noisy, note = _reading(min(len(process["deployed"]) for process in samples), ratio, low, high)
@@ -181,6 +190,10 @@ def over_processes(
     return replace(
         made, unfolded=runs["unfolded"], fold_ratio=fold[0], fold_low=fold[1], fold_high=fold[2],
     )  # fmt: skip
+
+
+def _pooled(samples: Sequence[Mapping[str, Sequence[float]]], row: str) -> list[float]:
+    return [time for process in samples for time in process.get(row, ())]
 
 
 def _resampled(n: int, resamples: int, seed: int) -> list[npt.NDArray[np.int64]]:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
+from typing import NamedTuple
 
+from normdeploy.bench.clocks import Clock, Time, WallClock
 from normdeploy.bench.stats import Comparison, Latency, compare, latency
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
@@ -28,6 +30,13 @@ _STABLE = 0.05
 """How far, relatively, that median may move."""
 
 Pair = tuple[float, float]
+
+
+class Rounds(NamedTuple):
+    """Milliseconds by runner, round by round: by the wall clock, and by the events of a GPU, empty where none ran."""
+
+    wall: dict[str, list[float]]
+    device: dict[str, list[float]]
 
 
 def interleave(
@@ -79,14 +88,18 @@ def take_turns(
         return _columns(for_rounds(calls, order, seconds, fewest))
 
 
-def alone(runner: Runner, feed: Feed, seconds: float) -> Latency:
-    """Return the latency of one runner on ``feed``, measured for ``seconds``."""
-    for _ in range(_WARM_UP):
-        runner(feed.arrays)
-    samples, end = [timed(lambda: runner(feed.arrays))], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        samples.append(timed(lambda: runner(feed.arrays)))
-    return latency(runner.name, samples)
+def alone(runner: Runner, feed: Feed, seconds: float, clock: Clock | None = None) -> Latency:
+    """Return the latency of one runner on ``feed``, measured for ``seconds`` by ``clock``, the wall clock if none."""
+    clock = clock or WallClock()
+    with clock.running():
+        call = clock.call(runner, feed)
+        for _ in range(_WARM_UP):
+            call()
+        samples, end = [clock.timed(call)], time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            samples.append(clock.timed(call))
+    device = [each.device for each in samples if each.device is not None]
+    return latency(runner.name, [each.wall for each in samples], device)
 
 
 def for_rounds(
@@ -111,12 +124,8 @@ def for_rounds(
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Return milliseconds of the second of two calls."""
-    call()
-    start = time.perf_counter_ns()
-    call()
-    # a clock tick is the least that can be told from nothing
-    return max(time.perf_counter_ns() - start, 1) / 1e6
+    """Return milliseconds of the second of two calls, by the wall clock."""
+    return WallClock().timed(call).wall
 
 
 def is_stable(pairs: list[Pair]) -> bool:
@@ -143,30 +152,30 @@ def take_rounds(
     warmup_seconds: float = 0.5,
     seed: int = 0,
     fewest: int = FEWEST_ROUNDS,
-) -> dict[str, list[float]]:
+    clock: Clock | None = None,
+) -> Rounds:
     """Return milliseconds a call of each of several runners; the i-th samples belong to one round.
 
-    As :func:`take_turns`, for any number of runners.
+    As :func:`take_turns`, for any number of runners, and by any ``clock``; the wall clock if none is given.
     """
-    calls = {name: _call(runner, feed) for name, runner in runners.items()}
-    order, samples = random.Random(seed), {name: list[float]() for name in runners}
-    with torch_threads(threads), collection_off():
+    clock, order = clock or WallClock(), random.Random(seed)
+    times = {name: list[Time]() for name in runners}
+    with torch_threads(threads), collection_off(), clock.running():
+        calls = {name: clock.call(runner, feed) for name, runner in runners.items()}
         end = time.perf_counter() + warmup_seconds
         for call in calls.values():
-            timed(call)
+            clock.timed(call)
         while time.perf_counter() < end:
             for call in calls.values():
-                timed(call)
+                clock.timed(call)
         end, rounds = time.perf_counter() + seconds, 0
         while rounds < fewest or (time.perf_counter() < end and rounds < MOST_ROUNDS):
             for name in order.sample([*calls], len(calls)):
-                samples[name].append(timed(calls[name]))
+                times[name].append(clock.timed(calls[name]))
             rounds += 1
-    return samples
-
-
-def _call(runner: Runner, feed: Feed) -> Callable[[], object]:
-    return lambda: runner(feed.arrays)
+    wall = {name: [each.wall for each in taken] for name, taken in times.items()}
+    device = {name: [each.device for each in taken if each.device is not None] for name, taken in times.items()}
+    return Rounds(wall, {name: taken for name, taken in device.items() if taken})
 
 
 @contextmanager

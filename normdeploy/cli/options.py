@@ -130,7 +130,9 @@ class Where:
         """Return where to run; UnavailableError where this machine cannot."""
         from normdeploy.runtime.placement import placed
 
-        return placed(self.device, self.provider, tf32=self.tf32, cuda_graph=self.cuda_graph)
+        found = placed(self.device, self.provider, tf32=self.tf32, cuda_graph=self.cuda_graph)
+        found.set_tf32()  # of the command's own process, before CUDA's libraries are loaded
+        return found
 
 
 @Parameter(name="*")

@@ -67,11 +67,16 @@ class Artefact:
         """Return its inputs as they are spelled, values that are no tensors included."""
         return self.specs.texts() if isinstance(self.specs, Signature) else [*map(str, self.specs)]
 
-    def here(self, threads: int) -> Runner:
-        """Return it in this process, where it can be timed: it has run in another one without a crash."""
+    def here(self, threads: int, stream: int | None = None) -> Runner:
+        """Return it in this process, where it can be timed: it has run in another one without a crash.
+
+        ``stream`` is the address of the CUDA stream that it launches on, its own if none is given.
+        """
         if not isinstance(self.runner, IsolatedRunner):
             return self.runner
-        return OnnxRuntimeRunner(self.runner.path, threads=threads, options=self.options, placement=self.placement)
+        return OnnxRuntimeRunner(
+            self.runner.path, threads=threads, options=self.options, placement=self.placement, stream=stream
+        )
 
     def usual_feed(self) -> Feed:
         """Return inputs at the usual sizes: a bundle's golden ones, else random ones."""

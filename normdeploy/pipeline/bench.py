@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from normdeploy.bench.clocks import clock_of
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.bench.timers import alone
 from normdeploy.bundle import load_bundle
@@ -64,8 +65,8 @@ def _bundle(
         feed = Feed("golden", dict(bundle.golden.inputs)) if batch is None else batch_feed(bundle.specs, batch)
         bundle.runner(feed.arrays)  # in its own process, which has limits, before it is timed in one without
     with stages("latency"):
-        options = bundle.manifest.session_options
+        options, clock = bundle.manifest.session_options, clock_of(placement)
         runner = OnnxRuntimeRunner(
-            bundle.model_path, threads=threads, options=options, placement=placement, checked=True
+            bundle.model_path, threads=threads, options=options, placement=placement, checked=True, stream=clock.stream
         )
-        return alone(runner, feed, seconds)
+        return alone(runner, feed, seconds, clock)

@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
-from normdeploy.bench.stats import Comparison, Latency
-from normdeploy.bench.timers import alone, interleave
+from normdeploy.bench.clocks import clock_of
+from normdeploy.bench.stats import FEWEST, Comparison, Latency, over_processes
+from normdeploy.bench.timers import alone, take_rounds
 from normdeploy.bundle import Bundle
 from normdeploy.checkpoint import Checkpoint
 from normdeploy.doctor.training import require_eval
@@ -256,10 +257,16 @@ def beside(
         module = None if model is None else load_beside(opened.specs, model, source).module
     with stages("latency"):
         if model is None or module is None:
-            return alone(opened.here(threads), feed, seconds)
+            clock = clock_of(placement)
+            return alone(opened.here(threads, clock.stream), feed, seconds, clock)
         if opened.graph is None:
-            eager = EagerRunner(module, opened.specs, placement=placement)
-            return interleave(eager, opened.here(threads), feed, threads=threads, seconds=seconds)
+            plan = opened.here(threads)
+            runners = {"eager": EagerRunner(module, opened.specs, placement=placement), "deployed": plan}
+            rounds = take_rounds(
+                runners, feed, threads=threads, seconds=seconds, fewest=FEWEST, clock=clock_of(placement)
+            )
+            names = {"eager": "eager", "deployed": plan.name}
+            return over_processes([rounds.wall], names, threads=threads, feed=feed.name, device=[rounds.device])
         with written(opened.graph) as path, written(_exported(module, opened)) as unfolded:
             job = Job(
                 model, plain(source), tuple(opened.texts()), str(path), str(unfolded), dict(opened.options), threads,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from normdeploy import child, errors
+from normdeploy.bench.clocks import clock_of
 from normdeploy.bench.stats import FEWEST, Comparison, over_processes
 from normdeploy.bench.timers import take_rounds
 from normdeploy.bundle import golden
@@ -82,9 +83,10 @@ def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
         golden.save(folder / _INPUTS, feed.arrays)
         shares = (replace(job, seconds=job.seconds / processes, seed=job.seed + index) for index in range(processes))
         samples = [_run(folder, share, feed) for share in shares]
+    wall, device = ([each[kind] for each in samples] for kind in ("wall", "device"))
     names = {"eager": "eager", "unfolded": "onnxruntime, unfolded", "deployed": "onnxruntime"}
     names["compiled"] = "torch.compile"
-    return over_processes(samples, names, threads=job.threads, feed=feed.name, seed=job.seed)
+    return over_processes(wall, names, threads=job.threads, feed=feed.name, seed=job.seed, device=device)
 
 
 def plain(source: Source) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def plain(source: Source) -> dict[str, Any]:
     return found
 
 
-def _run(folder: Path, job: Job, feed: Feed) -> dict[str, list[float]]:
+def _run(folder: Path, job: Job, feed: Feed) -> dict[str, dict[str, list[float]]]:
     """Return what a fresh process measures of ``job``; the arrays of ``feed`` lie in ``folder`` already."""
     dtypes = {key: array.dtype.name for key, array in feed.arrays.items()}
     asked = {"job": asdict(job), "dtypes": dtypes, "feed": feed.name, "here": os.getcwd()}
@@ -127,7 +129,7 @@ def _run(folder: Path, job: Job, feed: Feed) -> dict[str, list[float]]:
     if error := result.get("error"):
         kind, what, where, fix = error
         raise getattr(errors, kind)(what, where=where, fix=fix)
-    samples: dict[str, list[float]] = result["samples"]
+    samples: dict[str, dict[str, list[float]]] = result["samples"]
     return samples
 
 
@@ -137,6 +139,8 @@ def _measure(folder: Path) -> dict[str, Any]:
     feed = Feed(asked["feed"], golden.load(folder / _INPUTS, asked["dtypes"]))
     runners: dict[str, Runner] = {}
     placement = from_json(job.placement)
+    placement.set_tf32()
+    clock = clock_of(placement)
     if job.model is not None:
         source: Any = job.source
         with chdir(asked["here"]):  # the factory is found, and finds its own files, where the command was started
@@ -146,11 +150,15 @@ def _measure(folder: Path) -> dict[str, Any]:
             runners["compiled"] = _compiled(EagerRunner(module, specs, placement=placement, compiled=True), feed)
     for row, path in (("unfolded", job.unfolded), ("deployed", job.deployed)):
         if path is not None:
-            runners[row] = OnnxRuntimeRunner(Path(path), threads=job.threads, options=job.options, placement=placement)
+            runners[row] = OnnxRuntimeRunner(
+                Path(path), threads=job.threads, options=job.options, placement=placement, stream=clock.stream
+            )
     if not job.seconds:
         return {"samples": {}}
-    samples = take_rounds(runners, feed, threads=job.threads, seconds=job.seconds, seed=job.seed, fewest=FEWEST)
-    return {"samples": samples}
+    rounds = take_rounds(
+        runners, feed, threads=job.threads, seconds=job.seconds, seed=job.seed, fewest=FEWEST, clock=clock
+    )
+    return {"samples": rounds._asdict()}
 
 
 def _compiled(runner: EagerRunner, feed: Feed) -> EagerRunner:

@@ -143,13 +143,14 @@ def show_latency(latency: Comparison, console: Console) -> None:
 
 def show_latencies(runs: Sequence[Latency], console: Console) -> None:
     """Print the latency of each runner, in a table."""
-    columns = ("runner", "p50 ms", "p90 ms", "p99 ms", "per second", "calls")
+    on_gpu = any(run.device_p50_ms is not None for run in runs)
+    columns = ("runner", "p50 ms", *(("GPU p50 ms",) if on_gpu else ()), "p90 ms", "p99 ms", "per second", "calls")
     rows = [
-        (run.runner, view.sig(run.p50_ms), view.sig(run.p90_ms), view.sig(run.p99_ms),
-         view.sig(run.throughput_per_s), str(run.n))
+        (run.runner, view.sig(run.p50_ms), *((view.device_time(run),) if on_gpu else ()), view.sig(run.p90_ms),
+         view.sig(run.p99_ms), view.sig(run.throughput_per_s), str(run.n))
         for run in runs
     ]  # fmt: skip
-    console.print(_table(columns, [tuple(map(_text, row)) for row in rows], right=5))
+    console.print(_table(columns, [tuple(map(_text, row)) for row in rows], right=len(columns) - 1))
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[Text, ...]], *, right: int = 0) -> Table:

@@ -179,6 +179,11 @@ def rows_of(latency: Comparison) -> list[Latency]:
     return [run for run in runs if run is not None]
 
 
+def device_time(run: Latency) -> str:
+    """Return the median by a GPU's events, in milliseconds; a dash where it was not taken."""
+    return "–" if run.device_p50_ms is None else sig(run.device_p50_ms)
+
+
 def fold_ratio(latency: Comparison) -> str:
     """Return what folding brought in one sentence; empty where the unfolded graph was not measured."""
     ratio, low, high = latency.fold_ratio, latency.fold_low, latency.fold_high

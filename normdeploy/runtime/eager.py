@@ -85,15 +85,25 @@ class EagerRunner:
         narrow = self._dtype if self._emulate else None
         return {name: array_of(tensor.cpu(), narrow) for name, tensor in outputs.items()}
 
+    def launcher(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return what runs forward once on ``feeds``, which lie on its device already; a GPU's work may end later."""
+        check_names(feeds, self.inputs, self.name)
+        args, kwargs = self._arguments({name: _tensor(array) for name, array in feeds.items()})
+        return lambda: self._forward(args, kwargs)
+
+    def _arguments(self, feeds: Mapping[str, torch.Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        cast = {name: self._cast(tensor) for name, tensor in feeds.items()}
+        return arguments(self._module, self._specs, {name: tensor.to(self._device) for name, tensor in cast.items()})
+
+    def _forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with swapped(self._module, self._held), torch.inference_mode(), self._width():
+            return self._call(*args, **kwargs)
+
     def _run(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._threads and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         try:
-            cast = {name: self._cast(tensor) for name, tensor in feeds.items()}
-            cast = {name: tensor.to(self._device) for name, tensor in cast.items()}
-            args, kwargs = arguments(self._module, self._specs, cast)
-            with swapped(self._module, self._held), torch.inference_mode(), self._width():
-                result = self._call(*args, **kwargs)
+            result = self._forward(*self._arguments(feeds))
         except NormdeployError:
             raise
         except Exception as error:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ml_dtypes
@@ -16,9 +17,12 @@ import numpy as np
 from normdeploy import onnxfile
 from normdeploy.disk import scratch
 from normdeploy.errors import InputError, NormdeployError, UnavailableError
+from normdeploy.runtime.binding import Binding
 from normdeploy.runtime.placement import CPU, Placement, add_to, require_taken
 from normdeploy.runtime.runner import check_names, first_line
 
+Shapes = tuple[tuple[str | int, ...], ...]
+"""The name of each input, and its sizes."""
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _MEMORY = ("cpu", 0)
 _PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -44,6 +48,7 @@ class OnnxRuntimeRunner:
             configuration entry such as ``session.set_denormal_as_zero``.
         where: how messages call the model; its file's name if nothing is given.
         checked: the file was looked through already, and nobody can have written to it since.
+        stream: the address of the CUDA stream to launch on; its own if none is given.
 
     Raises:
         UnavailableError: ONNX Runtime, a provider, or a kernel for one of the operators is missing.
@@ -61,11 +66,13 @@ class OnnxRuntimeRunner:
         options: Mapping[str, str | int | bool] | None = None,
         where: str = "",
         checked: bool = False,
+        stream: int | None = None,
     ) -> None:
+        self._placement, self._bindings, self._alone = placement, dict[Shapes, Binding](), Lock()
         self._where = where or (str(model) if isinstance(model, Path) else "the given model")
         onnxruntime = import_runtime()
         session_options = _session_options(onnxruntime, threads, options or {})
-        arguments = {**add_to(session_options, placement, onnxruntime), **_arguments(options or {})}
+        arguments = {**add_to(session_options, placement, onnxruntime, stream), **_arguments(options or {})}
         if isinstance(model, Path) and not checked:
             onnxfile.check(model)
         source = str(model) if isinstance(model, Path) else model
@@ -87,6 +94,8 @@ class OnnxRuntimeRunner:
         if feeds.keys() != inputs:
             check_names(feeds, self.inputs, self.name)
         try:
+            if self._placement.cuda_graph:
+                return self._captured(feeds)
             if self._in_bits:
                 values = {name: self._value(array) for name, array in feeds.items()}
                 results = [_array(value) for value in self._session.run_with_ort_values(None, values)]
@@ -114,6 +123,32 @@ class OnnxRuntimeRunner:
                 raise self._refusal(error) from error
 
         return run
+
+    def launcher(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return what runs once on ``feeds``, which it has copied to where the model runs; a GPU's work may end later.
+
+        It says what a first run raises.
+        """
+        check_names(feeds, self.inputs, self.name)
+        try:
+            return self._binding(feeds).launch
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    def _binding(self, feeds: Mapping[str, np.ndarray]) -> Binding:
+        """Return the memory that runs of these shapes have; a CUDA graph holds its addresses, so it is kept."""
+        shapes = tuple((name, *feeds[name].shape) for name in self.inputs)
+        if shapes not in self._bindings:
+            graph = len(self._bindings) + 1 if self._placement.cuda_graph else None
+            self._bindings[shapes] = Binding(self._session, feeds, self._placement.device, graph=graph)
+        return self._bindings[shapes]
+
+    def _captured(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with self._alone:  # one memory for all threads, and it is written anew
+            binding = self._binding(feeds)
+            binding.write(feeds)
+            binding.launch()
+            return {name: np.array(_array(value)) for name, value in binding.read().items()}
 
     def _value(self, array: np.ndarray) -> Any:
         array = np.ascontiguousarray(array).reshape(array.shape)  # of a scalar it makes one dimension
@@ -206,6 +241,8 @@ def _element(array: np.ndarray) -> Any:
 def _array(value: Any) -> np.ndarray:
     if value.element_type() != _BFLOAT16:
         return np.asarray(value.numpy())
+    if value.device_name() != "cpu":
+        raise InputError("bfloat16 outputs cannot be read from a GPU", fix="leave --cuda-graph out")
     shape = tuple(value.shape())
     count = int(np.prod(shape))
     if not count:

@@ -9,6 +9,7 @@ the registration of a plug-in provider. Nothing of it has run on a GPU yet.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,10 @@ PROVIDERS = {
 }
 """What ``--provider`` takes, beside ONNX Runtime's own names."""
 _ON_CUDA = ("cuda", "tensorrt", "nv-tensorrt-rtx")
+_BUILT_IN = ("cuda", "tensorrt")
+"""Those of ONNX Runtime's own package, which take a stream, a CUDA graph, and inputs that lie on the GPU."""
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""The environment variable that CUDA's libraries read when they are loaded; TensorRT's provider has no other switch."""
 _PLUGINS = {
     "NvTensorRTRTXExecutionProvider": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
     "OpenVINOExecutionProvider": ("onnxruntime_ep_openvino", "onnxruntime-ep-openvino"),
@@ -74,6 +79,9 @@ class Placement:
         if (self.tf32 or self.cuda_graph) and self.provider not in _ON_CUDA:
             given = "--tf32" if self.tf32 else "--cuda-graph"
             raise InputError(f"{given} is of NVIDIA GPUs alone", where=given, fix="give --device cuda as well")
+        if self.cuda_graph and self.provider not in _BUILT_IN:
+            fix = f"leave --cuda-graph out, or give --provider {' or '.join(_BUILT_IN)}"
+            raise InputError(f"{self.provider} is not told to capture graphs here", where="--cuda-graph", fix=fix)
 
     @property
     def name(self) -> str:
@@ -90,13 +98,32 @@ class Placement:
         graphs = ", launches captured in a CUDA graph" if self.cuda_graph else ""
         return (f"ran by ONNX Runtime's {self.name}, eager PyTorch on {self.device}{rounding}{graphs}",)
 
-    def options(self) -> dict[str, str]:
-        """Return the options of the provider; a plug-in has its own, and is left as it is."""
+    @property
+    def binds(self) -> bool:
+        """Return True if inputs and outputs of a session can lie on its GPU, and work goes to a stream of the caller's.
+
+        A plug-in has devices of its own: there arrays are copied at each run.
+        """
+        return self.provider in _BUILT_IN
+
+    def options(self, stream: int | None = None) -> dict[str, str]:
+        """Return the options of the provider; a plug-in has its own, and is left as it is.
+
+        ``stream`` is the address of the CUDA stream that it launches on, in place of its own.
+        """
+        own = {} if stream is None else {"user_compute_stream": str(stream)}
         if self.provider == "cuda":
-            return {"use_tf32": str(int(self.tf32)), "enable_cuda_graph": str(int(self.cuda_graph))}
+            return {"use_tf32": str(int(self.tf32)), "enable_cuda_graph": str(int(self.cuda_graph)), **own}
         if self.provider == "tensorrt":
-            return {"trt_cuda_graph_enable": str(int(self.cuda_graph))}
+            return {"trt_cuda_graph_enable": str(int(self.cuda_graph)), **own}
         return {}
+
+    def set_tf32(self) -> None:
+        """Set TF32 for a process that will load CUDA's libraries, by its environment."""
+        if self.device == "cuda" and not self.tf32:
+            os.environ[TF32_OVERRIDE] = "0"
+        elif self.device == "cuda":
+            os.environ.pop(TF32_OVERRIDE, None)
 
     def as_json(self) -> dict[str, Any]:
         """Return its fields, from which the same is made again."""
@@ -128,8 +155,10 @@ def placed(
     return result
 
 
-def add_to(session_options: Any, placement: Placement, onnxruntime: Any) -> dict[str, Any]:
+def add_to(session_options: Any, placement: Placement, onnxruntime: Any, stream: int | None = None) -> dict[str, Any]:
     """Return what else an ``InferenceSession`` is given so that it runs there; plug-ins go into its options.
+
+    ``stream`` is the address of the CUDA stream to launch on.
 
     Raises UnavailableError where the package, the plug-in or its device is missing.
     """
@@ -138,7 +167,7 @@ def add_to(session_options: Any, placement: Placement, onnxruntime: Any) -> dict
         return {"providers": [name]}
     session_options.add_session_config_entry(RECORD, "1")
     if name in onnxruntime.get_available_providers():
-        return {"providers": [(name, placement.options()), CPU_PROVIDER]}
+        return {"providers": [(name, placement.options(stream)), CPU_PROVIDER]}
     if name in _PLUGINS:
         session_options.add_provider_for_devices(_devices(name, onnxruntime), {})
         return {}

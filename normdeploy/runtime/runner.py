@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,14 @@ class Runner(Protocol):
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. bfloat16 arrays are of ml_dtypes' type; the arrays given are not changed."""
+
+
+@runtime_checkable
+class DeviceRunner(Runner, Protocol):
+    """A model whose inputs can lie where it runs."""
+
+    def launcher(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return what runs once on ``feeds``, which it has copied there; on a GPU it may end before the run does."""
 
 
 def check_names(feeds: Mapping[str, np.ndarray], inputs: Sequence[str], runner: str) -> None:

@@ -37,6 +37,7 @@ def main() -> None:
 
 
 def _opened(request: dict[str, Any]) -> OnnxRuntimeRunner:
+    from_json(request["placement"]).set_tf32()
     return OnnxRuntimeRunner(
         Path(request["open"]),
         threads=request["threads"],

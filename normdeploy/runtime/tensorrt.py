@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,6 +129,12 @@ class TensorRTRunner:
         results = self.run(tensors)
         self._queue.synchronize()
         return {name: _array(tensor.cpu()) for name, tensor in results.items()}
+
+    def launcher(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return what queues one run on ``feeds``, which it has copied to the GPU."""
+        check_names(feeds, self.inputs, self.name)
+        tensors = {name: _tensor(array).to(self._queue.device) for name, array in feeds.items()}
+        return lambda: self.run(tensors)
 
     def run(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Queue one run on tensors of the GPU, which are read where they are; the outputs are new tensors.

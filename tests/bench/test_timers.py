@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from normdeploy.bench import timers
+from normdeploy.bench import clocks, timers
 from normdeploy.bench.timers import FEWEST_ROUNDS, MOST_ROUNDS, interleave, is_stable
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
@@ -53,7 +53,8 @@ class FakeRunner:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(timers, "time", clock)
+    for module in (clocks, timers):
+        monkeypatch.setattr(module, "time", clock)
     threads = torch.get_num_threads()
     yield clock
     torch.set_num_threads(threads)

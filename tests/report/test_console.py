@@ -66,6 +66,15 @@ def test_each_size_of_a_batch_has_its_row(report: Report) -> None:
     assert told == ["64", "160", "80", "40", "2×", "(2", "to", "2)", "4×", "(4", "to", "4)", "1,600"]
 
 
+def test_the_time_of_a_gpu_stands_beside_that_of_the_wall_clock(report: Report) -> None:
+    assert "GPU p50 ms" not in shown(report)
+    assert report.latency is not None
+    deployed = dataclasses.replace(report.latency.deployed, device_p50_ms=0.125)
+    text = shown(make(latency=dataclasses.replace(report.latency, deployed=deployed)))
+    assert next(line.split()[2] for line in text.splitlines() if line.startswith("onnxruntime")) == "0.125"
+    assert next(line.split()[2] for line in text.splitlines() if line.startswith("eager")) == "–"
+
+
 def test_a_noisy_machine_is_warned_of() -> None:
     assert "warning" not in shown(make(latency=comparison()))
     assert "warning: the machine is too noisy to tell" in shown(make(latency=comparison(noise=1.5)))

@@ -107,6 +107,15 @@ def test_it_says_what_the_report_says(report: Report) -> None:
         assert words in said, words
 
 
+def test_the_time_of_a_gpu_is_a_column_where_there_is_one(report: Report) -> None:
+    assert "GPU p50" not in render(report)
+    assert report.latency is not None
+    deployed = dataclasses.replace(report.latency.deployed, device_p50_ms=0.125)
+    said = " ".join(Page(render(make(latency=dataclasses.replace(report.latency, deployed=deployed)))).said.split())
+    assert "p50 ms GPU p50 ms p90 ms" in said
+    assert "0.125" in said
+
+
 def test_a_failure_names_the_module_and_the_outputs() -> None:
     bad = verdict(measurement("boxes", error(1e-7, 2e-7), error(3e-4, 9e-4)))
     text = render(make(parity=dataclasses.replace(bad, first_divergent="layers.3.conv")))

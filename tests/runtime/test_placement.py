@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from normdeploy.cli import main
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-from normdeploy.runtime.placement import CPU, Placement, from_json, placed
+from normdeploy.runtime.placement import CPU, TF32_OVERRIDE, Placement, from_json, placed
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
 MODEL = parser.parse_model(
@@ -130,6 +131,29 @@ def test_tf32_is_said_and_set_for_both() -> None:
     assert (with_tf32.options()["use_tf32"], without.options()["use_tf32"]) == ("1", "0")
     assert "TF32 products, in eager PyTorch too" in with_tf32.notes[0]
     assert "no TF32" in without.notes[0]
+
+
+def test_a_plugin_that_is_not_told_to_capture_is_not_said_to() -> None:
+    with pytest.raises(InputError, match="is not told to capture graphs"):
+        Placement("cuda", "nv-tensorrt-rtx", cuda_graph=True)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_stream_of_the_callers_is_passed_on(provider: str) -> None:
+    assert Placement("cuda", provider).options(stream=140_000)["user_compute_stream"] == "140000"
+    assert "user_compute_stream" not in Placement("cuda", provider).options()
+
+
+@pytest.mark.parametrize(("tf32", "left"), [(False, "0"), (True, None)])
+def test_libraries_that_have_no_option_are_told_by_the_environment(
+    tf32: bool, left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's provider rounds to TF32 unless this says that it may not (onnxruntime issue 26029)."""
+    monkeypatch.setenv(TF32_OVERRIDE, "1")
+    CPU.set_tf32()
+    assert os.environ[TF32_OVERRIDE] == "1"
+    Placement("cuda", "tensorrt", tf32=tf32).set_tf32()
+    assert os.environ.get(TF32_OVERRIDE) == left
 
 
 @needs_no_gpu
