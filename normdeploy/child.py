@@ -30,6 +30,15 @@ from runpy import run_module
 run_module(module, run_name="__main__", alter_sys=True)
 """
 
+_TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes another program, which is asked to end when its parent dies (1 is PR_SET_PDEATHSIG of prctl(2)); nothing runs
+where the parent has died before that was said."""
 
 Process = subprocess.Popen[str]
 PIPE = subprocess.PIPE
@@ -64,10 +73,12 @@ def program(
 ) -> Process:
     """Start another program in ``folder``, as :func:`start` does; what it prints goes to the file ``output``.
 
-    ``environment`` are variables that it gets beside this process's own.
+    ``environment`` are variables that it gets beside this process's own. On Linux it gets SIGTERM where the thread that
+    starts it has ended, however that came.
     """
+    tied = [sys.executable, "-I", "-c", _TIED, str(os.getpid()), *command]
     return subprocess.Popen(
-        command, cwd=folder, env={**_environment(), **(environment or {})}, stdin=subprocess.DEVNULL,
+        tied, cwd=folder, env={**_environment(), **(environment or {})}, stdin=subprocess.DEVNULL,
         stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 

@@ -625,6 +625,40 @@ def check(*urls: str, bundle: Path, model: str | None = None, model_version: str
 
 
 @app.command
+def export_all(
+    fleet: Path,
+    /,
+    *,
+    out: Out,
+    at_once: Annotated[int, Parameter(name=["--jobs", "-j"])] = 1,
+    ray: str | None = None,
+    trust: tuple[Path, ...] = (),
+    force: bool = False,
+    talk: Talk = Talk(),
+) -> int:
+    """Run many exports, each in a process of its own: checkpoints, precisions and targets of a fleet.toml.
+
+    What passed, and depends on nothing that has changed, is not run again. A failed one does not stop the others.
+
+    Args:
+        fleet: the file that lists them.
+        out: the folder for the bundles, fleet.html with all verdicts, and fleet.json.
+        at_once: exports that run at a time.
+        ray: address of the Ray cluster to run them on, e.g. auto; its workers see the same files.
+        trust: a file, by its own path, that may run code when it is opened.
+        force: run all again.
+    """
+    from normdeploy.fleet.run import export_all as run
+    from normdeploy.fleet.run import require_passed
+
+    with output.fleet(talk) as told:
+        rows = run(fleet, out, at_once=at_once, ray=ray, force=force, trust=trust, told=told)
+    output.exports(rows, talk, out)
+    require_passed(rows)
+    return 0
+
+
+@app.command
 def init(
     *,
     model: str,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from normdeploy.engine import Sidecar
     from normdeploy.engine.layernorm_times import Times
     from normdeploy.engine.process import Progress as BuildProgress
+    from normdeploy.fleet.page import Row
     from normdeploy.fold.ledger import Entry, Ledger
     from normdeploy.parity.verdict import Verdict
     from normdeploy.pipeline import Progress
@@ -358,6 +359,31 @@ def diagnosis(found: Diagnosis, talk: Talk) -> None:
         document(found)
     else:
         show_diagnosis(found.norms, found.findings, found.notes, _console(sys.stdout))
+
+
+@contextmanager
+def fleet(talk: Talk) -> Iterator[Callable[[Row], None]]:
+    """Print on stderr what came of each export of a fleet, when it has ended."""
+
+    def told(row: Row) -> None:
+        with suppress(OSError):
+            print(f"  {row.name}  {row.state}  {row.seconds:.1f} s", file=sys.stderr, flush=True)
+
+    with _apart(talk):
+        yield told
+
+
+def exports(rows: Sequence[Row], talk: Talk, out: Path) -> None:
+    """Print what came of each export of a fleet, and the error of each that failed; in JSON a list of it."""
+    if talk.json:
+        document(rows)
+        return
+    for row in rows:
+        before = "" if row.again or row.code else ", as before"
+        print(plain(f"{row.name}  {row.state}{before}  {row.norms}"))
+        for line in row.said.splitlines() if row.code else ():
+            print(f"  {plain(line)}")
+    print(plain(str(out / "fleet.html")))
 
 
 def serving(server: Server, talk: Talk) -> None:

@@ -264,6 +264,24 @@ def test_serve_tells_where_and_ends_cleanly(triton: Path, small: Path, tmp_path:
         urllib.request.urlopen(told["http"], timeout=5)
 
 
+def test_no_triton_outlives_a_serve_that_is_killed(triton: Path, small: Path, tmp_path: Path) -> None:
+    package([small], tmp_path / "repo")
+    command = [*SERVE, str(tmp_path / "repo"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = json.loads("".join(process.stdout.readline() for _ in range(8)))
+        process.kill()
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(told["http"], timeout=5)
+        except urllib.error.HTTPError:
+            time.sleep(0.1)
+        except OSError:
+            return
+    pytest.fail("Triton still answers")
+
+
 def test_a_model_that_fails_to_load_is_told(triton: Path, small: Path, tmp_path: Path) -> None:
     package([small], tmp_path)
     config = tmp_path / "small" / "config.pbtxt"
