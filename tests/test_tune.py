@@ -114,6 +114,9 @@ def digits_vit_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Here(OnnxRuntimeRunner):
     """A session of this process in place of one of its own."""
 
+    def __init__(self, model: Path, *, worker: object = None, **options: Any) -> None:
+        super().__init__(model, **options)
+
     def close(self) -> None:
         """It ends with its object."""
 
