@@ -31,6 +31,7 @@ from normdeploy.specs import parse
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
 COMMANDS = (
     "export",
+    "export-all",
     "fold",
     "verify",
     "bisect",
@@ -255,7 +256,7 @@ def test_every_command_says_out_and_json_in_the_same_words() -> None:
     scripts = {"completion"}  # it prints a shell's script, and takes the shell's name alone
     assert set(helps) | scripts == {name for name in app if not name.startswith("-")}
     assert all("--json" in text and "--debug" in text for text in helps.values())
-    assert all("--out -o" in helps[name] for name in ("export", "fold", "build", "init"))
+    assert all("--out -o" in helps[name] for name in ("export", "export-all", "fold", "build", "init"))
 
 
 def test_fold_takes_the_level_of_layernorms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -63,3 +63,10 @@ def test_a_bundle_runs_without_torch(digits_bundle: Path) -> None:
 def test_an_option_that_does_not_exist_needs_nothing() -> None:
     statement = "from normdeploy import cli\nassert cli.main(['export', '--no-such-option']) == 2"
     assert loaded(statement) & HEAVY == set()
+
+
+def test_the_package_goes_to_other_processes_by_its_name() -> None:
+    statement = "import pickle, normdeploy, normdeploy.pipeline\n" + "\n".join(
+        f"assert pickle.loads(pickle.dumps({module})) is {module}" for module in ("normdeploy", "normdeploy.pipeline")
+    )
+    assert "torch" not in loaded(statement)

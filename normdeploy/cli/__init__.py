@@ -17,6 +17,7 @@ from normdeploy.cli import output
 from normdeploy.cli.config import NAME, ExportConfig
 from normdeploy.cli.options import (
     EagerOptions,
+    KServeOptions,
     Level,
     Names,
     Out,
@@ -546,6 +547,7 @@ def package(
     out: Out,
     name: str | None = None,
     serving: ServingOptions = ServingOptions(),
+    kserve: KServeOptions = KServeOptions(),
     talk: Talk = Talk(),
 ) -> int:
     """Add bundles to a Triton model repository, each as the next version of its model.
@@ -560,7 +562,7 @@ def package(
     if not bundles:
         raise InputError("no bundle is given", fix="normdeploy package BUNDLE -o REPOSITORY")
     with output.working(talk):
-        made = add(bundles, out, name=name, serving=serving.serving())
+        made = add(bundles, out, name=name, serving=serving.serving(), kserve=kserve.service())
     output.packaged(made, talk)
     return 0
 

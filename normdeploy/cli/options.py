@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from normdeploy.parity.verdict import Criteria
     from normdeploy.pipeline import Source
     from normdeploy.runtime.placement import Placement
+    from normdeploy.serving.kserve import KServe
     from normdeploy.serving.options import Serving
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
@@ -161,6 +162,40 @@ class ServingOptions:
         from normdeploy.serving.options import Serving
 
         return Serving(**vars(self))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KServeOptions:
+    """How KServe is to serve a repository.
+
+    Attributes:
+        kserve: write an InferenceService too, for a repository that will lie there, e.g. pvc://models/repository.
+        min_replicas: pods at least; with 0 the last one ends where nobody asks.
+        max_replicas: pods at most.
+        scale_metric: what more pods are started by.
+        scale_target: how much of it a pod is to have: requests at once, or a second; per cent of CPU or memory.
+        canary: per cent of the requests that new versions get, until it is applied without.
+    """
+
+    kserve: str | None = None
+    min_replicas: int = 1
+    max_replicas: int = 1
+    scale_metric: Literal["concurrency", "rps", "cpu", "memory"] | None = None
+    scale_target: int | None = None
+    canary: int | None = None
+
+    def service(self) -> KServe | None:
+        """Return the same as :mod:`normdeploy.serving` takes it; None where it was not asked for."""
+        from normdeploy.serving.kserve import KServe
+
+        options = {name: value for name, value in vars(self).items() if name != "kserve"}
+        if self.kserve is not None:
+            return KServe(storage=self.kserve, **options)
+        if given := [name for name, value in options.items() if value != getattr(KServeOptions, name)]:
+            option = f"--{given[0].replace('_', '-')}"
+            raise InputError("only KServe is told that", where=option, fix="give --kserve URI too, or leave it out")
+        return None
 
 
 @Parameter(name="*")

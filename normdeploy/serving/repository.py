@@ -3,6 +3,7 @@
 ::
 
     README.md                 how to serve it
+    inferenceservice.yaml     how KServe serves it, where that was asked for
     NAME/config.pbtxt         what Triton knows of the model
     NAME/warmup/golden_0 ...  the golden inputs, which run before it is ready
     NAME/1/                   the bundle: model.onnx, its evidence, its golden feed
@@ -29,6 +30,7 @@ from normdeploy.errors import InputError
 from normdeploy.serving.batch import batch_axis, mixed_rows
 from normdeploy.serving.config import model_config, warmup_file
 from normdeploy.serving.faults import require_sound
+from normdeploy.serving.kserve import KServe, check_kserve, inference_service, write_kserve
 from normdeploy.serving.options import Serving, check_options
 from normdeploy.serving.readme import README, is_ours, readme
 from normdeploy.serving.schema import config_text, parse_config
@@ -61,18 +63,26 @@ class Packaged:
 
 
 def package(
-    bundles: Sequence[Path], repository: Path, *, name: str | None = None, serving: Serving = Serving()
+    bundles: Sequence[Path],
+    repository: Path,
+    *,
+    name: str | None = None,
+    serving: Serving = Serving(),
+    kserve: KServe | None = None,
 ) -> list[Packaged]:
     """Add each bundle to ``repository`` as the next version of the model of its name, and return what was added.
 
     A model is called as its bundle's folder, or ``name`` where there is one bundle. What is there stays as it is: a
-    later version keeps the config of the first, and is refused where that does not fit it. Raises what
+    later version keeps the config of the first, and is refused where that does not fit it. With ``kserve`` the
+    repository gets an InferenceService. Raises what
     :func:`normdeploy.load_bundle` raises, and InputError where Triton cannot serve the bundle as asked, or the disk
     does not take it.
     """
     names = [name or Path(os.path.realpath(path)).name for path in bundles]
     for each in names:
         _check_name(each, names, given=name is not None)
+    if kserve is not None:
+        check_kserve(kserve)
     made = []
     for path, each in zip(bundles, names, strict=True):
         bundle = load_bundle(path)
@@ -80,6 +90,9 @@ def package(
         with disk_errors(repository, _WHAT):
             made.append(_add(bundle, repository, each, serving))
             _write_readme(repository)
+    if kserve is not None:
+        with disk_errors(repository, _WHAT):
+            write_kserve(repository, _service(repository, kserve))
     return made
 
 
@@ -183,8 +196,26 @@ def _notes(bundle: Bundle, mixed: str, batch: str | None, serving: Serving) -> l
     return notes
 
 
+def _service(repository: Path, kserve: KServe) -> dict[str, Any]:
+    """Return the InferenceService of all models in ``repository``."""
+    latest = {path.name: max(versions(path)) for path in sorted(_models(repository)) if versions(path)}
+    groups = [
+        group
+        for path in _models(repository)
+        for group in parse_config((path / CONFIG).read_text(encoding="utf-8")).instance_group
+    ]
+    gpus = {number for group in groups if group.kind == group.KIND_GPU for number in group.gpus or [0]}
+    files = [file for name, number in latest.items() for file in (repository / name / str(number)).glob("model.*")]
+    nbytes = sum(file.stat().st_size for file in files)
+    return inference_service(Path(os.path.realpath(repository)).name, latest, nbytes, kserve, gpus=len(gpus))
+
+
+def _models(repository: Path) -> list[Path]:
+    return [entry for entry in repository.iterdir() if (entry / CONFIG).is_file()]
+
+
 def _write_readme(repository: Path) -> None:
     path = repository / README
     if is_ours(path):
-        models = sorted(entry.name for entry in repository.iterdir() if (entry / CONFIG).is_file())
+        models = sorted(path.name for path in _models(repository))
         write_file(path, readme(repository, models).encode(), replace=True)
