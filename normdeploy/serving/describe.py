@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from normdeploy.bundle.contents import Contents
 from normdeploy.bundle.interface import Axis, Interface, Tensor
+from normdeploy.errors import InputError
 from normdeploy.report import view
 from normdeploy.serving import snippets
+from normdeploy.serving.options import Serving, check_options
 
 
 def describe(found: Contents) -> str:
@@ -22,8 +24,18 @@ def describe(found: Contents) -> str:
         "\n".join(_judged(found)),
         "in Python:\n" + _indented(snippets.python(found.interface, found.folder)),
         "in C++, with ONNX Runtime:\n" + _indented(snippets.cpp(found.interface, found.folder, options)),
+        "in Triton:\n" + _indented(_triton(found)),
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+def _triton(found: Contents) -> str:
+    """Return how Triton serves the bundle, or why it cannot."""
+    try:
+        check_options(Serving(), found.manifest, found.report.engine, str(found.folder))
+    except InputError as error:
+        return view.plain(error.what)
+    return snippets.triton(found.folder)
 
 
 def _what(found: Contents) -> Iterator[str]:

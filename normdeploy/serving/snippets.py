@@ -1,9 +1,10 @@
-"""How to run a bundle, in the languages that its users write, with its own names, types and sizes."""
+"""How to run a bundle, in Triton and the languages that its users write, with its own names, types and sizes."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def cpp(interface: Interface, folder: Path, options: Mapping[str, str]) -> str:
         "}",
     ]
     return "\n".join(lines)
+
+
+def triton(folder: Path) -> str:
+    """Return the commands that package the bundle, serve it on this machine, and ask the server, in another shell."""
+    bundle = shlex.quote(str(folder))
+    return "\n".join(
+        [
+            f"normdeploy package {bundle} -o models",
+            "normdeploy serve models --http-port 8000 --grpc-port 8001",
+            f"normdeploy check http://127.0.0.1:8000 grpc://127.0.0.1:8001 --bundle {bundle}",
+        ]
+    )
 
 
 def _option(name: str, value: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from normdeploy.bundle.contents import contents
 from normdeploy.bundle.interface import Axis, Interface, Tensor
 from normdeploy.cli import main
 from normdeploy.serving import snippets
+from normdeploy.serving.describe import describe
 
 
 def section(text: str, head: str) -> str:
@@ -57,6 +60,24 @@ def test_the_cpp_that_it_prints_runs(told: str, tmp_path: Path) -> None:
     subprocess.run([*build, "-lonnxruntime", "-o", "program"], cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "10"]
+
+
+def test_the_commands_for_triton_run(
+    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for the server, which tests of its own start with the same words."""
+    monkeypatch.chdir(tmp_path)
+    add, serve, check = (shlex.split(line)[1:] for line in section(told, "in Triton:").splitlines())
+    assert main(add) == 0
+    assert main([*serve[:2], "--dry-run"]) in (0, 3)
+    assert check == ["check", "http://127.0.0.1:8000", "grpc://127.0.0.1:8001", "--bundle", add[1]]
+
+
+def test_what_triton_cannot_serve_is_said(digits_bundle: Path) -> None:
+    found = contents(digits_bundle)
+    manifest = found.manifest.model_copy(update={"session_options": {"session.set_denormal_as_zero": "1"}})
+    text = describe(replace(found, manifest=manifest))
+    assert "which Triton's onnxruntime backend cannot be told" in section(text, "in Triton:")
 
 
 def test_json_has_all_of_it(digits_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
