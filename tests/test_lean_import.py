@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+SLOW = {"torch", "matplotlib", "onnxscript", "onnxruntime", "sympy"}
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "matplotlib", "numpy", "pydantic", "jinja2"}
 
 
@@ -42,12 +43,44 @@ def test_a_verb_stays_callable_after_its_namesake_room_is_imported() -> None:
     assert "torch" in loaded(statement)
 
 
+@pytest.mark.parametrize("how", [["--json"], []])
 @pytest.mark.parametrize("command", ["report", "judge", "explain", "inspect"])
-def test_what_only_reads_needs_no_torch(command: str, digits_bundle: Path) -> None:
-    statement = (
-        f"from normdeploy import cli\nassert cli.main([{command!r}, {str(digits_bundle)!r}, '--json']) == 0\nprint()"
-    )
-    assert loaded(statement) & {"torch", "matplotlib", "onnxscript", "onnxruntime"} == set()
+def test_what_only_reads_needs_no_torch(command: str, how: list[str], digits_bundle: Path) -> None:
+    given = [command, str(digits_bundle), *how]
+    statement = f"from normdeploy import cli\nassert cli.main({given!r}) == 0\nprint()"
+    assert loaded(statement) & SLOW == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (["report", "--schema"], 0),
+        (["explain", "NF201"], 0),
+        (["report", "nowhere"], 2),
+        (["judge", "nowhere", "--k", "2"], 2),
+        (["explain", "nowhere"], 2),
+        (["verify", "nowhere"], 2),
+        (["export", "--model"], 2),
+        (["export", "--model", "a:b", "--out", "c", "--precision", "fp12"], 2),
+        (["bench", "nowhere", "--seconds", "soon"], 2),
+        (["bench", "nowhere", "--fail-above", "much"], 2),
+        (["bench", "nowhere", "--batch", "none"], 2),
+        (["bisect", "nowhere", "--model", "a:b", "--max-memory", "some"], 2),
+        (["export", "--model", "a:b", "--out", "c", "--input-value", "training"], 2),
+        (["export", "--model", "a:b", "--out", "c", "--model-arg", "1=2"], 2),
+        (["export", "--model", "a:b", "--out", "c", "--batch", "none"], 2),
+        (["export", "--model", "a:b", "--out", "c", "--input", "x:N=3..1"], 2),
+        (["verify", "c", "--model", "a:b", "--input", "x:N=3..1", "--k", "3"], 2),
+        (["bench", "c", "--input", "x:?"], 2),
+        (["build", "c", "--out", "d", "--input", "x:?"], 2),
+        (["doctor", "--model", "a:b", "--input", "x:?"], 2),
+        (["calibrate", "--model", "a:b", "--input", "x:?"], 2),
+        (["init", "--model", "a:b", "--model-arg", "?"], 2),
+    ],
+)
+def test_an_answer_that_runs_nothing_needs_no_torch(given: list[str], code: int) -> None:
+    statement = f"from normdeploy import cli\nassert cli.main({given!r}) == {code}\nprint()"
+    assert loaded(statement) & SLOW == set()
 
 
 def test_a_bundle_runs_without_torch(digits_bundle: Path) -> None:

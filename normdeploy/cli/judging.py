@@ -18,6 +18,7 @@ from normdeploy.cli.options import (
     share,
 )
 from normdeploy.errors import InputError, VerdictError
+from normdeploy.specs import parse
 
 
 def verify(
@@ -36,13 +37,13 @@ def verify(
         artefact: a bundle, which knows its inputs, or an ONNX file or a plan, which need --input.
         model: package.module:factory, a function that returns the module.
     """
+    inputs, criteria, source, placement = parity.inputs(), parity.criteria(), eager.source(), where.placement()
     from normdeploy import pipeline
 
     with output.working(talk) as progress:
         verdict = pipeline.verify(
-            artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
-            seed=parity.seed, criteria=parity.criteria(), placement=where.placement(), progress=progress,
-            **eager.source(),
+            artefact, model, inputs, output_names=listed(parity.output_names), data=parity.data, seed=parity.seed,
+            criteria=criteria, placement=placement, progress=progress, **source,
         )  # fmt: skip
     output.verdict(verdict, talk)
     return 0 if verdict.passed else VerdictError.exit_code
@@ -66,14 +67,14 @@ def bisect(
         model: package.module:factory, a function that returns the module.
         max_memory: of the values that are held at once, e.g. 500MB or 2GB.
     """
+    inputs, criteria, source, placement = parity.inputs(), parity.criteria(), eager.source(), where.placement()
     from normdeploy import pipeline
 
     limit = byte_count(max_memory)
     with output.working(talk) as progress:
         verdict = pipeline.bisect(
-            artefact, model, parity.inputs(), output_names=listed(parity.output_names), data=parity.data,
-            seed=parity.seed, criteria=parity.criteria(), max_memory=limit, placement=where.placement(),
-            progress=progress, **eager.source(),
+            artefact, model, inputs, output_names=listed(parity.output_names), data=parity.data, seed=parity.seed,
+            criteria=criteria, max_memory=limit, placement=placement, progress=progress, **source,
         )  # fmt: skip
     output.verdict(verdict, talk)
     return 0 if verdict.passed else VerdictError.exit_code
@@ -148,7 +149,8 @@ def bench(
             file, times = pipeline.bench_layernorm(progress)
         output.layernorms(file, times, talk)
         return 0
-    limit = share(fail_above)
+    limit, source, placement = share(fail_above), eager.source(), where.placement()
+    parse(input)
     sizes: list[int | None] = [*counts(batch, "--batch")] or [None]
     if compare is not None and model is None:
         raise InputError("torch.compile needs the module", where=f"--compare {compare}", fix="give --model as well")
@@ -159,7 +161,7 @@ def bench(
         measured = {
             size: pipeline.bench(
                 artefact, model, input, seconds=seconds, threads=threads, processes=processes, batch=size,
-                compiled=compare is not None, placement=where.placement(), progress=progress, **eager.source(),
+                compiled=compare is not None, placement=placement, progress=progress, **source,
             )
             for size in sizes
         }  # fmt: skip

@@ -23,6 +23,7 @@ from normdeploy.cli.options import (
     named,
 )
 from normdeploy.errors import VerdictError
+from normdeploy.specs import parse
 
 
 def export(
@@ -75,18 +76,18 @@ def export(
         batch: sizes of the inputs' first dimension to measure at too, one after another, e.g. 1,8,64.
         compare: what else to measure beside it.
     """
+    inputs, criteria, source, batches = parity.inputs(), parity.criteria(), eager.source(), counts(batch, "--batch")
     from normdeploy import pipeline
 
     try:
         with output.working(talk) as progress:
             report = pipeline.export(
-                model, parity.inputs(), out, output_names=listed(parity.output_names), data=parity.data,
+                model, inputs, out, output_names=listed(parity.output_names), data=parity.data,
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
                 engine=engine, sm=listed(sm), plugin=plugin, plugin_form=plugin_form, to_torch=to_torch, force=force,
-                bench=not no_bench, seed=parity.seed, criteria=parity.criteria(), verbose=talk.verbose,
+                bench=not no_bench, seed=parity.seed, criteria=criteria, verbose=talk.verbose,
                 progress=progress, seconds=seconds, threads=threads, processes=processes,
-                batches=counts(batch, "--batch"), compiled=compare is not None, command=output.command_line(),
-                **eager.source(),
+                batches=batches, compiled=compare is not None, command=output.command_line(), **source,
             )  # fmt: skip
     except pipeline.ParityError as error:
         output.report(error.report, talk)
@@ -205,6 +206,7 @@ def build(
         plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
         force: replace an older plan.
     """
+    parse(input)
     from normdeploy import pipeline
 
     with output.building(talk) as progress:
@@ -247,12 +249,14 @@ def calibrate(
         merge: such files, of other machines, to be added.
         force: replace an older file.
     """
+    source = eager.source()
+    parse(input)
     from normdeploy import pipeline
 
     with output.working(talk), output.counting() as counted:
         found = pipeline.calibrate(
             model, input, out, data=data, batch=batch, only=only, momentum=momentum, pooled=pooled, partial=partial,
-            merge=merge, force=force, counted=counted, **eager.source(),
+            merge=merge, force=force, counted=counted, **source,
         )  # fmt: skip
     output.calibrated(found, talk, out or partial)
     return 0
@@ -279,12 +283,13 @@ def doctor(
         select: patterns of codes to look for, e.g. ND006 or ND01*; all by default.
         ignore: patterns of codes to leave out.
     """
+    source, values = eager.source(), [f"{name}={value}" for name, value in named(input_value, "--input-value").items()]
+    parse(input)
     from normdeploy import pipeline
 
-    values = [f"{name}={value}" for name, value in named(input_value, "--input-value").items()]
     with output.working(talk) as progress:
         found = pipeline.doctor(
-            model, (*input, *values), data=data, select=select, ignore=ignore, progress=progress, **eager.source()
+            model, (*input, *values), data=data, select=select, ignore=ignore, progress=progress, **source
         )
     output.diagnosis(found, talk)
     return VerdictError.exit_code if found.errors else 0
@@ -305,9 +310,10 @@ def init(
         out: the file to write; normdeploy export reads it where it is called normdeploy.toml.
         force: replace an older file.
     """
+    source = eager.source()
     from normdeploy import pipeline
 
     with output.working(talk):
-        text = pipeline.init(model, out, force=force, **eager.source())
+        text = pipeline.init(model, out, force=force, **source)
     print(text, end="")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from normdeploy.errors import InputError
+from normdeploy.specs import parse
 
 if TYPE_CHECKING:
     from normdeploy.parity.verdict import Criteria
@@ -101,8 +102,10 @@ class ParityOptions:
     floor_eps: float | None = None
 
     def inputs(self) -> tuple[str, ...]:
-        """Return the specs and the values, as the pipeline's verbs take them."""
-        return (*self.input, *(f"{name}={value}" for name, value in named(self.input_value, "--input-value").items()))
+        """Return the specs and the values, as the pipeline's verbs take them; InputError for what is no spec."""
+        values = (f"{name}={value}" for name, value in named(self.input_value, "--input-value").items())
+        parse(self.input)
+        return (*self.input, *values)
 
     def criteria(self) -> Criteria:
         """Return the criteria, their own defaults where nothing is given."""
