@@ -1,11 +1,15 @@
 """Parity and latency of every artefact against eager PyTorch, on the GPU at hand: one table, one JSON.
 
-For the four digit networks, and a checkpoint of your choice, in each precision: eager CUDA, torch.compile, ONNX
-Runtime on its CUDA provider, and an engine of each TensorRT that is installed. Parity is judged as everywhere: against
-float64, relative to eager's own error on the CPU in that precision. Latency is taken in turns with eager CUDA, copies
-to the GPU and back included. An artefact that cannot be made here is a row that says why.
+For the four digit networks, or a checkpoint of your choice, which is given and folded as ``normdeploy export`` does, in
+each precision: eager CUDA, torch.compile, ONNX Runtime on its CUDA provider (the unfolded graph, the deployed one, and
+that in a CUDA graph), on TensorRT's, and an engine of each TensorRT that is installed. Parity is judged as everywhere:
+against float64, relative to eager's own error on the CPU in that precision. Latency is taken in turns with eager CUDA,
+on inputs that lie on the GPU, by the wall clock and by CUDA events. What cannot be made here is a row that says why.
 
-Exit code 0: all that ran passed; 1: something left its bound; 3: no GPU. This script has not been run on a GPU yet.
+It ends in under eight minutes: what was not begun after ``--minutes`` (6.5) is a row that says so.
+
+Exit code 0: all that ran passed; 1: something left its bound; 3: no GPU. This script has not been run on a GPU yet; its
+rows, its table, its JSON and its clock are run on a CPU by tests/test_gpu_parity.py.
 
     python scripts/gpu_parity.py --json scripts/results/gpu_parity.json
     python scripts/gpu_parity.py --app-dir . --model my.nets:factory --weights w.safetensors --input "x:N=1..8x3x32x32"
@@ -19,6 +23,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,9 +40,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from normdeploy.bench.timers import interleave
+from normdeploy.bench.clocks import Clock, clock_of
+from normdeploy.bench.stats import FEWEST, Comparison, over_processes
+from normdeploy.bench.timers import take_rounds
 from normdeploy.checkpoint import load
-from normdeploy.cli.options import EagerOptions, ParityOptions, listed
+from normdeploy.cli.options import EagerOptions, ParityOptions, criteria, listed
 from normdeploy.disk import write_file
 from normdeploy.engine import BACKENDS, build
 from normdeploy.engine.gpu import find
@@ -84,6 +91,7 @@ class Row:
     rms: float | None = None
     eager_rms: float | None = None
     p50_ms: float | None = None
+    device_p50_ms: float | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
@@ -93,9 +101,11 @@ class Row:
 class EagerCuda:
     """The module on the GPU, as a runner; compiled if asked."""
 
-    def __init__(self, subject: Subject, dtype: torch.dtype | None, *, compiled: bool = False) -> None:
+    def __init__(
+        self, subject: Subject, dtype: torch.dtype | None, *, compiled: bool = False, device: str = "cuda"
+    ) -> None:
         bind_inputs(subject.module, subject.specs)
-        module = copy.deepcopy(subject.module).to("cuda", dtype)
+        self._device, module = device, copy.deepcopy(subject.module).to(device, dtype)
         self._module = torch.compile(module, dynamic=True) if compiled else module
         self._original, self._specs, self._dtype = module, subject.specs, dtype
         self.name = "torch.compile" if compiled else "eager CUDA"
@@ -105,13 +115,27 @@ class EagerCuda:
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once, copies to the GPU and back included; floating outputs are widened to float32."""
         with torch.inference_mode():
-            tensors = {name: self._cast(torch.from_numpy(np.array(array)).to("cuda")) for name, array in feeds.items()}
+            on_device = {name: torch.from_numpy(np.array(array)).to(self._device) for name, array in feeds.items()}
+            tensors = {name: self._cast(tensor) for name, tensor in on_device.items()}
             args, kwargs = arguments(self._original, self._specs, tensors)
             result = self._module(*args, **kwargs)
         outputs = flatten_outputs(result, specs=self._specs)
         self.outputs = tuple(outputs)
         wide = {name: t.float() if t.is_floating_point() else t for name, t in outputs.items()}
         return {name: tensor.cpu().numpy() for name, tensor in wide.items()}
+
+    def launcher(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return what launches forward on tensors that lie on the GPU."""
+        tensors = {
+            name: self._cast(torch.from_numpy(np.array(array)).to(self._device)) for name, array in feeds.items()
+        }
+        args, kwargs = arguments(self._original, self._specs, tensors)
+
+        def launch() -> None:
+            with torch.inference_mode():
+                self._module(*args, **kwargs)
+
+        return launch
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype) if self._dtype is not None and tensor.is_floating_point() else tensor
@@ -120,15 +144,23 @@ class EagerCuda:
 Factory = Callable[[], Runner]
 
 
-def artefacts(subject: Subject, precision: Precision, graph: ir.Model, folder: Path) -> Iterator[tuple[str, Factory]]:
-    """Every artefact by name, and how it is made."""
+def artefacts(
+    subject: Subject, precision: Precision, graphs: tuple[ir.Model, ir.Model], folder: Path, stream: int | None
+) -> Iterator[tuple[str, Factory]]:
+    """Every artefact by name, and how it is made of the unfolded and the folded one of ``graphs``."""
     dtype = DTYPES[precision]
-    narrow = to_precision(graph, precision)
-    model = folder / f"{subject.name}.{precision}.onnx"
-    ir.save(narrow, model, external_data=f"{model.name}.data")
+    files = [folder / f"{subject.name}.{precision}.{form}.onnx" for form in ("unfolded", "deployed")]
+    unfolded, narrow = (to_precision(graph, precision) for graph in graphs)
+    for graph, file in zip((unfolded, narrow), files, strict=True):
+        ir.save(graph, file, external_data=f"{file.name}.data")
+    before, model = files
+    cuda, captured, tensorrt = placed("cuda"), placed("cuda", cuda_graph=True), placed(provider="tensorrt")
     yield "eager CUDA", lambda: EagerCuda(subject, dtype)
     yield "torch.compile", lambda: EagerCuda(subject, dtype, compiled=True)
-    yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, placement=placed("cuda"))
+    yield "onnxruntime CUDA, unfolded", lambda: OnnxRuntimeRunner(before, placement=cuda, stream=stream)
+    yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, placement=cuda, stream=stream)
+    yield "onnxruntime CUDA graph", lambda: OnnxRuntimeRunner(model, placement=captured, stream=stream)
+    yield "onnxruntime TensorRT", lambda: OnnxRuntimeRunner(model, placement=tensorrt, stream=stream)
     for backend in BACKENDS:
         plan = model.with_suffix(f".{backend.name}.plan")
 
@@ -138,19 +170,32 @@ def artefacts(subject: Subject, precision: Precision, graph: ir.Model, folder: P
         yield backend.title, engine
 
 
-def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], seconds: float) -> list[Row]:
+@dataclass(frozen=True)
+class Terms:
+    """By what artefacts are judged and timed, and until when, by ``time.monotonic``, one is begun."""
+
+    criteria: Criteria
+    clock: Clock
+    seconds: float
+    until: float
+
+
+def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], terms: Terms) -> list[Row]:
     """A row for each artefact in ``made``; the first is what the others are timed against."""
     feeds = subject.feeds or random_feeds(subject.specs)
     baseline: Runner | None = None
     rows: list[Row] = []
     for name, make in made:
         failed = partial(Row, subject.name, precision, name)
+        if time.monotonic() > terms.until:
+            rows.append(failed(note="not begun: the time is over"))
+            continue
         try:
             runner = make()
             measured = measure(subject.module, subject.specs, runner, feeds, dtype=DTYPES[precision])
-            verdict = judge(measured.measurements, Criteria(), measured.reference, measured.notes)
+            verdict = judge(measured.measurements, terms.criteria, measured.reference, measured.notes)
             baseline = baseline or runner
-            timed = interleave(baseline, runner, feeds[0], threads=torch.get_num_threads(), seconds=seconds)
+            timed = _timed(baseline, runner, feeds[0], terms)
         except VerdictError as error:
             rows.append(failed(passed=False, note=error.what))
         except NormdeployError as error:
@@ -162,12 +207,21 @@ def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Fa
             rows.append(
                 Row(
                     *(subject.name, precision, name, verdict.passed, verdict.smallest_k),
-                    *(worst.deployed.rms, worst.eager.rms, timed.deployed.p50_ms),
+                    *(worst.deployed.rms, worst.eager.rms, timed.deployed.p50_ms, timed.deployed.device_p50_ms),
                     *(timed.ratio, timed.ratio_low, timed.ratio_high),
                     note="noisy" if timed.noisy else "",
                 )
             )
     return rows
+
+
+def _timed(baseline: Runner, runner: Runner, feed: Feed, terms: Terms) -> Comparison:
+    rounds = take_rounds(
+        {"eager": baseline, "deployed": runner}, feed, threads=torch.get_num_threads(), seconds=terms.seconds,
+        fewest=FEWEST, clock=terms.clock,
+    )  # fmt: skip
+    names = {"eager": baseline.name, "deployed": runner.name}
+    return over_processes([rounds.wall], names, threads=1, feed=feed.name, device=[rounds.device])
 
 
 def digits() -> Iterator[Subject]:
@@ -181,7 +235,8 @@ def digits() -> Iterator[Subject]:
 def table(rows: Sequence[Row], title: str) -> Table:
     """The rows as the terminal shows them."""
     drawn = Table(title=title)
-    for heading in ("model", "precision", "artefact", "parity", "smallest k", "rms", "eager rms", "p50 ms", "speed-up"):
+    headings = ("model", "precision", "artefact", "parity", "smallest k", "rms", "eager rms", "p50 ms", "GPU p50 ms")
+    for heading in (*headings, "speed-up"):
         drawn.add_column(heading)
     for row in rows:
         parity = {True: "passed", False: "FAILED", None: "not run"}[row.passed]
@@ -189,7 +244,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
             drawn.add_row(row.model, row.precision, row.artefact, parity, row.note)
             continue
         speed = f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f}) {row.note}"
-        numbers = [f"{value:.3g}" for value in (row.smallest_k, row.rms, row.eager_rms, row.p50_ms)]
+        taken = (row.smallest_k, row.rms, row.eager_rms, row.p50_ms, row.device_p50_ms)
+        numbers = ["–" if value is None else f"{value:.3g}" for value in taken]
         drawn.add_row(row.model, row.precision, row.artefact, parity, *numbers, speed)
     return drawn
 
@@ -200,11 +256,12 @@ def document(rows: Sequence[Row], gpu: str) -> dict[str, object]:
     return {"schema_version": 1, "gpu": gpu, "packages": versions, "rows": [asdict(row) for row in rows]}
 
 
-def parsed() -> argparse.Namespace:
+def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the JSON")
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--seconds", type=float, default=2.0, help="time that each comparison of latency gets")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time that each comparison of latency gets")
+    parser.add_argument("--minutes", type=float, default=6.5, help="after these no artefact is begun")
     parser.add_argument("--model", help="module:factory of a checkpoint of your own, instead of the digit networks")
     for name in ("app-dir", "weights"):
         parser.add_argument(f"--{name}", type=Path)
@@ -212,10 +269,15 @@ def parsed() -> argparse.Namespace:
         parser.add_argument(f"--{name}")
     for name in ("model-arg", "rename", "ignore-unexpected", "allow-missing", "trust", "input", "input-value", "data"):
         parser.add_argument(f"--{name}", action="append", default=[])
+    parser.add_argument("--keep", action="append", default=[], help="pattern of modules whose norms stay")
+    parser.add_argument("--layernorm", choices=["off", "recognise", "affine", "centre"], default="affine")
+    parser.add_argument("--opset", type=int, default=OPSET)
+    parser.add_argument("--k", type=float)
+    parser.add_argument("--floor-eps", type=float)
     parser.add_argument("--output-names", default="")
     parser.add_argument("--force-eval", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def given(asked: argparse.Namespace) -> Subject:
@@ -236,21 +298,23 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> int:
-    arguments = parsed()
+    arguments, begun = parsed(), time.monotonic()
     gpu = find()
     if gpu is None:
         raise UnavailableError("no NVIDIA GPU that torch can use", fix="run this on a machine with one")
     torch.backends.cudnn.allow_tf32 = False
-    subjects = list(digits())
-    if arguments.model:
-        subjects = [given(arguments)]
+    clock = clock_of(placed("cuda"))
+    until = begun + 60 * arguments.minutes
+    terms = Terms(criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until)
+    subjects = [given(arguments)] if arguments.model else list(digits())
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for subject in subjects:
-            graph = fold(to_graph(subject.module, subject.specs, opset=OPSET).model).model
+            exported = to_graph(subject.module, subject.specs, opset=arguments.opset).model
+            graphs = exported, fold(exported, keep=arguments.keep, layernorm=arguments.layernorm).model
             for precision in arguments.precision:
-                made = list(artefacts(subject, precision, graph, Path(folder)))
-                rows += compare(subject, precision, made, arguments.seconds)
+                made = list(artefacts(subject, precision, graphs, Path(folder), clock.stream))
+                rows += compare(subject, precision, made, terms)
     Console().print(table(rows, str(gpu)))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,94 @@
+"""What of ``scripts/gpu_parity.py`` needs no GPU: its rows, its table, its JSON, its end; no timing is judged."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from rich.console import Console
+from support import EAGER, ROOT, SPEC
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import gpu_parity as script
+
+from normdeploy.bench.clocks import WallClock
+from normdeploy.cli.options import EagerOptions, ParityOptions
+from normdeploy.export import to_graph
+from normdeploy.fold import fold
+from normdeploy.parity.feeds import random_feeds
+from normdeploy.parity.verdict import Criteria
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.runtime.runner import Runner
+
+
+@pytest.fixture(scope="module")
+def subject() -> script.Subject:
+    whole = script.given(script.parsed([*EAGER, "--input", SPEC]))
+    return replace(whole, feeds=whole.feeds[:1])
+
+
+def terms(until: float = math.inf) -> script.Terms:
+    return script.Terms(Criteria(), WallClock(), 0.01, until)
+
+
+def made(subject: script.Subject, folder: Path) -> list[tuple[str, script.Factory]]:
+    graph = fold(to_graph(subject.module, subject.specs).model).model
+    ir.save(graph, folder / "model.onnx")
+    weight = next(value for value in graph.graph.initializers.values() if len(value.shape or ()) == 4)
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01))
+    ir.save(graph, folder / "wrong.onnx")
+
+    def missing() -> Runner:
+        raise RuntimeError("no driver")
+
+    return [
+        ("eager CUDA", lambda: script.EagerCuda(subject, None, device="cpu")),
+        ("onnxruntime CUDA", lambda: OnnxRuntimeRunner(folder / "model.onnx")),
+        ("onnxruntime TensorRT", lambda: OnnxRuntimeRunner(folder / "wrong.onnx")),
+        ("TensorRT", missing),
+    ]
+
+
+def test_each_artefact_has_a_row_judged_and_timed_or_why_not(subject: script.Subject, tmp_path: Path) -> None:
+    rows = script.compare(subject, "fp32", made(subject, tmp_path), terms())
+    assert [row.artefact for row in rows] == ["eager CUDA", "onnxruntime CUDA", "onnxruntime TensorRT", "TensorRT"]
+    assert [row.passed for row in rows] == [True, True, False, None]
+    assert rows[3].note == "RuntimeError: no driver"
+    assert all(row.p50_ms is not None and row.device_p50_ms is None for row in rows[:3])
+    told = json.loads(json.dumps(script.document(rows, "a GPU")))
+    assert [set(row) for row in told["rows"]] == [{each.name for each in fields(script.Row)}] * 4
+    printed = io.StringIO()
+    Console(width=200, file=printed).print(script.table(rows, "a GPU"))
+    text = printed.getvalue()
+    assert (text.count("passed"), text.count("FAILED"), text.count("no driver")) == (2, 1, 1)
+
+
+def test_nothing_is_begun_after_the_time_is_over(subject: script.Subject, tmp_path: Path) -> None:
+    rows = script.compare(subject, "fp32", made(subject, tmp_path), terms(until=time.monotonic() - 1))
+    assert {row.note for row in rows} == {"not begun: the time is over"}
+    assert {row.passed for row in rows} == {None}
+
+
+def test_what_is_launched_is_what_is_judged(subject: script.Subject) -> None:
+    eager, seen = script.EagerCuda(subject, None, device="cpu"), list[torch.Tensor]()
+    eager._module.register_forward_hook(lambda module, args, output: seen.append(output))
+    feed = random_feeds(subject.specs)[0].arrays
+    meant = eager(feed)["output"]
+    eager.launcher(feed)()
+    np.testing.assert_array_equal(seen[-1].numpy(), meant)
+
+
+def test_it_takes_a_checkpoint_and_criteria_as_export_does() -> None:
+    options = vars(script.parsed([]))
+    assert {each.name for kind in (EagerOptions, ParityOptions) for each in fields(kind)} <= set(options)
+    assert {"keep", "layernorm", "opset", "precision"} <= set(options)
