@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +27,7 @@ def transpose_weights(scope: Scope) -> Counter[str]:
         perms = {_permutation(node, len(tensor.shape)) for node in readers}
         if len(perms) > 1:
             continue
-        source.const_value = _transposed(tensor, perms.pop(), source.name)
+        source.const_value = Transposed(tensor, perms.pop(), source.name)
         source.shape = source.const_value.shape
         for node in readers:
             node.outputs[0].replace_all_uses_with(source)
@@ -46,12 +47,20 @@ def _permutation(node: ir.Node, rank: int) -> tuple[int, ...]:
     return tuple(given.as_ints()) if given is not None else tuple(reversed(range(rank)))
 
 
-def _transposed(tensor: ir.TensorProtocol, perm: tuple[int, ...], name: str | None) -> ir.LazyTensor:
-    def evaluate() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(perm)), dtype=tensor.dtype)
+class Transposed(ir.LazyTensor):
+    """A weight with its axes in another order: to compute with it costs no copy, and its bytes are laid out anew."""
 
-    shape = ir.Shape(np.array(tensor.shape.numpy())[list(perm)].tolist())
-    return ir.LazyTensor(evaluate, dtype=tensor.dtype, shape=shape, name=name)
+    def __init__(self, tensor: ir.TensorProtocol, perm: tuple[int, ...], name: str | None) -> None:
+        self._given, self._perm = tensor, perm
+        sizes = np.array(tensor.shape.numpy())[list(perm)]
+        super().__init__(self._view, dtype=tensor.dtype, shape=ir.Shape(sizes.tolist()), name=name)
+
+    def _view(self) -> ir.TensorProtocol:
+        return ir.Tensor(self._given.numpy().transpose(self._perm), dtype=self.dtype)
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the bytes; numpy writes an array that is not laid out element by element."""
+        ir.Tensor(np.ascontiguousarray(self.numpy()), dtype=self.dtype).tofile(file)
 
 
 def remove_zero_biases(scope: Scope, parameters: Collection[ir.Value]) -> Counter[str]:

@@ -141,7 +141,16 @@ def _of_rank(values: npt.ArrayLike, rank: int) -> Array:
 def _shrunk(array: Array) -> Array:
     """Return ``array`` with every axis along which it is constant reduced to size 1."""
     for axis in range(array.ndim):
-        first = array.take([0], axis=axis)
-        if array.shape[axis] > 1 and np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True):
-            array = first
+        if array.shape[axis] > 1 and _is_constant(array, axis):
+            array = array.take([0], axis=axis)
     return array
+
+
+def _is_constant(array: Array, axis: int) -> bool:
+    """Return True if ``array`` is the same all along ``axis``, of size 2 or more; two cells tell most that are not."""
+    if array.strides[axis] == 0:  # it was broadcast
+        return True
+    first, second = (array.take([cell], axis=axis) for cell in (0, 1))
+    if not np.array_equal(first, second, equal_nan=True):
+        return False
+    return np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True)

@@ -107,7 +107,10 @@ class Step:
         if known is not None:
             return known
         tensor = self.view.constant(self.input(index))
-        return None if tensor is None else Edit(tensor, tensor.dtype)
+        if tensor is None:
+            return None
+        untouched: Edit = self.view.recent.of(tensor, lambda held: Edit(held, held.dtype))
+        return untouched
 
     def put(self, index: int, edit: Edit) -> None:
         """Let parameter ``index`` become ``edit``."""

@@ -28,7 +28,9 @@ class Readable(Protocol):
 def fields(data: Readable, start: int, end: int) -> Iterator[Field]:
     """Yield the fields of the message in ``data[start:end]``; ValueError where that is none."""
     while start < end:
-        key, body = number(data, start)
+        key, body = data[start], start + 1
+        if key >= 0x80:  # most are of one byte, and a call for each is half of the time
+            key, body = number(data, start)
         wire = key & 7
         if wire == BYTES:
             length, body = number(data, body)

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from harness import assert_same, bn, folded, model, norm
+from harness import assert_same, bn, folded, model, norm, op_types
 
 from normdeploy.fold import fold
-from normdeploy.fold.affine import Array
+from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.edits import ONE, Edit
 from normdeploy.fold.operators import linear, moved
 from normdeploy.fold.operators.rows import Maps, only_first, vector
@@ -207,4 +207,69 @@ def test_a_product_that_sums_nothing_is_folded() -> None:
     new, ledger = folded(proto)
     assert not ledger.dropped
     assert [node.op_type for node in new.graph.node] == ["MatMul"]
+    assert_same(proto, new)
+
+
+# -- long axes are probed short --------------------------------------------------------------------
+
+LONG = {
+    "Transpose": ("float[2,48,64] x", "t = Transpose <perm = [0, 2, 1]> (m)\ny = MatMul (w, t)"),
+    "Reshape in front": (
+        "float[2,48,64] x",
+        "a = Constant <value_ints = [2, 48, 4, 16]> ()\nb = Constant <value_ints = [0, -1, 64]> ()\n"
+        "s = Reshape (m, a)\nt = Reshape (s, b)\ny = MatMul (t, v)",
+    ),
+    "Reshape behind": (
+        "float[2,64,48] x",
+        "a = Constant <value_ints = [2, 4, 16, 48]> ()\nb = Constant <value_ints = [2, 64, 48]> ()\n"
+        "s = Reshape (m, a)\nt = Reshape (s, b)\ny = MatMul (w, t)",
+    ),
+}  # fmt: skip
+"""The data, and what stands between a scale over its axis of 64 and the weight that takes it."""
+
+
+def long_axes(name: str) -> onnx.ModelProto:
+    given, body = LONG[name]
+    over = "64" if given.startswith("float[2,48") else "64,1"
+    return model(given, f"float[{over}] k, float[5,64] w, float[64,5] v", f"m = Mul (x, k)\n{body}")
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_axis_that_stays_by_itself_is_probed_short(name: str, monkeypatch: Patch) -> None:
+    seen: list[tuple[int, ...]] = []
+    normal = commute.normal
+
+    def noted(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        seen.append(shape)
+        return normal(random, shape)
+
+    monkeypatch.setattr(commute, "normal", noted)
+    proto = long_axes(name)
+    new, ledger = folded(proto)
+    assert_same(proto, new)
+    assert "Mul" not in op_types(new)
+    assert not ledger.dropped
+    assert seen
+    assert not any(48 in shape for shape in seen)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_map_that_passes_in_reverse_is_seen_beside_a_long_axis(name: str, monkeypatch: Patch) -> None:
+    op = name.split()[0]
+    down = TABLE[op].down
+    assert down is not None
+
+    def reversed_at_first(step: Step, ins: Maps) -> list[AffineMap | None]:
+        wrong = step.data().producer() in step.plan.remainders  # right behind the norm
+        return [m.moved(np.flip) if wrong and m is not None else m for m in down(step, ins)]
+
+    monkeypatch.setitem(TABLE, op, replace(TABLE[op], down=reversed_at_first))
+    assert is_wrong_unless_proven(long_axes(name))
+
+
+@pytest.mark.parametrize("shape", ["[2, 64, 48]", "[2, 32, 96]", "[48, 2, 64]"])
+def test_a_long_axis_that_is_mixed_with_another_is_probed_as_it_is(shape: str) -> None:
+    body = f"s = Constant <value_ints = {shape}> ()\nt = Reshape (m, s)\ny = Relu (t)"
+    proto = model("float[2,48,64] x", "float[64] posk", f"m = Mul (x, posk)\n{body}")
+    new, _ = folded(proto)
     assert_same(proto, new)

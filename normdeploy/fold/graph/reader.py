@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from normdeploy.fold.affine import Array
 from normdeploy.fold.graph.growth import Allowance
+from normdeploy.fold.graph.recent import Recent
 from normdeploy.fold.operators import basics
 from normdeploy.graph import is_of_onnx, label, operator
 
@@ -62,6 +63,7 @@ class View:
     unrounded: dict[ir.Value, Array] = field(default_factory=dict)
     main: ir.Graph | None = None
     allowance: Allowance = field(default_factory=Allowance)
+    recent: Recent = field(default_factory=Recent)
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
     _depths: dict[ir.Value, int] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.graph.reader import Dim, Refused, View
+from normdeploy.fold.operators import loose
 from normdeploy.fold.operators.sizes import (
     Known,
     Maps,
@@ -121,7 +122,11 @@ def _by_target(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -
     return {} if target is None else trailing(target.tolist())
 
 
-RESHAPE = Probing(fit=_fit_reshape, integers=1, given=_target_of_reshape)
+RESHAPE = Probing(
+    pins=loose.by_reshape, size=loose.shortened, fit=_fit_reshape, integers=1, given=_target_of_reshape,
+    resized={1: loose.target_of_reshape},
+)  # fmt: skip
+TRANSPOSE = Probing(pins=loose.by_permutation, size=loose.shortened)
 EXPAND = Probing(pins=_by_target, integers=1, given=_target_of_expand)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.float64 import execute
-from normdeploy.fold.graph.edits import VARIED
 from normdeploy.fold.graph.reader import Dim
 from normdeploy.fold.operators import moved, sizes
 from normdeploy.fold.operators.rows import (
-    Parameters,
+    MOVES,
     Row,
     both_ways,
     unchanged,
@@ -178,24 +177,19 @@ def tile(step: Step, m: AffineMap, upward: bool) -> AffineMap:
 # -- the rows --------------------------------------------------------------------------------------
 
 
-_MOVED: Parameters = {None: lambda step: VARIED}
-
 ROWS = (
     Row(
-        ("Identity",), unchanged, unchanged_down, evaluate=execute.identity, probing=sizes.ELEMENTWISE, carries=True,
-        parameters=_MOVED,
+        ("Identity",), unchanged, unchanged_down, evaluate=execute.identity, probing=sizes.ELEMENTWISE,
+        carries=True, **MOVES,
     ),
     # axes are renamed
-    Row(("Reshape",), **both_ways(reshape), probing=moved.RESHAPE, carries=True, parameters=_MOVED),
-    Row(("Flatten",), **both_ways(reshape), carries=True, parameters=_MOVED),
-    Row(
-        ("Squeeze",), **both_ways(squeeze), evaluate=execute.squeeze, probing=moved.SQUEEZE, carries=True,
-        parameters=_MOVED,
-    ),
-    Row(("Unsqueeze",), **both_ways(unsqueeze), evaluate=execute.unsqueeze, carries=True, parameters=_MOVED),
-    Row(("Transpose",), **both_ways(transpose), carries=True, parameters=_MOVED),
-    Row(("Expand",), **both_ways(expand), probing=moved.EXPAND, carries=True, parameters=_MOVED),
-    Row(("Tile",), **both_ways(tile), probing=moved.TILE, carries=True, parameters=_MOVED),
+    Row(("Reshape",), **both_ways(reshape), probing=moved.RESHAPE, carries=True, **MOVES),
+    Row(("Flatten",), **both_ways(reshape), carries=True, **MOVES),
+    Row(("Squeeze",), **both_ways(squeeze), evaluate=execute.squeeze, probing=moved.SQUEEZE, carries=True, **MOVES),
+    Row(("Unsqueeze",), **both_ways(unsqueeze), evaluate=execute.unsqueeze, carries=True, **MOVES),
+    Row(("Transpose",), **both_ways(transpose), probing=moved.TRANSPOSE, carries=True, **MOVES),
+    Row(("Expand",), **both_ways(expand), probing=moved.EXPAND, carries=True, **MOVES),
+    Row(("Tile",), **both_ways(tile), probing=moved.TILE, carries=True, **MOVES),
     # what reads the shape alone sees no map
     Row(("Shape", "Size"), down=lambda step, ins: [None], shape_only=True),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.float64 import execute
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
-from normdeploy.fold.operators import sizes
+from normdeploy.fold.operators import loose, sizes
 from normdeploy.fold.operators.rows import (
     Maps,
     Nature,
@@ -180,7 +180,7 @@ def _added_up(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> tu
 
 _EVAL = "export the module after .eval()"
 _STATISTICS = ("NF302", "it divides by statistics of its own input")
-_TRAILING = sizes.Probing(pins=sizes.by_scale)
+_TRAILING = sizes.Probing(pins=loose.by_rows, size=loose.shortened)
 _PER_CHANNEL = sizes.Probing(pins=sizes.by_channels)
 _PARAMETERS: Parameters = {1: all_but(), 2: along()}
 

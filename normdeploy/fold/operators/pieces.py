@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.graph.edits import VARIED, Channels
+from normdeploy.fold.graph.edits import Channels
 from normdeploy.fold.graph.reader import Dim
 from normdeploy.fold.operators import moved
 from normdeploy.fold.operators.rows import (
+    MOVES,
     Maps,
     Nature,
-    Parameters,
     Row,
     both_ways,
     concatenated,
@@ -218,17 +218,15 @@ def _table(step: Step) -> Channels:
     return Channels((step.attr("axis", 0),), others=True)
 
 
-_MOVED: Parameters = {None: lambda step: VARIED}
-
 ROWS = (
     # elements are picked or laid side by side
-    Row(("Slice",), slice_up, slice_down, probing=moved.SLICE, carries=True, parameters=_MOVED),
-    Row(("Split",), split_up, split_down, probing=moved.SPLIT, parameters=_MOVED),
-    Row(("Concat",), concat_up, concat_down, nature=Nature.LINEAR, probing=moved.CONCAT, parameters=_MOVED),
+    Row(("Slice",), slice_up, slice_down, probing=moved.SLICE, carries=True, **MOVES),
+    Row(("Split",), split_up, split_down, probing=moved.SPLIT, **MOVES),
+    Row(("Concat",), concat_up, concat_down, probing=moved.CONCAT, **MOVES),
     Row(
         ("Gather",), gather_up, gather_down, nature=Nature.LINEAR, probing=moved.GATHER, carries=True,
         parameters={0: _table},
     ),
-    Row(("DepthToSpace",), **both_ways(depth_to_space), probing=moved.DEPTH_TO_SPACE, parameters=_MOVED),
-    Row(("SpaceToDepth",), **both_ways(space_to_depth), probing=moved.SPACE_TO_DEPTH, parameters=_MOVED),
+    Row(("DepthToSpace",), **both_ways(depth_to_space), probing=moved.DEPTH_TO_SPACE, **MOVES),
+    Row(("SpaceToDepth",), **both_ways(space_to_depth), probing=moved.SPACE_TO_DEPTH, **MOVES),
 )  # fmt: skip

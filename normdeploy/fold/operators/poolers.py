@@ -242,7 +242,9 @@ ROWS = (
     Row(("ReduceMean",), **both_ways(reduce_mean), carries=True),
     Row(("Resize",), **both_ways(resize), evaluate=execute.resize, probing=moved.RESIZE, carries=True),
     Row(("Upsample",), **both_ways(resize), evaluate=execute.resize, carries=True),
-    Row(("Pad",), **both_ways(pad), evaluate=execute.pad, carries=True, parameters={2: along()}),
+    Row(
+        ("Pad",), **both_ways(pad), nature=Nature.LINEAR, evaluate=execute.pad, carries=True, parameters={2: along()},
+    ),
     # sums of branches
     Row(("Sum",), sum_up, sum_down, nature=Nature.LINEAR, probing=sizes.ELEMENTWISE, parameters=SUMMED, sums=True),
     # not linear, but some maps commute with them

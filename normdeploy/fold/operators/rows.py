@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import AffineMap, Array
-from normdeploy.fold.graph.edits import Channels
+from normdeploy.fold.graph.edits import VARIED, Channels
 from normdeploy.fold.graph.reader import Dim, View
 from normdeploy.fold.operators.sizes import Probing
 from normdeploy.fold.plan import Step
@@ -212,6 +212,10 @@ def both_ways(rule: Callable[[Step, AffineMap, bool], AffineMap]) -> dict[str, A
         return [rule(step, only_first(step, ins), False), *[None] * (len(step.node.outputs) - 1)]
 
     return {"up": up, "down": down}
+
+
+MOVES: dict[str, Any] = {"nature": Nature.LINEAR, "parameters": {None: lambda step: VARIED}}
+"""What a row states of an operator that moves elements and computes nothing."""
 
 
 def concatenated(step: Step, maps: Maps, sizes: Sequence[Dim], axis: int, rank: int) -> AffineMap:

@@ -64,6 +64,9 @@ Shapes = Callable[[View, ir.Node, Sequence[AffineMap], Known], list[Shape] | Non
 Draw = Callable[[np.random.Generator, Sequence[Shape]], np.ndarray]
 """(random numbers, the shapes of all inputs) → what an input holds that no standard normal numbers probe."""
 
+Resized = Callable[[Probe, np.ndarray], np.ndarray]
+"""(probe, a constant that says sizes) → the same for the sizes of the probe."""
+
 Fit = Callable[[View, ir.Node, tuple[Dim, ...], list[int], dict[str, int]], None]
 """(view, node, declared shape of the data, chosen sizes, named sizes): changes the sizes so that the operator runs."""
 
@@ -82,6 +85,7 @@ class Probing:
         given: what an integer input holds that is not constant.
         shapes: all shapes at once, for an operator whose inputs are no axes of each other.
         draws: inputs that no standard normal numbers probe, by index.
+        resized: constants that say sizes, by index, each with what makes of it what the sizes of the probe ask for.
     """
 
     pins: Pin | None = None
@@ -93,6 +97,7 @@ class Probing:
     given: Given | None = None
     shapes: Shapes | None = None
     draws: Mapping[int, Draw] = field(default_factory=dict)
+    resized: Mapping[int, Resized] = field(default_factory=dict)
 
 
 # -- pins ------------------------------------------------------------------------------------------

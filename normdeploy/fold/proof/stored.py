@@ -48,8 +48,10 @@ def _expected(edit: Edit, original: np.ndarray | None, rows: slice | object) -> 
         if original is None:
             exact, size = shift + 0.0, np.abs(shift)
         else:
-            product = np.multiply(part(edit.left), part(edit.right)) * part(original).astype(np.float64)
-            exact, size = np.add(shift, product), np.abs(product) + np.abs(shift)
+            exact = np.multiply(part(edit.left), part(edit.right)) * part(original).astype(np.float64)
+            size = np.abs(exact)
+            if shift.any():
+                exact, size = np.add(shift, exact), size + np.abs(shift)
     if edit.centred is None:
         return exact, size
     axis, count = edit.centred, exact.shape[edit.centred]
