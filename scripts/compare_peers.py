@@ -3,7 +3,7 @@
     .venv/bin/python scripts/compare_peers.py
 
 makes .venv-peers with the peers, lets each of them and normdeploy fold the table of graphs, the architectures of
-tests/real and two large models, in processes of their own, measures how fast what they write runs, and writes
+tests/real and large models, in processes of their own, measures how fast what they write runs, and writes
 scripts/results/compare_peers.{json,md}. Needs .venv-real (make test-real). With --aimet, AIMET takes part, from
 .venv-aimet, which holds a PyTorch of its own.
 """
@@ -36,8 +36,8 @@ PARTS = ("table", "networks", "speed", "latency", "modules")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure anew; all of it")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of the two large models, and of the latencies")
-    parser.add_argument("--only", nargs="*", default=[], help="the networks of the latencies; all of them")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of the large models, and of the latencies")
+    parser.add_argument("--only", nargs="*", default=[], help="the models of the speed and the latencies; all of them")
     parser.add_argument("--aimet", action="store_true", help="let AIMET take part")
     return parser.parse_args()
 
@@ -57,8 +57,10 @@ def main() -> None:
                 results["modules"] = modules.measure(note)
             elif part == "latency":
                 measure_latency(results, Path(folder), given.rounds, given.only)
+            elif part == "speed":
+                measure_speed(results, names, Path(folder), given.rounds, given.only)
             else:
-                MEASURE[part](results, names, Path(folder), given.rounds)
+                MEASURE[part](results, names, Path(folder))
             write(results, path)
     write(results, path)
     print(pages.page(results))
@@ -71,8 +73,7 @@ def write(results: dict[str, Any], path: Path) -> None:
     README.write_text(pages.with_section(README.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
-def measure_table(results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int) -> None:
-    del rounds
+def measure_table(results: dict[str, Any], names: Sequence[str], folder: Path) -> None:
     listed = graphs()
     asked = coverage.ask(listed)
     listed = [graph for graph in listed if graph.name in asked]
@@ -97,8 +98,7 @@ def _not_done(listed: Sequence[Graph], outcomes: dict[str, Any]) -> list[str]:
     return [graph.name for graph in listed if graph.is_fold and not outcomes[graph.name].did(graph)]
 
 
-def measure_networks(results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int) -> None:
-    del rounds
+def measure_networks(results: dict[str, Any], names: Sequence[str], folder: Path) -> None:
     exported = networks.export_all(folder)
     found = {}
     for name in (name for name in names if name not in OURS[1:]):
@@ -114,17 +114,17 @@ def measure_networks(results: dict[str, Any], names: Sequence[str], folder: Path
     }
 
 
-def measure_speed(results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int) -> None:
-    times = {}
-    for model, source in speed.export(folder).items():
-        times[model] = speed.measure(
-            [*(name for name in names if name != CENTRE), NOTHING], source, folder, rounds, note
-        )
+def measure_speed(
+    results: dict[str, Any], names: Sequence[str], folder: Path, rounds: int, only: Sequence[str]
+) -> None:
+    """Measure the models in turn; those that are not asked for keep what was measured before."""
+    raw = dict(results.get("speed", {}).get("raw", {}))
+    for model, source in speed.export(folder, only).items():
+        folders = [*(name for name in names if name != CENTRE), NOTHING]
+        raw[model] = {name: asdict(each) for name, each in speed.measure(folders, source, folder, rounds, note).items()}
         source.unlink()
-    results["speed"] = {
-        "times": report.speed(times),
-        "raw": {model: {name: asdict(each) for name, each in found.items()} for model, found in times.items()},
-    }
+    times = {model: {name: speed.Times(**each) for name, each in found.items()} for model, found in raw.items()}
+    results["speed"] = {"times": report.speed(times), "raw": raw}
 
 
 def measure_latency(results: dict[str, Any], folder: Path, rounds: int, only: Sequence[str]) -> None:
@@ -136,7 +136,7 @@ def measure_latency(results: dict[str, Any], folder: Path, rounds: int, only: Se
     results["latency"] = {"times": report.latency(found), "failed": "\n".join(failed) or "none failed", "raw": found}
 
 
-MEASURE = {"table": measure_table, "networks": measure_networks, "speed": measure_speed}
+MEASURE = {"table": measure_table, "networks": measure_networks}
 
 
 def note(text: str) -> None:

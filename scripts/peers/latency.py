@@ -67,20 +67,24 @@ def networks(only: Sequence[str] = ()) -> Iterator[Network]:
 def _exported(build: Callable[[], nn.Module], texts: Sequence[str]) -> Callable[[Path], Arrays]:
     def write(folder: Path) -> Arrays:
         module, parsed = build(), specs.parse(texts)
-        inputs = _drawn(parsed)
+        inputs = drawn(parsed)
         for name, optimize in ((RAW, False), (OPTIMIZED, True)):
-            with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-                program = torch.onnx.export(
-                    module, (), kwargs=inputs, dynamo=True, optimize=optimize, verbose=False
-                )  # fmt: skip
-            assert program is not None
-            program.save(folder / f"{name}.onnx")
+            write_exported(module, inputs, folder / f"{name}.onnx", optimize=optimize)
         return {name: tensor.numpy() for name, tensor in inputs.items()}
 
     return write
 
 
-def _drawn(parsed: Sequence[specs.TensorSpec]) -> dict[str, torch.Tensor]:
+def write_exported(module: nn.Module, inputs: dict[str, torch.Tensor], path: Path, *, optimize: bool = False) -> None:
+    """Write what torch's exporter makes of ``module``, optimized or as it is."""
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(module, (), kwargs=inputs, dynamo=True, optimize=optimize, verbose=False)
+    assert program is not None
+    program.save(path)
+
+
+def drawn(parsed: Sequence[specs.TensorSpec]) -> dict[str, torch.Tensor]:
+    """Return one input of each spec, at its usual sizes."""
     random, inputs = torch.Generator().manual_seed(3), {}
     for spec, like in zip(parsed, example_inputs(parsed, specs.tracing_sizes(parsed)).values(), strict=True):
         if like.is_floating_point():

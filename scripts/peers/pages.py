@@ -17,7 +17,7 @@ def page(results: dict[str, Any]) -> str:
     if measured := results.get("networks"):
         parts += ["## Whole architectures", NETWORKS, NETWORKS_MORE, measured["left"], measured["seconds"]]
     if measured := results.get("speed"):
-        parts += ["## Two large models", SPEED, measured["times"]]
+        parts += ["## Large models", SPEED, measured["times"]]
     if measured := results.get("modules"):
         parts += [f"## {measured['modules']} modules", MODULES, measured["table"], "### Each fault", measured["faults"]]
     if measured := results.get("latency"):
@@ -75,9 +75,10 @@ left of RT-DETR are no norms, but a Mul and a Sub each that became one BatchNorm
 NETWORKS_MORE = """Passes are all elementwise operators with or without a constant, so they also count what is no map:
 ONNX Runtime's extended level hides activations and attention in operators of its own."""
 
-SPEED = """ResNet-50 and BERT-base: load, fold and save, in a fresh process a round, imports and a small graph before
-the clock starts; median of the rounds, in turn. The last row folds nothing: it is what loading and saving cost in
-Python."""
+SPEED = """Seconds to load, fold and save large models: as normdeploy exports them, and raw, as torch writes them with
+`optimize=False`. Each round is a fresh process, imports and a small graph before the clock starts, and the folders take
+turns; the median of the rounds, in brackets the fastest and the slowest, and the median of the CPU seconds. The last
+row folds nothing: it is what loading and saving cost in Python."""
 
 MODULES = """Folders of PyTorch modules, on those of `tests/foldmodule`. Folded is what lost all that normdeploy's own
 table says can go, in part what lost less, refused what stayed as it was; wrong is off by more than 1e-4 in float64."""

@@ -141,16 +141,26 @@ def network_seconds(exported: Sequence[Exported], outcomes: Mapping[str, Mapping
 
 def speed(times: Mapping[str, Mapping[str, Times]]) -> str:
     """A row a folder: median, fastest and slowest by the clock, and the median of the CPU seconds, of each model."""
-    names = list(next(iter(times.values())))
-    head = ["", *(f"{model}: {what}" for model in times for what in ("seconds", "range", "CPU seconds"))]
-    rows = []
-    for name in names:
-        row = [name]
-        for found in times.values():
-            least = min(other.median for folder, other in found.items() if other.wall and folder != NOTHING)
-            row += _times(found[name], least)
-        rows.append(row)
-    return table(head, rows)
+    names = list(dict.fromkeys(name for found in times.values() for name in found))
+    rows = [[name, *(_times(found.get(name), _least(found)) for found in times.values())] for name in names]
+    beside = [_beside(model, found) for model, found in times.items()]
+    return "\n\n".join([table(["", *times], rows), *filter(None, beside)])
+
+
+def _least(found: Mapping[str, Times]) -> float:
+    return min((times.median for name, times in found.items() if times.wall and name != NOTHING), default=0.0)
+
+
+def _beside(model: str, found: Mapping[str, Times]) -> str:
+    """How normdeploy compares with the fastest other on one model, by the CPU, and what of it is validation."""
+    others = {name: statistics.median(times.cpu) for name, times in found.items() if name not in OURS and times.cpu}
+    proven, unproven = (found.get(name) for name in OURS[:2])
+    if not others or proven is None or unproven is None or not (proven.cpu and unproven.cpu):
+        return ""
+    fastest = min(others, key=lambda name: others[name])
+    ours, bare = statistics.median(proven.cpu), statistics.median(unproven.cpu)
+    share = max(0.0, 1 - bare / ours)
+    return f"{model}: {ours / others[fastest]:.1f} times the CPU seconds of {fastest}, {share:.0%} of them validation."
 
 
 def latency(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -166,9 +176,11 @@ def latency(found: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["ms", *names, "best other / normdeploy"], rows)
 
 
-def _times(times: Times, least: float) -> list[str]:
+def _times(times: Times | None, least: float) -> str:
+    if times is None:
+        return ""
     if not times.wall:
-        return ["failed", "", ""]
+        return "failed"
     low, high = times.spread
-    cpu = sorted(times.cpu)[len(times.cpu) // 2]
-    return [bold(f"{times.median:.2f}", times.median == least), f"{low:.2f} to {high:.2f}", f"{cpu:.2f}"]
+    cpu = statistics.median(times.cpu)
+    return f"{bold(f'{times.median:.2f}', times.median == least)} ({low:.2f} to {high:.2f}; {cpu:.2f})"

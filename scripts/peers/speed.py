@@ -1,4 +1,7 @@
-"""Seconds for ResNet-50 and BERT-base, load and save included: every folder in turn, several rounds."""
+"""Seconds for large models, load and save included: every folder in turn, several rounds.
+
+ResNet-50 and BERT-base as normdeploy exports them, cleaned, and with Swin-T as torch writes them with optimize=False.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,23 @@ from normdeploy import specs
 from normdeploy.export import to_graph
 from peers.borrowed import Architecture, bn, model, network, norm, randomized
 from peers.crew import Worker
+from peers.latency import drawn, write_exported
 
 LIMIT = 600.0
 """Seconds for one model."""
 
 
-# transformers' defaults are ResNet-50 and BERT-base
+# transformers' defaults are ResNet-50, BERT-base and Swin-T
 LARGE = [
     Architecture("ResNet-50", network("ResNet", "ForImageClassification"), "pixel_values:N=1..1..8x3x224x224@f32",
                  53, 0, (53, 53)),
     Architecture("BERT-base", network("Bert", "Model"), "input_ids:B=1..1..8xT=8..128..512@i64[0..30521]",
                  0, 0, (0, 0)),
+    Architecture("Swin-T", network("Swin", "ForImageClassification"), "pixel_values:N=1..1..8x3x224x224@f32",
+                 0, 0, (0, 0)),
 ]  # fmt: skip
+CLEANED = ("ResNet-50", "BERT-base")
+"""Those that are folded as normdeploy exports them, too."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +58,23 @@ class Times:
         return min(self.wall), max(self.wall)
 
 
-def export(folder: Path) -> dict[str, Path]:
-    """Write both models into ``folder``."""
+def export(folder: Path, only: Sequence[str] = ()) -> dict[str, Path]:
+    """Write the models, or ``only`` those of these names, into ``folder``."""
     paths = {}
     for architecture in LARGE:
-        print(f"exporting {architecture.name}", file=sys.stderr)
-        paths[architecture.name] = folder / f"{architecture.name}.onnx"
-        with torch.no_grad():
-            exported = to_graph(randomized(architecture), specs.parse([architecture.spec]))
-        ir.save(exported.model, paths[architecture.name])
+        name, raw = architecture.name, f"{architecture.name} raw"
+        asked = [each for each in (name, raw) if (not only or each in only) and (each == raw or name in CLEANED)]
+        if not asked:
+            continue
+        print(f"exporting {name}", file=sys.stderr)
+        module, parsed = randomized(architecture), specs.parse([architecture.spec])
+        if name in asked:
+            paths[name] = folder / f"{name}.onnx"
+            with torch.no_grad():
+                ir.save(to_graph(module, parsed).model, paths[name])
+        if raw in asked:
+            paths[raw] = folder / f"{raw}.onnx"
+            write_exported(module, drawn(parsed), paths[raw])
     return paths
 
 
