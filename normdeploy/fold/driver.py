@@ -115,6 +115,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
     """Fold every graph of the model, bodies and functions included."""
     model = session.model
     opening.require_known_names(model, session.keep)
+    session.record.note("NF417", opening.training_note(model))
     unread = {value for value in model.graph.inputs if not value.uses()}
     if left := opening.put_in_order(model):
         session.record.note("NF413", left)

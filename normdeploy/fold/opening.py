@@ -132,6 +132,13 @@ def overridable_note(model: ir.Model) -> list[str]:
     ]
 
 
+def training_note(model: ir.Model) -> list[str]:
+    """Return what is to be said of training_info: the algorithm in it is one for the weights as they were."""
+    if not onnxfile.had_training_info(model):
+        return []
+    return ["training_info was taken out: it trains the weights of the given model, and this one is for inference"]
+
+
 def _overridable(model: ir.Model) -> list[str]:
     return [str(value.name) for value in model.graph.inputs if value.is_initializer()]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from normdeploy.onnxfile.look import shapes as shapes
     from normdeploy.onnxfile.read import adopt as adopt
     from normdeploy.onnxfile.read import from_message as from_message
+    from normdeploy.onnxfile.read import had_training_info as had_training_info
     from normdeploy.onnxfile.read import load as load
     from normdeploy.onnxfile.read import require_unchanged as require_unchanged
     from normdeploy.onnxfile.tensors import FileTensor as FileTensor
@@ -26,6 +27,7 @@ _HOME = {
     "check": "look",
     "data_files": "look",
     "from_message": "read",
+    "had_training_info": "read",
     "load": "read",
     "metadata": "look",
     "require_unchanged": "read",
@@ -38,6 +40,7 @@ __all__ = [
     "check",
     "data_files",
     "from_message",
+    "had_training_info",
     "load",
     "metadata",
     "require_unchanged",

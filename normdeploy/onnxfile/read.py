@@ -19,8 +19,8 @@ from normdeploy.onnxfile.places import File, open_inside
 from normdeploy.onnxfile.sparse import densify, is_sparse
 from normdeploy.onnxfile.tensors import FileTensor, in_file
 
-_SOURCE = "normdeploy.source"
-"""Where a model notes its files, among what is not written."""
+_SOURCE, _TRAINED = "normdeploy.source", "normdeploy.training_info"
+"""Where a model notes its files, and that its file has training_info, among what is not written."""
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
@@ -34,6 +34,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         _require_known_fields(proto, str(path))
         densify(proto, str(path), lambda tensor: _array(tensor, source, str(path)))
         model: ir.Model = ir.from_proto(proto)
+        model.meta[_TRAINED] = bool(proto.training_info)
         maps.note(model, types)
         _adopt(model, lambda tensor: in_file(tensor, source.named(str(tensor.location)), str(path)))
     model.meta[_SOURCE] = source
@@ -59,6 +60,7 @@ def from_message(proto: onnx.ModelProto) -> ir.Model:
     except ir.serde.SerdeError as error:
         what = f"the message cannot be read as an ONNX model ({first_line(error)})"
         raise InputError(what, where=where, fix="check it with onnx.checker") from error
+    model.meta[_TRAINED] = bool(proto.training_info)
     maps.note(model, types)
     adopt(model)
     return model
@@ -98,6 +100,11 @@ def require_unchanged(model: ir.Model) -> None:
         source.require_unchanged()
 
 
+def had_training_info(model: ir.Model) -> bool:
+    """Return True if ``model`` was read from what has training_info, which it has not: onnx_ir reads the rest."""
+    return bool(model.meta.get(_TRAINED))
+
+
 def source_of(model: ir.Model) -> Source | None:
     """Return the files of a model of :func:`load`; None for any other."""
     source = model.meta.get(_SOURCE)
@@ -111,13 +118,7 @@ def _external(tensor: onnx.TensorProto) -> ir.ExternalTensor:
 
 
 def _require_known_fields(proto: onnx.ModelProto, where: str) -> None:
-    """Refuse what onnx_ir would drop without a word."""
-    if proto.training_info:
-        raise InputError(
-            "the model has training_info, which cannot be kept",
-            where=where,
-            fix="remove it: del model.training_info[:]",
-        )
+    """Refuse what onnx_ir would drop without a word; of training_info :func:`had_training_info` tells."""
     for info in (info for graph in graphs(proto) for info in (*graph.input, *graph.output)):
         if maps.has_map(info.type):  # those of the main graph were taken off
             raise InputError(

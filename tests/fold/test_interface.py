@@ -376,3 +376,44 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     fold(proto).save(tmp_path / "new.onnx")
     assert onnx.load(tmp_path / "new.onnx").graph.output == proto.graph.output
     assert onnxfile.load(tmp_path / "new.onnx").graph.outputs[0].name == "y"
+
+
+# -- training_info ---------------------------------------------------------------------------------
+
+
+def trained() -> onnx.ModelProto:
+    """A convolution and a norm, with the algorithm that trains the weight: a step against its sign."""
+    proto = spelled("c = Conv (x, w)\n" + norm("c", "y"))
+    info = proto.training_info.add()
+    info.algorithm.CopyFrom(
+        helper.make_graph(
+            [helper.make_node("Sign", ["w"], ["s"]), helper.make_node("Sub", ["w", "s"], ["w_new"])], "step", [],
+            [helper.make_tensor_value_info("w_new", onnx.TensorProto.FLOAT, [4, 4, 1, 1])],
+        )
+    )  # fmt: skip
+    info.update_binding.add(key="w", value="w_new")
+    return proto
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_training_info_is_taken_out_and_that_is_said(as_file: bool, tmp_path: Path) -> None:
+    proto = trained()
+    onnx.save(proto, tmp_path / "given.onnx")
+    result = fold(tmp_path / "given.onnx" if as_file else proto)
+    assert [note.code for note in result.ledger.notes] == ["NF417"]
+    assert [entry.outcome for entry in result.ledger] == ["folded"]
+    result.save(tmp_path / "new.onnx")
+    new = onnx.load(tmp_path / "new.onnx")
+    assert not new.training_info
+    assert len(proto.training_info) == 1
+    onnx.checker.check_model(new, full_check=True)
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 4, 6, 6)).astype(np.float32)}
+    np.testing.assert_allclose(run(new, feeds)[0], run(proto, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_training_info_is_spoken_of_where_nothing_folds_too() -> None:
+    proto = trained()
+    del proto.graph.node[1]
+    proto.graph.node[0].output[0] = "y"
+    assert [note.code for note in fold(proto).ledger.notes] == ["NF417"]
+    assert not fold(ir.from_proto(proto)).ledger.notes  # onnx_ir has taken it out before

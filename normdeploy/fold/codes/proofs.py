@@ -87,5 +87,12 @@ PAGES = (
         "A LayerNorm whose scale is an input of the model, beside one whose scale is constant, with --plugin.",
         "None is needed: TensorRT runs such a norm as it is.",
     ),
+    Page(
+        "NF417", "training_info was taken out",
+        "The model has training_info: graphs that initialize and update its initializers by name.",
+        "A fold changes those initializers, so the algorithm would train another network; inference reads none of it.",
+        "A file of onnxruntime's training tools.",
+        "None is needed to run the model. Train with the file that was given, and fold what comes out.",
+    ),
 )  # fmt: skip
 """The pages, in the order of their codes."""
