@@ -123,7 +123,11 @@ def measure_speed(
         folders = [*(name for name in names if name != CENTRE), NOTHING]
         raw[model] = {name: asdict(each) for name, each in speed.measure(folders, source, folder, rounds, note).items()}
         source.unlink()
-    times = {model: {name: speed.Times(**each) for name, each in found.items()} for model, found in raw.items()}
+    times = {
+        model: {name: speed.Times(**each) for name, each in raw[model].items()}
+        for model in speed.MODELS
+        if model in raw
+    }
     results["speed"] = {"times": report.speed(times), "raw": raw}
 
 

@@ -123,20 +123,21 @@ _PLAIN = frozenset(
 
 
 def remove_dead_ends(scope: Scope) -> Counter[str]:
-    """Take out what nothing reads; return how many nodes, by operator."""
+    """Take out what nothing reads; return how many nodes, those in bodies too, by operator."""
     done: Counter[str] = Counter()
     for node in reversed(list(scope.graph)):
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            done[operator(node)] += 1
-            _discard(node)
+            done += _discard(node)
     return done
 
 
-def _discard(node: ir.Node) -> None:
-    """Remove ``node``, and what its bodies read of the graphs around them."""
+def _discard(node: ir.Node) -> Counter[str]:
+    """Remove ``node``, and what its bodies read of the graphs around them; return how many nodes, by operator."""
+    done = Counter([operator(node)])
     for body in bodies(node):
         body.outputs.clear()
         for inner in reversed(list(body)):
-            _discard(inner)
+            done += _discard(inner)
     assert node.graph is not None
     node.graph.remove(node, safe=True)
+    return done

@@ -16,7 +16,7 @@ from peers.judge import Outcome
 from peers.networks import Exported, Folded
 from peers.norms import GROUPS
 from peers.speed import Times
-from peers.worker import CENTRE, NOTHING
+from peers.worker import CENTRE, FOLDERS, NOTHING
 
 Rows = Sequence[Sequence[str]]
 
@@ -141,7 +141,7 @@ def network_seconds(exported: Sequence[Exported], outcomes: Mapping[str, Mapping
 
 def speed(times: Mapping[str, Mapping[str, Times]]) -> str:
     """A row a folder: median, fastest and slowest by the clock, and the median of the CPU seconds, of each model."""
-    names = list(dict.fromkeys(name for found in times.values() for name in found))
+    names = [name for name in FOLDERS if any(name in found for found in times.values())]
     rows = [[name, *(_times(found.get(name), _least(found)) for found in times.values())] for name in names]
     beside = [_beside(model, found) for model, found in times.items()]
     return "\n\n".join([table(["", *times], rows), *filter(None, beside)])

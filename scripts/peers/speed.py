@@ -37,6 +37,8 @@ LARGE = [
 ]  # fmt: skip
 CLEANED = ("ResNet-50", "BERT-base")
 """Those that are folded as normdeploy exports them, too."""
+MODELS = (*CLEANED, *(f"{architecture.name} raw" for architecture in LARGE))
+"""The files, in the order of the table."""
 
 
 @dataclass(frozen=True)

@@ -738,6 +738,18 @@ def test_a_norm_that_nothing_reads_once_a_sequence_is_opened_is_said_to_be_gone(
     assert any(note.code == "NF415" and "1 BatchNormalization" in note.text for note in ledger.notes)
 
 
+def test_a_norm_in_a_body_that_nothing_reads_once_a_sequence_is_opened_is_said_to_be_gone() -> None:
+    branches = ", ".join(
+        f"{name}_branch = {name}_body () => (float[2,3,8,6] {name}_out) {{ {norm('x', f'{name}_out')} }}"
+        for name in ("then", "else")
+    )
+    body = f"n = If (yes) <{branches}>\n q = SequenceConstruct (n, x)\n e = SequenceAt (q, one)\n y = Relu (e)"
+    proto = model("float[2,3,8,6] x, bool yes", f"{bn(3)}, int64 one = {{1}}", body)
+    new, ledger = folded(proto)
+    assert op_types(new) == {"Relu": 1}
+    assert any(note.code == "NF415" and "2 BatchNormalization" in note.text for note in ledger.notes)
+
+
 def test_a_sequence_that_was_handed_on_is_opened_at_once() -> None:
     body = "q = SequenceConstruct (x, x)\n p = Identity (q)\n e = SequenceAt (p, one)\n c = Conv (e, w)\n"
     proto = model("float[2,3,8,6] x", f"float[4,3,1,1] w, {bn(4)}, int64 one = {{1}}", body + norm("c", "y"))
