@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parent.parent.parent / "tests"
 sys.path[:0] = [str(TESTS / "fold"), str(TESTS / "fold" / "layernorm"), str(TESTS / "real"), str(TESTS)]
@@ -40,7 +41,7 @@ GROUPS = {
 norm_model = norm_harness.model
 constant_rows = norm_harness.ROWS["constant rows"]
 
-REFERENCE = OPERATORS
+REFERENCE: list[Any] = OPERATORS
 """The operators that the reference evaluator lacks in float64, by PyTorch and numpy."""
 
 __all__ = [
