@@ -8,9 +8,8 @@ module at size 1.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from normdeploy.export import conditions, constraints
 from normdeploy.export.call import arguments
 from normdeploy.export.encoder import one_path
 from normdeploy.export.quantization import fake_quantization
+from normdeploy.export.recurrent import dynamic_kernels
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at, tracing_sizes
 
@@ -91,7 +91,7 @@ def _violations(error: torch._dynamo.exc.UserError) -> str:
 def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -> ExportedProgram:
     # The setting lets a size of 1 be as any other size: torch would assume that a dynamic dimension never is 1.
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with oblivious, recurrent_layers(), fake_quantization(module), one_path():
+    with oblivious, dynamic_kernels(), fake_quantization(module), one_path():
         return torch.export.export(
             Adapter(module, specs),
             _example(specs),
@@ -108,35 +108,6 @@ def run_example(module: nn.Module, specs: Sequence[TensorSpec], sizes: Mapping[s
 
 def _example(specs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:
     return tuple(example_inputs(specs, tracing_sizes(specs)).values())
-
-
-@contextlib.contextmanager
-def recurrent_layers() -> Iterator[None]:
-    """Let LSTM and GRU keep a dynamic length, as torch.onnx.export does where torch has the means."""
-    try:
-        from torch.export import _patches
-    except ImportError:
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        stack.callback(_forget_earlier_exports)
-        stack.enter_context(_patches.register_lstm_while_loop_decomposition())
-        stack.enter_context(_patches.register_gru_while_loop_decomposition())
-        _forget_earlier_exports()
-        yield
-
-
-def _forget_earlier_exports() -> None:
-    """Let torch look up the kernels of LSTM and GRU, and compile its loops and branches, as in a fresh process.
-
-    Loops (those of LSTM and GRU too) and branches are compiled by Dynamo even while they are exported. What it kept of
-    an earlier export it would take again, and ask for that export's sizes.
-    """
-    for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
-        operator._dispatch_cache.clear()
-    codes = (reference() for reference in convert_frame.input_codes.seen)
-    if any(code is not None and "_higher_order_ops" in code.co_filename for code in codes):
-        torch.compiler.reset()
 
 
 def _check_at_one(
@@ -188,10 +159,12 @@ def _require_same(
 def _unconditional(program: ExportedProgram) -> torch.fx.GraphModule:
     """The trace without its assertions, as it is translated to ONNX."""
     run = program.module(check_guards=False)
-    for node in list(run.graph.nodes):
-        if node.target is torch.ops.aten._assert_scalar.default:
-            run.graph.erase_node(node)
-    run.recompile()
+    for part in run.modules():  # the bodies of loops have their own
+        if isinstance(part, torch.fx.GraphModule):
+            for node in list(part.graph.nodes):
+                if node.target is torch.ops.aten._assert_scalar.default:
+                    part.graph.erase_node(node)
+            part.recompile()
     return run
 
 

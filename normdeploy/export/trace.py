@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import refusals
-from normdeploy.export.capture import capture, dynamic_shapes, recurrent_layers, run_example, symbols
+from normdeploy.export.capture import capture, dynamic_shapes, run_example, symbols
 from normdeploy.export.conditions import size_symbols, unit_name
 from normdeploy.export.constraints import replace_words
 from normdeploy.export.quiet import quiet, unchanged
+from normdeploy.export.recurrent import dynamic_kernels
 from normdeploy.export.translations import translations
 from normdeploy.specs import TensorSpec, dynamic_dims
 
@@ -43,7 +44,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
         try:
             program = capture(module, specs)
             refusals.require_inference(program, module)
-            with recurrent_layers():
+            with dynamic_kernels():
                 translated = torch.onnx.export(
                     program,
                     dynamic_shapes=dynamic_shapes(specs),

@@ -13,6 +13,8 @@ from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided, aten_na
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 from torch.onnx._internal.exporter._torchlib.ops.nn import aten_scaled_dot_product_attention_23
 
+from normdeploy.export import pooling, recurrent
+
 op: Any = opset18  # its type stubs know no value of unknown dtype
 
 
@@ -134,31 +136,6 @@ def _zero_where_blind(y: Any, mask: Any) -> Any:
     return op.Where(blind, op.CastLike(op.Constant(value_float=0.0), y), y)
 
 
-def _adaptive_avg_pool2d(x: Any, output_size: Sequence[Any]) -> Any:
-    """Average by two matrices that are made of the sizes; torch's own decomposition holds for the traced size alone."""
-    height, width = op.Shape(x, start=2, end=3), op.Shape(x, start=3, end=4)
-    rows, columns = _shares(height, output_size[0], x), _shares(width, output_size[1], x)
-    return op.MatMul(op.MatMul(rows, x), op.Transpose(columns, perm=[1, 0]))
-
-
-def _shares(size: Any, parts: Any, like: Any) -> Any:
-    """Return the matrix, parts x size, of the share that each element has in the average of each part.
-
-    Part i reaches from floor(i * size / parts) to ceil((i + 1) * size / parts), as in torch.
-    """
-    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
-    size = op.Squeeze(size)
-    parts = op.Constant(value_int=parts) if isinstance(parts, int) else op.Squeeze(parts)
-    part, element = op.Range(zero, parts, one), op.Range(zero, size, one)
-    first = op.Div(op.Mul(part, size), parts)
-    behind = op.Div(op.Sub(op.Add(op.Mul(op.Add(part, one), size), parts), one), parts)
-    column = op.Constant(value_ints=[1])
-    begun = op.LessOrEqual(op.Unsqueeze(first, column), element)
-    inside = op.And(begun, op.Less(element, op.Unsqueeze(behind, column)))
-    count = op.Unsqueeze(op.Sub(behind, first), column)
-    return op.Div(op.CastLike(inside, like), op.CastLike(count, like))
-
-
 def _any(x: Any) -> Any:
     """Any of nothing is False; torch's own takes the maximum, which of nothing is ONNX's lowest integer: True."""
     return _exists(x, None, False)
@@ -191,14 +168,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 """Those of every opset."""
 
-_POOL = torch.ops.aten._adaptive_avg_pool2d.default
-
 
 def translations(program: torch.export.ExportedProgram, opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return the ``custom_translation_table`` of torch.onnx.export for ``program``; a fixed pooling is torch's own."""
-    table = dict(TRANSLATIONS)
-    table[torch.ops.aten.scaled_dot_product_attention.default] = _attention if opset < 23 else _attention_23
-    pools = [node for node in program.graph.nodes if node.target in (torch.ops.aten.adaptive_avg_pool2d.default, _POOL)]
-    if any(isinstance(size, torch.SymInt) for pool in pools for size in pool.args[0].meta["val"].shape[2:]):
-        table[_POOL] = _adaptive_avg_pool2d
-    return table
+    """Return the ``custom_translation_table`` of torch.onnx.export for ``program``."""
+    attention = {torch.ops.aten.scaled_dot_product_attention.default: _attention if opset < 23 else _attention_23}
+    return TRANSLATIONS | attention | recurrent.TRANSLATIONS | pooling.translations(program)

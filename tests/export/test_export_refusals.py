@@ -201,7 +201,7 @@ def test_a_graph_with_other_sizes_than_asked_is_refused(shape: list[int | str] |
 
 def test_a_length_that_torch_fixes_on_its_way_to_onnx_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a torch that cannot keep an LSTM's length when it decomposes: it takes the length it traced."""
-    monkeypatch.setattr(sys.modules["normdeploy.export.trace"], "recurrent_layers", contextlib.nullcontext)
+    monkeypatch.setattr(sys.modules["normdeploy.export.trace"], "dynamic_kernels", contextlib.nullcontext)
     error = refused(nn.LSTM(6, 5), "input:T=2..3..7x2x6")
     assert "fixes the sizes of output 'output.0' to [3, 2, 5]" in error.what
 
