@@ -48,8 +48,12 @@ def page(code: str) -> Page:
     """Return the page of ``code``.
 
     Raises:
-        InputError: there is no such code.
+        InputError: there is no such code, or ``code`` is not written as one.
     """
+    if not is_code(code):
+        what = "neither a bundle or a file that is there, nor a code"
+        fix = f"check the path, or write a code such as NF201; codes begin with {' or '.join(FAMILIES)}"
+        raise InputError(what, where=code, fix=fix)
     module = FAMILIES.get(code[:2])
     pages: dict[str, Page] = {} if module is None else {each.code: each for each in import_module(module).PAGES}
     if code not in pages:

@@ -32,7 +32,7 @@ from normdeploy.bundle.manifest import (
     REPORT,
     Manifest,
 )
-from normdeploy.disk import Room, disk_errors, files_in, locked, read_plain, room, sha256_of
+from normdeploy.disk import Room, check_place, disk_errors, files_in, locked, read_plain, room, sha256_of
 from normdeploy.engine import EngineBuild
 from normdeploy.errors import InputError
 from normdeploy.report.html import render
@@ -59,8 +59,7 @@ def check_target(folder: Path, *, force: bool = False) -> Path:
             raise InputError(what, where=str(folder), fix="choose another --out, or remove the link")
         if os.path.lexists(target):
             _replaceable(target, force)
-        else:
-            _check_parent(target)
+        check_place(target)
     return target
 
 
@@ -189,11 +188,3 @@ def _listed(folder: Path) -> dict[str, str] | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError):
         return None
     return files | {MANIFEST: hashlib.sha256(content).hexdigest()}
-
-
-def _check_parent(target: Path) -> None:
-    parent = next(parent for parent in target.parents if os.path.lexists(parent))
-    if not parent.is_dir():
-        raise InputError("a file is in the way of the output", where=str(parent), fix="choose another --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError("the output cannot be written here", where=str(parent), fix="choose another --out")

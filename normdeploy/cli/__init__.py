@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from normdeploy.cli import judging, making, output, serving
 from normdeploy.cli.config import ExportConfig
@@ -74,11 +74,17 @@ def main(arguments: Sequence[str] | None = None, *, ends: bool = False) -> int:
         try:
             guard.code = app(given) or 0
         except CycloptsError as error:  # in words of its own, and with names of anyone's in it
-            command = " ".join(error.command_chain or ())
-            raise InputError(
-                " ".join(str(error).split()), fix=f"see normdeploy {command} --help".replace("  ", " ")
-            ) from error
+            raise _in_our_words(error) from error
     return guard.code
+
+
+def _in_our_words(error: CycloptsError) -> InputError:
+    command = " ".join(("normdeploy", *(error.command_chain or ())))
+    argument = error.argument
+    if isinstance(error, MissingArgumentError) and argument is not None and not (error.keyword or argument.tokens):
+        name = argument.name
+        return InputError(f"{name} is missing", where=command, fix=f"see {command} --help, and give {name}")
+    return InputError(" ".join(str(error).split()), fix=f"see {command} --help")
 
 
 @app.command

@@ -17,12 +17,13 @@ from normdeploy.cli.options import (
     listed,
     share,
 )
+from normdeploy.cli.paths import BundleOrUrl, Given
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.specs import parse
 
 
 def verify(
-    artefact: Path,
+    artefact: Given,
     /,
     *,
     model: str,
@@ -50,7 +51,7 @@ def verify(
 
 
 def bisect(
-    artefact: Path,
+    artefact: Given,
     /,
     *,
     model: str,
@@ -98,7 +99,7 @@ def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = 
 
 
 def bench(
-    artefact: str | None = None,
+    artefact: BundleOrUrl | None = None,
     /,
     *more: str,
     layernorm: bool = False,
@@ -195,7 +196,7 @@ def explain(model: Path, name: str | None = None, /, *, talk: Talk = Talk()) -> 
     """
     from normdeploy import codes
 
-    if codes.is_code(str(model)) and not model.exists():
+    if not model.exists() and name is None:
         output.page(codes.page(str(model)), talk)
         return 0
     from normdeploy import pipeline

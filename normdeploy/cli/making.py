@@ -13,7 +13,6 @@ from normdeploy.cli.options import (
     EagerOptions,
     Level,
     Names,
-    Out,
     ParityOptions,
     Precision,
     Talk,
@@ -22,6 +21,7 @@ from normdeploy.cli.options import (
     listed,
     named,
 )
+from normdeploy.cli.paths import Data, Given, OtherOut, Out
 from normdeploy.errors import VerdictError
 from normdeploy.specs import parse
 
@@ -42,7 +42,7 @@ def export(
     sm: str = "",
     plugin: bool = False,
     plugin_form: Literal["aot", "python"] = "aot",
-    to_torch: Path | None = None,
+    to_torch: OtherOut = None,
     force: bool = False,
     no_bench: bool = False,
     seconds: float = 2.0,
@@ -97,7 +97,7 @@ def export(
 
 
 def export_all(
-    fleet: Path,
+    fleet: Given,
     /,
     *,
     out: Out,
@@ -130,7 +130,7 @@ def export_all(
 
 
 def fold(
-    model: Path,
+    model: Given,
     /,
     *,
     out: Out,
@@ -174,7 +174,7 @@ def fold(
 
 
 def build(
-    model: Path,
+    model: Given,
     /,
     *,
     out: Out,
@@ -221,10 +221,10 @@ def build(
 def calibrate(
     *,
     model: str,
-    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    out: Out | None = None,
     eager: EagerOptions = EagerOptions(),
     input: tuple[str, ...] = (),
-    data: tuple[str, ...] = (),
+    data: Data = (),
     batch: int = 32,
     only: tuple[str, ...] = (),
     momentum: float | None = None,
@@ -268,7 +268,7 @@ def doctor(
     eager: EagerOptions = EagerOptions(),
     input: tuple[str, ...] = (),
     input_value: tuple[str, ...] = (),
-    data: tuple[str, ...] = (),
+    data: Data = (),
     select: Names = (),
     ignore: Names = (),
     talk: Talk = Talk(),

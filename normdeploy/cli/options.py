@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from normdeploy.cli.paths import Data, Given
 from normdeploy.errors import InputError
 from normdeploy.specs import parse
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 """Several words behind one option."""
-Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Precision = Literal["fp32", "fp16", "bf16"]
 """The names of normdeploy.precision, which is too heavy to import for a help text."""
 Level = Literal["off", "recognise", "affine", "centre"]
@@ -48,9 +48,9 @@ class EagerOptions:
         trust: a file, by its own path, that may run code when it is opened.
     """
 
-    app_dir: Path | None = None
+    app_dir: Given | None = None
     model_arg: tuple[str, ...] = ()
-    weights: Path | None = None
+    weights: Given | None = None
     weights_key: str | None = None
     strip_prefix: str | None = None
     add_prefix: str | None = None
@@ -96,7 +96,7 @@ class ParityOptions:
     input: tuple[str, ...] = ()
     input_value: tuple[str, ...] = ()
     output_names: str = ""
-    data: tuple[str, ...] = ()
+    data: Data = ()
     seed: int = 0
     k: float | None = None
     floor_eps: float | None = None

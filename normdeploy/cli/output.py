@@ -171,6 +171,7 @@ def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
 @contextmanager
 def _apart(talk: Talk) -> Iterator[None]:
     """Send what libraries print to stderr; what they warn of too, if asked for."""
+    _SAID.clear()
     log, notes, others = logging.getLogger("normdeploy"), _Notes(), _Others(logging.WARNING)
     log.addHandler(notes)
     log.setLevel(logging.INFO)
@@ -186,10 +187,15 @@ def _apart(talk: Talk) -> Iterator[None]:
         logging.lastResort = last
 
 
+_SAID: list[str] = []
+"""What this command has said on stderr, which its result need not say again."""
+
+
 class _Notes(logging.Handler):
     """Shows on stderr what normdeploy decided by itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        _SAID.append(record.getMessage())
         print(plain(f"note: {record.getMessage()}"), file=sys.stderr)
 
 
@@ -246,7 +252,7 @@ def report(report: Report, talk: Talk, path: Path | None = None) -> None:
     if talk.json:
         document(report)
     else:
-        show(report, _console(sys.stdout), path=path)
+        show(report, _console(sys.stdout), path=path, said=_SAID)
 
 
 def verdict(verdict: Verdict, talk: Talk) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from normdeploy.cli import output
 from normdeploy.cli.options import (
     KServeOptions,
-    Out,
     ServingOptions,
     Talk,
 )
+from normdeploy.cli.paths import Out
 from normdeploy.errors import InputError
 
 

@@ -191,6 +191,23 @@ def new_scratch() -> tuple[Path, Callable[[], None]]:
     return made[0][0], close
 
 
+def check_place(target: Path) -> None:
+    """Raise InputError where nothing can be written beside ``target``; nothing is changed."""
+    parents = Path(os.path.realpath(target)).parents
+    parent = next((parent for parent in parents if os.path.lexists(parent)), Path("/"))
+    if not parent.is_dir():
+        raise InputError("a file is in the way of the output", where=str(parent), fix="choose another --out")
+    try:
+        with uninterrupted():
+            path = parent / f".normdeploy-{uuid.uuid4().hex[:12]}.tmp"
+            path.mkdir()
+            with suppress(FileNotFoundError):  # another process took it for a room that was left
+                path.rmdir()
+    except OSError as error:
+        what = f"the output cannot be written here: {error.strerror or error}"
+        raise InputError(what, where=str(parent), fix="choose another --out") from error
+
+
 def tidy(folder: Path) -> None:
     """Clear the rooms in ``folder`` whose processes are gone."""
     with suppress(OSError, RecursionError):  # folders in folders without end are none of ours

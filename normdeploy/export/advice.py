@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims
 
-_UNITS = (*range(2, 65), 96, 128, 256)
+UNITS = (*range(2, 65), 96, 128, 256)
 """The multiples that networks ask for: halvings of an image, patches, windows."""
 
 _ROUND = 3**3 * 5**2 * 7**2
@@ -43,7 +43,7 @@ def multiples_that_run(specs: Sequence[TensorSpec], runs: Callable[[Mapping[str,
     ranges allow: a size that works by chance is no advice.
     """
     dims = dynamic_dims(specs)
-    for unit in _UNITS:
+    for unit in UNITS:
         coarser = {name: of_multiple(dim, math.lcm(dim.multiple, unit)) for name, dim in dims.items()}
         found = {name: dim for name, dim in coarser.items() if dim is not None and dim != dims[name]}
         if found and runs(_bare_sizes(dims | found)):

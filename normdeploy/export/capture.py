@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 
 from normdeploy.errors import InputError
-from normdeploy.export import conditions, constraints
+from normdeploy.export import blame, conditions, constraints
 from normdeploy.export.call import arguments
 from normdeploy.export.encoder import one_path
 from normdeploy.export.quantization import fake_quantization
@@ -63,26 +63,33 @@ def _torch_dim(symbol: str, dim: Dim) -> TorchDim:
 
 def capture(module: nn.Module, specs: Sequence[TensorSpec]) -> ExportedProgram:
     """Trace ``module`` at sizes of at least 2. Raises InputError at a size, and torch's errors at all else."""
+    with blame.recorded(module) as asked:
+        return _capture(module, specs, asked)
+
+
+def _capture(module: nn.Module, specs: Sequence[TensorSpec], asked: Sequence[blame.Asked]) -> ExportedProgram:
     names, dims = {symbol: name for name, symbol in symbols(specs).items()}, dynamic_dims(specs)
     text = ""
     if all(dim.multiple == 1 for dim in dims.values()):
         try:
             return _export(module, specs, deferred=False)
-        except torch._dynamo.exc.UserError as error:
+        except (torch._dynamo.exc.UserError, AssertionError) as error:
             text = _violations(error)
             if constraints.are_final(text, names):
-                raise constraints.refusal(text, specs, names) from error
+                raise constraints.refusal(text, specs, names, blame.where(asked, specs)) from error
     try:
         program = _export(module, specs, deferred=True)
     except torch._dynamo.exc.UserError as error:
-        raise constraints.refusal(text or _violations(error), specs, names) from error
-    conditions.require_hold(program, specs)
+        raise constraints.refusal(text or _violations(error), specs, names, blame.where(asked, specs)) from error
+    conditions.require_hold(program, specs, asked)
     _check_at_one(module, program, specs, tuple(name for name, dim in dims.items() if dim.min == dim.multiple))
     return program
 
 
-def _violations(error: torch._dynamo.exc.UserError) -> str:
+def _violations(error: Exception) -> str:
     """Return what torch says of sizes that the trace does not hold for; raises any other error again."""
+    if isinstance(error, AssertionError) and "Cannot create Dim" in str(error):  # torch's, of its own suggestion
+        return ""
     if "Constraints violated" not in str(error):
         raise error
     return str(error)

@@ -18,7 +18,8 @@ import torch
 from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError
-from normdeploy.export import advice
+from normdeploy.export import advice, blame
+from normdeploy.export.blame import Asked
 from normdeploy.specs import Dim, TensorSpec
 
 _MOST = 4096
@@ -27,8 +28,11 @@ _MOST = 4096
 Roots = dict[Any, Dim]
 
 
-def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec]) -> None:
-    """Raise InputError unless ``program`` holds at every size from two units on; at one unit it must be run."""
+def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec], asked: Sequence[Asked]) -> None:
+    """Raise InputError, at what was ``asked``, unless ``program`` holds at every size from two units on.
+
+    At one unit it must be run.
+    """
     told: dict[str, None] = {}
     working: dict[str, Dim] = {}
     for condition, dims in _conditions(program, size_symbols(program, specs)):
@@ -37,18 +41,18 @@ def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec]) -> None:
             continue
         left = None
         if len(dims) == 1:
-            (asked,) = dims.values()
-            left = _left(asked, [sizes[0] for sizes, holds in holding.items() if holds])
+            (dim,) = dims.values()
+            left = _left(dim, [sizes[0] for sizes, holds in holding.items() if holds]) or _steady(condition, dims)
         if left is None:
             told[str(condition.xreplace({symbol: sympy.Symbol(unit_name(dim)) for symbol, dim in dims.items()}))] = None
         else:
             working[str(left.name)] = left
-            told[f"{asked.name!r} must be {_described(left, asked)}"] = None
+            told[f"{dim.name!r} must be {_described(left, dim)}"] = None
     if told:
         fix = f"ask for these: {advice.spelled(specs, working)}" if working else "ask for the sizes that work"
         raise InputError(
             f"the module does not work for every size that was asked for: {'; '.join(told)}",
-            where=", ".join(f"--input {spec}" for spec in specs),
+            where=blame.where(asked, specs),
             fix=f"{fix}, or change the code that depends on the size",
         )
 
@@ -114,6 +118,16 @@ def _left(dim: Dim, sizes: Sequence[int]) -> Dim | None:
         if set(_of_one(replace(dim, min=low, max=high, multiple=multiple), _MOST)) | {low} == set(sizes):
             opt = min(max(round(dim.opt / multiple) * multiple, low), high)
             return replace(dim, min=low, opt=opt, max=high, multiple=multiple)
+    return None
+
+
+def _steady(condition: Any, dims: Roots) -> Dim | None:
+    """Return the multiples of the one dimension at which ``condition`` is always true or, traced anew, always false."""
+    (dim,) = dims.values()
+    for unit in advice.UNITS:
+        coarser = advice.of_multiple(dim, math.lcm(dim.multiple, unit))
+        if coarser is not None and len({_holds(condition, dims, [size]) for size in _of_one(coarser, _MOST)}) == 1:
+            return coarser
     return None
 
 

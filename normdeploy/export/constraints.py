@@ -24,7 +24,7 @@ def are_final(text: str, names: Mapping[str, str]) -> bool:
     return bool(_EQUAL.search(text)) or any(symbol in names for symbol in narrowed)
 
 
-def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str]) -> InputError:
+def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str], where: str) -> InputError:
     """Return the error for torch's ``text``, in which ``names`` maps its dimensions to the specs' names."""
     said = replace_words(text, names)
     found = list(_conditions(said, dynamic_dims(specs)))
@@ -37,7 +37,7 @@ def refusal(text: str, specs: Sequence[TensorSpec], names: Mapping[str, str]) ->
         fix = "ask for the sizes that work (one size fixes a dimension)"
     return InputError(
         "the module does not work for every size that was asked for: " + "; ".join(dict.fromkeys(reasons)),
-        where=", ".join(f"--input {spec}" for spec in specs),
+        where=where,
         fix=f"{fix}, or change the code that depends on the size",
     )
 

@@ -88,13 +88,18 @@ def _adaptive_max(x: Any, output_size: Sequence[int]) -> Any:
     if all(parts == 1 for parts in output_size):
         y = op.ReduceMax(x, op.Constant(value_ints=axes), keepdims=1)
         return y, op.Identity(y)  # in place of the indices, which nothing reads
-    if rank == len(output_size) + 2 and all(isinstance(n, int) and n % k == 0 for n, k in zip(sizes, output_size)):
-        windows = [n // k for n, k in zip(sizes, output_size)]
-        y = op.MaxPool(x, kernel_shape=windows, strides=windows)
-        return y, op.Identity(y)
+    windows = [_window(size, parts) for size, parts in zip(sizes, output_size, strict=True)]
+    if rank == len(output_size) + 2 and None not in windows:
+        y, indices = op.MaxPool(x, kernel_shape=windows, strides=windows)
+        return y, indices
     for axis, parts in zip(axes, output_size, strict=True):
         x = _maxima(x, axis, parts)
     return x, op.Identity(x)
+
+
+def _window(size: Any, parts: int) -> int | None:
+    """Return how many elements each part has, None where that is not known or not the same."""
+    return size // parts if isinstance(size, int) and size % parts == 0 else None
 
 
 def _maxima(x: Any, axis: int, parts: int) -> Any:

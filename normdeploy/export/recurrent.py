@@ -1,8 +1,8 @@
 """RNN, LSTM and GRU at a dynamic length.
 
 PyTorch's own decompositions are Python loops over the length at hand. torch.export has others, by ``while_loop``, for
-LSTM and GRU; RNN gets one of the same form here. They give the trace its shapes: the operator itself stays in it, and is
-translated as a whole. An LSTM with projections, for which ONNX has no operator, is traced as the loop.
+LSTM and GRU; RNN gets one of the same form here. They give the trace its shapes: the operator itself stays in it, and
+is translated as a whole. An LSTM with projections, for which ONNX has no operator, is traced as the loop.
 """
 
 # No "from __future__ import annotations" here: the exporter reads the types from the signature.
@@ -29,9 +29,9 @@ _OPERATORS = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input, pooling.MAX_P
 
 @contextlib.contextmanager
 def dynamic_kernels() -> Iterator[None]:
-    """Let RNN, LSTM, GRU and max_pool1d keep a dynamic length, as torch.onnx.export lets LSTM, where torch has the means.
+    """Let RNN, LSTM, GRU and max_pool1d keep a dynamic length, as torch.onnx.export lets LSTM, if torch has the means.
 
-    Beyond that, nn.LSTM with projections is traced as a loop.
+    nn.LSTM with projections is traced as a loop.
     """
     try:
         from torch.export import _patches
@@ -58,7 +58,7 @@ def _forget_kernels() -> None:
 
 @contextlib.contextmanager
 def _projections_spelled_out() -> Iterator[None]:
-    functions, plain = vars(torch._VF), torch._VF.lstm  # type: ignore[attr-defined]
+    functions, plain = vars(torch._VF), torch._VF.lstm
 
     def lstm(x: Any, hx: Any, *rest: Any) -> Any:
         projects = isinstance(hx, (tuple, list)) and hx[0].shape[-1] != hx[1].shape[-1]
@@ -76,33 +76,38 @@ def _projections_spelled_out() -> Iterator[None]:
 
 def _loop(steps: torch.Tensor, state: State, advance: Advance) -> tuple[torch.Tensor, State]:
     """Return the outputs of all steps, (length, batch, features), and the last state."""
-    from torch._higher_order_ops.while_loop import while_loop
+    from torch._higher_order_ops import while_loop
+
+    loop: Any = while_loop  # untyped, as all of torch that is used here
+    holds: Any = torch._check
 
     def more(index: torch.Tensor, *_: torch.Tensor) -> Any:
         return index < steps.size(0)
 
     def step(index: torch.Tensor, outputs: torch.Tensor, *state: torch.Tensor) -> State:
         i: Any = index.item()
-        torch._check_is_size(i)
-        torch._check_is_size(i, max=steps.size(0) - 1)
+        holds(i >= 0)
+        holds(i < steps.size(0))
         following = advance(steps[i], *state)
         outputs = outputs.clone()
         outputs[i] = following[0]
         return index + 1, outputs, *following
 
     none = torch.empty(steps.size(0), *state[0].shape, dtype=state[0].dtype, device=state[0].device)
-    _, outputs, *last = while_loop(more, step, [torch.tensor(0), none, *state])
+    _, outputs, *last = loop(more, step, [torch.tensor(0), none, *state])
     return outputs, tuple(last)
 
 
 def _layer(advance: Callable[[Sequence[torch.Tensor]], Advance]) -> Callable[..., tuple[torch.Tensor, State]]:
-    """Return one layer in one direction, as torch's ``_rnn_helper`` calls it; ``advance`` makes a step of its weights."""
+    """Return a layer in one direction, as torch's ``_rnn_helper`` calls it; ``advance`` makes a step of weights."""
 
     def layer(
         x: torch.Tensor, state: State, params: Sequence[torch.Tensor], has_biases: bool, reverse: bool = False
     ) -> tuple[torch.Tensor, State]:
         steps = linear(x, params[0], params[2] if has_biases else None)
-        own = [params[n].clone() for n in range(1, len(params)) if not (has_biases and n == 2)]  # the loop wants its own
+        own = [
+            params[n].clone() for n in range(1, len(params)) if not (has_biases and n == 2)
+        ]  # the loop wants its own
         outputs, last = _loop(steps.flip(0) if reverse else steps, state, advance(own))
         return (outputs.flip(0) if reverse else outputs), last
 
@@ -141,13 +146,20 @@ def _projected_lstm(x: torch.Tensor, hx: Sequence[torch.Tensor], *rest: Any) -> 
 
 
 def _layers(
-    x: torch.Tensor, states: Sequence[State], params: Any, has_biases: bool, *rest: Any, layer: Any, projected: bool = False
+    x: torch.Tensor,
+    states: Sequence[State],
+    params: Any,
+    has_biases: bool,
+    *rest: Any,
+    layer: Any,
+    projected: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the outputs of all layers, and the last states of each kind, (layers * directions, batch, features)."""
-    from torch._decomp.decompositions import _rnn_helper, gather_params
+    from torch._decomp import decompositions
 
-    weights = gather_params(params, has_biases, projected)
-    outputs, last = _rnn_helper(x, states, weights, has_biases, *rest, layer)
+    torchs: Any = decompositions
+    weights = torchs.gather_params(params, has_biases, projected)
+    outputs, last = torchs._rnn_helper(x, states, weights, has_biases, *rest, layer)
     return outputs, [torch.stack(kind, 0) for kind in zip(*last, strict=True)]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError, NormdeployError
-from normdeploy.export import dtypes
+from normdeploy.export import blame, dtypes
 from normdeploy.export.advice import multiples_that_run, spelled
 from normdeploy.export.call import HOW
 from normdeploy.export.capture import symbols
@@ -20,9 +20,15 @@ from normdeploy.export.constraints import replace_words
 from normdeploy.specs import TensorSpec
 
 _UNTRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
-_TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
+_PACKING, _LAYERS = Path(nn.utils.rnn.__file__), Path(nn.modules.rnn.__file__)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
+
+_UNPACKED = (
+    "run the layer on the padded tensor: up to each length its outputs are the same, so multiply them by "
+    "(torch.arange(T) < lengths[:, None])[..., None]; the last state is the output at lengths - 1; run the backward "
+    "direction as a layer of its own, on sequences that torch.gather turned round within their lengths"
+)
 
 Eager = Callable[[Mapping[str, int] | None], object]
 """Runs forward at the given sizes, or at those that are traced."""
@@ -43,6 +49,12 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
             f"the operator {operator} cannot be exported to ONNX",
             where=where,
             fix="replace it in the module by operators that ONNX has, or try a newer --opset",
+        )
+    if _packs(chain):
+        return InputError(
+            "a packed sequence cannot be exported: how much is in it depends on the values of the lengths",
+            where=where,
+            fix=_UNPACKED,
         )
     try:
         eager(None)
@@ -103,7 +115,7 @@ def require_inference(program: ExportedProgram, module: nn.Module) -> None:
             if what and node.args[argument] is True and (what == "chance" or node.args[3] is not None):
                 raise InputError(
                     f"the module's output depends on {what}, as in training",
-                    where=_module_label(_module_of(node), module),
+                    where=blame.module_label(_module_of(node), module),
                     fix="let forward leave the module in eval mode",
                 )
 
@@ -117,12 +129,8 @@ def _module_of(node: torch.fx.Node) -> str:
 def _line_of(node: torch.fx.Node) -> str:
     """Return the innermost line of the user's own code that ``node`` was traced from; empty where none is known."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [(path, line) for path, line in frames if not _is_ours(Path(path))]
+    own = [(path, line) for path, line in frames if blame.is_users(Path(path))]
     return f", {Path(own[-1][0]).name} line {own[-1][1]}" if own else ""
-
-
-def _is_ours(path: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in (_TORCH, _HERE))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -144,20 +152,27 @@ def _operator(chain: list[BaseException]) -> str:
     return ""
 
 
+def _packs(chain: list[BaseException]) -> bool:
+    """Return True if the error arose where PyTorch packs, runs or unpacks a PackedSequence."""
+    for cause in chain:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            file = Path(frame.f_code.co_filename)
+            if file == _PACKING or (file == _LAYERS and isinstance(frame.f_locals.get("batch_sizes"), torch.Tensor)):
+                return True
+    return False
+
+
 def _where(chain: list[BaseException], module: nn.Module) -> str:
     """The module that was being traced or translated, and the line of its code, as far as that is known."""
-    names = {id(part): name for name, part in module.named_modules()}
     for node in _locals(chain, "node", torch.fx.Node):
         if node.meta.get("nn_module_stack"):
-            return _module_label(_module_of(node), module) + _line_of(node)
+            return blame.module_label(_module_of(node), module) + _line_of(node)
     for cause in reversed(chain):
-        for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
-            part = frame.f_locals.get("self")
-            if isinstance(part, nn.Module) and id(part) in names:
-                file = Path(frame.f_code.co_filename)
-                label = _module_label(names[id(part)], module)
-                return label if file.is_relative_to(_TORCH) else f"{label}, {file.name} line {line}"
-    return _module_label("", module)
+        frames = reversed(list(traceback.walk_tb(cause.__traceback__)))
+        told = blame.place(frames, module)
+        if told != blame.module_label("", module):
+            return told
+    return blame.module_label("", module)
 
 
 def _locals(chain: list[BaseException], name: str, kind: type) -> Iterator[torch.fx.Node]:
@@ -166,10 +181,6 @@ def _locals(chain: list[BaseException], name: str, kind: type) -> Iterator[torch
         for frame, _ in reversed(list(traceback.walk_tb(cause.__traceback__))):
             if isinstance(frame.f_locals.get(name), kind):
                 yield frame.f_locals[name]
-
-
-def _module_label(name: str, module: nn.Module) -> str:
-    return f"module {name!r}" if name else f"module {type(module).__name__}"
 
 
 def _first_line(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,8 +24,11 @@ MOST_ROWS = 16
 _STYLES = {"folded": "green", "composed": "green", "reduced": "cyan", "left": "yellow"}
 
 
-def show(report: Report, console: Console, *, path: Path | None = None) -> None:
-    """Print ``report``; ``path`` is the bundle it was written to. Colour is the console's decision."""
+def show(report: Report, console: Console, *, path: Path | None = None, said: Collection[str] = ()) -> None:
+    """Print ``report``, without the notes that were ``said`` before; ``path`` is the bundle it was written to.
+
+    Colour is the console's decision.
+    """
     _line(console, f"{report.factory}  {report.weights or 'with the weights of its factory'}", "bold")
     _line(console, f"normalizations  {view.before_after(report)}", "bold")
     show_norms(report.ledger.norms(), console)
@@ -45,7 +48,7 @@ def show(report: Report, console: Console, *, path: Path | None = None) -> None:
         console.print(_table(batches.columns(report.latency_by_batch), rows, right=len(rows[0])))
     if report.engine is not None:
         show_engine(report.engine, console)
-    for note in view.notes(report):
+    for note in [note for note in view.notes(report) if note not in said]:
         _line(console, f"note: {note}", "dim")
     if path is not None:
         console.print(Text(view.plain(str(path)), "bold"), soft_wrap=True)

@@ -190,10 +190,11 @@ def test_a_parent_that_takes_no_folder(folder: str) -> None:
     assert caught.value.fix == "choose another --out"
 
 
-def test_a_parent_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the super-user may write anywhere
+def test_a_parent_that_cannot_be_written_is_told_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written here"):
-        check_target(tmp_path / "bundle")
+        check_target(Path("/proc/bundle"))  # the super-user may write anywhere else
+    check_target(tmp_path / "new" / "bundle")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_is_too_long(tmp_path: Path) -> None:

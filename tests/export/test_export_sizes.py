@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_condition_that_torch_cannot_prove_is_tried_at_every_size(pool: nn.Mod
         (function(lambda x: x * 2 if x.shape[0] > 4 else x), "x:N=1..5..8x6", "x:N=5..5..8x6@f32"),
         (function(lambda x: x * 2 if x.shape[0] > 4 else x), "x:N=2..6..8%2x5", "x:N=6..6..8%2x5@f32"),
         (function(lambda x: x * 2 if x.shape[0] < 6 else x), "x:N=2..4..8%2x5", "x:4x5@f32"),
-        (nn.RNN(6, 4, batch_first=True), "input:N=2..3..4xT=2..5..9x6", "input:N=2..3..4x5x6@f32"),
+        (function(lambda x: x * len(x[0].unbind())), "x:N=2..3..4xT=2..5..9", "x:N=2..3..4x5@f32"),
     ],
     ids=["runs", "runs on more", "guard", "guard on more", "range", "multiples above", "below", "fixed"],
 )
@@ -134,3 +135,23 @@ def test_a_range_without_two_multiples_has_none() -> None:
     (dim,) = dynamic_dims(parse(["x:N=5..6..11"])).values()
     assert of_multiple(dim, 2) == Dim("N", 6, 6, 10, 2)
     assert of_multiple(dim, 4) is None  # 8 alone
+
+
+def test_a_size_that_is_refused_is_told_by_the_module_and_the_line_that_ask() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return halved(x)
+
+    def halved(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0] // 2, 12)  # the line of halves
+
+    def wide(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] > 4 else x  # the line of the branch
+
+    for module, mark in ((nn.Sequential(nn.ReLU(), Inner()), "halves"), (function(wide), "the branch")):
+        with pytest.raises(InputError) as caught:
+            export(module, f"{'input' if mark == 'halves' else 'x'}:N=2..6..8x6")
+        lines = enumerate(Path(__file__).read_text().splitlines(), 1)
+        line = next(number for number, text in lines if f"# the line of {mark}" in text)
+        label = "module '1'" if mark == "halves" else "module Function"
+        assert caught.value.where.startswith(f"{label}, test_export_sizes.py line {line}; --input "), caught.value

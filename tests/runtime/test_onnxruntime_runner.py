@@ -110,6 +110,16 @@ def test_bfloat16_goes_in_and_out_bit_by_bit() -> None:
     assert run({"x": transposed, "z": np.array([1, 2], np.float32)})["y"].tobytes() == x.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["bfloat16", "float32"])
+def test_a_scalar_stays_one_where_bfloat16_is_about(dtype: Any) -> None:
+    kind = np.dtype(dtype).name.replace("float32", "float")
+    text = f"agraph ({kind} x, bfloat16[2] z) => ({kind} y, bfloat16[2] w) {{ y = Identity(x)  w = Identity(z) }}"
+    run = OnnxRuntimeRunner(model(text).SerializeToString())
+    outputs = run({"x": np.asarray(1.5, dtype), "z": np.ones(4, ml_dtypes.bfloat16)[::2]})
+    assert (outputs["y"].shape, outputs["y"].dtype, outputs["w"].shape) == ((), np.dtype(dtype), (2,))
+    assert outputs["y"] == 1.5
+
+
 def test_a_dtype_without_kernel_is_unavailable_not_wrong() -> None:
     with pytest.raises(UnavailableError, match="lacks a kernel") as caught:
         OnnxRuntimeRunner(model("agraph (bfloat16[2] x) => (bfloat16[2] y) { y = Relu(x) }").SerializeToString())
