@@ -1,5 +1,6 @@
 # demo: export a trained network into out/digits_resnet    test: the tests    lint: ruff and mypy
 # test-report: look at the report in a headless Chromium, which npm brings
+# test-interrupts: stop each command at MOMENTS (40) moments
 # test-ray: what runs on Ray, with two workers      test-examples: the programs under scripts/examples
 # test-real: export really trained networks from PyPI       test-gpu: the tests that need an NVIDIA GPU
 # fuzz: fold N random graphs, fuzz-files: read N damaged files, from SEED if it is given
@@ -22,7 +23,7 @@ ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --en
 # One thread a process: processes whose threads wait for each other on full cores take minutes for seconds.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: mobilenet test-examples test-ray fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
+.PHONY: test-interrupts mobilenet test-examples test-ray fuzz-files soak demo test test-report lint test-real test-gpu fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/normdeploy export --app-dir . --model models.digits:resnet --weights models/digits_resnet.safetensors \
@@ -54,6 +55,9 @@ test-report: $(INSTALLED)
 
 test-real: $(REAL)/.installed
 	$(PYTEST) -m real tests/real tests/foldmodule $(PYTEST_ARGS)
+
+test-interrupts: $(INSTALLED)
+	MOMENTS=$(or $(MOMENTS),40) $(BIN)/python -m pytest tests/attacks/test_interrupts.py $(PYTEST_ARGS)
 
 test-ray: $(RAY)/.installed
 	$(PYTEST) -m real tests/real/test_calibrate_ray.py tests/real/test_ray_serve.py tests/real/test_fleet_ray.py $(PYTEST_ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -119,6 +120,8 @@ COMMANDS = {
     "bench": ["bench", "bundle", "--seconds", "0.5"],
     "bench of a file": ["bench", "bundle/model.onnx", "--seconds", "0.5", *INPUT],
     "judge": ["judge", "bundle", "--k", "3"],
+    "export with latency": [*EXPORT[:-2], "--seconds", "0.4", "--processes", "2", "--out", "made"],
+    "build": ["build", "bundle", "-o", "made", "--sm", "86"],
 }
 FEW = int(os.environ.get("MOMENTS", "3"))
 """Moments of each command; MOMENTS=40 looks closer."""
@@ -150,6 +153,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_interrupt_leaves_nothing_of_any_command(name: str, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "export with latency" and "MOMENTS" not in os.environ:
+        pytest.skip("takes a minute: make test-interrupts")
+    if name == "build":
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     monkeypatch.chdir(exported)
     monkeypatch.setattr(tempfile, "tempdir", str(exported / "temporary"))
     there = {"interrupted_nets.py", "bundle", "temporary", "__pycache__"}
@@ -157,7 +164,7 @@ def test_an_interrupt_leaves_nothing_of_any_command(name: str, exported: Path, m
     code, said = interrupted(60, *COMMANDS[name])
     whole = time.monotonic() - begin
     assert code == 0, said
-    shutil.rmtree(exported / "made", ignore_errors=True)
+    writes = _remove(exported)
     codes: list[int] = []
     for moment in moments(whole):
         if len(codes) >= FEW and 130 in codes:
@@ -168,11 +175,30 @@ def test_an_interrupt_leaves_nothing_of_any_command(name: str, exported: Path, m
         assert said.count("interrupted; ") == (code == 130), said
         assert "Traceback" not in said
         assert "error: " not in said
-        made = {"made"} if name == "export" and (code == 0 or "was written, whole" in said) else set()
+        made = writes if code == 0 or "was written, whole" in said else set()
         assert {path.name for path in exported.iterdir()} | {"__pycache__"} == there | made
-        shutil.rmtree(exported / "made", ignore_errors=True)
+        _remove(exported)
         assert [*(exported / "temporary").iterdir()] == []
+        assert _left_running(exported) == []
     assert 130 in codes
+
+
+def _remove(folder: Path) -> set[str]:
+    """Remove what a command made in ``folder``, and return the names."""
+    made = [path for path in folder.iterdir() if path.name.startswith("made")]
+    for path in made:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return {path.name for path in made}
+
+
+def _left_running(folder: Path) -> list[str]:
+    """Return the command lines of processes that run in ``folder``, this one's aside."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(each.name) != os.getpid() and os.readlink(each / "cwd").startswith(str(folder)):
+                found.append((each / "cmdline").read_text())
+    return found
 
 
 def test_an_interrupt_of_loading_a_bundle_is_one_and_leaves_nothing(
