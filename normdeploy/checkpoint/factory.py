@@ -25,7 +25,7 @@ from typing import Any
 from torch import nn
 
 from normdeploy.checkpoint.configured import configured
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, NormdeployError
 
 _LATER: list[str] = []
 """What stands last on sys.path: the folder of the latest factory, then those of earlier ones."""
@@ -178,6 +178,8 @@ def _call(function: Callable[..., Any], factory: str, arguments: Mapping[str, An
     _require_bindable(function, factory, arguments)
     try:
         module = function(**arguments)
+    except NormdeployError:
+        raise
     except (Exception, SystemExit) as error:
         fix = "correct the factory, or its --model-arg values"
         raise InputError(f"{factory} raised {_told(error)}", where=_place(error, factory), fix=fix) from error
