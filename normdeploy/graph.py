@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 MODULE_KEY = "normdeploy.module"
 _ONNX = ("", "ai.onnx")
@@ -91,3 +92,49 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 def label(node: ir.Node) -> str:
     """Return what to call ``node`` before a user: its module name, else its own name, else its output's."""
     return module_name(node) or node.name or next((str(out.name) for out in node.outputs), node.op_type)
+
+
+_MAKES_SEQUENCES = {
+    "SplitToSequence",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceInsert",
+    "SequenceErase",
+    "SequenceMap",
+}
+_READS_SEQUENCES = {
+    "SequenceAt",
+    "SequenceInsert",
+    "SequenceErase",
+    "SequenceLength",
+    "SequenceMap",
+    "ConcatFromSequence",
+}
+
+
+def infer_types(model: ir.Model) -> None:
+    """Give each value the shape and type that follow from the graph's inputs.
+
+    onnx_ir takes a sequence without a type for a tensor of its elements, which makes the model invalid.
+    """
+    untyped = [value for value in _values(model.graph) if value.type is None and _is_sequence(value)]
+    ShapeInferencePass()(model)
+    for value in untyped:
+        if value.dtype is not None:
+            value.type, value.shape = ir.SequenceType(ir.TensorType(value.dtype)), None
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph.all_nodes():
+        yield from node.outputs
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from attribute.as_graph().inputs
+
+
+def _is_sequence(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is not None and is_of_onnx(producer) and producer.op_type in _MAKES_SEQUENCES:
+        return True
+    readers = [use.node for use in value.uses() if use.idx == 0]
+    return any(is_of_onnx(reader) and reader.op_type in _READS_SEQUENCES for reader in readers)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, NameFixPass
 
 from normdeploy import onnxfile
 from normdeploy.disk import scratch
@@ -24,7 +24,7 @@ from normdeploy.engine.process import Progress, run
 from normdeploy.engine.profiles import Range, profile
 from normdeploy.engine.sidecar import Sidecar, sha256, write_plan
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.graph import label, module_name, operator
+from normdeploy.graph import infer_types, label, module_name, operator
 from normdeploy.limits import more_memory
 from normdeploy.precision import HEAVY, Precision, norm_chains, to_precision, wrong_precision
 from normdeploy.specs import Dim, TensorSpec
@@ -145,7 +145,7 @@ def _prepare(model: ir.Model, precision: Precision) -> ir.Model:
     InlinePass()(graph)
     if any(out.type is None for node in graph.graph.all_nodes() for out in node.outputs):
         with more_memory(1 << 30):
-            ShapeInferencePass()(graph)
+            infer_types(graph)
     for node in graph.graph.all_nodes():
         node.name = re.sub(r"[^\w./:-]", "_", node.name or operator(node))
     NameFixPass()(graph)

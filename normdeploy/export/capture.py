@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch._dynamo import convert_frame
 from torch.export import Dim as TorchDim
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes

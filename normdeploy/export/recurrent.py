@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from onnxscript import opset18
+from torch._dynamo import convert_frame
 from torch.nn.functional import linear
 
 from normdeploy.export import pooling
@@ -40,20 +41,27 @@ def dynamic_kernels() -> Iterator[None]:
         return
     kernels = {pooling.MAX_POOL1D: pooling.max_pool1d} | {operator: _rnn(bend) for operator, bend in _RNNS.items()}
     with contextlib.ExitStack() as stack:
-        stack.callback(_forget_kernels)
+        stack.callback(_forget_earlier_exports)
         stack.enter_context(_patches.register_lstm_while_loop_decomposition())
         stack.enter_context(_patches.register_gru_while_loop_decomposition())
         for operator, kernel in kernels.items():
             stack.enter_context(_patches._register_rnn_while_loop_decomposition(operator, kernel))
         stack.enter_context(_projections_spelled_out())
-        _forget_kernels()
+        _forget_earlier_exports()
         yield
 
 
-def _forget_kernels() -> None:
-    """Let torch look up the kernels anew: it would take those of an earlier export of this process."""
+def _forget_earlier_exports() -> None:
+    """Let torch look up its kernels, and compile its loops and branches, as in a fresh process.
+
+    Loops (those of recurrent layers too) and branches are compiled by Dynamo even while they are exported. What it kept
+    of an earlier export it would take again, and ask for that export's sizes.
+    """
     for operator in _OPERATORS:
         operator._dispatch_cache.clear()
+    codes = (reference() for reference in convert_frame.input_codes.seen)
+    if any(code is not None and "_higher_order_ops" in code.co_filename for code in codes):
+        torch.compiler.reset()
 
 
 @contextlib.contextmanager

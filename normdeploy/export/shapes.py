@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes import common
+
+from normdeploy.graph import infer_types
 
 
 def infer_shapes(model: ir.Model) -> None:
     """Give each value the shape and dtype that follow from the graph's inputs; what was known already stays."""
     values = _values(model.graph)
     before = [value.shape for value in values]
-    common.ShapeInferencePass()(model)
+    infer_types(model)
     for value, shape in zip(values, before, strict=True):
         value.shape = _merged(shape, value.shape)
 

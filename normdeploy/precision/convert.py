@@ -8,11 +8,10 @@ from onnx_ir.passes.common import (
     InlinePass,
     LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
-    ShapeInferencePass,
 )
 
 from normdeploy.errors import InputError
-from normdeploy.graph import MODULE_KEY, is_of_onnx, label, module_name, operator
+from normdeploy.graph import MODULE_KEY, infer_types, is_of_onnx, label, module_name, operator
 from normdeploy.precision.decide import LARGEST, Decision, array
 from normdeploy.precision.kinds import HEAVY
 
@@ -194,12 +193,12 @@ def _prepare(model: ir.Model, target: ir.DataType) -> tuple[ir.Value, ...]:
         RemoveInitializersFromInputsPass()(model)
     nodes = list(model.graph.all_nodes())
     if any(out.type is None for node in nodes for out in node.outputs):
-        ShapeInferencePass()(model)
+        infer_types(model)
     assumed = tuple(out for node in nodes if not is_of_onnx(node) for out in node.outputs if out.type is None)
     if assumed:
         for value in assumed:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-        ShapeInferencePass()(model)
+        infer_types(model)
     unknown = [label(node) for node in nodes if any(out.type is None for out in node.outputs if out.name)]
     if unknown:
         raise InputError(

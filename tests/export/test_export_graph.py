@@ -384,3 +384,13 @@ def test_scalars_booleans_and_integers_go_in_and_out() -> None:
     exported = hold(Mixed(), *texts)
     assert exported.outputs == ("x_out", "t_out", "any", "best")
     assert run(exported, next(iter(feeds_of(*texts))))["any"].shape == ()
+
+
+def test_a_sequence_of_parts_is_one() -> None:
+    """Inference takes it for a tensor of its elements where its type is not known."""
+
+    class Halves(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([half.softmax(-1) for half in x.chunk(2, 1)], 1)
+
+    hold(Halves(), "x:B=1..2..3xT=4..6..8%2x5")
