@@ -71,7 +71,7 @@ def merger(state: GraphState, total: ir.Node) -> Merger:
     found = _merged(state, total, branches, main, steps)
     for edit in (found.weight, found.bias):
         if edit is not None:
-            edit.check()
+            edit.require_storable()
     return found
 
 

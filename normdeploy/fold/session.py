@@ -21,7 +21,7 @@ from normdeploy.fold.plan import Plan
 from normdeploy.fold.proof import commute
 from normdeploy.fold.record import Record
 from normdeploy.fold.rewrite import Writer
-from normdeploy.fold.weights import check
+from normdeploy.fold.weights import require_storable
 from normdeploy.graph import label
 
 _LARGE = 2**30
@@ -72,7 +72,7 @@ class Session:
 
     def _proven(self, plan: Plan, state: GraphState) -> float | None:
         """Return the residual of the plan's proof; a refusal where rounding or the proof fails."""
-        notes = check(plan, state.view, proven=self.validate)
+        notes = require_storable(plan, state.view, proven=self.validate)
         residual = None
         if self.validate:
             with self.proving(plan.source):

@@ -22,7 +22,7 @@ HELD = 256 * 2**20
 """Bytes of edited weights that are held until they are written."""
 
 
-def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
+def require_storable(plan: Plan, view: View, *, proven: bool) -> list[str]:
     """Return notes on what the plan's rounding does; a refusal where it would lose what cannot be lost.
 
     Where the plan is ``proven`` afterwards, what is rounded here is the exact tensor that the proof needs as well.
@@ -34,7 +34,7 @@ def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
             raise Refused("NF113", f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
         if proven:
             edit.exact()
-        lost = edit.check(_channels(Step(view, node, plan), index))
+        lost = edit.require_storable(_channels(Step(view, node, plan), index))
         if lost.small:
             name, dtype = old.name if old else "a bias", edit.dtype.name.lower()
             rest = f", {lost.small - lost.zeros} are below its smallest normal number and keep fewer digits"
@@ -42,7 +42,7 @@ def check(plan: Plan, view: View, *, proven: bool) -> list[str]:
     for node, left in plan.remainders.items():
         for spelling in () if left is None else spellings(node, left, norm=plan.has_norm):
             for name, edit in constants(node, spelling).items():
-                edit.check(EACH if name == "scale" else WHOLE)
+                edit.require_storable(EACH if name == "scale" else WHOLE)
     return notes
 
 

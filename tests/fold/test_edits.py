@@ -58,7 +58,7 @@ def test_many_edits_are_rounded_once(dtype: ir.DataType) -> None:
 
 def test_what_overflows_only_in_between_fits() -> None:
     edit = edit_of(np.array([30.0]), F16).scaled(left=np.array([1e6])).scaled(left=np.array([1e-6]))
-    assert edit.check().small == 0
+    assert edit.require_storable().small == 0
     np.testing.assert_array_equal(edit.rounded(), np.array([30.0], np.float16))
 
 
@@ -67,34 +67,34 @@ def test_what_overflows_only_in_between_fits() -> None:
 )
 def test_what_overflows_is_refused(dtype: ir.DataType, value: float) -> None:
     with pytest.raises(Refused, match="overflows"):
-        Edit(None, dtype, shift=np.array([1.0, value])).check()
+        Edit(None, dtype, shift=np.array([1.0, value])).require_storable()
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(F16, 65504.0), (F32, 3.4028234e38)])
 def test_the_largest_number_fits(dtype: ir.DataType, value: float) -> None:
-    assert Edit(None, dtype, shift=np.array([1.0, -value])).check().small == 0
+    assert Edit(None, dtype, shift=np.array([1.0, -value])).require_storable().small == 0
 
 
 def test_a_channel_that_underflows_is_refused() -> None:
     edit = Edit(None, F16, shift=np.array([[1.0, 2.0], [3.1e-8, 2.2e-8]]))
     with pytest.raises(Refused, match="underflows"):
-        edit.check(Channels((0,)))
+        edit.require_storable(Channels((0,)))
 
 
 def test_a_small_element_in_a_large_channel_may_underflow() -> None:
-    assert Edit(None, F16, shift=np.array([[1.0, 3.1e-8], [2.2e-8, 2.0]])).check(Channels((0,))).small == 2
+    assert Edit(None, F16, shift=np.array([[1.0, 3.1e-8], [2.2e-8, 2.0]])).require_storable(Channels((0,))).small == 2
 
 
 def test_one_tiny_channel_does_not_hide_behind_a_large_one() -> None:
     tiny = np.array([[1e4, 2e4], [3.1e-8, 2.2e-8]])
-    assert Edit(None, F16, shift=tiny).check().small == 2
+    assert Edit(None, F16, shift=tiny).require_storable().small == 2
     with pytest.raises(Refused, match="underflows"):
-        Edit(None, F16, shift=tiny).check(Channels((0,)))
+        Edit(None, F16, shift=tiny).require_storable(Channels((0,)))
 
 
 def test_subnormal_float32_results_become_zero() -> None:
     edit = Edit(None, F32, shift=np.array([1.0, 1e-39, -1e-40]))
-    assert edit.check().small == 2
+    assert edit.require_storable().small == 2
     np.testing.assert_array_equal(edit.rounded(), np.array([1.0, 0.0, 0.0], np.float32))
 
 
@@ -114,7 +114,7 @@ def test_a_scalar_stays_a_scalar_array(dtype: ir.DataType) -> None:
     edit = edit_of(np.array(2.0), dtype).scaled(left=np.array(3.0))
     assert edit.rounded().shape == edit.shape == ()
     assert edit.rounded().dtype == dtype.numpy()
-    assert edit.check().small == 0
+    assert edit.require_storable().small == 0
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
@@ -170,7 +170,7 @@ def test_large_tensors_are_evaluated_in_parts(rows: int, centred: int | None, mo
         if exact_first:
             np.testing.assert_allclose(edit.exact(), exact, rtol=1e-14, atol=1e-15)
         np.testing.assert_allclose(edit.rounded(), rounded, rtol=1e-7, atol=1e-7 if centred is not None else 0)
-        assert edit.check().small == (3 if centred is None else 0)
+        assert edit.require_storable().small == (3 if centred is None else 0)
     whole = Edit(None, F32, shift=exact)
     np.testing.assert_array_equal(whole.rounded(), rounded)
 
@@ -178,7 +178,12 @@ def test_large_tensors_are_evaluated_in_parts(rows: int, centred: int | None, mo
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
 def test_an_empty_tensor_stays_empty(shape: tuple[int, ...]) -> None:
     edit = edit_of(np.ones(shape)).scaled(left=np.array(2.0))
-    assert (edit.check().small, edit.ulps(), edit.rounded().shape, edit.exact().shape) == (0, 0.0, shape, shape)
+    assert (edit.require_storable().small, edit.ulps(), edit.rounded().shape, edit.exact().shape) == (
+        0,
+        0.0,
+        shape,
+        shape,
+    )
 
 
 @pytest.mark.parametrize("where", [0, 4])
@@ -187,7 +192,7 @@ def test_overflow_in_any_part_is_refused(where: int, monkeypatch: pytest.MonkeyP
     weight = np.ones(5)
     weight[where] = 1e30
     with pytest.raises(Refused, match="overflows"):
-        edit_of(weight).scaled(left=np.array(1e30)).check()
+        edit_of(weight).scaled(left=np.array(1e30)).require_storable()
 
 
 def test_summands_are_what_was_there_before_anything_cancels() -> None:

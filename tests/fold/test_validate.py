@@ -324,7 +324,7 @@ def test_a_kink_is_held_to_its_signs_where_no_probe_is_near(monkeypatch: Patch) 
 
 def test_a_kink_is_probed_around_its_breakpoint(monkeypatch: Patch) -> None:
     FAR.plant(monkeypatch)
-    monkeypatch.setattr(_Square, "_check_signs", lambda self: None)
+    monkeypatch.setattr(_Square, "_require_signs", lambda self: None)
     _, ledger = folded(FAR.proto)
     assert any(dropped.code == "NF401" for dropped in ledger.dropped)
 

@@ -215,7 +215,7 @@ class Edit:
         """
         return self._rounded.ulps
 
-    def check(self, channels: Channels = WHOLE) -> Lost:
+    def require_storable(self, channels: Channels = WHOLE) -> Lost:
         """Refuse a tensor that does not fit its dtype; return what became of numbers that are too small for it.
 
         Args:
@@ -228,10 +228,10 @@ class Edit:
             largest = float(np.abs(self.exact()).max())
             raise Refused("NF111", f"the folded weight overflows {self.dtype.name.lower()}: {largest:.3g}")
         if self._rounded.small:
-            self._check_loss(channels)
+            self._require_small_loss(channels)
         return Lost(self._rounded.small, self._rounded.zeros)
 
-    def _check_loss(self, channels: Channels) -> None:
+    def _require_small_loss(self, channels: Channels) -> None:
         exact, stored = self.exact(), self.rounded()
         limits = _finfo(stored.dtype)
         small = np.abs(stored) < limits.smallest_normal

@@ -18,7 +18,7 @@ from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm.stream import Stream, stream_at
-from normdeploy.fold.layernorm.targets import fast_spelling
+from normdeploy.fold.layernorm.targets import fast_operator_type
 from normdeploy.fold.ledger import MEAN_IS_GONE
 from normdeploy.fold.levels import Target
 from normdeploy.fold.plan import Plan, Step
@@ -76,7 +76,7 @@ def streams(
     Where the target has no RMSNorm there is no use in following any.
     """
     try:
-        fast_spelling(state.view.opset, target)
+        fast_operator_type(state.view.opset, target)
     except Refused as refusal:
         yield norms, refusal
         return
@@ -109,7 +109,7 @@ def centred(state: GraphState, stream: Stream, target: Target, is_kept: Callable
     norms, others = (tuple(norm for norm in asked if (len(norm.inputs) == 2) is bare) for bare in (True, False))
     if not norms:
         raise has_bias()
-    kind = fast_spelling(state.view.opset, target)
+    kind = fast_operator_type(state.view.opset, target)
     plan = Plan(source=norms[0], committed=state.committed, kinds=dict.fromkeys(norms, kind))
     for norm in norms:  # the defaults of another operator are its own affair
         for name, default in (("axis", -1), ("epsilon", 1e-5), ("stash_type", 1)):
@@ -140,7 +140,7 @@ def proven(plan: Plan, square: Callable[[ir.Node], float | None]) -> float | Non
     for node in plan.touched():
         own = [edit for (owner, _), edit in plan.edits.items() if owner is node]
         for edit in own:
-            edit.check()
+            edit.require_storable()
         if (residual := square(node)) is not None:
             residuals.append(residual)
         for edit in own:

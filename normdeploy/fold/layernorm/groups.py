@@ -11,7 +11,7 @@ import onnx_ir as ir
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import Core
-from normdeploy.fold.layernorm.targets import spelling
+from normdeploy.fold.layernorm.targets import operator_type
 from normdeploy.fold.layernorm.values import first, made_by
 from normdeploy.fold.levels import Target
 from normdeploy.graph import operator
@@ -45,7 +45,7 @@ def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: T
     channels, groups = whole[1], parts[1]
     if not isinstance(channels, int) or not isinstance(groups, int) or channels % groups or parts[0] != whole[0]:
         return None
-    op_type = spelling("GroupNormalization", view.opset, target)
+    op_type = operator_type("GroupNormalization", view.opset, target)
     scale, bias = (_over_channels(view, node, index, channels, groups) for index in (1, 2))
     return Norm(
         join, x, op_type, {"epsilon": epsilon, "num_groups": groups}, scale, bias, axes=tuple(range(1, len(whole)))

@@ -18,7 +18,7 @@ from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import groups, region
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
-from normdeploy.fold.layernorm.targets import spelling
+from normdeploy.fold.layernorm.targets import operator_type
 from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
 from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
@@ -149,7 +149,7 @@ def _require_float32(core: Core) -> None:
 
 
 def _plain(view: View, core: Core, target: Target | None) -> Norm:
-    op_type = spelling(core.kind, view.opset, target)
+    op_type = operator_type(core.kind, view.opset, target)
     data = _of_dtype(view, core.data, core.terminal)
     rank = view.require_rank(data, core.terminal)
     sizes = fixed(view, data, core.axes)

@@ -9,8 +9,8 @@ SINCE = {"LayerNormalization": 17, "GroupNormalization": 21, "RMSNormalization":
 """The opset from which on the standard has a norm (GroupNormalization: with a scale for each channel)."""
 
 
-def spelling(kind: str, opset: int, target: Target | None) -> str:
-    """Return the operator type that spells ``kind``; that of the newest opset where there is no ``target``.
+def operator_type(kind: str, opset: int, target: Target | None) -> str:
+    """Return the type of the operator that ``kind`` is; that of the newest opset where there is no ``target``.
 
     Raises:
         Refused: there is none at this opset for this target.
@@ -31,8 +31,8 @@ def spelling(kind: str, opset: int, target: Target | None) -> str:
     raise Refused("NF315", f"ONNX has {kind} from opset {since} on, and this is opset {opset}", fix=fix)
 
 
-def fast_spelling(opset: int, target: Target) -> str:
-    """Do as :func:`spelling` of an RMS norm, where the target runs it as one kernel."""
+def fast_operator_type(opset: int, target: Target) -> str:
+    """Do as :func:`operator_type` of an RMS norm, where the target runs it as one kernel."""
     if target == "tensorrt":
         raise Refused("NF316", "TensorRT takes RMSNormalization apart, and has one kernel for LayerNormalization")
-    return spelling("RMSNormalization", opset, target)
+    return operator_type("RMSNormalization", opset, target)

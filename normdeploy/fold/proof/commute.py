@@ -81,14 +81,14 @@ class _Square:
 
     def error(self) -> float:
         """Return the largest relative error of an output channel, over zero and random inputs."""
-        self._check_signs()
+        self._require_signs()
         try:
             return max(self._trial(zero=True), self._trial(zero=False))
         except ValueError as error:  # numpy's word for shapes that do not fit
             raise self._broken("NF402", f"a map does not fit its probe ({error})") from error
 
-    def _check_signs(self) -> None:
-        """Check sign preconditions that sampling cannot establish, of an operator that is not linear."""
+    def _require_signs(self) -> None:
+        """Refuse signs that sampling cannot establish as safe, around an operator that is not linear."""
         for value in (*self.node.inputs, *self.node.outputs):
             m = self.maps.get(value) if value is not None else None
             if m is None:
