@@ -62,7 +62,8 @@ def _part(edit: Edit, array: np.ndarray, rows: slice | object) -> np.ndarray:
 
 
 def _factor(edit: Edit, rows: slice | object) -> Array:
-    return np.multiply(_part(edit, edit.left, rows), _part(edit, edit.right, rows))
+    factor: Array = np.multiply(_part(edit, edit.left, rows), _part(edit, edit.right, rows))
+    return factor
 
 
 def _mean(edit: Edit, array: Array) -> Array:
