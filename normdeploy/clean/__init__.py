@@ -53,7 +53,7 @@ def clean(
     known, shapes, budget = list(scopes(model)), Shapes(model, declared=declared_shapes), Budget()
     given = {value for scope in known for value in _constants(scope)}
     unread = {value for value in given if not value.uses()}
-    for scope in known:
+    for scope in reversed(known):  # what a body does not read any more may be dead around it
         done["unread"] += remove_dead_ends(scope)
     for scope in known:
         _clean(scope, shapes, budget, done)
@@ -61,7 +61,7 @@ def clean(
             shapes.renew()
             _clean(scope, shapes, budget, done)
         done["bias"] += remove_zero_biases(scope, given)
-    for scope in known:
+    for scope in reversed(known):
         gone = remove_dead_ends(scope)  # what only the evaluated read, or nothing any more in a sequence
         done["unread"] += Counter({operator: count for operator, count in gone.items() if operator in NORMS})
         _drop_unread(scope, unread)

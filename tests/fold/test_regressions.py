@@ -750,6 +750,17 @@ def test_a_norm_in_a_body_that_nothing_reads_once_a_sequence_is_opened_is_said_t
     assert any(note.code == "NF415" and "2 BatchNormalization" in note.text for note in ledger.notes)
 
 
+def test_what_a_body_alone_reads_goes_with_the_sequence_that_it_was_read_for() -> None:
+    body = (
+        "c = Conv (x, w)\n y = If (yes) <then_branch = t () => (float[2,3,8,6] p) { q = SequenceConstruct (c, x)"
+        "  e = SequenceAt (q, one)  p = Relu (e) }, else_branch = f () => (float[2,3,8,6] r) { r = Neg (x) }>"
+    )
+    proto = model("float[2,3,8,6] x, bool yes", "float[3,3,1,1] w, int64 one = {1}", body)
+    new, _ = folded(proto)
+    assert op_types(new) == {"If": 1, "Relu": 1, "Neg": 1}
+    assert not {item.name for item in new.graph.initializer} & {"w", "one"}
+
+
 def test_a_sequence_that_was_handed_on_is_opened_at_once() -> None:
     body = "q = SequenceConstruct (x, x)\n p = Identity (q)\n e = SequenceAt (p, one)\n c = Conv (e, w)\n"
     proto = model("float[2,3,8,6] x", f"float[4,3,1,1] w, {bn(4)}, int64 one = {{1}}", body + norm("c", "y"))
