@@ -98,7 +98,7 @@ def _require_free(model: ir.Model) -> None:
     there = [node for node in model.graph.all_nodes() if node.domain == DOMAIN]
     if not there:
         return
-    names = ", ".join(dict.fromkeys(f"{node.op_type} of {label(node)}" for node in there))
+    names = ", ".join(dict.fromkeys(f"{operator(node)} of {label(node)}" for node in there))
     if all(is_plugin(node) for node in there):
         fix = "leave --plugin out: it is a graph of plugins, and normdeploy build takes it as it is"
         raise InputError("the model has plugins already", where=names, fix=fix)
@@ -110,7 +110,7 @@ def is_plugin(node: ir.Node) -> bool:
     """Return whether ``node`` is one of these plugins, and not somebody else's operator in a domain of that name."""
     namespace = node.attributes.get("plugin_namespace")
     ours = namespace is not None and namespace.type == ir.AttributeType.STRING and namespace.value == DOMAIN
-    return ours and node.domain == DOMAIN and node.op_type in {each.name for each in OPERATORS}
+    return ours and operator(node) in {f"{DOMAIN}::{each.name}" for each in OPERATORS}
 
 
 def leak(model: ir.Model) -> tuple[str, ...]:
