@@ -23,6 +23,7 @@ from normdeploy.graph import MODULE_KEY
 from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import random_feeds
 from normdeploy.parity.verdict import Criteria, judge
+from normdeploy.pipeline.engines import computes_in
 from normdeploy.precision import DTYPES, Precision, norm_chains, to_precision, wrong_precision
 from normdeploy.precision.widen import widened
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -119,6 +120,13 @@ def test_a_convolutional_net_computes_in_16_bits_between_float32_borders(precisi
     # six roundings of relative size eps/2 in a row, of which the largest weigh most
     assert error(actual, exact) < 3 * EPS[precision]
     assert error(actual, exact) > EPS[precision] / 100  # it really was rounded
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_without_convolutions_and_products_what_else_computes_decides(precision: Precision) -> None:
+    """A graph of sums and activations in 16 bits is not held to what eager loses in float32."""
+    model = graph("(float[N, 4] x) => (float[N, 4] y) { a = Add(x, b)  y = Tanh(a) }", b=normal(4))
+    assert computes_in(to_precision(model, precision)) == precision
 
 
 def test_the_given_model_is_not_changed() -> None:

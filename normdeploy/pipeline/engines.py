@@ -20,11 +20,12 @@ from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.engine.plugin_graph import plugin_form as form_of
 from normdeploy.engine.process import Progress
 from normdeploy.errors import InputError
+from normdeploy.graph import operator
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.plugins import where_faster, with_plugins
 from normdeploy.pipeline.files import check_paths, check_plugin
-from normdeploy.precision import Precision, to_precision, wrong_precision
+from normdeploy.precision import DTYPES, HEAVY, Precision, to_precision, wrong_precision
 from normdeploy.specs import TensorSpec, parse
 
 
@@ -128,10 +129,19 @@ def require_backend(backend: str | None, sm: Sequence[str], *, plugin: bool = Fa
     (choose_for_plugins if plugin else choose)(backend, gpu=gpu.find() is not None, sm=sm)
 
 
+_NARROW: dict[Precision, ir.DataType] = {"fp16": DTYPES["fp16"], "bf16": DTYPES["bf16"]}
+
+
 def computes_in(model: ir.Model) -> Precision:
-    """Return what the convolutions and matrix products of ``model`` compute in; fp32 where they differ, or where none
-    is.
+    """Return what the convolutions and matrix products of ``model`` compute in; fp32 where they differ.
+
+    Where it has none, a 16-bit type that any other operator but a cast reads decides.
     """
+    if not any(operator(node) in HEAVY for node in model.graph.all_nodes()):
+        nodes = (node for node in model.graph.all_nodes() if node.op_type != "Cast")
+        read = {value.dtype for node in nodes for value in node.inputs if value is not None}
+        narrow = [precision for precision, dtype in _NARROW.items() if dtype in read]
+        return narrow[0] if len(narrow) == 1 else "fp32"
     for precision in ("fp32", "fp16", "bf16"):
         if not wrong_precision(model, precision):
             return precision

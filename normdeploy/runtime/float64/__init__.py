@@ -9,6 +9,7 @@ An operator is run by the first that knows it: the tables of this package, the f
 ONNX defines it, onnx.reference. The tests hold each to a second one: to the cases that the onnx package ships.
 """
 
+from normdeploy.runtime.float64.operators import RANDOM
 from normdeploy.runtime.float64.runner import Float64Runner, NoFloat64Error
 
-__all__ = ["Float64Runner", "NoFloat64Error"]
+__all__ = ["RANDOM", "Float64Runner", "NoFloat64Error"]

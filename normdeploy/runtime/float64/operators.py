@@ -34,9 +34,10 @@ _FOLD = (
 )
 """What the fold's proof has its own evaluator for."""
 
-_RANDOM = frozenset(
+RANDOM = frozenset(
     {"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
 )
+"""Operators that draw numbers: each runtime others, so there is no float64 of them."""
 
 
 def _by_fold(step: Step, *inputs: Value) -> list[Array]:
@@ -79,7 +80,7 @@ def run(step: Step, inputs: list[Value]) -> list[Value]:
         with np.errstate(all="ignore"):
             result = rule(step, *inputs)
         return list(result) if isinstance(result, tuple) or rule is _by_fold else [result]
-    if step.domain or step.op_type in _RANDOM:
+    if step.domain or step.op_type in RANDOM:
         raise UnknownOperatorError(f"{step.domain or 'ai.onnx'}::{step.op_type}")
     return _by_reference(step, inputs)
 
