@@ -238,7 +238,7 @@ class _Session:
             lambda draw: self._rounding(feed, name, exact, draw),
         )
         if self.single is not None and sixteen and not judge_one(measured, self.criteria).passed:
-            measured = replace(measured, eager=added(measured.eager, self.single.of_scalars(feed, name, dtype)))
+            measured = replace(measured, eager=added(measured.eager, self.single.of_constants(feed, name, dtype)))
         return measured
 
     def _rounding(self, feed: Feed, name: str, exact: Array, draw: int) -> Errors:

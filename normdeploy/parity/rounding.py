@@ -8,7 +8,7 @@ half a unit in the last place of the other's. What is left is what the precision
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -59,19 +59,24 @@ def faults(found: list[Pair]) -> tuple[str, ...]:
     return (*told[:_SHOWN], *([f"and {more} more"] if more > 0 else []))
 
 
-def with_scalars(single: ir.Model, found: list[Pair]) -> ir.Model:
-    """Return ``single`` with the scalars that the 16-bit graph has.
+def with_constants(single: ir.Model, found: list[Pair], weights: Collection[str]) -> ir.Model:
+    """Return ``single`` with those constants of the 16-bit graph that are none of the module's ``weights``, by name.
 
-    They are no weights of the module: PyTorch computes with a number in the code as it is, and a graph in 16 bits has
-    to round it. What that costs is part of the precision's cost, which rounding the module's weights does not show.
+    PyTorch computes with a number in the code as it is, and with a tensor that is no parameter and no buffer; a graph
+    in 16 bits has to round them. What that costs is part of the precision's cost, which rounding the module's weights
+    does not show.
     """
     copy = single.clone()
-    rounded = [pair for pair in found if pair.narrow.dtype in LARGEST and _array(pair.narrow).size == 1]
-    scalars = {pair.single.name: pair.narrow for pair in rounded}
+    rounded = [pair for pair in found if pair.narrow.dtype in LARGEST]
+    others = {
+        pair.single.name: pair.narrow
+        for pair in rounded
+        if pair.single.name not in weights or _array(pair.narrow).size == 1
+    }
     for graph in (copy.graph, *copy.graph.subgraphs()):
         for name, value in graph.initializers.items():
-            if name in scalars:
-                value.const_value = ir.tensor(_array(scalars[name]).astype(np.float32), name=name)
+            if name in others:
+                value.const_value = ir.tensor(_array(others[name]).astype(np.float32), name=name)
     return copy
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.metrics import EXACT, Errors, added, errors, is_float, larger, usable
 from normdeploy.parity.reference import Arrays, Oracle
-from normdeploy.parity.rounding import Pair, UnlikeError, faults, pairs, prepared, with_scalars
+from normdeploy.parity.rounding import Pair, UnlikeError, faults, pairs, prepared, with_constants
 from normdeploy.parity.verdict import Criteria, Measurement, judge_one
 from normdeploy.runtime.float64 import Float64Runner
 from normdeploy.specs import TensorSpec
@@ -25,7 +25,8 @@ class Single:
     def __init__(self, module: nn.Module, specs: Sequence[TensorSpec], single: ir.Model, found: list[Pair]) -> None:
         self.misrounded = faults(found)
         self._oracle = Oracle(module, specs, torch.float32)
-        self._graph, self._scalars = Float64Runner(single), Float64Runner(with_scalars(single, found))
+        weights = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+        self._graph, self._constants = Float64Runner(single), Float64Runner(with_constants(single, found, weights))
 
     @classmethod
     def of(
@@ -61,9 +62,9 @@ class Single:
         rounded = self._oracle.rounded(feed.arrays, draw)[name]
         return usable(errors(rounded, exact[name], "float32")) if rounded.shape == exact[name].shape else EXACT
 
-    def of_scalars(self, feed: Feed, name: str, dtype: str) -> Errors:
-        """Return what rounding the scalars of the code costs, which are no weights."""
-        rounded, meant = self._scalars(feed.arrays)[name], self._graph(feed.arrays)[name]
+    def of_constants(self, feed: Feed, name: str, dtype: str) -> Errors:
+        """Return what rounding the constants of the code costs, which are no weights."""
+        rounded, meant = self._constants(feed.arrays)[name], self._graph(feed.arrays)[name]
         return usable(errors(rounded, meant, dtype)) if rounded.shape == meant.shape else EXACT
 
 

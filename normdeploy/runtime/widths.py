@@ -160,6 +160,8 @@ def rounded_to(dtype: torch.dtype, into: torch.dtype, draw: int = 0) -> Convert:
     generator = torch.Generator().manual_seed(draw)
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_complex():
+            return torch.view_as_complex(convert(torch.view_as_real(tensor.resolve_conj())))
         if not tensor.is_floating_point():
             return to_dtype(into)(tensor)
         nearest = tensor.to(dtype).to(into)

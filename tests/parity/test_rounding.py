@@ -168,6 +168,46 @@ def test_the_scalars_of_the_code_are_part_of_what_16_bits_cost() -> None:
     assert not verdict(module, wrong, single, "fp16").passed
 
 
+def _elements(value: ir.Value) -> int:
+    assert value.const_value is not None
+    return value.const_value.numpy().size
+
+
+class Sines(nn.Module):
+    """Adds a tensor that is no buffer, as positions often are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sines = torch.linspace(0.1, 3, 8).sin()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.sines
+
+
+class Turned(nn.Module):
+    """Multiplies by complex numbers that are a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turn", torch.polar(torch.ones(4), torch.linspace(0.1, 3, 4)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.turn, torch.Tensor)
+        turned = torch.view_as_complex(x.reshape(-1, 4, 2)) * self.turn
+        return torch.view_as_real(turned).flatten(1)
+
+
+@pytest.mark.parametrize("kind", [Sines, Turned])
+def test_tensors_that_rounding_the_real_weights_does_not_reach_are_part_of_it(kind: type[nn.Module]) -> None:
+    module = kind()
+    single, narrow = graphs(module, "fp16")
+    found = verdict(module, narrow, single, "fp16")
+    assert found.passed, [each for each in found.judgements if not each.passed]
+    halves = {n: value for n, value in narrow.graph.initializers.items() if value.dtype == ir.DataType.FLOAT16}
+    name = max(halves, key=lambda each: _elements(halves[each]))
+    assert not verdict(module, changed(narrow, name, 2e-3), single, "fp16").passed
+
+
 def test_a_mask_beyond_the_range_may_be_clipped_and_nothing_else() -> None:
     class Masked(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
