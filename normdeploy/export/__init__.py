@@ -15,7 +15,7 @@ from torch import nn
 
 from normdeploy.clean import clean
 from normdeploy.errors import InputError
-from normdeploy.export import labels
+from normdeploy.export import dtypes, labels
 from normdeploy.export.call import arguments, bind_inputs
 from normdeploy.export.dtypes import in_float32, is_bfloat16
 from normdeploy.export.quiet import quiet
@@ -93,7 +93,7 @@ def to_graph(
         _clean(model)
         labels.own_outputs(model.graph)
         labels.name_values(model.graph, inputs, traced.outputs)
-        _check(model, module, opset)
+        _check(model, module, specs, opset)
     return Exported(model, inputs, traced.outputs, _notes(model, traced.changed_buffers))
 
 
@@ -121,7 +121,7 @@ def _clean(model: ir.Model) -> None:
     ir.passes.Sequential(*tidy, common.NameFixPass())(model)
 
 
-def _check(model: ir.Model, module: nn.Module, opset: int) -> None:
+def _check(model: ir.Model, module: nn.Module, specs: Sequence[TensorSpec], opset: int) -> None:
     """The cleaned graph is valid ONNX of the opset that was asked for, its shapes inferred throughout."""
     if model.opset_imports.get("", opset) != opset:
         raise InputError(
@@ -130,6 +130,9 @@ def _check(model: ir.Model, module: nn.Module, opset: int) -> None:
     try:
         common.CheckerPass(full_check=True)(model)
     except Exception as error:
+        if told := dtypes.advice(module, specs):  # torch traces a linear layer all the same
+            what = "the inputs and the weights are of different floating-point types"
+            raise InputError(what, where=", ".join(f"--input {spec}" for spec in specs), fix=told) from error
         fix = "try another --opset; --verbose shows more"
         if is_bfloat16(module) and opset < BFLOAT16_OPSET:
             fix = f"leave --opset out, or give --opset {BFLOAT16_OPSET}, the first that has all of bfloat16"

@@ -41,6 +41,14 @@ def test_a_bfloat16_module_is_exported_as_a_bfloat16_graph() -> None:
     assert "leave --opset out, or give --opset 22" in caught.value.fix
 
 
+def test_a_linear_layer_of_other_type_is_told_as_that() -> None:
+    """torch traces it all the same, into a graph that is not valid."""
+    with pytest.raises(InputError, match="of different floating-point types") as caught:
+        export(nn.Linear(4, 3).bfloat16(), "input:N=1..2..3x4")
+    assert caught.value.where == "--input input:N=1..2..3x4@f32"
+    assert "give the inputs as @bf16, or widen the module by --precision fp32" in caught.value.fix
+
+
 def test_a_module_is_widened_exactly_with_what_goes_in() -> None:
     module = net(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
