@@ -40,12 +40,12 @@ class Page:
 
 
 def is_code(text: str) -> bool:
-    """Return whether ``text`` is written as a code, known or not."""
-    return _CODE.fullmatch(text) is not None
+    """Return whether ``text`` is written as a code, in capitals or not, known or not."""
+    return _CODE.fullmatch(text.upper()) is not None
 
 
 def page(code: str) -> Page:
-    """Return the page of ``code``.
+    """Return the page of ``code``, which may be written in small letters.
 
     Raises:
         InputError: there is no such code, or ``code`` is not written as one.
@@ -54,6 +54,7 @@ def page(code: str) -> Page:
         what = "neither a bundle or a file that is there, nor a code"
         fix = f"check the path, or write a code such as NF201; codes begin with {' or '.join(FAMILIES)}"
         raise InputError(what, where=code, fix=fix)
+    code = code.upper()
     module = FAMILIES.get(code[:2])
     pages: dict[str, Page] = {} if module is None else {each.code: each for each in import_module(module).PAGES}
     if code not in pages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def net():
 
 def seed():
     return nn.Sequential(nn.BatchNorm3d(2))
+
+
+def bare():
+    return nn.BatchNorm3d(2)
 """
 INPUT = "input:N=1..4..8x3x9x7"
 
@@ -229,3 +234,36 @@ def test_a_partial_result_is_not_gone_on_with_by_other_data(folder: Path, tmp_pa
     with pytest.raises(InputError, match="of other data"):
         run(folder, partial=tmp_path / "part", data=tmp_path / "other.npz")
     assert (tmp_path / "part").read_bytes() == before
+
+
+def test_a_norm_that_is_the_whole_module_is_estimated(tmp_path: Path, folder: Path) -> None:
+    data = np.random.default_rng(0).normal(3, 2, (6, 2, 2, 2, 3)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", input=data)
+    spec = "input:N=1..3..6x2x2x2x3"
+    calibrate("calibrated_nets:bare", [spec], tmp_path / "new", app_dir=folder, data=tmp_path / "data.npz", pooled=True)
+    found, reached = load_file(tmp_path / "new"), data.astype(np.float64).swapaxes(0, 1).reshape(2, -1)
+    np.testing.assert_allclose(found["running_mean"], reached.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(found["running_var"], reached.var(1, ddof=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.1}, {"pooled": True}], ids=["average", "momentum", "pooled"])
+def test_nan_in_the_data_is_called_nan_and_nothing_is_written(
+    folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with np.load(folder / "a.npz") as arrays:
+        images = arrays["input"].copy()
+    images[7, 1, 2, 3] = np.nan
+    np.savez(tmp_path / "hole.npz", input=images)
+    with pytest.raises(InputError, match="NaN or infinite reach a norm") as caught:
+        run(folder, out=tmp_path / "new", data=tmp_path / "hole.npz", **options)
+    assert "hole.npz: input holds 1 values that are NaN or infinite" in caught.value.where
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_new_checkpoint_can_be_read_by_whom_the_umask_lets(folder: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        run(folder, out=tmp_path / "new", data=folder / "a.npz")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640

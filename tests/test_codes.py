@@ -23,6 +23,8 @@ PAGES: list[Page] = [page for module in FAMILIES.values() for page in import_mod
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.code)
 def test_a_page_says_everything_in_sentences(page: Page) -> None:
     assert codes.is_code(page.code)
+    assert codes.is_code(page.code.lower())
+    assert codes.page(page.code.lower()) == page
     assert FAMILIES[page.code[:2]]
     assert page.title == page.title.strip().rstrip(".")
     for text in (page.what, page.why, page.fix):

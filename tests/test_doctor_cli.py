@@ -41,6 +41,16 @@ def bad():
     return net
 
 
+def large():
+    net = good()
+    net[1].running_var[0] = 1e5
+    return net
+
+
+def large_and_kept():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), large()[1], nn.ReLU()).eval()
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
@@ -113,6 +123,33 @@ def test_inputs_are_guessed_and_said(nets: list[str], capsys: pytest.CaptureFixt
     del nets[nets.index("--input") : nets.index("--input") + 2]
     assert main([*nets, "doctored_nets:good"]) == 0
     assert "inputs were guessed: input:" in capsys.readouterr().out
+
+
+def test_nan_in_the_data_is_called_nan(nets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.ones((2, 3, 9, 11), np.float32)
+    images[1, 2, 3, 4] = np.nan
+    np.savez(tmp_path / "hole.npz", input=images)
+    assert main([*nets, "doctored_nets:good", "--data", str(tmp_path / "hole.npz")]) == 0
+    assert "note: hole.npz: input holds 1 values that are NaN or infinite" in capsys.readouterr().out
+
+
+def test_inputs_of_another_type_are_said_with_what_helps(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    nets[nets.index("--input") + 1] = "input:2x3x9x11@f16"
+    assert main([*nets, "doctored_nets:good"]) == 1
+    said = capsys.readouterr().out
+    assert "the network was not run: forward raises RuntimeError" in said
+    assert "the weights are float32, the inputs float16: give the inputs as @f32" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "severity"), [("doctored_nets:large", "note"), ("doctored_nets:large_and_kept", "warning")]
+)
+def test_squares_of_a_norm_that_goes_are_a_note(
+    nets: list[str], capsys: pytest.CaptureFixture[str], name: str, severity: str
+) -> None:
+    assert main([*nets, name, "--select", "nd015", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (found["severity"], "the norm itself is folded away" in found["message"]) == (severity, severity == "note")
 
 
 def test_an_unknown_code_is_usage(nets: list[str], capsys: pytest.CaptureFixture[str]) -> None:

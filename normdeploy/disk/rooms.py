@@ -50,6 +50,7 @@ class Room:
         FileExistsError where something is there that is not to be replaced.
         """
         source = self.new / part
+        self._open_up(source)
         sync_tree(source)
         with uninterrupted():
             if replace:
@@ -94,6 +95,7 @@ class Room:
         brings the old one back. InputError where the new one is in its place, but not all of the old one was known,
         which is kept then, and where no more than the old one's place in the room is left.
         """
+        self._open_up(self.new)
         sync_tree(self.new)
         self._note(target, known)
         with uninterrupted():
@@ -107,6 +109,18 @@ class Room:
                 where=", ".join(kept),
                 fix="move your files from there, and remove the rest",
             )
+
+    def _open_up(self, source: Path) -> None:
+        """Let the files of ``source`` be read by whom the umask lets read a new file: some libraries write 0600."""
+        files = source.rglob("*") if source.is_dir() else (source,)
+        closed = [path for path in files if path.is_file() and not path.stat().st_mode & 0o077]
+        if not closed:
+            return
+        sample = self.path / "sample"
+        sample.touch()
+        for path in closed:
+            path.chmod(path.stat().st_mode | sample.stat().st_mode & 0o777)
+        sample.unlink()
 
     def _note(self, target: Path, known: Collection[tuple[str, str]]) -> None:
         part = self.path / "part"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from normdeploy.doctor.checks import Layer, layers
+from normdeploy.doctor.findings import called
 from normdeploy.doctor.moments import Moments
 from normdeploy.doctor.observed import watched
 from normdeploy.errors import InputError
@@ -36,7 +37,7 @@ def calibrated(module: nn.Module, only: Sequence[str] = ()) -> list[Layer]:
     found = [layer for layer in known if layer.info.running]
     for pattern in only:
         if not any(fnmatchcase(layer.info.name, pattern) for layer in found):
-            names = ", ".join(layer.info.name for layer in found[:10]) or "none"
+            names = ", ".join(called(layer.info.name) for layer in found[:10]) or "none"
             raise InputError(
                 f"no norm with running statistics is called {pattern!r}", where="--only", fix=f"choose among: {names}"
             )
@@ -79,13 +80,15 @@ def store(norms: Sequence[Layer], found: Mapping[str, Moments], *, pooled: bool 
     unseen = [layer.info.name for layer in norms if layer.info.name not in found]
     if unseen:
         fix = "leave them out with --only, or give data that take their path"
-        raise InputError("nothing reached some norms", where=", ".join(unseen[:10]), fix=fix)
+        raise InputError("nothing reached some norms", where=", ".join(map(called, unseen[:10])), fix=fix)
     for layer in norms:
         moments, part = found[layer.info.name], layer.module
         mean, variance = (moments.mean, moments.variance) if pooled else (moments.batch_mean, moments.batch_variance)
-        if not bool(torch.isfinite(variance).all() and torch.isfinite(mean).all()):
-            what = "a batch has one value a channel, or values that are not finite: they have no variance"
-            raise InputError(what, where=layer.info.name, fix="give larger batches of finite values")
+        if not bool(torch.isfinite(mean).all()):
+            raise NotFiniteError(layer)
+        if not bool(torch.isfinite(variance).all()):
+            what = "a batch has one value a channel: it has no variance"
+            raise InputError(what, where=called(layer.info.name), fix="give larger batches")
         part.running_mean.copy_(mean)
         part.running_var.copy_(variance)
         if part.num_batches_tracked is not None:
@@ -93,7 +96,10 @@ def store(norms: Sequence[Layer], found: Mapping[str, Moments], *, pooled: bool 
 
 
 def exponential(norms: Sequence[Layer], runs: Iterable[Callable[[], object]], momentum: float) -> int:
-    """Let torch itself update ``norms`` in ``runs`` with ``momentum``, from what they hold; return how many runs."""
+    """Let torch itself update ``norms`` in ``runs`` with ``momentum``, from what they hold; return how many runs.
+
+    Raises InputError for a momentum that is none, and where statistics come out NaN or infinite.
+    """
     if not 0 < momentum <= 1:
         raise InputError(
             "a momentum lies above 0, and at most at 1", where=f"--momentum {momentum:g}", fix="give e.g. 0.1"
@@ -111,7 +117,19 @@ def exponential(norms: Sequence[Layer], runs: Iterable[Callable[[], object]], mo
         for layer, value in zip(norms, before, strict=True):
             layer.module.eval()
             layer.module.momentum = value
+    for layer in norms:
+        if not all(bool(torch.isfinite(getattr(layer.module, name)).all()) for name in _BUFFERS[:2]):
+            raise NotFiniteError(layer)
     return count
+
+
+class NotFiniteError(InputError):
+    """The data make values that are NaN or infinite, of which there are no statistics."""
+
+    def __init__(self, layer: Layer) -> None:
+        what = "values that are NaN or infinite reach a norm: no statistics can be made of them"
+        fix = "look for NaN in the data, and in what stands in front of the norm"
+        super().__init__(what, where=called(layer.info.name), fix=fix)
 
 
 @contextmanager

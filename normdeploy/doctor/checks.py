@@ -110,7 +110,8 @@ def _negative(layer: Layer, module: nn.Module) -> str:
         return ""
     below = int((variance + (layer.info.eps or 0.0) < 0).sum())
     nan = f", and {below} stay below 0 with eps added: their output is NaN" if below else ""
-    return f"running_var is negative in {_share(variance < 0)}, {float(variance.min()):.3g} at least{nan}"
+    lowest = float(variance[variance < 0].min())
+    return f"running_var is negative in {_share(variance < 0)}, down to {lowest:.3g}{nan}"
 
 
 def _zero(layer: Layer, module: nn.Module) -> str:
@@ -144,10 +145,10 @@ def _dead(layer: Layer, module: nn.Module) -> str:
 
 def _exploding(layer: Layer, module: nn.Module) -> str:
     scale = layer.scale
-    if scale is None or not bool((scale[torch.isfinite(scale)].abs() > _EXPLODING).any()):
+    large = None if scale is None else torch.isfinite(scale) & (scale.abs() > _EXPLODING)
+    if scale is None or large is None or not bool(large.any()):
         return ""
-    large = scale.abs() > _EXPLODING
-    return f"it multiplies {_share(large)} by more than {_EXPLODING:g}, by {float(scale.abs().max()):.4g} at most"
+    return f"it multiplies {_share(large)} by more than {_EXPLODING:g}, by {_largest(scale, large):.4g} at most"
 
 
 def _momentum(layer: Layer, module: nn.Module) -> str:
@@ -163,6 +164,7 @@ def _momentum(layer: Layer, module: nn.Module) -> str:
 
 def _eps(layer: Layer, module: nn.Module) -> str:
     eps, variance = layer.info.eps, layer.values("running_var")
+    variance = None if variance is None else variance[torch.isfinite(variance)]
     if eps is None:
         return ""
     if eps <= 0:
@@ -194,13 +196,13 @@ def _squares(layer: Layer, module: nn.Module) -> str:
     if mean is None or variance is None:
         return ""
     squares = mean.square() + variance
-    large = squares > HALF_MAX
+    large = torch.isfinite(squares) & (squares > HALF_MAX)
     if not bool(large.any()):
         return ""
     return (
         f"the mean square of what reaches it is over {HALF_MAX:g} in {_share(large)}, "
-        f"{float(squares.max()):,.0f} at most "
-        f"(running_var up to {float(variance.max()):,.0f}): in float16 its squares overflow"
+        f"{_largest(squares, large):,.0f} at most "
+        f"(running_var up to {_largest(variance, large):,.0f}): in float16 its squares overflow"
     )
 
 
@@ -233,6 +235,12 @@ def _share(which: Tensor) -> str:
 
 
 def _multiplied(layer: Layer, which: Tensor) -> str:
-    scale = layer.scale
-    largest = 0.0 if scale is None else float(scale[which].abs().max())
-    return f"eps alone decides what it is divided by, and folded weights are multiplied by up to {largest:.4g}"
+    said, scale = "eps alone decides what it is divided by", layer.scale
+    known = which if scale is None else which & torch.isfinite(scale)
+    if scale is None or not bool(known.any()):
+        return said
+    return f"{said}, and folded weights are multiplied by up to {_largest(scale, known):.4g}"
+
+
+def _largest(values: Tensor, which: Tensor) -> float:
+    return float(values[which].abs().max())

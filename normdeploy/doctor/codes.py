@@ -143,14 +143,14 @@ PAGES = (
         "squares overflow float16, by statistics",
         "The mean square of what reaches a norm, mean² + variance, is over 65504.",
         "In float16 its squares are infinite. A BatchNorm does not square at inference; a LayerNorm, a variance or a "
-        "distance computed of the same values in float16 does.",
+        "distance computed of the same values in float16 does. Of a norm that the fold takes away it is a note.",
         "bn.running_var = 497000",
         "Deploy in bf16 or fp32, or scale the input of the network; normdeploy keeps statistics in float32.",
     ),
     _page(
         "016",
         "squares overflow float16, on data",
-        "A value that reaches a norm has a square over 65504, on the data that were given.",
+        "A value that reaches a norm without running statistics has a square over 65504, on the data that were given.",
         "A norm that squares in float16 divides by infinity, and gives 0.",
         "a residual stream that has grown to 300",
         "Keep the statistics of norms in float32, as normdeploy export --precision fp16 does.",
@@ -167,7 +167,8 @@ PAGES = (
     _page(
         "018",
         "statistics that do not fit the data",
-        "On the data that were given, half of the channels of a norm lie a deviation off, or vary four times as much.",
+        "On the data that were given, half of the channels of a norm lie a deviation off, or vary four times as much; "
+        "or, on 16 items or more, the channels lie half a deviation off (root mean square).",
         "The first such norm tells most: at the input it is the classic wrong preprocessing (0 to "
         "255 for 0 to 1, BGR for "
         "RGB, no mean taken off); further in, data of another kind than those of the training.",

@@ -54,7 +54,12 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.code} {self.severity} {self.module or '(the module itself)'}: {self.message}"
+        return f"{self.code} {self.severity} {called(self.module)}: {self.message}"
+
+
+def called(module: str) -> str:
+    """Return the dotted name of a module as users are told it: the whole of it has none."""
+    return module or "(the module itself)"
 
 
 def finding(code: str, module: str, message: str) -> Finding:
@@ -65,8 +70,9 @@ def finding(code: str, module: str, message: str) -> Finding:
 def chosen(findings: Iterable[Finding], select: Sequence[str], ignore: Sequence[str]) -> tuple[Finding, ...]:
     """Return the findings whose code a pattern of ``select`` fits (all where there is none), and none of ``ignore``.
 
-    A pattern is a code, or ``ND01*``. Raises InputError for one that fits no code.
+    A pattern is a code, or ``ND01*``, in capitals or not. Raises InputError for one that fits no code.
     """
+    select, ignore = [each.upper() for each in select], [each.upper() for each in ignore]
     for pattern in (*select, *ignore):
         if not any(fnmatchcase(code, pattern) for code in SEVERITIES):
             option = "--select" if pattern in select else "--ignore"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from normdeploy.doctor.findings import called
 from normdeploy.doctor.inventory import norms
 from normdeploy.errors import InputError
 
@@ -70,5 +71,5 @@ def _force_eval(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(name or "(the module itself)" for name in names[:_SHOWN])
+    shown = ", ".join(map(called, names[:_SHOWN]))
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -84,7 +84,7 @@ def _require_same_as_module(
             raise _failed(f"{each.output} is off from the module by {each.deployed.rms:.2g} on {each.feed}", feeds[0])
 
 
-_FIX = "report it; export --model … writes the same fold as an ONNX file"
+_FIX = "report it; normdeploy.export writes the same fold as an ONNX file"
 
 
 def _failed(what: str, feed: Feed) -> NormdeployError:

@@ -23,7 +23,7 @@ def example_feed(module: nn.Module, example_inputs: Any) -> tuple[Signature, Fee
         example_inputs: a tensor, a tuple or list of positional arguments, or a dictionary of arguments by name; they
             may hold tensors in dictionaries and lists, and values that are no tensors.
 
-    Raises InputError where there is no tensor, or more arguments than forward has.
+    Raises InputError where there is no value in any tensor, or more arguments than forward has.
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
@@ -33,8 +33,9 @@ def example_feed(module: nn.Module, example_inputs: Any) -> tuple[Signature, Fee
                 tensors[place] = leaf
             else:
                 values[place] = leaf
-    if not tensors:
-        raise InputError("there is no tensor among the example inputs", fix="give those that forward is called with")
+    if not any(tensor.numel() for tensor in tensors.values()):
+        what = "there is no tensor that holds a value among the example inputs"
+        raise InputError(what, fix="give those that forward is called with")
     specs = [_spec(name, tensor) for name, tensor in tensors.items()]
     return Signature(specs, values), Feed("example", {name: array_of(tensor.cpu()) for name, tensor in tensors.items()})
 

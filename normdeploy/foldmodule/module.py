@@ -29,6 +29,7 @@ from normdeploy.foldmodule.examples import example_feed
 from normdeploy.foldmodule.halves import refused
 from normdeploy.foldmodule.readback import Readback, Refusal
 from normdeploy.foldmodule.recipe import Recipe
+from normdeploy.foldmodule.words import in_python
 from normdeploy.foldmodule.working import working_copy
 from normdeploy.parity.feeds import Feed
 from normdeploy.specs import Dim, Signature
@@ -53,9 +54,10 @@ def fold_module(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Ledg
             was left in training mode.
         NormdeployError: the copy is not the module in float64 on the examples, on zeros, or at another batch size.
     """
-    work, notes = working_copy(module)
-    specs, feed = example_feed(work, example_inputs)
-    folded = _folded(work, specs, feed)
+    with in_python():
+        work, notes = working_copy(module)
+        specs, feed = example_feed(work, example_inputs)
+        folded = _folded(work, specs, feed)
     told = (*(Note("NT006", text) for text in notes), *folded.ledger.notes)
     return folded.module, replace(folded.ledger, notes=told)
 

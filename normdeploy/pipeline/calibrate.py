@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -29,6 +30,7 @@ from normdeploy.specs import Dim, Signature, TensorSpec, parse
 _EVERY = 10.0
 """Seconds between two partial results on disk."""
 _ANY_SIZE = 1 << 31
+_SHOWN = 3
 
 Counted = Callable[[int], None]
 """Called with the number of batches that are done."""
@@ -103,15 +105,17 @@ def calibrate(
     _to_eval(module)
     norms = calibration.calibrated(module, only)
     before = [_summary(layer) for layer in norms]
-    runs = _runs(module, inputs, data, batch, app_dir_of(source))
-    if momentum is not None:
-        batches = calibration.exponential(norms, _told(runs, counted), momentum)
-    else:
-        kept = None if partial is None else Path(partial)
-        part = _collected(module, norms, runs, kept, _fingerprint(data, batch) if kept else "", counted)
-        moments = calibration.merged([each for each in (part.moments, *_others(merge, part.weights)) if each])
-        calibration.store(norms, moments, pooled=pooled)
-        batches = max(each.batches for each in moments.values())
+    oddities: dict[str, None] = {}
+    runs = _runs(module, inputs, data, batch, app_dir_of(source), oddities)
+    with _with_oddities(oddities):
+        if momentum is not None:
+            batches = calibration.exponential(norms, _told(runs, counted), momentum)
+        else:
+            kept = None if partial is None else Path(partial)
+            part = _collected(module, norms, runs, kept, _fingerprint(data, batch) if kept else "", counted)
+            moments = calibration.merged([each for each in (part.moments, *_others(merge, part.weights)) if each])
+            calibration.store(norms, moments, pooled=pooled)
+            batches = max(each.batches for each in moments.values())
     if out is not None:
         _write(module, Path(out), force)
     return Calibrated(tuple(_row(layer, old) for layer, old in zip(norms, before, strict=True)), batches)
@@ -151,17 +155,28 @@ def _to_eval(module: nn.Module) -> None:
 
 
 def _runs(
-    module: nn.Module, inputs: Sequence[str], data: Data, batch: int, app_dir: Path | None
+    module: nn.Module, inputs: Sequence[str], data: Data, batch: int, app_dir: Path | None, oddities: dict[str, None]
 ) -> Iterator[Callable[[], object]]:
-    """Yield what runs the module on one batch, for each batch of ``data``."""
+    """Yield what runs the module on one batch, for each batch of ``data``; ``oddities`` gets what is odd about them."""
     if not data:
         return
     specs = parse(inputs)
     wide = Signature([_of_any_size(spec) for spec in specs], specs.values)
     run = EagerRunner(module, wide)
     for feed in data_feeds(wide, data, app_dir):
+        oddities.update(dict.fromkeys(feed.notes))
         for part in batches(feed, batch):
             yield lambda part=part: run(part)  # type: ignore[misc]  # a default that binds
+
+
+@contextmanager
+def _with_oddities(oddities: Mapping[str, None]) -> Iterator[None]:
+    """Tell beside an error of statistics what is odd about the data: NaN."""
+    try:
+        yield
+    except calibration.NotFiniteError as error:
+        where = "; ".join((error.where, *list(oddities)[:_SHOWN]))
+        raise InputError(error.what, where=where, fix=error.fix) from error
 
 
 def _of_any_size(spec: TensorSpec) -> TensorSpec:

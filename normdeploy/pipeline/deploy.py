@@ -189,7 +189,7 @@ def export(
         inputs=specs.texts(), latency=latency, latency_by_batch=by_batch, seconds=stages.seconds,
         model_args={name: str(value) for name, value in source.get("model_args", {}).items()}, command=command,
         engine=built.sidecar if built else None, tuning=kept.tuning, plugin_parity=on_plugins,
-        findings=findings(checkpoint.module, exported.model, kept.folded.model),
+        findings=findings(checkpoint.module, exported.model, kept.folded),
     )  # fmt: skip
     if not passed:
         failed = on_plugins if on_plugins is not None and kept.verdict.passed else kept.verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import onnx_ir as ir
@@ -109,22 +109,37 @@ def doctor(
         notes.append(f"inputs were guessed: {' '.join(map(str, specs))}")
     with stages("run"):
         feeds = list(data_feeds(specs, data, app_dir_of(source)))
+        notes += [note for feed in feeds for note in feed.notes]
         found += _on_runs(module, specs, feeds, notes)
     exported, folded = None, None
     with stages("fold"):
         try:
             exported = to_graph(module, specs)
             folded = fold(exported.model)
-            found += _on_graph(exported.model, folded.model)
+            found = _where_it_stays([*found, *_on_graph(exported.model, folded.model)], folded.ledger)
         except InputError as error:
             found.append(finding("ND019", "", f"the network cannot be exported: {error.what}"))
     rows = _plain(module) if exported is None or folded is None else _rows(module, exported, folded)
     return Diagnosis(rows, chosen(_in_order(found, module), select, ignore), tuple(notes))
 
 
-def findings(module: nn.Module, exported: ir.Model, folded: ir.Model) -> list[Finding]:
+def findings(module: nn.Module, exported: ir.Model, folded: FoldResult) -> list[Finding]:
     """Return what the numbers of ``module`` and of its ``folded`` graph tell, in the order of the network."""
-    return _in_order([*check(module), *_on_graph(exported, folded)], module)
+    found = _where_it_stays([*check(module), *_on_graph(exported, folded.model)], folded.ledger)
+    return _in_order(found, module)
+
+
+def _where_it_stays(found: Sequence[Finding], ledger: Ledger) -> list[Finding]:
+    """Return ``found``, of which what only a norm that is still there could do wrong is a note where it goes."""
+    fates: dict[str, set[str]] = {}
+    for entry in ledger:
+        fates.setdefault(entry.module, set()).add(entry.outcome)
+    return [
+        replace(each, severity="note", message=f"{each.message}, in what computes them: the norm itself is folded away")
+        if each.code == "ND015" and "left" not in fates.get(each.module, {"left"})
+        else each
+        for each in found
+    ]
 
 
 def _taken(module: nn.Module) -> nn.Module:
@@ -142,7 +157,7 @@ def _on_runs(module: nn.Module, specs: Signature, feeds: Sequence[Feed], notes: 
         drawn = feeds or random_feeds(specs)[:1]
         observed = observe(module, [lambda feed=feed: run(feed.arrays) for feed in drawn])  # type: ignore[misc]  # a default that binds
     except InputError as error:
-        notes.append(f"the network was not run: {error.what}")
+        notes.append(f"the network was not run: {error.what}; {error.fix}")
         return
     yield from check_calls(observed)
     if feeds:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normdeploy.doctor.findings import Finding
+from normdeploy.doctor.findings import Finding, called
 from normdeploy.report import view
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -72,7 +72,7 @@ def _table(norms: Sequence[Norm]) -> Table:
         table.add_column(heading, overflow="fold")
     for norm in norms:
         cells = (
-            norm.module or "(the module itself)",
+            called(norm.module),
             norm.kind,
             ", ".join(norm.behind),
             ", ".join(norm.before),
@@ -89,6 +89,6 @@ def show_calibrated(rows: Sequence[Any], batches: int, console: Console) -> None
         table.add_column(heading, overflow="fold")
     for row in rows:
         numbers = [f"{each:.4g}" for each in (row.mean_before, row.mean_after, row.var_before, row.var_after)]
-        table.add_row(Text(view.plain(row.module)), *numbers, f"{row.moved:.3g} deviations")
+        table.add_row(Text(view.plain(called(row.module))), *numbers, f"{row.moved:.3g} deviations")
     console.print(table)
     console.print(view.count(batches, "batch", "batches"))

@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Make, Make, str]] = {
     "ND005": (
         lambda: trained(running_var=[-0.5]),
         lambda: trained(running_var=[0.0]),
-        "negative in 1 of 4 channels, -0.5 at least, and 1 stay below 0",
+        "negative in 1 of 4 channels, down to -0.5, and 1 stay below 0",
     ),
     "ND006": (
         lambda: trained(running_var=[0.0, 0.0], weight=[2.0, 3.0]),
@@ -141,6 +141,30 @@ def test_scales_of_a_norm_in_16_bits_are_read_in_float64() -> None:
     assert list(check(trained().half())) == []
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"running_var": [NAN, -1.0, 0.0, 5.6e-45]},
+        {"running_var": [0.0, 5.6e-45, 1e-12, 1e30], "weight": [NAN, NAN, 1.0, 1.0]},
+        {"running_mean": [NAN, 1e4], "running_var": [float("inf"), 1.0]},
+        {"weight": [float("inf"), 5e3, NAN]},
+    ],
+    ids=["variance", "scale", "mean", "infinite scale"],
+)
+def test_nan_in_one_channel_spoils_no_number_of_the_others(tensors: dict[str, list[float]]) -> None:
+    found = {each.code: each.message for each in check(trained(**tensors))}
+    assert "ND004" in found
+    assert len(found) > 1
+    for code, message in found.items():
+        if code != "ND004":
+            assert not {"nan", "inf", "nan:", "inf:"} & set(message.replace(",", " ").split()), message
+    if "ND005" in found:
+        assert "negative in 1 of 4 channels, down to -1, and" in found["ND005"]
+
+
 # -- which are shown ------------------------------------------------------------------------------
 
 FOUND = [finding(code, "norm", "words") for code in ("ND001", "ND006", "ND013")]
@@ -153,6 +177,7 @@ FOUND = [finding(code, "norm", "words") for code in ("ND001", "ND006", "ND013")]
         (("ND00*",), (), ["ND001", "ND006"]),
         ((), ("ND006",), ["ND001", "ND013"]),
         (("ND00*",), ("ND001",), ["ND006"]),
+        (("nd00*",), ("nd001",), ["ND006"]),
     ],
 )
 def test_codes_are_selected_and_ignored(select: tuple[str, ...], ignore: tuple[str, ...], codes: list[str]) -> None:

@@ -51,10 +51,35 @@ def test_too_few_values_say_nothing() -> None:
     assert found(trained(), drawn(9.0)[:4]) == []
 
 
+@pytest.mark.parametrize(("items", "codes"), [(16, ["ND018"]), (15, [])])
+def test_a_smaller_drift_is_found_where_enough_items_tell(items: int, codes: list[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 0.5 + 2.0 * torch.randn(items, 4, 50, generator=generator)
+    assert found(trained(), x) == []
+    x[:, :2] += 2 * torch.tensor([0.9, 1.2])[:, None]  # deviations; of half of the channels not one
+    assert found(trained(), x) == codes
+
+
+def test_a_norm_that_is_called_by_name_is_seen() -> None:
+    module = trained()
+    x = drawn(9.0)
+    (seen,) = observe(module[0], [lambda: module[0](input=x)])
+    assert seen.moments is not None
+    assert (seen.calls, seen.moments.count) == (1, 64)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_drift(value: float) -> None:
+    x = drawn()
+    x[3, 1] = value
+    assert "ND018" not in found(trained(), x)
+
+
 def test_squares_that_overflow_float16_are_found() -> None:
     norm = nn.Sequential(nn.LayerNorm(4)).eval()
     assert found(norm, torch.full((2, 4), 256.5)) == ["ND016"]
     assert found(norm, torch.full((2, 4), 255.0)) == []
+    assert found(trained(), torch.full((2, 4), 256.5)) == []  # running statistics square nothing
 
 
 def test_a_norm_that_is_called_twice_is_found() -> None:

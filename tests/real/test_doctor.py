@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import ROOT
 from test_checkpoints import HERE, PACKAGES, network, photographs
 
 import normdeploy
@@ -58,6 +60,7 @@ def test_large_variances_of_the_pitch_tracker() -> None:
     found = diagnosis("crepe_full")
     (large,) = [each for each in found.findings if each.code == "ND015"]
     assert (large.module, "running_var up to 497,160" in large.message) == ("conv2_BN", True)
+    assert (large.severity, "the norm itself is folded away" in large.message) == ("note", True)
     assert codes(found) == {"ND012": 6, "ND015": 1}  # the package makes its norms with momentum 0
     assert codes(diagnosis("crepe_tiny")) == {"ND012": 6}
 
@@ -86,3 +89,25 @@ def test_wrong_preprocessing_is_seen_at_the_first_norm(
     np.savez(tmp_path / "photographs.npz", inputs=np.ascontiguousarray(images))
     found = diagnosis("efficientnet_lite0", tmp_path / "photographs.npz")
     assert [each.module for each in found.findings if each.code == "ND018"] == (["_bn0"] if drifts else [])
+
+
+@pytest.mark.parametrize(
+    ("look", "drifts"),
+    [
+        (lambda x: x, False),
+        (lambda x: x[..., ::-1], False),  # mirrored digits have the same strokes
+        (lambda x: 1 - x, True),
+        (lambda x: 16 * x, True),
+    ],
+    ids=["as it was trained", "mirrored", "inverted", "not divided"],
+)
+def test_digits_that_look_different_are_seen(
+    look: Callable[[np.ndarray], np.ndarray], drifts: bool, tmp_path: Path
+) -> None:
+    from models.digits import held_out
+
+    np.savez(tmp_path / "digits.npz", x=np.ascontiguousarray(look(held_out()[0].numpy())))
+    source = {"app_dir": ROOT, "weights": ROOT / "models" / "digits_resnet.safetensors"}
+    found = normdeploy.doctor("models.digits:resnet", ["x:N=1..64..360x1x8x8"], data=tmp_path / "digits.npz", **source)
+    seen = [each.module for each in found.findings if each.code == "ND018"]
+    assert seen[:1] == (["norm"] if drifts else [])
