@@ -115,7 +115,10 @@ class _Folding:
         return Folded(result, _told(folded.ledger, self._module, self._labels, kept), recipe)
 
     def seen_by_forward(self) -> dict[str, Refusal]:
-        """Return the norms, by their nodes, without which forward does not run, or takes another path."""
+        """Return the norms, by their nodes, without which forward does not run, or takes another path.
+
+        There is none where the module is another one with all of its norms, as one that draws numbers.
+        """
         nodes: dict[str, list[str]] = defaultdict(list)
         for entry in self._folded({})[0].ledger:
             if entry.outcome != "left":
@@ -124,6 +127,10 @@ class _Folding:
         def kept(names: Collection[str], reason: str) -> dict[str, Refusal]:
             return {node: Refusal("NT007", reason) for name in names for node in nodes[name]}
 
+        try:
+            self.proven(kept(nodes, ""))
+        except NormdeployError:
+            return {}
         found = refused([*nodes], lambda names: self.proven(kept(nodes.keys() - set(names), "")))
         return {node: refusal for name, error in found.items() for node, refusal in kept([name], _seen(error)).items()}
 

@@ -145,6 +145,13 @@ def test_a_batch_size_that_the_module_does_not_take_is_left_out() -> None:
     assert isinstance(folded.bn, nn.Identity)
 
 
+def test_a_module_that_draws_numbers_is_refused() -> None:
+    module = net(lambda s, x: s.bn1(s.conv1(x)))
+    module.call = lambda s, x: s.bn1(s.conv1(x)) * torch.bernoulli(torch.full_like(x[:, :1, 2:, 2:], 0.5))
+    with pytest.raises(NormdeployError):
+        normdeploy.fold_module(module, torch.randn(2, 3, 5, 6))
+
+
 @pytest.mark.parametrize("bad", [(), ("c",), ("a", "h"), tuple("abcdefgh")], ids=len)
 def test_what_cannot_be_done_is_told_apart_in_few_trials(bad: tuple[str, ...]) -> None:
     trials = []
