@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import normdeploy
 from normdeploy.cli import main
+from normdeploy.errors import InputError
 from normdeploy.pipeline import report_of
 
 NETS = """
@@ -173,6 +175,14 @@ def test_a_module_of_python_is_not_changed() -> None:
     assert torch.equal(module.norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]  # it has one
     assert [each.code for each in diagnosis.findings] == ["ND002"]
     assert diagnosis.errors == ()
+
+
+def test_a_module_that_cannot_be_copied_is_one_error() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(3))
+    module.lock = threading.Lock()  # type: ignore[assignment]  # it is no module
+    for each, words in ((module, "cannot be copied"), (nn.Sequential(nn.LazyBatchNorm1d()), "have no shape yet")):
+        with pytest.raises(InputError, match=words):
+            normdeploy.doctor(each, ["input:2x3"])
 
 
 def test_the_report_of_an_export_has_the_findings(

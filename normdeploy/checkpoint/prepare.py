@@ -72,11 +72,8 @@ def on_cpu(module: nn.Module, factory: str) -> nn.Module:
     return module.to("cpu")
 
 
-def settle(module: nn.Module, factory: str) -> None:
-    """End what waits for a first call: lazy layers, whose weights are there, and weights that are computed in it.
-
-    Raises InputError where a parameter of a lazy layer has no shape.
-    """
+def require_shapes(module: nn.Module, factory: str) -> None:
+    """Raise InputError where a parameter of a lazy layer has no shape: nothing can be done with it, no copy made."""
     lazy = [name for name, tensor in tensors(module) if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(
@@ -84,6 +81,14 @@ def settle(module: nn.Module, factory: str) -> None:
             where=f"{factory}: {', '.join(lazy[:_SHOWN])}",
             fix="give --weights, or run the module once on an example in the factory",
         )
+
+
+def settle(module: nn.Module, factory: str) -> None:
+    """End what waits for a first call: lazy layers, whose weights are there, and weights that are computed in it.
+
+    Raises InputError where a parameter of a lazy layer has no shape.
+    """
+    require_shapes(module, factory)
     for part in list(module.modules()):
         if isinstance(part, LazyModuleMixin) and part.cls_to_become is not None:
             _end_laziness(part)

@@ -169,8 +169,9 @@ PAGES = (
         "statistics that do not fit the data",
         "On the data that were given, half of the channels of a norm lie a deviation off, or vary four times as much; "
         "or, on 16 items or more, the channels lie half a deviation off (root mean square).",
-        "The first such norm tells most: at the input it is the classic wrong preprocessing (0 to "
-        "255 for 0 to 1, black for white, no mean taken off; the order of colours hardly shows); further in, data of another kind than those of the training.",
+        "The first such norm tells most: at the input it is the classic wrong preprocessing (0 to 255 for 0 to 1, "
+        "black for white, no mean taken off; the order of colours hardly shows); further in, data of another kind than "
+        "those of the training.",
         "a network for values of 0 to 1 on pixels of 0 to 255",
         "Compare the preprocessing with the training's. If it is right, estimate the statistics: normdeploy calibrate.",
     ),

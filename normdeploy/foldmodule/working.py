@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from normdeploy.checkpoint.prepare import on_cpu, settle, unwrapped
+from normdeploy.checkpoint.prepare import on_cpu, require_shapes, settle, unwrapped
 from normdeploy.doctor.training import require_eval
 from normdeploy.errors import InputError
 
@@ -24,7 +24,7 @@ def working_copy(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"a {type(module).__name__} is no torch.nn.Module", fix="give the module itself")
-    work, said = unwrapped(_copied(module), type(module).__name__)
+    work, said = unwrapped(copied(module), type(module).__name__)
     work = on_cpu(work, type(module).__name__)
     notes = [*said, *require_eval(work, force=False), *_with_settled_weights(work)]
     settle(work, type(module).__name__)
@@ -33,14 +33,16 @@ def working_copy(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return work.requires_grad_(False), tuple(notes)
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` that shares no module with it; InputError where there is none."""
+    require_shapes(module, type(module).__name__)
     computed = [
         value
         for part in module.modules()
         for value in vars(part).values()
         if isinstance(value, torch.Tensor) and value.grad_fn is not None
     ]
-    name, fix = type(module).__name__, "fold what normdeploy export writes, or take out what cannot be copied"
+    name, fix = type(module).__name__, "take out of it what cannot be copied"
     try:
         work = copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
     except Exception as error:  # whatever the module's own parts raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
@@ -21,6 +20,7 @@ from normdeploy.export import Exported, to_graph
 from normdeploy.export.guess import guess_inputs
 from normdeploy.fold import FoldResult, fold
 from normdeploy.fold.ledger import Ledger
+from normdeploy.foldmodule.working import copied
 from normdeploy.graph import label, module_name, operator
 from normdeploy.parity.feeds import Feed, random_feeds
 from normdeploy.pipeline.source import Data, Source, app_dir_of, data_feeds, load
@@ -143,9 +143,9 @@ def _where_it_stays(found: Sequence[Finding], ledger: Ledger) -> list[Finding]:
 
 
 def _taken(module: nn.Module) -> nn.Module:
-    """Return a copy of ``module`` that may be put into eval mode."""
+    """Return a copy of ``module`` that may be put into eval mode; InputError where there is none."""
     name = type(module).__name__
-    work = on_cpu(unwrapped(copy.deepcopy(module), name)[0], name)
+    work = on_cpu(unwrapped(copied(module), name)[0], name)
     settle(work, name)
     return work.requires_grad_(False)
 

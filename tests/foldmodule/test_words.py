@@ -39,6 +39,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "names": (conv_bn, {"x": X}, "give one for each parameter of forward that is a tensor"),
     "training": (in_training, X, "call .eval() on it"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)).eval(), X, "run the module once on an example"),
+    "lazy norm": (lambda: nn.Sequential(nn.LazyBatchNorm2d()).eval(), X, "run the module once on an example"),
     "script": (lambda: torch.jit.script(conv_bn()), X, "give the module that was scripted or traced"),
     "meta": (lambda: conv_bn().to("meta"), X, "build the module on the CPU, or call .to_empty(device='cpu') on it"),
     "branches": (lambda: Branches().eval(), X, "torch.cond, or move it out of forward"),
