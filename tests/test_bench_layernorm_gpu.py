@@ -209,3 +209,37 @@ def test_one_call_writes_a_table_and_a_document(
     assert document["missed"]
     assert script.main(["--minutes", "0"]) == 0
     assert "165 of 165 cases left out" in capsys.readouterr().out
+
+
+SANITIZER = """#!/bin/sh
+echo "$@" >> {calls}
+case "$2" in {tool}) {then};; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("tool", "then", "said"),
+    [
+        ("none", ":", "memcheck and racecheck found nothing"),
+        ("memcheck", "echo an invalid read; exit 9", "memcheck found: an invalid read\n"),
+        ("racecheck", "echo a hazard; exit 9", "racecheck found: a hazard\n"),
+        ("racecheck", "exec sleep 60", "racecheck was not done in 1 s"),
+    ],
+)
+def test_compute_sanitizer_runs_the_small_shapes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str, then: str, said: str
+) -> None:
+    calls, program = tmp_path / "calls", tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZER.format(calls=calls, tool=tool, then=then))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert script.sanitized(1.0) == said
+    expected = f"--error-exitcode 9 {sys.executable} {script.__file__} --small"
+    lines = calls.read_text().splitlines()
+    tools = ["memcheck"] if tool == "memcheck" else ["memcheck", "racecheck"]
+    assert lines == [f"--tool {name} {expected}" for name in tools]
+
+
+def test_without_compute_sanitizer_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert script.sanitized(1.0) == "compute-sanitizer is not installed"

@@ -235,3 +235,33 @@ def test_an_rms_norm_that_the_opset_has_not_is_a_plugin(tmp_path: Path, capsys: 
     assert operators(out / "model.onnx")["ReduceMean"] == 2
     assert json.loads((out / "report.json").read_text())["plugin_parity"]["passed"]
     assert "run by the plugin: 1, 3" in capsys.readouterr().out
+
+
+def test_a_quantized_network_in_sixteen_bits_passes(tmp_path: Path) -> None:
+    """Behind its quantization an output moves by whole steps, in eager as in the runtime, on other rows."""
+    network = ["--app-dir", str(ROOT), "--model", "models.quantized:perceptron", "--input", "x:N=1..2..4x16"]
+    plugin = ["--plugin", "--target", "tensorrt", "--no-bench", "--precision", "fp16"]
+    assert cli.main(["export", *network, "-o", str(tmp_path / "b"), *plugin]) == 0
+    verdict = json.loads((tmp_path / "b" / "report.json").read_text())["plugin_parity"]
+    assert verdict["passed"]
+    assert {each["measurement"]["part"] for each in verdict["judgements"]} == {"graph", "rounding"}
+    assert verdict["misrounded"] == []
+
+
+def test_a_graph_of_plugins_in_sixteen_bits_is_judged_before_its_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hundredth of what rounding costs is seen all the same: in the float32 graph with the same plugins."""
+    put = plugin_graph._put
+
+    def mistaken(graph: ir.Graph, norm: plugin_graph._Norm, *arguments: Any, **integers: int) -> None:
+        put(graph, replace(norm, epsilon=norm.epsilon * 3), *arguments, **integers)
+
+    monkeypatch.setattr(plugin_graph, "_put", mistaken)
+    monkeypatch.setattr(plugins, "require_same", lambda before, after: None)
+    arguments = ["export", *VIT, *INPUT, "--out", str(tmp_path / "b"), "--plugin", "--target", "tensorrt", "--no-bench"]
+    assert cli.main([*arguments, "--precision", "fp16"]) == 1
+    assert "the graph of plugins FAILED" in capsys.readouterr().out
+    verdict = json.loads((tmp_path / "b.failed" / "report.json").read_text())["plugin_parity"]
+    failed = {each["measurement"]["part"] for each in verdict["judgements"] if not each["passed"]}
+    assert failed == {"graph"}, "after the rounding nothing shows"

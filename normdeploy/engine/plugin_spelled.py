@@ -47,8 +47,8 @@ class Spelled:
         for norm in norms:
             if norm.kind not in KINDS:
                 continue
-            if norm.perm is not None:
-                self.refused.append((norm.end, "the axes that it goes over are not the last ones"))
+            if why := _why_none(norm):
+                self.refused.append((norm.end, why))
                 continue
             node, old = _written(self.model.graph, norm, moved)
             moved[old], self.replaced[node] = node.outputs[0], old
@@ -62,6 +62,19 @@ class Spelled:
     def tidy(self) -> None:
         """Remove what is read no more."""
         remove_unused(self.replaced.values())
+
+
+def _why_none(norm: Norm) -> str | None:
+    """Return why no operator can take the place of a norm that was proven; None where one can."""
+    if norm.perm is not None:
+        return "the axes that it goes over are not the last ones"
+    if norm.result.dtype is None or not norm.result.dtype.is_floating_point():
+        return "its type is not known"
+    kind = norm.result.dtype.numpy()
+    held = [array for array in (norm.scale, norm.bias) if array is not None]
+    if any(not np.array_equal(array.astype(kind).astype(np.float64), array) for array in held):
+        return "its scale is a product of constants that its type does not hold"
+    return None
 
 
 def _written(graph: ir.Graph, norm: Norm, moved: Mapping[ir.Value, ir.Value]) -> tuple[ir.Node, ir.Value]:

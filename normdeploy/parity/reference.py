@@ -21,7 +21,7 @@ from normdeploy.parity.metrics import eps, errors
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner, first_line
-from normdeploy.runtime.widths import KeepFloat64, RoundedError, rounded_to
+from normdeploy.runtime.widths import Convert, KeepFloat64, RoundedError, rounded_to, to_dtype
 from normdeploy.specs import TensorSpec
 
 __all__ = ["Arrays", "KeepFloat64", "Oracle", "RoundedError"]
@@ -52,6 +52,7 @@ class Oracle:
         self._eager: Runner | None = None
         self._float64: EagerRunner | None = None
         self._rounded: dict[int, EagerRunner] = {}
+        self._emulates = False
         try:
             self._float64 = EagerRunner(module, specs, dtype=torch.float64)
         except Exception as error:  # whatever tensors of a module's own kind raise
@@ -75,7 +76,7 @@ class Oracle:
             self.notes[f"{why}: eager in {name} is emulated, its weights and the result of each operator rounded"] = (
                 None
             )
-            self._eager = emulated
+            self._eager, self._emulates = emulated, True
             return outputs
 
     def exact(self, feed: Mapping[str, npt.NDArray[Any]]) -> Arrays | None:
@@ -104,6 +105,21 @@ class Oracle:
         with np.errstate(all="ignore"), one_path():
             return self._rounded[draw](feed)
 
+    def moved(self, feed: Mapping[str, npt.NDArray[Any]], draw: int) -> tuple[Arrays, Arrays]:
+        """Return the outputs in the deployed dtype and in float64 of the module with other weights, the same in both.
+
+        They are moved at random, by a unit in the last place or two. What lies between the two is what computing in the deployed
+        dtype loses, on another draw of chance than :meth:`eager` is.
+        """
+        dtype, emulate = self._dtype or torch.float32, self._emulates
+        narrow = EagerRunner(
+            self._module, self._specs, dtype=dtype, emulate=emulate, placement=self._placement,
+            weights=_moved(dtype, torch.float32 if emulate else dtype, draw),
+        )  # fmt: skip
+        exact = EagerRunner(self._module, self._specs, dtype=torch.float64, weights=_moved(dtype, torch.float64, draw))
+        with np.errstate(all="ignore"), one_path():
+            return narrow(feed), exact(feed)
+
     def other_path(self, name: str, feed: Mapping[str, npt.NDArray[Any]], eager: Arrays) -> None:
         """Note what PyTorch's fused attention makes otherwise of the feed ``name``: the reference runs without it."""
         if self._dtype is not None or not has_fast_path(self._module):
@@ -126,3 +142,21 @@ class Oracle:
     def _give_up(self, reason: str) -> None:
         self._float64 = None
         self.notes[f"{reason}: judged against eager in its own dtype, with the floor raised"] = None
+
+
+def _moved(dtype: torch.dtype, into: torch.dtype, draw: int) -> Convert:
+    """Return what moves real tensors to a value of ``dtype`` within two units in the last place, held in ``into``.
+
+    By the same for each draw; one number by itself stays, for it may be a constant of the code.
+    """
+    generator, hold = torch.Generator().manual_seed(draw), to_dtype(into)
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or tensor.numel() < 2:
+            return hold(to_dtype(dtype)(tensor))
+        wide = tensor.double()
+        unit = torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(wide.abs().clamp_min(1e-300))))
+        share = 2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1
+        return hold((wide + unit * share).to(dtype))
+
+    return convert

@@ -170,7 +170,7 @@ def export(
             kept, plugin_model = _with_plugins(kept, asked_for, engine, sm)
         if plugin_model is not None:
             with stages("plugins"):
-                on_plugins = forms.judge_plugins(plugin_model, computes_in(kept.folded.model))
+                on_plugins = forms.judge_plugins(plugin_model, kept.folded, plugin_form)
         passed = kept.verdict.passed and (on_plugins is None or on_plugins.passed)
         if engine and passed:
             with stages("engine"):
@@ -265,9 +265,13 @@ class _Forms:
             single=folded.single if isinstance(folded, Form) else None, exported=lambda: widened(self.exported),
         )  # fmt: skip
 
-    def judge_plugins(self, graph: ir.Model, precision: Precision) -> Verdict | None:
-        """Return the verdict on a graph of plugins, before any engine is made of it; None where float64 is not had."""
-        return verdict_on_plugins(self.module, self.specs, graph, self.feeds, self.criteria, precision=precision)
+    def judge_plugins(self, graph: ir.Model, folded: FoldResult, form: PluginForm) -> Verdict | None:
+        """Return the verdict on ``folded`` with plugins, before any engine is made; None where float64 is not had."""
+        single = folded.single if isinstance(folded, Form) else None
+        return verdict_on_plugins(
+            self.module, self.specs, graph, self.feeds, self.criteria,
+            precision=computes_in(folded.model), single=None if single is None else with_plugins(single, form)[0],
+        )  # fmt: skip
 
     def unfolded_graph(self) -> ir.Model:
         """Return the exported graph in the deployed precision."""

@@ -91,19 +91,21 @@ def verdict_on_plugins(
     criteria: Criteria | None = None,
     *,
     precision: Precision = "fp32",
+    single: ir.Model | None = None,
 ) -> Verdict | None:
     """Return the verdict on a graph of plugins, in float64 against the module; None where it cannot be run so.
 
-    No runtime here runs it. What fails names its module, as for any graph.
+    No runtime here runs it. Where it computes in 16 bits, ``single`` is the float32 graph with the same plugins: that
+    one is judged as in float32, and the rounding constant by constant. What fails names its module, as for any graph.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
-    measured = measure(module, specs, None, feeds, dtype=dtype, graph=model, criteria=criteria)
+    measured = measure(module, specs, None, feeds, dtype=dtype, graph=model, single=single, criteria=criteria)
     if not measured.measurements:
         return None
-    verdict = judge(measured.measurements, criteria, measured.reference, measured.notes)
+    verdict = judge(measured.measurements, criteria, measured.reference, measured.notes, measured.misrounded)
     if verdict.passed:
         return verdict
-    return _followed(verdict, module, specs, _Graphs(model), feeds, dtype, None, MOST_MEMORY)
+    return _followed(verdict, module, specs, _Graphs(model, single), feeds, dtype, None, MOST_MEMORY)
 
 
 class _Graphs(NamedTuple):

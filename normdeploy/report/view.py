@@ -127,7 +127,8 @@ def sentence(verdict: Verdict) -> str:
 def plugins(verdict: Verdict) -> str:
     """Return the outcome of a graph of plugins in one line."""
     word = "passed" if verdict.passed else "FAILED"
-    return f"the graph of plugins {word}, in float64 against the module: {_of_graph(verdict)}"
+    said = " ".join(each for each in (_of_graph(verdict), _of_rounding(verdict)) if each)
+    return f"the graph of plugins {word}, in float64 against the module: {said}"
 
 
 def _of_graph(verdict: Verdict) -> str:

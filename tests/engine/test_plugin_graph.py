@@ -447,3 +447,10 @@ def test_a_graph_of_plugins_is_not_made_one_again() -> None:
     after, _ = with_plugins(graph(f"g (float[2,8] x) => (float[2,8] y) {{ y = {LN} (x, g) }}", g=GAMMA))
     with pytest.raises(InputError, match="has plugins already"):
         with_plugins(after)
+
+
+def test_a_scale_that_its_type_does_not_hold_is_left_to_its_operators() -> None:
+    """Two constants in front of the division are one scale, whose float32 product would be another."""
+    nodes = f"{MEAN} w = Add (v, e) s = Sqrt (w) t = Mul (d, g) u = Mul (t, b) y = Div (u, s)"
+    with pytest.raises(InputError, match="its scale is a product of constants that its type does not hold"):
+        with_plugins(spelled(nodes))

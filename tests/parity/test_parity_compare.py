@@ -305,3 +305,31 @@ def test_every_output_of_a_nested_result_is_measured() -> None:
     measured = measure(module, SPECS, runner, FEEDS[:1])
     assert [m.output for m in measured.measurements] == ["logits", "states.0", "states.1"]
     assert all(m.eager == m.deployed for m in measured.measurements)
+
+
+STEP = 1 / 32
+STEPS = Module(lambda x, w: torch.fake_quantize_per_tensor_affine(x @ w, STEP, 0, -128, 127))
+
+
+def unmoved() -> np.ndarray:
+    """Return rows on which eager in float16 takes the very steps that float64 does."""
+    for seed in range(400):
+        x = np.random.default_rng(seed).standard_normal((20, 5)).astype(np.float32)
+        narrow, exact = (EagerRunner(STEPS, SPECS, dtype=dtype)({"x": x}) for dtype in (torch.float16, torch.float64))
+        if np.array_equal(narrow["output"], exact["output"]):
+            return x
+    raise AssertionError("there are such rows")
+
+
+@pytest.mark.parametrize(("steps", "passed"), [(0, True), (1, True), (6, False)])
+def test_behind_a_quantization_one_step_is_chance_and_several_are_a_fault(steps: int, passed: bool) -> None:
+    """Whether eager makes a step is one draw of chance: others of it do, and never six."""
+    x = unmoved()
+
+    def artefact(x: np.ndarray) -> dict[str, np.ndarray]:
+        exact = EagerRunner(STEPS, SPECS, dtype=torch.float64)({"x": x})["output"]
+        exact[7, 1] += steps * STEP
+        return {"output": exact.astype(np.float16)}
+
+    measured = measure(STEPS, SPECS, FunctionRunner(artefact), [Feed("rows", {"x": x})], dtype=torch.float16)
+    assert judge(measured.measurements).passed is passed
