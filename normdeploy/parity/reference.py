@@ -108,8 +108,8 @@ class Oracle:
     def moved(self, feed: Mapping[str, npt.NDArray[Any]], draw: int) -> tuple[Arrays, Arrays]:
         """Return the outputs in the deployed dtype and in float64 of the module with other weights, the same in both.
 
-        They are moved at random, by a unit in the last place or two. What lies between the two is what computing in the deployed
-        dtype loses, on another draw of chance than :meth:`eager` is.
+        They are moved at random, by a unit in the last place or two. What lies between both results is what computing
+        in the deployed dtype loses, on another draw of chance than :meth:`eager` is.
         """
         dtype, emulate = self._dtype or torch.float32, self._emulates
         narrow = EagerRunner(
