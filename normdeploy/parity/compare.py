@@ -266,8 +266,8 @@ class _Session:
                 exactly = found[-1].reference == "float64"
                 held = "float64, which it is nearer to, with nothing allowed" if exactly else "eager in its own dtype"
                 self.notes[f"{name} on {feed.name}: {why}: judged against {held}"] = None
-        if self.computes in ("float16", "bfloat16"):
-            found = [self._beside_other_draws(feed, each) for each in found]
+            elif wanted is not None and self.computes in ("float16", "bfloat16"):
+                found[-1] = self._beside_other_draws(feed, found[-1])
         if meant is not None and not all(judge_one(each, self.criteria).passed for each in found):
             found = self._beside_unfolded(feed, found)
         yield from found
@@ -282,7 +282,8 @@ class _Session:
 
         def cost(draw: int) -> Errors:
             narrow, exact = (outputs[found.output] for outputs in self.oracle.moved(feed.arrays, draw))
-            return usable(errors(narrow, exact, found.dtype)) if narrow.shape == exact.shape else EXACT
+            lost = no_reference(narrow, exact, found.computes)
+            return EXACT if lost else usable(errors(narrow, exact, found.dtype))
 
         return beside_draws(found, self.criteria, cost)
 
