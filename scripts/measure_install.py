@@ -17,14 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ABSENT = ("torch", "matplotlib", "onnx_ir", "onnxscript", "safetensors", "sympy")
 _LOAD = """
-import json, sys, time
+import json, resource, sys, time
 start = time.perf_counter()
 import normdeploy
 bundle = normdeploy.load_bundle(sys.argv[1], threads=1)
 seconds = time.perf_counter() - start
 outputs = bundle(bundle.golden.inputs)
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+cpu = sum(each.ru_utime + each.ru_stime for each in used)
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"seconds": seconds, "mb": int(peak) / 1e3, "outputs": sorted(outputs)}))
+print(json.dumps({"seconds": seconds, "cpu": cpu, "mb": int(peak) / 1e3, "outputs": sorted(outputs)}))
 """
 _ABSENT = "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(name) for name in sys.argv[1:]))"
 RUNS = 5
@@ -55,9 +57,10 @@ def main() -> int:
     total = sum(sizes.values())
     largest = sorted(sizes, key=lambda name: -sizes[name])[:6]
     print(f"normdeploy[cpu]: {total / 1e6:.0f} MB, of which " + ", ".join(f"{n} {sizes[n] / 1e6:.0f}" for n in largest))
-    seconds, memory = ([run[key] for run in runs] for key in ("seconds", "mb"))
-    print(f"loading {given.bundle}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), "
-          f"{statistics.median(memory):.0f} MB at the peak")  # fmt: skip
+    seconds, cpu, memory = ([run[key] for run in runs] for key in ("seconds", "cpu", "mb"))
+    told = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+    used = f"{statistics.median(cpu):.2f} s of CPU in both processes"
+    print(f"loading {given.bundle}: {told}, {used}, {statistics.median(memory):.0f} MB at the peak")
     return 0
 
 
