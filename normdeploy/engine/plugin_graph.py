@@ -241,6 +241,9 @@ def _array(norm: _Norm, value: ir.Value | None, otherwise: float) -> np.ndarray:
     if held is None and value.is_graph_input() and value.is_initializer():
         name = value.name
         raise _Stays(f"a caller may override {name}; normdeploy fold --inputs-are-constants {name} makes it a constant")
+    maker = value.producer()
+    if held is None and maker is not None:
+        raise _Stays(f"{value.name} is made by {maker.op_type}, and the plugin takes constants")
     if held is None:
         raise _Stays(f"{value.name} is not constant")
     array = held.numpy()

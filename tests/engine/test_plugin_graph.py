@@ -118,6 +118,9 @@ def test_weights_that_broadcast_are_written_out() -> None:
 STAYS = {
     "its mean or deviation": f"g (float[2,3,8] x) => (float[2,3,8] y, float[2,3,1] m) {{ y, m = {LN} (x, g) }}",
     "is not constant": f"g (float[2,3,8] x, float[8] h) => (float[2,3,8] y) {{ y = {LN} (x, h) }}",
+    "is made by DequantizeLinear": f"""g (float[2,3,8] x) => (float[2,3,8] y)
+        {{ q = Constant <value = int8[8] {{1,2,3,4,5,6,7,8}}> () s = Constant <value = float {{0.5}}> ()
+           h = DequantizeLinear (q, s) y = {LN} (x, h) }}""",
     "no fixed size": f"g (float[2,3,n] x) => (float[2,3,n] y) {{ y = {LN} (x, g) }}",
     "computes in double": "g (double[2,8] x, double[8] h) => (double[2,8] y) { y = LayerNormalization (x, h) }",
     "no LayerNormalization": "g (float[2,3,8] x) => (float[2,3,8] y) { y = Mul (x, g) }",
