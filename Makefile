@@ -17,6 +17,8 @@ INSTALLED := $(VENV)/.installed
 REAL := .venv-real
 RAY := .venv-ray
 EXAMPLES := .venv-examples
+# Triton's environment: what make does stays in this folder.
+export NORMDEPLOY_CACHE := $(CURDIR)/.venv-triton
 GPU := .venv-gpu
 # The demo builds an engine where TensorRT-RTX is installed. Asked when the recipe runs: the install comes before it.
 ENGINE = $(shell $(BIN)/python -c 'import tensorrt_rtx' 2>/dev/null && echo --engine)
@@ -87,7 +89,7 @@ mobilenet: $(INSTALLED)
 		--input "x:N=1..1..8x3x224x224@f32" --out out/mobilenet_v2 --force --no-bench
 
 clean:
-	rm -rf $(VENV) $(REAL) $(RAY) $(EXAMPLES) $(GPU) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(REAL) $(RAY) $(EXAMPLES) $(GPU) $(NORMDEPLOY_CACHE) .venv-chromium out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

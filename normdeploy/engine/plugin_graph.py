@@ -243,7 +243,7 @@ def _array(norm: _Norm, value: ir.Value | None, otherwise: float) -> np.ndarray:
         raise _Stays(f"a caller may override {name}; normdeploy fold --inputs-are-constants {name} makes it a constant")
     maker = value.producer()
     if held is None and maker is not None:
-        raise _Stays(f"{value.name} is made by {maker.op_type}, and the plugin takes constants")
+        raise _Stays(f"{value.name} is made by {operator(maker)}, and the plugin takes constants")
     if held is None:
         raise _Stays(f"{value.name} is not constant")
     array = held.numpy()

@@ -138,7 +138,7 @@ def computes_in(model: ir.Model) -> Precision:
     Where it has none, a 16-bit type that any other operator but a cast reads decides.
     """
     if not any(operator(node) in HEAVY for node in model.graph.all_nodes()):
-        nodes = (node for node in model.graph.all_nodes() if node.op_type != "Cast")
+        nodes = (node for node in model.graph.all_nodes() if operator(node) != "Cast")
         read = {value.dtype for node in nodes for value in node.inputs if value is not None}
         narrow = [precision for precision, dtype in _NARROW.items() if dtype in read]
         return narrow[0] if len(narrow) == 1 else "fp32"

@@ -161,8 +161,9 @@ def test_libraries_that_have_no_option_are_told_by_the_environment(
 @pytest.mark.parametrize(
     ("given", "code"), [(["--device", "cuda"], 3), (["--provider", "tensorrt"], 3), (["--provider", "gpu"], 2)]
 )
-def test_a_command_ends_before_anything_is_read(verb: str, given: list[str], code: int) -> None:
-    assert main([verb, "nowhere", "--model", "models.digits:resnet", *given]) == code
+def test_a_command_ends_before_anything_is_read(verb: str, given: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "no_model.onnx").touch()
+    assert main([verb, str(tmp_path / "no_model.onnx"), "--model", "models.digits:resnet", *given]) == code
 
 
 @needs_no_gpu

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,17 @@ def test_a_server_that_is_killed_gives_errors_and_no_wrong_answer(triton: Path, 
 
 # -- the command -------------------------------------------------------------------------------
 
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The process of ``command``, which does not outlive a test that fails."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 SERVE = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())", "serve"]
 
 
@@ -249,7 +261,7 @@ SERVE = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys
 def test_serve_tells_where_and_ends_cleanly(triton: Path, small: Path, tmp_path: Path, end: signal.Signals) -> None:
     package([small], tmp_path / "repo")
     command = [*SERVE, str(tmp_path / "repo"), "--json", "--log", str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(8)]
         told = json.loads("".join(lines))
@@ -267,7 +279,7 @@ def test_serve_tells_where_and_ends_cleanly(triton: Path, small: Path, tmp_path:
 def test_no_triton_outlives_a_serve_that_is_killed(triton: Path, small: Path, tmp_path: Path) -> None:
     package([small], tmp_path / "repo")
     command = [*SERVE, str(tmp_path / "repo"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None
         told = json.loads("".join(process.stdout.readline() for _ in range(8)))
         process.kill()
