@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
 import sys
 import time
 from dataclasses import fields, replace
@@ -35,6 +36,16 @@ from normdeploy.runtime.runner import Runner
 def subject() -> script.Subject:
     whole = script.given(script.parsed([*EAGER, "--input", SPEC]))
     return replace(whole, feeds=whole.feeds[:1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU says")
+def test_without_a_gpu_it_exits_3_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/gpu_parity.py"), "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("no NVIDIA GPU that torch can use")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def terms(until: float = math.inf) -> script.Terms:
