@@ -204,7 +204,7 @@ def test_files_that_are_no_model_and_places_that_are_none(digits_bundle: Path, t
         ([digits_bundle, "-o", tmp_path / "m.plan", "--input", SPEC], "a bundle has its own input specs"),
         ([digits_bundle, "-o", tmp_path / "old.plan"], "exists already"),
         ([digits_bundle, "-o", tmp_path], "there is a folder"),
-        ([digits_bundle, "-o", tmp_path / "text" / "m.plan"], "the plan cannot be written"),
+        ([digits_bundle, "-o", tmp_path / "text" / "m.plan"], "a file is in the way of the output"),
         ([digits_bundle, "-o", digits_bundle / "m.plan"], "a bundle takes no further files"),
         ([onnx_file, "-o", onnx_file, "--force"], "the output is the input"),
     ):
