@@ -100,7 +100,7 @@ def _flip(plan: Path) -> None:
         (_flip, "SHA-256 differs"),
         (lambda plan: plan.with_name("model.plan.json").unlink(), "cannot read the plan's sidecar"),
         (lambda plan: plan.with_name("model.plan.json").write_text("{}"), "the plan's sidecar is damaged"),
-        (lambda plan: plan.unlink(), "cannot read the plan"),
+        (lambda plan: plan.unlink(), "no such file"),
         (lambda plan: change(plan, backend_version="1.2.3.4"), "the plan was built by TensorRT-RTX 1.2.3.4, and"),
         (lambda plan: change(plan, backend="other"), "the plan was built by 'other'"),
     ],
