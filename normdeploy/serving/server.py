@@ -208,9 +208,14 @@ def watch(server: Server) -> None:
     raise _died(server)
 
 
+def _is_ready(at: Ports) -> bool:
+    """Return whether the models are loaded and the metrics, which Triton starts last, are there."""
+    return None not in (_asked(at.http, "GET", "/v2/health/ready"), _asked(at.metrics, "GET", "/metrics"))
+
+
 def _wait(server: Server) -> None:
     end = time.monotonic() + _READY_SECONDS
-    while _asked(server.at.http, "GET", "/v2/health/ready") is None:
+    while not _is_ready(server.at):
         if server.process.poll() is not None:
             raise _died(server)
         if time.monotonic() > end:
