@@ -14,8 +14,9 @@ Loaded when first used: who runs a bundle writes none.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normdeploy.lazy import loaded_from
 
 if TYPE_CHECKING:
     from normdeploy.bundle.failed import remove_failed as remove_failed
@@ -39,8 +40,4 @@ _HOME = {
 }
 __all__ = ["Bundle", "Golden", "Manifest", "check_target", "load_bundle", "remove_failed", "write", "write_failed"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loaded_from(__name__, _HOME)

@@ -177,12 +177,12 @@ def _bench_servers(
 ) -> int:
     from normdeploy.serving.measure import measure
 
-    counts = listed(clients)
-    if bundle is None or not counts or not all(count.isdecimal() and int(count) for count in counts):
+    at_once = counts(clients, "--clients")
+    if bundle is None or not at_once:
         what = "servers are measured with the bundle that they serve, and numbers of clients"
         raise InputError(what, where=" ".join(urls), fix="normdeploy bench URL --bundle BUNDLE --clients 1,8")
     with output.working(talk):
-        loads = measure(urls, bundle, model=model, clients=[int(count) for count in counts], seconds=seconds)
+        loads = measure(urls, bundle, model=model, clients=at_once, seconds=seconds)
     output.loads(loads, talk)
     return 0
 

@@ -7,8 +7,9 @@ written to the vendors' documentation.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normdeploy.lazy import loaded_from
 
 if TYPE_CHECKING:
     from normdeploy.engine.backends import BACKENDS as BACKENDS
@@ -28,8 +29,4 @@ _HOME = {
 }
 __all__ = ["BACKENDS", "EngineBuild", "EngineLayer", "Sidecar", "build", "read_plan"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loaded_from(__name__, _HOME)

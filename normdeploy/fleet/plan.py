@@ -47,7 +47,7 @@ class Job:
     Attributes:
         name: of its bundle's folder: the model's, then precision and target where there are several.
         arguments: of ``normdeploy export``, but for where it goes; paths are absolute.
-        files: what it reads: the weights, the data, and the file of the factory where that lies in ``app-dir``.
+        files: what it reads: the weights, the data, and of ``app-dir`` its Python files and the factory's package.
     """
 
     name: str
@@ -155,9 +155,13 @@ def _read(options: Mapping[str, Any]) -> Iterator[Path]:
     for value in (*_several(options.get("weights", [])), *_several(options.get("data", []))):
         if Path(str(value)).is_absolute():
             yield Path(str(value))
-    module = str(options["model"]).partition(":")[0].replace(".", "/")
-    if "app-dir" in options and (source := Path(str(options["app-dir"])) / f"{module}.py").is_file():
-        yield source
+    if "app-dir" in options:
+        yield from _sources(Path(str(options["app-dir"])), str(options["model"]).partition(":")[0])
+
+
+def _sources(folder: Path, module: str) -> list[Path]:
+    """Return the Python files of ``folder`` itself and of the package with ``module``: a factory imports others."""
+    return sorted({*folder.glob("*.py"), *(folder / module.partition(".")[0]).rglob("*.py")})
 
 
 def _plain_files(path: Path) -> list[Path]:

@@ -5,8 +5,9 @@ Loaded when first used: who reads a ledger needs none of it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normdeploy.lazy import loaded_from
 
 if TYPE_CHECKING:
     from normdeploy.fold.driver import FoldResult as FoldResult
@@ -28,8 +29,4 @@ _HOME = {
 }
 __all__ = ["Entry", "FoldResult", "Ledger", "Level", "Note", "Target", "fold"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loaded_from(__name__, _HOME)

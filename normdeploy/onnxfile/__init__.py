@@ -5,8 +5,9 @@ Loaded when first used: to look a file through takes no onnx_ir.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normdeploy.lazy import loaded_from
 
 if TYPE_CHECKING:
     from normdeploy.onnxfile.look import check as check
@@ -48,8 +49,4 @@ __all__ = [
     "shapes",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loaded_from(__name__, _HOME)

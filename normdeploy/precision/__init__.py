@@ -23,8 +23,9 @@ Loaded when first used: what runs a model asks for the names alone.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from normdeploy.lazy import loaded_from
 
 if TYPE_CHECKING:
     from normdeploy.precision.kinds import HEAVY as HEAVY
@@ -48,8 +49,4 @@ _HOME = {
 }
 __all__ = ["DTYPES", "HEAVY", "NORMS", "Precision", "averaging", "norm_chains", "to_precision", "wrong_precision"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = loaded_from(__name__, _HOME)

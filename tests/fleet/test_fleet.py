@@ -84,8 +84,15 @@ def test_what_is_trusted_is_typed(fleet: Path) -> None:
     assert read_fleet(fleet, [trusted])[1].arguments[-2:] == ("--trust", str(trusted))
 
 
-@pytest.mark.parametrize("changed", ["weights", "option", "factory", "version", "nothing"])
+@pytest.mark.parametrize("changed", ["weights", "option", "factory", "beside", "package", "version", "nothing"])
 def test_what_an_export_depends_on_is_in_its_digest(fleet: Path, changed: str) -> None:
+    layers = {"beside": fleet.parent / "layers.py", "package": fleet.parent / "nets" / "parts" / "layers.py"}
+    layers["package"].parent.mkdir(parents=True)
+    for path in layers.values():
+        path.write_text("SIZE = 3")
+    if changed == "package":
+        (fleet.parent / "net.py").rename(fleet.parent / "nets" / "net.py")
+        fleet.write_text(fleet.read_text().replace("net:make", "nets.net:make"))
     before = digest(read_fleet(fleet)[0], "1", {})
     if changed == "weights":
         (fleet.parent / "a.bin").write_text("c")
@@ -93,6 +100,8 @@ def test_what_an_export_depends_on_is_in_its_digest(fleet: Path, changed: str) -
         fleet.write_text(fleet.read_text().replace("1x3", "1x4"))
     if changed == "factory":
         (fleet.parent / "net.py").write_text("def make(): return 1")
+    if changed in layers:
+        layers[changed].write_text("SIZE = 4")
     assert (digest(read_fleet(fleet)[0], "2" if changed == "version" else "1", {}) == before) == (changed == "nothing")
 
 
