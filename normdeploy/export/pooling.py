@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops.nn import aten_avg_pool2d, aten_avg_pool3d
@@ -139,6 +141,7 @@ def _divided(plain: Callable[..., Any]) -> Callable[..., Any]:
         rank = len(x.shape) - 2
         elements = math.prod(kernel_size if len(kernel_size) == rank else [*kernel_size] * rank)
         y = plain(x, kernel_size, stride, padding, False, True)
-        return op.Mul(y, op.CastLike(op.Constant(value_float=elements / divisor_override), y))
+        factor = ir.tensor(np.array(elements / divisor_override))  # a value_float would be float32 in float64 too
+        return op.Mul(y, op.CastLike(op.Constant(value=factor), y))
 
     return translate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from exporting import export, hold, nodes
@@ -9,6 +10,9 @@ from test_export_sizes import advised
 from torch import nn
 
 from normdeploy.errors import InputError
+from normdeploy.export import to_graph
+from normdeploy.runtime.float64 import Float64Runner
+from normdeploy.specs import parse
 
 PLANE = "x:N=1..2..3x3xH=2..7..9xW=5..8..11"
 
@@ -70,3 +74,9 @@ def test_what_pools_by_a_divisor_of_its_own_beyond_the_input_is_refused() -> Non
 def test_indices_of_adaptive_maxima_are_refused() -> None:
     with pytest.raises(InputError, match="adaptive_max_pool2d cannot be exported"):
         export(nn.AdaptiveMaxPool2d(3, return_indices=True), "input:1x3x7x8")
+
+
+def test_a_divisor_is_float64s_in_float64() -> None:
+    module, x = nn.AvgPool2d(3, 2, divisor_override=7), torch.randn(1, 3, 7, 7, dtype=torch.float64)
+    got = Float64Runner(to_graph(module, parse(["input:1x3x7x7@f64"])).model)({"input": x.numpy()})["output"]
+    np.testing.assert_allclose(got, module(x).numpy(), rtol=1e-14)
