@@ -24,6 +24,15 @@ def as_wide_as_a_page() -> Iterator[None]:
         os.environ["COLUMNS"] = given
 
 
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """A command sets variables for the libraries that its process will load: the next test is another process to it."""
+    given = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(given)
+
+
 @pytest.fixture(scope="session")
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exported once through the command line; tests read it and leave it as it is."""

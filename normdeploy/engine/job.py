@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 JOB, RESULT, PLAN, LOG = "job.json", "result.json", "plan", "log.txt"
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""The environment variable that CUDA's libraries read when they are loaded, and TensorRT's builder before its flags."""
 
 Ranges = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from normdeploy.engine.backends import BACKENDS, Backend
-from normdeploy.engine.job import LOG, PLAN, RESULT, Job, ParserError, Result
+from normdeploy.engine.job import LOG, PLAN, RESULT, TF32_OVERRIDE, Job, ParserError, Result
 from normdeploy.engine.timings import TimingCache, cache_key, locked
 from normdeploy.errors import InputError, NormdeployError, UnavailableError
 
@@ -31,6 +31,7 @@ def main(folder: Path) -> None:
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     warnings.simplefilter("ignore", DeprecationWarning)  # the backend's own, about features this asks it for
+    os.environ.pop(TF32_OVERRIDE, None)  # it would be stronger than the flag that the build clears
     job = Job.read(folder)
     with (folder / LOG).open("w", buffering=1) as log:
         try:

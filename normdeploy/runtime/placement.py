@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from normdeploy.engine.job import TF32_OVERRIDE
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.precision import HEAVY
 
@@ -37,8 +38,6 @@ PROVIDERS = {
 _ON_CUDA = ("cuda", "tensorrt", "nv-tensorrt-rtx")
 _BUILT_IN = ("cuda", "tensorrt")
 """Those of ONNX Runtime's own package, which take a stream, a CUDA graph, and inputs that lie on the GPU."""
-TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-"""The environment variable that CUDA's libraries read when they are loaded; TensorRT's provider has no other switch."""
 _PLUGINS = {
     "NvTensorRTRTXExecutionProvider": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
     "OpenVINOExecutionProvider": ("onnxruntime_ep_openvino", "onnxruntime-ep-openvino"),
@@ -119,7 +118,10 @@ class Placement:
         return {}
 
     def set_tf32(self) -> None:
-        """Set TF32 for a process that will load CUDA's libraries, by its environment."""
+        """Set TF32 for a process that will load CUDA's libraries, by its environment.
+
+        ONNX Runtime's TensorRT provider has no other switch.
+        """
         if self.device == "cuda" and not self.tf32:
             os.environ[TF32_OVERRIDE] = "0"
         elif self.device == "cuda":

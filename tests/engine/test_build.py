@@ -19,7 +19,7 @@ from rich.console import Console
 
 from normdeploy.engine import build, read_plan
 from normdeploy.engine.backends import Backend
-from normdeploy.engine.job import LOG, PLAN, Job
+from normdeploy.engine.job import LOG, PLAN, TF32_OVERRIDE, Job
 from normdeploy.engine.process import Progress, run
 from normdeploy.engine.progress import bars
 from normdeploy.engine.sidecar import sha256
@@ -126,7 +126,12 @@ open(sys.argv[2], "wb").write(bytes(builder.build_serialized_network(network, co
 """The backend by itself, whose default is to round float32 products to 10 bits."""
 
 
-def test_float32_products_are_not_rounded_to_tf32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("override", [None, "0", "1"])
+def test_float32_products_are_not_rounded_to_tf32(
+    override: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says: to the builder, NVIDIA_TF32_OVERRIDE=1 is stronger than the flag."""
+    monkeypatch.delenv(TF32_OVERRIDE, raising=False)
     model = graph("(float[4,64] x) => (float[4,64] y) { y = MatMul(x, w) }", w=normal(64, 64))
     next(iter(model.graph)).name = "product"
     ir.save(model, tmp_path / "model.onnx")
@@ -137,6 +142,8 @@ def test_float32_products_are_not_rounded_to_tf32(tmp_path: Path) -> None:
         plans[tf32] = (tmp_path / tf32).read_bytes()
     profiles = ({"x": ((4, 64),) * 3},)
     job = Job("tensorrt_rtx", str(tmp_path / "model.onnx"), ("MatMul",), profiles, sm=("89",))
+    if override is not None:
+        monkeypatch.setenv(TF32_OVERRIDE, override)
     run(job, tmp_path, {}, None)
     assert (tmp_path / PLAN).read_bytes() == plans["off"]
     assert plans["off"] != plans["on"]

@@ -17,10 +17,11 @@ from onnx import parser
 
 from normdeploy.bundle import load_bundle
 from normdeploy.cli import main
+from normdeploy.engine.job import TF32_OVERRIDE
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-from normdeploy.runtime.placement import CPU, TF32_OVERRIDE, Placement, from_json, placed
+from normdeploy.runtime.placement import CPU, Placement, from_json, placed
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
 MODEL = parser.parse_model(
