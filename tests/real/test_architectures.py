@@ -43,8 +43,8 @@ def deployed(request: pytest.FixtureRequest) -> Iterator[Deployed]:
     module = randomized(architecture)
     exported = to_graph(module, specs.parse([architecture.spec])).model
     folded = fold(exported)
-    with in_onnxruntime(folded.model, torch.get_num_threads()) as runner:
-        yield Deployed(architecture, module, exported, folded, runner)
+    with in_onnxruntime(folded.model, torch.get_num_threads()) as session:
+        yield Deployed(architecture, module, exported, folded, session.runner)
 
 
 def running(module: nn.Module) -> list[str]:

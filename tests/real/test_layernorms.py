@@ -73,8 +73,8 @@ def folded(given: Exported, level: Level, *, validate: bool = True) -> FoldResul
 
 def verdict(given: Exported, module: nn.Module, model: ir.Model) -> Verdict:
     parsed = specs.parse(given.network.inputs)
-    with in_onnxruntime(model, threads=1) as runner:
-        measured = measure(module, parsed, runner, random_feeds(parsed))
+    with in_onnxruntime(model, threads=1) as session:
+        measured = measure(module, parsed, session.runner, random_feeds(parsed))
     assert measured.reference == "float64"
     return judge(measured.measurements, reference=measured.reference)
 

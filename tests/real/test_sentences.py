@@ -110,9 +110,9 @@ def scale_of(model: ir.Model, module: str) -> np.ndarray:
 @pytest.mark.parametrize("level", ["affine", "centre"])
 def test_sentences_stay_as_alike_as_they_were(level: Level, target: Target, opset: int) -> None:
     folded = fold(exported(opset), layernorm=level, target=target)
-    with in_onnxruntime(folded.model, threads=1) as runner:
-        measured = measure(minilm(), SPECS, runner, [sentences()])
-        alike = similarities(runner(sentences().arrays))
+    with in_onnxruntime(folded.model, threads=1) as session:
+        measured = measure(minilm(), SPECS, session.runner, [sentences()])
+        alike = similarities(session.runner(sentences().arrays))
     assert judge(measured.measurements, reference=measured.reference).passed
     eager, exact = by_eager()
     assert exact[:5].min() > 0.45 > 0.25 > exact[5:].max(), "these are not the trained weights"
@@ -147,8 +147,8 @@ def test_scales_near_zero_go_into_the_pooler_and_nothing_is_lost(
     # of the products with the two scales of 5e-33, where the weight is below 2e-6
     assert 0 < np.count_nonzero(subnormal) < 5
     assert any(note.code == "NF410" and "bert.pooler.dense.weight" in note.text for note in folded.ledger.notes)
-    with in_onnxruntime(folded.model, threads=1) as runner:
-        measured = measure(module, SPECS, runner, [sentences()])
+    with in_onnxruntime(folded.model, threads=1) as session:
+        measured = measure(module, SPECS, session.runner, [sentences()])
     assert judge(measured.measurements, reference=measured.reference).passed
 
 
@@ -156,6 +156,6 @@ def test_the_comparison_sees_one_scale_that_is_a_little_off(pooled: tuple[nn.Mod
     """One of 384 scales of the first norm, off by a thousandth."""
     module, folded = copy.deepcopy(pooled[0]), pooled[1]  # a copy, for graphs share the memory of their module
     module.get_parameter("bert.embeddings.LayerNorm.weight").data[7] *= 1.001
-    with in_onnxruntime(folded.model, threads=1) as runner:
-        measured = measure(module, SPECS, runner, [sentences()])
+    with in_onnxruntime(folded.model, threads=1) as session:
+        measured = measure(module, SPECS, session.runner, [sentences()])
     assert not judge(measured.measurements, reference=measured.reference).passed
