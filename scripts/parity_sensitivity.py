@@ -9,8 +9,9 @@ runtime would see.
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from normdeploy.specs import parse  # noqa: E402
 
 SPECS = parse(["x:N=1..4..64x1x8x8@f32"])
 DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+NETS = ("resnet", "vit")
 STEPS = tuple(digit * 10.0**power for power in range(-7, 0) for digit in (1, 2, 5))
 
 
@@ -105,9 +107,14 @@ def _left_the_old_bound(each: Measurement, precision: Precision) -> bool:
     return any(error > 4 * own + floor for error, own in pairs)
 
 
-def smallest(steps: Mapping[float, Seen]) -> tuple[str, str, str]:
-    """Return the smallest fault that each of the three sees."""
-    found = [next((f"{step:.0e}" for step, each in steps.items() if each[index]), "none") for index in range(3)]
+def smallest(judged: Callable[[float], Seen]) -> tuple[str, str, str]:
+    """Return the smallest fault that each of the three sees; larger ones are not tried once all three do."""
+    found = ["none"] * 3
+    for step in STEPS:
+        seen_now = judged(step)
+        found = [f"{step:.0e}" if text == "none" and now else text for text, now in zip(found, seen_now, strict=True)]
+        if "none" not in found:
+            break
     return found[0], found[1], found[2]
 
 
@@ -120,21 +127,30 @@ def rows(name: str, precision: Precision) -> Iterator[tuple[str, ...]]:
     if seen(module, single, narrow, precision).graph:
         raise SystemExit(f"{name} in {precision} fails without a fault")
     for node in heavy(single):
-        assert node.name is not None
-        wrong = {step: scaled(single, node.name, step) for step in STEPS}
-        found = {step: seen(module, each, to_precision(each, precision), precision) for step, each in wrong.items()}
-        yield name, precision, node.name, "the fold", *smallest(found)
+        at = str(node.name)
+
+        def folded(step: float, at: str = at) -> Seen:
+            wrong = scaled(single, at, step)
+            return seen(module, wrong, to_precision(wrong, precision), precision)
+
+        def rounded(step: float, at: str = at) -> Seen:
+            return seen(module, single, scaled(narrow, at, step), precision)
+
+        yield name, precision, at, "the fold", *smallest(folded)
         if precision != "fp32":
-            found = {step: seen(module, single, scaled(narrow, node.name, step), precision) for step in STEPS}
-            yield name, precision, node.name, "the rounding", *smallest(found)
+            yield name, precision, at, "the rounding", *smallest(rounded)
 
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", nargs="+", choices=NETS, default=NETS)
+    parser.add_argument("--precision", nargs="+", choices=[*DTYPES], default=[*DTYPES])
+    asked = parser.parse_args()
     print("| network | precision | weight | fault of | smallest δ seen | by the outputs alone | by one bound |")
     print("| --- | --- | --- | --- | --: | --: | --: |")
-    for name in ("resnet", "vit"):
-        for precision in DTYPES:
+    for name in asked.net:
+        for precision in asked.precision:
             for row in rows(name, precision):
                 print("|", " | ".join(row), "|", flush=True)
 

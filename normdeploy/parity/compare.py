@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normdeploy.errors import InputError, UnavailableError, VerdictError
+from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.doubts import TAKES_ANY, require_repeatable, tied
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, USELESS, Errors, added, eps, errors, is_float, usable
+from normdeploy.parity.metrics import EXACT, Errors, added, eps, errors, is_float, usable
+from normdeploy.parity.output import comparable, measurement, no_reference
+from normdeploy.parity.overflow import overflows
 from normdeploy.parity.reference import Arrays, Oracle
 from normdeploy.parity.single import Single, beside_draws
 from normdeploy.parity.verdict import Criteria, Measurement, Part, Reference, judge_one
@@ -136,9 +139,10 @@ class _Session:
         self.notes: dict[str, None] = {}
         self.served = False
         self._usual: dict[str, float] = {}
+        self._room: dict[str, bool] = {}
         kinds = set() if graph is None else {node.op_type for node in graph.graph.all_nodes()}
         self._repeatable, self._draws, self._takes_any = False, bool(kinds & RANDOM), bool(kinds & TAKES_ANY)
-        self._graph = None if graph is None else Float64Runner(graph)
+        self._model, self._graph = graph, None if graph is None else Float64Runner(graph)
         self._make_unfolded = unfolded
         self._unfolded: Unfolded | None = None
 
@@ -166,12 +170,7 @@ class _Session:
         if self.deployed is not None and actual is not None:
             self._require_same_outputs(self.deployed.name, eager, actual, feed)
         meant = self._meant(feed)
-        if (
-            feed.corner
-            and exact is not None
-            and self._takes_any
-            and (why := tied(self.oracle, feed.arrays, exact, (meant, actual)))
-        ):
+        if feed.corner and (why := self._hangs(feed, exact, meant, actual)):
             yield from self._replaced(feed, why)
             return
         if meant is not None:
@@ -197,6 +196,14 @@ class _Session:
             if 0 < _rms(value) < _VANISHES * self._usual.get(name, 0.0):
                 return f"{name} all but vanishes there, and an error relative to it says nothing"
         return ""
+
+    def _hangs(self, feed: Feed, exact: Arrays | None, meant: Arrays | None, actual: Arrays | None) -> str:
+        """Return on what the outputs of a corner hang that no graph can be held to; empty where they do not."""
+        if exact is not None and self._takes_any and (why := tied(self.oracle, feed.arrays, exact, (meant, actual))):
+            return why
+        if self.single is None or meant is None or not (names := self.single.hang_on_limits(feed, meant)):
+            return ""
+        return f"how far a mask reaches, which {self.computes} cuts at its largest number, decides {', '.join(names)}"
 
     # -- the graph -----------------------------------------------------------------------------
 
@@ -261,8 +268,12 @@ class _Session:
             wanted = None if exact is None or self._draws else exact[name]
             graph = None if meant is None else meant[name]
             computes = self._wide(value.dtype.name)
-            found.append(measurement(feed.name, name, value, wanted, actual[name], graph=graph, computes=computes))
+            fits = partial(self._fits, feed)
+            found.append(
+                measurement(feed.name, name, value, wanted, actual[name], graph=graph, computes=computes, fits=fits)
+            )
             if wanted is not None and (why := no_reference(value, wanted, computes)):
+                found[-1] = self._beside_float32(feed, found[-1], exact)
                 exactly = found[-1].reference == "float64"
                 held = "float64, which it is nearer to, with nothing allowed" if exactly else "eager in its own dtype"
                 self.notes[f"{name} on {feed.name}: {why}: judged against {held}"] = None
@@ -271,6 +282,24 @@ class _Session:
         if meant is not None and not all(judge_one(each, self.criteria).passed for each in found):
             found = self._beside_unfolded(feed, found)
         yield from found
+
+    def _fits(self, feed: Feed) -> bool:
+        """Return True if the graph makes no number on ``feed`` that is beyond the largest of its 16-bit type."""
+        if self._model is None or self.computes not in ("float16", "bfloat16"):
+            return False
+        if feed.name not in self._room:
+            try:
+                self._room[feed.name] = not overflows(self._model, [feed])
+            except (NormdeployError, OSError):  # no kernel, no room on disk: it is not known
+                self._room[feed.name] = False
+        return self._room[feed.name]
+
+    def _beside_float32(self, feed: Feed, found: Measurement, exact: Arrays | None) -> Measurement:
+        """Return ``found``, of an output that eager has lost in 16 bits, with what eager loses of it in float32."""
+        lost = found.reference == "float64" and not judge_one(found, self.criteria).passed
+        if not lost or self.single is None or exact is None:
+            return found
+        return replace(found, eager=self.single.of_float32(feed, exact, found.output))
 
     def _beside_other_draws(self, feed: Feed, found: Measurement) -> Measurement:
         """Return ``found`` with what computing in 16 bits loses on other draws, where it fails beside the one of eager.
@@ -343,88 +372,6 @@ class _Session:
                 fix="export the module again; a shape that follows a traced size belongs to a dimension given as fixed",
                 feed=feed,
             )
-
-
-def measurement(
-    feed: str,
-    output: str,
-    eager: Array,
-    exact: Array | None,
-    deployed: Array,
-    *,
-    graph: Array | None = None,
-    computes: str = "",
-) -> Measurement:
-    """Return the errors of one output as a runtime made it, all arrays of one shape.
-
-    ``eager``, ``exact`` and ``graph`` are what the module gives, in its own dtype and in float64, and what the deployed
-    graph gives in float64: the reference, in place of ``exact`` where it is not given.
-
-    Where eager has lost the output, nothing is allowed for that, and the artefact is held to what it is nearer to: a
-    norm that is right is not failed by one whose squares overflow in 16 bits. Where eager ends in NaN or infinity, the
-    artefact must too: that it does not here may be the runtime's doing, which computes some of it in float32.
-    """
-    dtype = eager.dtype.name
-    against_eager = Measurement(
-        feed, output, eager.shape, dtype, EXACT, errors(deployed, eager, dtype), "eager", computes=computes
-    )
-    meant = exact if graph is None else graph
-    if meant is None or meant.shape != eager.shape:
-        return against_eager
-    if not is_float(dtype):
-        nearer = against_eager.deployed != EXACT and np.array_equal(deployed, meant)
-        return (
-            replace(against_eager, deployed=EXACT, reference="float64")
-            if nearer and graph is not None
-            else against_eager
-        )
-    if not _is_float64(meant, computes or dtype):
-        return against_eager
-    actual = errors(deployed, meant, dtype)
-    if exact is None:  # what eager loses is not known
-        base = replace(against_eager, deployed=actual)
-        return base if actual.rms <= against_eager.deployed.rms else against_eager
-    own = errors(eager, exact, dtype)
-    base = replace(against_eager, eager=own, deployed=actual, reference="float64")
-    if not no_reference(eager, exact, computes):
-        return base
-    nearer = own.finite and actual.finite and not against_eager.deployed.rms <= actual.rms
-    return replace(base, eager=EXACT) if nearer else against_eager
-
-
-def _is_float64(exact: Array, computes: str) -> bool:
-    """Return True if ``exact`` has digits that ``computes`` has not."""
-    return exact.dtype.name == "float64" != computes
-
-
-def no_reference(eager: Array, exact: Array, computes: str = "") -> str:
-    """Return why ``exact`` cannot stand in for what ``eager`` should have been; "" where it can, or where they agree.
-
-    ``computes`` is what the network computes in, where the output is wider.
-    """
-    dtype = eager.dtype.name
-    if eager.shape != exact.shape:
-        return f"float64 returns the shape {exact.shape}, not {eager.shape}"
-    if not is_float(dtype):
-        differing = int(np.count_nonzero(eager != exact))
-        return f"float64 differs in {differing} whole numbers or booleans, as at a tie" if differing else ""
-    if (computes or dtype) == "float64":
-        return "it is float64 already"
-    if exact.dtype.name != "float64":
-        return f"float64 returns {exact.dtype.name}"
-    own = errors(eager, exact, dtype)
-    if not own.finite:
-        return f"{dtype} itself is NaN or infinite where float64 is not, or the other way round"
-    if own.rms >= USELESS:
-        return f"{dtype} itself is off by {own.rms:.2g} of the output"
-    return ""
-
-
-def comparable(eager: Array, actual: Array, *, wider: bool) -> bool:
-    """Return True if both have one shape and one dtype; with ``wider``, ``actual`` may hold wider floats."""
-    dtypes = eager.dtype.name, actual.dtype.name
-    widened = wider and is_float(dtypes[0]) and is_float(dtypes[1]) and eps(dtypes[1]) <= eps(dtypes[0])
-    return eager.shape == actual.shape and (dtypes[0] == dtypes[1] or widened)
 
 
 def _rms(array: Array) -> float:

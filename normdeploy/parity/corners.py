@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from normdeploy.errors import InputError
-from normdeploy.parity.feeds import Feed, random_arrays
+from normdeploy.parity.feeds import Feed, is_mask, random_arrays
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,7 @@ def _corners(specs: Sequence[TensorSpec], generator: np.random.Generator) -> Ite
         told = " ".join(f"{name}={size}" for name, size in odd.items())
         yield Feed(f"odd {told}", random_arrays(specs, odd, generator))
     groups: list[tuple[str, Mapping[str, Draw], Callable[[TensorSpec], bool], dict[str, int]]] = [
-        ("mask", _MASKS, _is_mask, _with_rows(specs)),
+        ("mask", _MASKS, is_mask, _with_rows(specs)),
         ("integers", _ENDS, _is_integer, sizes_at(specs, "min")),
         ("range", _ENDS, _is_bounded, sizes_at(specs, "min")),
         ("floats", _FLOATS, _is_free, sizes_at(specs, "min")),
@@ -70,7 +70,7 @@ def _corner(
 def _fitted(values: Array, spec: TensorSpec) -> Array:
     """Return ``values`` in the spec's dtype; those of a range are shares of it."""
     dtype = np.dtype(spec.dtype)
-    if spec.low is None or spec.high is None or _is_mask(spec):
+    if spec.low is None or spec.high is None or is_mask(spec):
         return values.astype(dtype)
     return np.where(values > 0, np.asarray(spec.high, dtype), np.asarray(spec.low, dtype)).astype(dtype)
 
@@ -88,26 +88,21 @@ def _with_rows(specs: Sequence[TensorSpec]) -> dict[str, int]:
     sizes = sizes_at(specs, "opt")
     for spec in specs:
         first = spec.dims[0] if spec.dims and len(spec.dims) > 1 else None
-        if _is_mask(spec) and first is not None and first.name is not None and first.takes(_ROWS):
+        if is_mask(spec) and first is not None and first.name is not None and first.takes(_ROWS):
             sizes[first.name] = max(sizes[first.name], _ROWS)
     return sizes
 
 
-def _is_mask(spec: TensorSpec) -> bool:
-    whole = np.dtype(spec.dtype).kind in "iu" and (spec.low, spec.high) == (0, 1)
-    return (spec.dtype == "bool" and (spec.low, spec.high) in ((None, None), (0, 1))) or whole
-
-
 def _is_integer(spec: TensorSpec) -> bool:
-    return np.dtype(spec.dtype).kind in "iu" and not _is_mask(spec)
+    return np.dtype(spec.dtype).kind in "iu" and not is_mask(spec)
 
 
 def _is_free(spec: TensorSpec) -> bool:
-    return spec.low is None and not _is_integer(spec) and not _is_mask(spec) and spec.dtype != "bool"
+    return spec.low is None and not _is_integer(spec) and not is_mask(spec) and spec.dtype != "bool"
 
 
 def _is_bounded(spec: TensorSpec) -> bool:
-    return spec.low is not None and not _is_integer(spec) and not _is_mask(spec) and spec.dtype != "bool"
+    return spec.low is not None and not _is_integer(spec) and not is_mask(spec) and spec.dtype != "bool"
 
 
 # -- masks: the last axis is what they hide ----------------------------------------------------

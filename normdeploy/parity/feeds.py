@@ -104,15 +104,31 @@ def _name(sizes: dict[str, int]) -> str:
 def _random(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
     dtype = np.dtype(spec.dtype)
     if dtype.kind in "iu":
-        return generator.integers(_whole(spec.low), _whole(spec.high), size=shape, dtype=dtype, endpoint=True)
+        whole = generator.integers(_whole(spec.low), _whole(spec.high), size=shape, dtype=dtype, endpoint=True)
+        return _mixed(whole) if is_mask(spec) else whole
     if dtype.kind == "b":
         low, high = (0, 1) if spec.low is None else (_whole(spec.low), _whole(spec.high))
-        return generator.integers(low, high, size=shape, endpoint=True).astype(dtype)
+        drawn = generator.integers(low, high, size=shape, endpoint=True).astype(dtype)
+        return _mixed(drawn) if is_mask(spec) else drawn
     if spec.low is None or spec.high is None:
         return generator.standard_normal(shape).astype(dtype)
     # a convex combination: high − low alone may overflow
     share = generator.random(shape)
     return (spec.low * (1 - share) + spec.high * share).astype(dtype)
+
+
+def is_mask(spec: TensorSpec) -> bool:
+    """Return True if an input is true or false, or 0 or 1."""
+    whole = np.dtype(spec.dtype).kind in "iu" and (spec.low, spec.high) == (0, 1)
+    return (spec.dtype == "bool" and (spec.low, spec.high) in ((None, None), (0, 1))) or whole
+
+
+def _mixed(mask: Array) -> Array:
+    """Return ``mask`` with one element turned in each row that is all alike: to hide all of one is a corner."""
+    if mask.ndim and mask.shape[-1] > 1:
+        alike = (mask == mask[..., :1]).all(-1)
+        mask[..., -1] = np.where(alike, 1 - mask[..., -1].astype(np.uint8), mask[..., -1])
+    return mask
 
 
 def _whole(end: float | None) -> int:

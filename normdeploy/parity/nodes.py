@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from normdeploy.errors import NormdeployError
 from normdeploy.graph import label
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.metrics import errors, is_float
+from normdeploy.precision.decide import LARGEST
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.isolated import IsolatedRunner
 
@@ -28,6 +29,8 @@ Array = npt.NDArray[Any]
 
 MOST_MEMORY = 1 << 30
 """Bytes of values that are held at once, where nothing else is asked for."""
+OVERFLOWS = "overflows"
+"""The word by which a node without room for its value is told from a kernel that is off."""
 _SHAPED = frozenset({"Shape", "Size", "Constant", "ConstantOfShape", "Cast", "Identity"})
 """Operators that cannot be wrong by a kernel's arithmetic."""
 _NAMED = re.compile(r"[\w./:-]+")
@@ -43,6 +46,8 @@ class NodeError:
         node: its name.
         rms: RMS of the difference over RMS of the float64 value of its own inputs.
         runtime: what ran it.
+        dtype: the 16-bit type whose largest number the float64 value is beyond; empty where it has room.
+        peak: the largest size of that value, where it has not.
     """
 
     module: str
@@ -50,8 +55,12 @@ class NodeError:
     node: str
     rms: float
     runtime: str = "onnxruntime"
+    dtype: str = ""
+    peak: float = 0.0
 
     def __str__(self) -> str:
+        if self.dtype:
+            return f"{self.operator} {self.node} of {self.module} {OVERFLOWS} {self.dtype}: it reaches {self.peak:.3g}"
         return f"{self.operator} {self.node} of {self.module}, by {self.runtime}'s kernel, off by {self.rms:.2g}"
 
 
@@ -74,8 +83,8 @@ def worst_node(
         found = _values(model, nodes, feed, options or {})
         for node in nodes:
             error = _own_error(exact, node, found)
-            if error is not None and (worst is None or error > worst.rms):
-                worst = NodeError(label(node), node.op_type, str(node.name), error)
+            if error is not None and (worst is None or error.rms > worst.rms):
+                worst = error
     return worst
 
 
@@ -151,7 +160,7 @@ def _values(model: ir.Model, nodes: Sequence[ir.Node], feed: Feed, options: Mapp
             runner.close()
 
 
-def _own_error(exact: Float64Runner, node: ir.Node, values: Mapping[str, Array]) -> float | None:
+def _own_error(exact: Float64Runner, node: ir.Node, values: Mapping[str, Array]) -> NodeError | None:
     """Return the largest error of a node's real outputs; None where it has none, or an input is not known."""
     inputs: list[Array | None] = []
     for value in node.inputs:
@@ -169,9 +178,18 @@ def _own_error(exact: Float64Runner, node: ir.Node, values: Mapping[str, Array])
         return None
     pairs = [(values.get(str(value.name)), array) for value, array in zip(node.outputs, wanted, strict=False)]
     found = [
-        errors(actual, array, actual.dtype.name)
+        _error(node, actual, array)
         for actual, array in pairs
         if actual is not None and is_float(actual.dtype.name) and np.shape(array) == actual.shape
     ]
+    return max(found, key=lambda each: each.rms, default=None)
+
+
+def _error(node: ir.Node, actual: Array, wanted: Array) -> NodeError:
+    dtype = actual.dtype.name
+    off = errors(actual, wanted, dtype)
     # NaN or infinity that float64 has not, of the very same inputs: nothing is further off
-    return max((each.rms if each.finite else np.inf for each in found), default=None)
+    found = NodeError(label(node), node.op_type, str(node.name), off.rms if off.finite else np.inf)
+    peak = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
+    beyond = not off.finite and peak > LARGEST.get(ir.DataType.from_numpy(actual.dtype), np.inf)
+    return replace(found, dtype=dtype, peak=peak) if beyond else found

@@ -80,6 +80,31 @@ def with_constants(single: ir.Model, found: list[Pair], weights: Collection[str]
     return copy
 
 
+def without_limits(narrow: ir.Model, found: list[Pair]) -> ir.Model | None:
+    """Return ``narrow`` with each mask at full length that 16 bits cut at their largest number; None if there is none.
+
+    Cut are constants, such as -1e9, and what is made of one: see the conversion.
+    """
+    cut = {pair.narrow.name: pair.single for pair in found if _is_cut(pair)}
+    copy, limited = narrow.clone(), False
+    for graph in (copy.graph, *copy.graph.subgraphs()):
+        for name, value in graph.initializers.items():
+            if name in cut:
+                value.const_value, value.type, limited = cut[name].const_value, cut[name].type, True
+        for node in graph:
+            if operator(node) == "Clip" and _is_glue(node) and node.inputs[0] is not None:
+                node.outputs[0].replace_all_uses_with(node.inputs[0])
+                limited = True
+    return copy if limited else None
+
+
+def _is_cut(pair: Pair) -> bool:
+    one, other = _array(pair.single), _array(pair.narrow)
+    if pair.narrow.dtype not in LARGEST or one.shape != other.shape:
+        return False
+    return bool(_at_limit(one.astype(np.float64), other.astype(np.float64), LARGEST[pair.narrow.dtype]).any())
+
+
 class _Match:
     """A walk through both graphs in their own order."""
 
@@ -203,7 +228,13 @@ def _distance(one: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> n
     with np.errstate(divide="ignore", invalid="ignore"):
         exponent = np.clip(np.floor(np.log2(np.abs(wide))), least, None)
         off = np.abs(narrow - wide) / np.exp2(exponent - digits)
-    saturated = (np.abs(wide) > LARGEST[target]) & (np.abs(narrow) == LARGEST[target])
     same = (wide == narrow) | (np.isnan(wide) & np.isnan(narrow))
     # the mask constants of attention are kept finite: see the conversion
-    return np.where(same | (saturated & (np.sign(wide) == np.sign(narrow))), 0.0, np.where(np.isnan(off), np.inf, off))
+    kept = same | _at_limit(wide, narrow, LARGEST[target])
+    return np.where(kept, 0.0, np.where(np.isnan(off), np.inf, off))
+
+
+def _at_limit(wide: npt.NDArray[np.float64], narrow: npt.NDArray[np.float64], limit: float) -> npt.NDArray[np.bool_]:
+    """Return where ``narrow`` lies at the ``limit`` that ``wide`` is beyond."""
+    beyond: npt.NDArray[np.bool_] = (np.abs(wide) > limit) & (narrow == np.copysign(limit, wide))
+    return beyond

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, added, errors, is_float, larger, usable
+from normdeploy.parity.metrics import EXACT, Errors, added, eps, errors, is_float, larger, usable
 from normdeploy.parity.reference import Arrays, Oracle
-from normdeploy.parity.rounding import Pair, UnlikeError, faults, pairs, prepared, with_constants
+from normdeploy.parity.rounding import (
+    Pair,
+    UnlikeError,
+    faults,
+    pairs,
+    prepared,
+    with_constants,
+    without_limits,
+)
 from normdeploy.parity.verdict import Criteria, Measurement, judge_one
 from normdeploy.runtime.float64 import Float64Runner
 from normdeploy.specs import TensorSpec
@@ -22,8 +32,12 @@ from normdeploy.specs import TensorSpec
 class Single:
     """The float32 graph that a graph in 16 bits was rounded from, and eager in float32."""
 
-    def __init__(self, module: nn.Module, specs: Sequence[TensorSpec], single: ir.Model, found: list[Pair]) -> None:
+    def __init__(
+        self, module: nn.Module, specs: Sequence[TensorSpec], single: ir.Model, narrow: ir.Model, found: list[Pair]
+    ) -> None:
         self.misrounded = faults(found)
+        unlimited = without_limits(narrow, found)
+        self._unlimited = None if unlimited is None else Float64Runner(unlimited)
         self._oracle = Oracle(module, specs, torch.float32)
         weights = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
         self._graph, self._constants = Float64Runner(single), Float64Runner(with_constants(single, found, weights))
@@ -38,9 +52,9 @@ class Single:
         notes: dict[str, None],
     ) -> Single | None:
         """Return it; None, and a note, where the two graphs are not one network."""
-        single = prepared(single)
+        single, narrow = prepared(single), prepared(narrow)
         try:
-            return cls(module, specs, single, pairs(single, prepared(narrow)))
+            return cls(module, specs, single, narrow, pairs(single, narrow))
         except UnlikeError as error:
             told = f"the graph in 16 bits is not the float32 graph that this normdeploy makes, rounded ({error})"
             notes[f"{told}: it is judged by its outputs alone, which see less"] = None
@@ -62,10 +76,33 @@ class Single:
         rounded = self._oracle.rounded(feed.arrays, draw)[name]
         return usable(errors(rounded, exact[name], "float32")) if rounded.shape == exact[name].shape else EXACT
 
+    def of_float32(self, feed: Feed, exact: Arrays, name: str) -> Errors:
+        """Return what eager in float32 loses of the output ``name``."""
+        own = self._oracle.eager(feed.arrays)[name]
+        return usable(errors(own, exact[name], own.dtype.name)) if own.shape == exact[name].shape else EXACT
+
+    def hang_on_limits(self, feed: Feed, meant: Arrays) -> list[str]:
+        """Return the outputs, ``meant`` by the graph, that are others with masks at full length.
+
+        A row that its mask hides wholly is what the softmax makes of the mask alone: of -1e9 it is another than of
+        the -65504 that float16 has for it.
+        """
+        if self._unlimited is None:
+            return []
+        other = self._unlimited(feed.arrays)
+        return [name for name, value in meant.items() if is_float(value.dtype.name) and not _same(other[name], value)]
+
     def of_constants(self, feed: Feed, name: str, dtype: str) -> Errors:
         """Return what rounding the constants of the code costs, which are no weights."""
         rounded, meant = self._constants(feed.arrays)[name], self._graph(feed.arrays)[name]
         return usable(errors(rounded, meant, dtype)) if rounded.shape == meant.shape else EXACT
+
+
+def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    if one.shape != other.shape:
+        return False
+    off = errors(one, other, "float32")
+    return off.finite and off.rms <= eps("float32")
 
 
 def beside_draws(measured: Measurement, criteria: Criteria, cost: Callable[[int], Errors]) -> Measurement:

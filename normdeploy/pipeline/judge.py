@@ -16,7 +16,7 @@ from normdeploy.errors import NormdeployError, VerdictError
 from normdeploy.parity.bisect import first_divergent_module
 from normdeploy.parity.compare import RuntimeFailureError, Unfolded, measure
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.nodes import MOST_MEMORY, named_in, stuck_at, worst_node
+from normdeploy.parity.nodes import MOST_MEMORY, OVERFLOWS, named_in, stuck_at, worst_node
 from normdeploy.parity.taps import observe, taps_of
 from normdeploy.parity.verdict import Criteria, Measurement, Verdict, judge
 from normdeploy.precision import Precision
@@ -39,7 +39,7 @@ class ParityError(VerdictError):
         super().__init__(
             f"{summary(verdict)}; {left}",
             where=begins_in(verdict),
-            fix="look at that module first; --k and --floor-eps set the bound, --keep leaves norms as they are",
+            fix=_advice(verdict),
         )
 
 
@@ -196,6 +196,12 @@ def summary(verdict: Verdict) -> str:
         f"({parts}), "
         f"{first.output!r} on feed {first.feed!r} first; the smallest k that would pass is {needed}"
     )
+
+
+def _advice(verdict: Verdict) -> str:
+    if f" {OVERFLOWS} " in (verdict.first_node or ""):
+        return "deploy in bf16 or fp32, or scale what goes in"
+    return "look at that module first; --k and --floor-eps set the bound, --keep leaves norms as they are"
 
 
 def begins_in(verdict: Verdict) -> str:

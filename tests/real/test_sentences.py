@@ -16,8 +16,9 @@ from normdeploy import specs
 from normdeploy.checkpoint import load
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Level, Target, fold
-from normdeploy.parity.compare import measure, measurement
+from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import Feed
+from normdeploy.parity.output import measurement
 from normdeploy.parity.reference import Arrays, Oracle
 from normdeploy.parity.verdict import Criteria, judge, judge_one
 from normdeploy.pipeline.deploy import in_onnxruntime

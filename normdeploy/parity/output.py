@@ -1,0 +1,99 @@
+"""One output as a runtime made it, beside what the module and the graph give: which of them it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from normdeploy.parity.metrics import EXACT, USELESS, eps, errors, is_float
+from normdeploy.parity.verdict import Measurement
+
+Array = npt.NDArray[Any]
+
+
+def measurement(
+    feed: str,
+    output: str,
+    eager: Array,
+    exact: Array | None,
+    deployed: Array,
+    *,
+    graph: Array | None = None,
+    computes: str = "",
+    fits: Callable[[], bool] = lambda: False,
+) -> Measurement:
+    """Return the errors of one output as a runtime made it, all arrays of one shape.
+
+    ``eager``, ``exact`` and ``graph`` are what the module gives, in its own dtype and in float64, and what the deployed
+    graph gives in float64: the reference, in place of ``exact`` where it is not given.
+
+    Where eager has lost the output, nothing is allowed for that, and the artefact is held to what it is nearer to: a
+    norm that is right is not failed by one whose squares overflow in 16 bits. Where eager ends in NaN or infinity, the
+    artefact must too: that it does not here may be the runtime's doing, which computes some of it in float32; unless
+    all that the graph makes ``fits`` into its type, whatever the runtime.
+    """
+    dtype = eager.dtype.name
+    against_eager = Measurement(
+        feed, output, eager.shape, dtype, EXACT, errors(deployed, eager, dtype), "eager", computes=computes
+    )
+    meant = exact if graph is None else graph
+    if meant is None or meant.shape != eager.shape:
+        return against_eager
+    if not is_float(dtype):
+        nearer = against_eager.deployed != EXACT and np.array_equal(deployed, meant)
+        return (
+            replace(against_eager, deployed=EXACT, reference="float64")
+            if nearer and graph is not None
+            else against_eager
+        )
+    if not _is_float64(meant, computes or dtype):
+        return against_eager
+    actual = errors(deployed, meant, dtype)
+    if exact is None:  # what eager loses is not known
+        base = replace(against_eager, deployed=actual)
+        return base if actual.rms <= against_eager.deployed.rms else against_eager
+    own = errors(eager, exact, dtype)
+    base = replace(against_eager, eager=own, deployed=actual, reference="float64")
+    if not no_reference(eager, exact, computes):
+        return base
+    nearer = actual.finite and not against_eager.deployed.rms <= actual.rms and (own.finite or fits())
+    return replace(base, eager=EXACT) if nearer else against_eager
+
+
+def _is_float64(exact: Array, computes: str) -> bool:
+    """Return True if ``exact`` has digits that ``computes`` has not."""
+    return exact.dtype.name == "float64" != computes
+
+
+def no_reference(eager: Array, exact: Array, computes: str = "") -> str:
+    """Return why ``exact`` cannot stand in for what ``eager`` should have been; "" where it can, or where they agree.
+
+    ``computes`` is what the network computes in, where the output is wider.
+    """
+    dtype = eager.dtype.name
+    if eager.shape != exact.shape:
+        return f"float64 returns the shape {exact.shape}, not {eager.shape}"
+    if not is_float(dtype):
+        differing = int(np.count_nonzero(eager != exact))
+        return f"float64 differs in {differing} whole numbers or booleans, as at a tie" if differing else ""
+    if (computes or dtype) == "float64":
+        return "it is float64 already"
+    if exact.dtype.name != "float64":
+        return f"float64 returns {exact.dtype.name}"
+    own = errors(eager, exact, dtype)
+    if not own.finite:
+        return f"{dtype} itself is NaN or infinite where float64 is not, or the other way round"
+    if own.rms >= USELESS:
+        return f"{dtype} itself is off by {own.rms:.2g} of the output"
+    return ""
+
+
+def comparable(eager: Array, actual: Array, *, wider: bool) -> bool:
+    """Return True if both have one shape and one dtype; with ``wider``, ``actual`` may hold wider floats."""
+    dtypes = eager.dtype.name, actual.dtype.name
+    widened = wider and is_float(dtypes[0]) and is_float(dtypes[1]) and eps(dtypes[1]) <= eps(dtypes[0])
+    return eager.shape == actual.shape and (dtypes[0] == dtypes[1] or widened)
