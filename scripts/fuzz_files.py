@@ -316,7 +316,8 @@ def change_message(message: Any, draw: random.Random) -> None:
         elif field.message_type is None:
             value[at] = drawn(value[at], draw)
     elif field.message_type is None and draw.random() < 0.8:
-        setattr(message, field.name, drawn(value, draw))
+        with suppress(ValueError):  # a number that the field's enumeration has not
+            setattr(message, field.name, drawn(value, draw))
     else:
         message.ClearField(field.name)
 

@@ -61,8 +61,10 @@ def _has_one_input(scope: Scope, node: ir.Node, known: Known) -> bool:
 
 
 def _keeps_order(scope: Scope, node: ir.Node, known: Known) -> bool:
-    perm = node.attributes.get("perm")
-    return perm is not None and list(perm.as_ints()) == sorted(perm.as_ints())
+    perm, has = node.attributes.get("perm"), known.shapes.of(scope, node.inputs[0])
+    if perm is None or (has is not None and len(has) != len(perm.as_ints())):
+        return False
+    return list(perm.as_ints()) == list(range(len(perm.as_ints())))
 
 
 def _keeps_shape(scope: Scope, node: ir.Node, known: Known) -> bool:

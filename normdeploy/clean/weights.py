@@ -25,8 +25,8 @@ def transpose_weights(scope: Scope) -> Counter[str]:
         if not readers or not all(_transposes(scope, node) for node in readers):
             continue
         perms = {_permutation(node, len(tensor.shape)) for node in readers}
-        if len(perms) > 1:
-            continue
+        if len(perms) > 1 or any(sorted(perm) != list(range(len(tensor.shape))) for perm in perms):
+            continue  # of axes that it does not have nothing is made, and the node stays for the checker
         source.const_value = Transposed(tensor, perms.pop(), source.name)
         source.shape = source.const_value.shape
         for node in readers:

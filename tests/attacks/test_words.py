@@ -186,6 +186,14 @@ def test_attributes_that_no_operator_reads_are_one_error(
     assert f"{operator} z" in said
 
 
+def test_a_weight_transposed_by_no_permutation_is_no_bug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = model()
+    made.graph.node.insert(0, helper.make_node("Transpose", ["w"], ["turned"], perm=[1, 1]))
+    made.graph.node[1].input[1] = "turned"
+    assert main(["fold", saved(made, tmp_path), "-o", str(tmp_path / "o.onnx")]) in (0, 2)
+    assert "bug in normdeploy" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_a_process_without_streams_writes_its_file(closed: list[int], tmp_path: Path) -> None:
     """And nothing that is printed goes into it."""

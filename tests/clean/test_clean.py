@@ -233,6 +233,18 @@ def test_a_weight_that_is_only_transposed_is_stored_so_under_its_name() -> None:
     assert model.graph.initializers["w"].shape == [4, 2]
 
 
+@pytest.mark.parametrize("perm", ["0,0", "1,1", "0", "1,0,2", "1,2"])
+@pytest.mark.parametrize("source", ["w", "n"])
+def test_a_permutation_of_other_axes_is_left_to_the_checker(perm: str, source: str) -> None:
+    text = (
+        "g (float[2,4] x) => (float[2,4] y) <float[4,4] w = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16}> "
+        f"{{ n = MatMul (x, w) v = Transpose <perm = [{perm}]> ({source}) y = MatMul (n, v) }}"
+    )
+    model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]> {text}'))
+    clean(model)
+    assert [node.op_type for node in model.graph] == ["MatMul", "Transpose", "MatMul"]
+
+
 def test_a_constant_that_is_made_of_one_parameter_keeps_its_name() -> None:
     model = becomes(f"{G} <float[4] w = {{1,2,3,4}}> {{ v = Neg (w) u = Abs (v) y = Mul (x, u) }}", "Mul")
     assert set(model.graph.initializers) == {"w"}
