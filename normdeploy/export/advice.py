@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
 
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims
 
 UNITS = (*range(2, 65), 96, 128, 256)
 """The multiples that networks ask for: halvings of an image, patches, windows."""
+
+_PACKING, _LAYERS = Path(nn.utils.rnn.__file__), Path(nn.modules.rnn.__file__)
 
 _ROUND = 3**3 * 5**2 * 7**2
 
@@ -64,3 +71,22 @@ def _bare_sizes(dims: Mapping[str, Dim]) -> dict[str, int]:
         rank = {n: (n == 1, n & -n, math.gcd(n, _ROUND), abs(n * unit - dim.opt)) for n in factors}
         sizes[name] = unit * min(rank, key=rank.__getitem__) if rank else dim.opt
     return sizes
+
+
+def of_lengths(error: BaseException) -> str:
+    """Return what to do where forward cannot pack sequences of the lengths at hand; empty if ``error`` is not that."""
+    if not packs(error):
+        return ""
+    return (
+        "let no length be 0 or beyond the padded input: give the lengths a range, as lengths:N@i64[1..8] beside an "
+        "input of at least 8 steps, and let forward pack with enforce_sorted=False"
+    )
+
+
+def packs(error: BaseException) -> bool:
+    """Return True if ``error`` arose where PyTorch packs, runs or unpacks a PackedSequence."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file == _PACKING or (file == _LAYERS and isinstance(frame.f_locals.get("batch_sizes"), torch.Tensor)):
+            return True
+    return False

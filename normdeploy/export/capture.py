@@ -21,6 +21,7 @@ from normdeploy.errors import InputError
 from normdeploy.export import blame, conditions, constraints
 from normdeploy.export.call import arguments
 from normdeploy.export.encoder import one_path
+from normdeploy.export.packed import packing_spelled_out
 from normdeploy.export.quantization import fake_quantization
 from normdeploy.export.recurrent import dynamic_kernels
 from normdeploy.export.values import example_inputs, flatten_outputs
@@ -97,7 +98,7 @@ def _violations(error: Exception) -> str:
 def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -> ExportedProgram:
     # The setting lets a size of 1 be as any other size: torch would assume that a dynamic dimension never is 1.
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with oblivious, dynamic_kernels(), fake_quantization(module), one_path():
+    with oblivious, dynamic_kernels(), packing_spelled_out(), fake_quantization(module), one_path():
         return torch.export.export(
             Adapter(module, specs),
             _example(specs),

@@ -15,6 +15,7 @@ from typing import Any
 
 import sympy
 import torch
+from sympy.printing.str import StrPrinter
 from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError
@@ -44,7 +45,8 @@ def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec], asked: S
             (dim,) = dims.values()
             left = _left(dim, [sizes[0] for sizes, holds in holding.items() if holds]) or _steady(condition, dims)
         if left is None:
-            told[str(condition.xreplace({symbol: sympy.Symbol(unit_name(dim)) for symbol, dim in dims.items()}))] = None
+            named = condition.xreplace({symbol: sympy.Symbol(unit_name(dim)) for symbol, dim in dims.items()})
+            told[_Printer().doprint(named)] = None
         else:
             working[str(left.name)] = left
             told[f"{dim.name!r} must be {_described(left, dim)}"] = None
@@ -55,6 +57,12 @@ def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec], asked: S
             where=blame.where(asked, specs),
             fix=f"{fix}, or change the code that depends on the size",
         )
+
+
+class _Printer(StrPrinter):  # type: ignore[misc]  # sympy has no types
+    def _print_Relational(self, expr: Any) -> str:  # the name is sympy.s
+        """Return ``a != b`` where sympy has ``Ne(a, b)``."""
+        return f"{self._print(expr.lhs)} {expr.rel_op} {self._print(expr.rhs)}"
 
 
 def unit_name(dim: Dim) -> str:

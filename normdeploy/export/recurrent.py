@@ -192,7 +192,7 @@ def _translation(activation: str) -> Callable[..., Any]:
         x, last, directions = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, [], 2 if bidirectional else 1
         how = {"activations": [activation] * directions, "hidden_size": hx.shape[2]}
         for layer in range(num_layers):
-            weights = _weights(params, 4 if has_biases else 2, layer, directions)
+            weights = layer_weights(params, 4 if has_biases else 2, layer, directions)
             places = (op.Constant(value_ints=[n * directions]) for n in (layer, layer + 1))
             state = op.Slice(hx, *places, op.Constant(value_ints=[0]))
             direction = "bidirectional" if bidirectional else "forward"
@@ -204,15 +204,29 @@ def _translation(activation: str) -> Callable[..., Any]:
     return translate
 
 
-def _weights(params: Sequence[Any], each: int, layer: int, directions: int) -> list[Any]:
-    """Return W, R and, of four parameters each, B of a layer, with an axis for the directions in front."""
+def layer_weights(
+    params: Sequence[Any], each: int, layer: int, directions: int, gates: Sequence[int] = (0,)
+) -> list[Any]:
+    """Return W, R and, of four parameters each, B of a layer, with an axis for the directions in front.
+
+    ``gates`` tells where each gate of ONNX's stands among torch's.
+    """
     first = layer * directions * each
     sets = [params[at : at + each] for at in range(first, first + directions * each, each)]
     axis = op.Constant(value_ints=[0])
-    parts = [[op.Unsqueeze(one[n], axis) for one in sets] for n in (0, 1)]
+    parts = [[op.Unsqueeze(_reordered([one[n]], gates), axis) for one in sets] for n in (0, 1)]
     if each == 4:
-        parts.append([op.Unsqueeze(op.Concat(one[2], one[3], axis=0), axis) for one in sets])
+        parts.append([op.Unsqueeze(_reordered(one[2:], gates), axis) for one in sets])
     return [op.Concat(*part, axis=0) for part in parts]
+
+
+def _reordered(params: Sequence[Any], gates: Sequence[int]) -> Any:
+    """Return ``params``, (gates * hidden, ...) each, in a row with their gates in ONNX's order."""
+    if len(gates) == 1:
+        return params[0] if len(params) == 1 else op.Concat(*params, axis=0)
+    size, axis = params[0].shape[0] // len(gates), op.Constant(value_ints=[0])
+    ends = [op.Constant(value_ints=[n * size]) for n in range(len(gates) + 1)]
+    return op.Concat(*(op.Slice(param, ends[n], ends[n + 1], axis) for param in params for n in gates), axis=0)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -13,14 +13,13 @@ from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import blame, dtypes
-from normdeploy.export.advice import multiples_that_run, spelled
+from normdeploy.export.advice import multiples_that_run, of_lengths, packs, spelled
 from normdeploy.export.call import HOW
 from normdeploy.export.capture import symbols
 from normdeploy.export.constraints import replace_words
 from normdeploy.specs import TensorSpec
 
 _UNTRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
-_PACKING, _LAYERS = Path(nn.utils.rnn.__file__), Path(nn.modules.rnn.__file__)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -50,7 +49,7 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
             where=where,
             fix="replace it in the module by operators that ONNX has, or try a newer --opset",
         )
-    if _packs(chain):
+    if any(map(packs, chain)):
         return InputError(
             "a packed sequence cannot be exported: how much is in it depends on the values of the lengths",
             where=where,
@@ -63,6 +62,7 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
             f"forward raises {type(failure).__name__}: {_first_line(str(failure))}",
             where=_where([failure], module),
             fix=dtypes.advice(module, specs)
+            or of_lengths(failure)
             or _sizes_that_run(specs, eager)
             or f"check the input specs against forward; dimensions that must be equal need one name; {HOW}",
         )
@@ -150,16 +150,6 @@ def _operator(chain: list[BaseException]) -> str:
     if any(type(cause).__name__ == "GraphConstructionError" for cause in chain):
         return next((str(node.target) for node in _locals(chain, "node", torch.fx.Node)), "")
     return ""
-
-
-def _packs(chain: list[BaseException]) -> bool:
-    """Return True if the error arose where PyTorch packs, runs or unpacks a PackedSequence."""
-    for cause in chain:
-        for frame, _ in traceback.walk_tb(cause.__traceback__):
-            file = Path(frame.f_code.co_filename)
-            if file == _PACKING or (file == _LAYERS and isinstance(frame.f_locals.get("batch_sizes"), torch.Tensor)):
-                return True
-    return False
 
 
 def _where(chain: list[BaseException], module: nn.Module) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from normdeploy.errors import InputError, NormdeployError
-from normdeploy.export import dtypes
+from normdeploy.export import advice, dtypes
 from normdeploy.export.call import HOW, arguments, bind_inputs
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.runtime.placement import CPU, Placement
@@ -111,7 +111,9 @@ class EagerRunner:
             raise InputError(
                 f"forward raises {type(error).__name__}: {first_line(error)}",
                 where=f"{self.name} {type(self._module).__name__}, inputs {shapes}",
-                fix=dtypes.advice(self._module, self._specs) or f"check the input specs against forward; {HOW}",
+                fix=dtypes.advice(self._module, self._specs)
+                or advice.of_lengths(error)
+                or f"check the input specs against forward; {HOW}",
             ) from error
         outputs = flatten_outputs(result, specs=self._specs)
         self._outputs = tuple(outputs)
