@@ -490,6 +490,23 @@ def test_a_reshape_of_unknown_sizes_to_known_ones_is_proven() -> None:
     assert op_types(new) == {"Reshape": 1, "MatMul": 1}
 
 
+@pytest.mark.parametrize("target", ["1,3,7,0", "1,3,7,0,1", "0,3,7,0", "1,3,-1,0"])
+def test_a_reshape_that_copies_a_size_nobody_knows_is_proven(target: str) -> None:
+    """With a 0 for what it copies, one size is left for the other: any other probe does not fit."""
+    count = target.count(",") + 1
+    proto = parsed(f"""g (float[1,2,T,L] x) => (float[1,3,C,D{",1" * (count - 4)}] y)
+    <float[3,2,1,1] w, float[3{",1" * (count - 2)}] k, int64[{count}] s = {{{target}}}> {{
+        c = Conv (x, w)
+        r = Reshape (c, s)
+        y = Mul (r, k)
+    }}""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert op_types(new) == {"Conv": 1, "Reshape": 1}
+    assert_same(proto, new)
+
+
 @pytest.mark.parametrize(
     "body",
     [

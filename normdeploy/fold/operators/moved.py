@@ -56,19 +56,28 @@ def _fit_reshape(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[i
     loose = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
     if not loose:
         return
-    kept = {dim for dim in after if isinstance(dim, str)} & set(dims)
-    alone = [axis for axis in loose if dims[axis] not in kept]
-    if after and alone and all(isinstance(dim, int) or dim in kept for dim in after):
+    kept, copied = {dim for dim in after if isinstance(dim, str)} & set(dims), _copied(view, node)
+    alone = [axis for axis in loose if dims[axis] not in kept and axis not in copied]
+    open_ = [dim for axis, dim in enumerate(after) if not isinstance(dim, int) and axis not in copied]
+    if after and alone and all(dim in kept for dim in open_):
         sizes[alone[0]] = fixed // known  # nothing else fits
         for axis in alone[1:]:
             sizes[axis] = 1
     else:
-        parts = [dim for dim in after if not isinstance(dim, int) and dim not in names]
+        parts = [dim for dim in open_ if dim not in names]
         # One symbol may be taken apart: T*B into T and B. What is found on both sides is no part of another.
         sizes[(alone or loose)[0]] *= fixed // math.gcd(fixed, known) * 3 ** max(len(parts) - 1, 0)
     for axis in loose:
         if isinstance(name := dims[axis], str):
             names[name] = sizes[axis]
+
+
+def _copied(view: View, node: ir.Node) -> set[int]:
+    """Return the axes that a Reshape copies to the same place, whatever their size is: those of a 0 in its target."""
+    target = view.array(node.inputs[1])
+    if target is None or view.attr(node, "allowzero", 0):
+        return set()
+    return {axis for axis, size in enumerate(target.reshape(-1)) if size == 0}
 
 
 def _reshaped(view: View, node: ir.Node) -> tuple[Dim, ...]:
