@@ -74,7 +74,11 @@ class AffineMap:
 
     def __call__(self, x: Array) -> Array:
         """Apply the map to ``x`` in float64."""
-        return self.scale * x + self.shift
+        y: Array = self.scale * x
+        if np.broadcast_shapes(y.shape, self.shift.shape) != y.shape:
+            return y + self.shift
+        y += self.shift  # large probes are written to memory once
+        return y
 
     def after(self, first: AffineMap) -> AffineMap:
         """Return the composition ``self ∘ first``."""
@@ -151,6 +155,11 @@ def _is_constant(array: Array, axis: int) -> bool:
     if array.strides[axis] == 0:  # it was broadcast
         return True
     first, second = (array.take([cell], axis=axis) for cell in (0, 1))
-    if not np.array_equal(first, second, equal_nan=True):
-        return False
-    return np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True)
+    return _repeats(first, second) and _repeats(first, array)
+
+
+def _repeats(first: Array, array: Array) -> bool:
+    """Return True if ``array`` is ``first`` over and over; NaN equals NaN."""
+    if np.all(array == first):
+        return True
+    return bool(np.isnan(first).any()) and np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True)

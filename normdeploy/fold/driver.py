@@ -131,7 +131,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
         view = View(opset, model.ir_version, main=model.graph)
         reducer.recognise(Writer(GraphState.of(view, graph), {}, names, model.graph, cache))
         edits: dict[Slot, Edit] = {}
-        state = replace(GraphState.of(View(opset, model.ir_version, main=model.graph), graph), committed=edits)
+        state = replace(GraphState.of(view.renewed(), graph), committed=edits)
         writer = Writer(state, edits, names, model.graph, cache)
         _read_maps(session, state)
         _fold_graph(session, state, writer)

@@ -124,34 +124,39 @@ class Edit:
 
     @cached_property
     def _exact(self) -> Array:
-        exact, original = np.empty(self.shape), self._read()
-        for part in self._parts():
-            self._evaluate(original, part, exact[part])
+        exact, terms = np.empty(self.shape), self._terms
+        with np.errstate(all="ignore"):
+            for part in self._parts():
+                self._evaluate(terms, part, exact[part])
         return exact
 
-    def _read(self) -> np.ndarray | None:
-        """Return the original; once for all its parts, since it may have to be evaluated itself."""
-        return None if self.original is None else self.original.numpy()
+    @cached_property
+    def _terms(self) -> _Terms:
+        """Return what the tensor is made of; the original is read once, since it may have to be evaluated itself."""
+        factors = [] if self.original is None else [each for each in (self.left, self.right) if each is not ONE]
+        return _Terms(
+            None if self.original is None else self._wide(self.original.numpy()),
+            [self._wide(each) for each in factors],
+            self._wide(self.shift),
+            bool(np.any(self.shift)),
+        )
 
-    def _evaluate(self, original: np.ndarray | None, part: Part, into: Array) -> Array:
+    def _wide(self, array: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(array, self.shape)
+
+    def _evaluate(self, terms: _Terms, part: Part, into: Array) -> Array:
         """Return some rows of the edited tensor, or all, in ``into``; what is centred needs all of the mean's axis."""
-        with np.errstate(all="ignore"):
-            if original is None:
-                into[...] = self._rows(self.shift, part)
-            else:
-                into[...] = self._rows(original, part)
-                for factor in (self.left, self.right):
-                    if factor is not ONE:
-                        into *= self._rows(factor, part)
-                if np.any(shift := self._rows(self.shift, part)):
-                    into += shift
-            if self.centred is not None:
-                into -= into.mean(axis=self.centred, keepdims=True)
+        if terms.original is None:
+            into[...] = terms.shift[part]
+        else:
+            into[...] = terms.original[part]
+            for factor in terms.factors:
+                into *= factor[part]
+            if terms.has_shift and np.any(shift := terms.shift[part]):
+                into += shift
+        if self.centred is not None:
+            into -= into.mean(axis=self.centred, keepdims=True)
         return into
-
-    def _rows(self, array: np.ndarray, part: Part) -> np.ndarray:
-        rows: np.ndarray = np.broadcast_to(array, self.shape)[part]
-        return rows
 
     def _parts(self) -> list[slice] | list[EllipsisType]:
         """Return rows that fit into a cache with what is computed from them; the whole where rows hang together."""
@@ -166,13 +171,13 @@ class Edit:
         if self.dtype.is_integer():
             integers = self._exact.astype(self.dtype.numpy())
             return _Rounded(integers, bool(np.all(integers.astype(np.float64) == self._exact)), 0, 0, 0.0)
-        array, original, whole = np.empty(self.shape, self.dtype.numpy()), self._read(), self.__dict__.get("_exact")
+        array, terms, whole = np.empty(self.shape, self.dtype.numpy()), self._terms, self.__dict__.get("_exact")
         smallest = _finfo(array.dtype).smallest_normal
-        fits, small, zeros, ulps = True, 0, 0, 0.0 if original is not None else math.inf
+        fits, small, zeros, ulps = True, 0, 0, 0.0 if terms.original is not None else math.inf
         with np.errstate(all="ignore"):
             for part in self._parts():
                 stored = array[part]
-                exact = self._evaluate(original, part, np.empty(stored.shape)) if whole is None else whole[part]
+                exact = self._evaluate(terms, part, np.empty(stored.shape)) if whole is None else whole[part]
                 stored[...] = exact
                 sizes = np.abs(stored)
                 fits &= bool(np.isfinite(sizes.max(initial=0)))
@@ -184,16 +189,16 @@ class Edit:
                         # Subnormal weights run 5 to 7 times slower on CPUs, and mean nothing beside their channel.
                         stored[below] = 0.0
                     zeros += int(np.count_nonzero(lost & (stored == 0)))
-                if original is not None:
-                    ulps = max(ulps, _largest_change(stored, self._rows(original, part)))
+                if terms.original is not None:
+                    ulps = max(ulps, _largest_change(stored, terms.original[part]))
         return _Rounded(array, fits, small, zeros, ulps)
 
     def summands(self) -> Array:
         """Return the sizes of what is added up in each element, in float64: more than the element where it cancels."""
         sizes = np.abs(self.shift) * np.ones(self.shape)
-        if (original := self._read()) is not None:
+        if self.original is not None:
             with np.errstate(all="ignore"):
-                sizes += np.abs(original.astype(np.float64)) * np.abs(self.left) * np.abs(self.right)
+                sizes += np.abs(self.original.numpy().astype(np.float64)) * np.abs(self.left) * np.abs(self.right)
         return sizes if self.centred is None else sizes + sizes.mean(axis=self.centred, keepdims=True)
 
     def exact(self) -> Array:
@@ -205,9 +210,9 @@ class Edit:
         return self._rounded.array
 
     def release(self) -> None:
-        """Forget both tensors; they are computed again when asked for."""
-        self.__dict__.pop("_exact", None)
-        self.__dict__.pop("_rounded", None)
+        """Forget both tensors, and the original; they are computed again when asked for."""
+        for name in ("_exact", "_rounded", "_terms"):
+            self.__dict__.pop(name, None)
 
     def ulps(self) -> float:
         """Return the largest change of an element, in units in the last place of the new value; inf for a new
@@ -268,6 +273,16 @@ class _Rounded:
     small: int
     zeros: int
     ulps: float
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What an edited tensor is made of, each at its shape: the original, what that is multiplied by, what is added."""
+
+    original: np.ndarray | None
+    factors: list[np.ndarray]
+    shift: np.ndarray
+    has_shift: bool
 
 
 _BLOCK = 1 << 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,11 @@ class View:
     recent: Recent = field(default_factory=Recent)
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
     _depths: dict[ir.Value, int] = field(default_factory=dict)
+
+    def renewed(self) -> View:
+        """Return a view of the same graph after it was changed: what was found to be constant is so still."""
+        kept: dict[ir.Value, ir.TensorProtocol | None] = {v: t for v, t in self._constants.items() if t is not None}
+        return replace(self, unrounded={}, recent=Recent(), _constants=kept)
 
     # -- constants -----------------------------------------------------------------------------
 

@@ -74,12 +74,12 @@ def regrouped(m: AffineMap, source: Sequence[Dim], target: Sequence[Dim]) -> Aff
     if not m.axes:
         return AffineMap.of(m.scale.reshape(()), m.shift.reshape(()), len(target))
     low, high = m.axes[0], m.axes[-1] + 1
+    runs = [(c, d, _static(target[c:d])) for c, d in _runs(len(target))]
     for a, b in _wider_runs(low, high, len(source)):
         if (middle := _static(source[a:b])) is None:
             continue
-        for c, d in _runs(len(target)):
-            same_place = _same(source[b:], target[d:]) or _same(source[:a], target[:c])
-            if same_place and _static(target[c:d]) == middle:
+        for c, d, elements in runs:
+            if elements == middle and (_same(source[b:], target[d:]) or _same(source[:a], target[:c])):
                 return m.moved(_regroup(a, b, source[a:b], c, target[c:d], len(target)))
     return _by_groups(m, source, target)
 

@@ -115,7 +115,7 @@ def _fresh_sizes(taken: set[int]) -> Iterator[int]:
     return (size for size in itertools.count(2) if size not in taken)
 
 
-_ROW = 20
+_ROW = 21
 """The binary logarithm of the most normal numbers that are kept."""
 
 

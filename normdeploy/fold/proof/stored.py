@@ -8,6 +8,7 @@ The edits are proven as functions, operator by operator; this proves that the nu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ from normdeploy.fold.affine import Array
 from normdeploy.fold.graph.edits import Edit
 
 _ROWS = 1 << 16
-"""Elements that are compared at once."""
+"""Elements that are compared at once, to stay in a cache with what is computed from them."""
 _SLACK = 2.0**-48
 """How far two ways of adding up in float64 may differ, relative to what is added up."""
 
@@ -28,42 +29,40 @@ def require_stored(edit: Edit, stored: np.ndarray) -> None:
     Raises:
         NormdeployError: a mistake of the fold.
     """
-    original = None if edit.original is None else edit.original.numpy()
     whole = edit.centred is not None or stored.ndim == 0
     step = stored.shape[0] if whole and stored.ndim else max(1, _ROWS // max(1, math.prod(stored.shape[1:])))
-    for start in range(0, stored.shape[0] if stored.ndim else 1, max(1, step)):
-        rows = np.s_[start : start + step] if stored.ndim else np.s_[...]
-        expected = _expected(edit, original, rows)
-        if not _is_nearest(edit, stored[rows], expected):
-            _compare(edit, stored[rows], expected, _sizes(edit, original, rows))
-
-
-def _expected(edit: Edit, original: np.ndarray | None, rows: slice | object) -> Array:
-    """Return some rows of the tensor."""
     with np.errstate(all="ignore"):
-        exact = _part(edit, edit.shift, rows) + 0.0
-        if original is not None:
-            product = _factor(edit, rows) * _part(edit, original, rows).astype(np.float64)
-            exact = np.add(exact, product) if exact.any() else product
-    return exact if edit.centred is None else exact - _mean(edit, exact)
+        formula = _Formula(edit)
+        for start in range(0, stored.shape[0] if stored.ndim else 1, max(1, step)):
+            rows = np.s_[start : start + step] if stored.ndim else np.s_[...]
+            expected = formula.expected(rows)
+            if not _is_nearest(edit, stored[rows], expected):
+                _compare(edit, stored[rows], expected, formula.sizes(rows))
 
 
-def _sizes(edit: Edit, original: np.ndarray | None, rows: slice | object) -> Array:
-    """Return the sizes of what was added up in some rows of the tensor."""
-    with np.errstate(all="ignore"):
-        size: Array = np.abs(_part(edit, edit.shift, rows))
-        if original is not None:
-            size = size + np.abs(_factor(edit, rows) * _part(edit, original, rows).astype(np.float64))
-    return size if edit.centred is None else size + _mean(edit, size)
+class _Formula:
+    """The second formula of an edit, evaluated a few rows at a time."""
 
+    def __init__(self, edit: Edit) -> None:
+        self._edit, self._has_shift = edit, bool(edit.shift.any())
+        self._shift, self._factor = (np.broadcast_to(a, edit.shape) for a in (edit.shift, edit.left * edit.right))
+        self._original = None if edit.original is None else np.broadcast_to(edit.original.numpy(), edit.shape)
 
-def _part(edit: Edit, array: np.ndarray, rows: slice | object) -> np.ndarray:
-    return np.asarray(np.broadcast_to(array, edit.shape)[rows])  # type: ignore[index]  # rows or all of them
+    def expected(self, rows: Any) -> Array:
+        """Return some rows of the tensor, in an array of their own."""
+        if self._original is None:
+            exact = self._shift[rows] + 0.0
+        else:
+            exact = self._factor[rows] * self._original[rows].astype(np.float64)
+            exact = np.add(exact, self._shift[rows]) if self._has_shift else exact
+        return np.asarray(exact if self._edit.centred is None else exact - _mean(self._edit, exact))
 
-
-def _factor(edit: Edit, rows: slice | object) -> Array:
-    factor: Array = np.multiply(_part(edit, edit.left, rows), _part(edit, edit.right, rows))
-    return factor
+    def sizes(self, rows: Any) -> Array:
+        """Return the sizes of what was added up in some rows of the tensor."""
+        size: Array = np.abs(self._shift[rows])
+        if self._original is not None:
+            size = size + np.abs(self._factor[rows] * self._original[rows].astype(np.float64))
+        return size if self._edit.centred is None else size + _mean(self._edit, size)
 
 
 def _mean(edit: Edit, array: Array) -> Array:
@@ -78,9 +77,10 @@ def _is_nearest(edit: Edit, stored: np.ndarray, expected: Array) -> bool:
     """Return True if every number is the rounding of what is expected; most tensors need no closer look."""
     if edit.dtype.is_integer():
         return np.array_equal(stored, expected)
-    with np.errstate(all="ignore"):
-        off = np.abs(stored.astype(np.float64) - expected)
-        return bool(np.all(off <= 0.5 * _limits(stored)[0] * np.abs(expected)))
+    off, allowed = stored.astype(np.float64), np.abs(expected)
+    off -= expected
+    allowed *= 0.5 * _limits(stored)[0]
+    return bool(np.all(np.abs(off, out=off) <= allowed))
 
 
 def _limits(stored: np.ndarray) -> tuple[float, float]:
@@ -91,10 +91,9 @@ def _limits(stored: np.ndarray) -> tuple[float, float]:
 
 def _compare(edit: Edit, stored: np.ndarray, expected: Array, size: Array) -> None:
     eps, smallest = (0.0, 0.0) if edit.dtype.is_integer() else _limits(stored)
-    with np.errstate(all="ignore"):
-        wide = stored.astype(np.float64)
-        allowed = 0.5 * eps * np.abs(expected) + _SLACK * size + eps * smallest
-        wrong = ~(np.abs(wide - expected) <= allowed * (1.0 + 2.0**-20))
+    wide = stored.astype(np.float64)
+    allowed = 0.5 * eps * np.abs(expected) + _SLACK * size + eps * smallest
+    wrong = ~(np.abs(wide - expected) <= allowed * (1.0 + 2.0**-20))
     wrong &= ~((wide == 0.0) & (np.abs(expected) <= smallest))  # what is below is flushed
     if wrong.any():
         name = str(getattr(edit.original, "name", "") or "a new tensor")
