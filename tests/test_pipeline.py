@@ -188,6 +188,47 @@ def bag(tmp_path: Path) -> Iterator[Source]:
     sys.modules.pop("bag_of_words")
 
 
+GATED = """
+import torch
+from torch import nn
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.linear, self.norm = nn.Linear(4, 1), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def pick(self, hot, x):
+        return self.norm(self.linear(x)) if hot else x * 2
+
+    def forward(self, x):
+        return self.pick(self.gate(x).mean() > 0, x)
+
+class WithCond(Gated):
+    def pick(self, hot, x):
+        return torch.cond(hot, lambda x: self.norm(self.linear(x)), lambda x: x * 2, (x,))
+
+class WithWhere(Gated):
+    def pick(self, hot, x):
+        return torch.where(hot, self.norm(self.linear(x)), x * 2)
+"""
+
+
+def test_what_is_advised_for_a_branch_on_values_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "gated_branch.py").write_text(GATED)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    where: Source = {"app_dir": tmp_path / "app"}
+    inputs = ["x:N=1..2..5x4"]
+    with pytest.raises(InputError, match="control flow depends on the values") as refused:
+        normdeploy.export("gated_branch:Gated", inputs, tmp_path / "out", bench=False, **where)
+    assert "torch.where or torch.cond" in refused.value.fix
+    for name in ("WithWhere", "WithCond"):
+        report = normdeploy.export(f"gated_branch:{name}", inputs, tmp_path / name, bench=False, **where)
+        assert report.parity is not None
+        assert report.parity.passed
+        assert [norm.outcome for norm in report.ledger.norms()] == ["folded"]
+
+
 def test_integers_come_from_the_data_where_they_have_no_range(bag: Source, tmp_path: Path) -> None:
     np.savez(tmp_path / "ids.npz", ids=np.arange(6).reshape(2, 3) % 9)
     out, inputs = tmp_path / "out", ["ids:N=1..2..4x3@i64"]

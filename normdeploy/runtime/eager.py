@@ -64,7 +64,7 @@ class EagerRunner:
         if self._device != "cpu":
             module = on_device(module, placement)
         self._module, self._specs, self._dtype, self._threads = module, specs, dtype, threads
-        self._emulate, self._outputs = emulate, tuple[str, ...]()
+        self._emulate, self._compiled, self._outputs = emulate, compiled, tuple[str, ...]()
         self._call: Callable[..., Any] = torch.compile(module, dynamic=False) if compiled else module
         self._held = {} if dtype is None else converted(module, weights or _conversion(dtype, emulate))
         self.widened = 0
@@ -103,7 +103,8 @@ class EagerRunner:
         if self._threads and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         try:
-            result = self._forward(*self._arguments(feeds))
+            with torch.compiler.set_stance("default" if self._compiled else "force_eager"):
+                result = self._forward(*self._arguments(feeds))
         except NormdeployError:
             raise
         except Exception as error:

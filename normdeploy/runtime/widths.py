@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -39,6 +40,8 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     its bits are read.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.widened = 0
@@ -47,6 +50,8 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run ``func`` with the wide dtype for every narrower one among its arguments."""
+        if isinstance(func, HigherOrderOperator):
+            return _run_under(self, func, args, kwargs)
         given = (args, kwargs or {})
         leaves = tree_leaves(given)
         reads_wide = any(isinstance(leaf, torch.Tensor) and _is_wide(leaf.dtype) for leaf in leaves)
@@ -61,6 +66,22 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         if reads_wide and any(_is_narrow(leaf) for leaf in tree_leaves(result)):
             raise RoundedError(f"{func} rounds float64 to less")
         return result
+
+
+def _run_under(
+    mode: TorchDispatchMode, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> Any:
+    """Run ``func``, such as torch.cond's, with the bodies among its arguments under ``mode`` as all around it."""
+
+    def under(body: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **named: Any) -> Any:
+            with mode:
+                return body(*given, **named)
+
+        return run
+
+    given, named = tree_map(lambda leaf: under(leaf) if callable(leaf) else leaf, (args, kwargs or {}))
+    return func(*given, **named)
 
 
 def _is_wide(dtype: torch.dtype) -> bool:
@@ -93,6 +114,8 @@ class RoundResults(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     in the kernels of torch and of a GPU, and what it hands on has 16 bits.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._dtype = dtype
@@ -101,6 +124,8 @@ class RoundResults(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run ``func`` and round what it made; a view is rounded already."""
+        if isinstance(func, HigherOrderOperator):
+            return _run_under(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
         written = [of.alias_info.is_write if of.alias_info else None for of in func._schema.returns]
         if len(written) == 1 and written[0] is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 
 from normdeploy.errors import InputError
 from normdeploy.runtime.eager import EagerRunner
@@ -113,3 +114,41 @@ def test_what_forward_raises_is_one_error_with_the_shapes() -> None:
 def test_specs_that_do_not_fit_forward_are_refused_at_once() -> None:
     with pytest.raises(InputError, match="requires the input 'ids'"):
         EagerRunner(Net(), parse(["x:2x3"]))
+
+
+class Branches(nn.Module):
+    """One of two bodies of torch.cond runs, and a loop behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cond(x[0, 0] > 0, lambda x: self.norm(self.linear(x)), lambda x: x * 2 + 1, (x,))
+        zero = torch.zeros((), dtype=torch.int64)
+        step = lambda i, x: (i + 1, torch.tanh(self.linear(x)))  # noqa: E731 # as networks write it
+        return while_loop(lambda i, x: i < 2, step, (zero, x))[1]  # type: ignore[no-any-return]  # torch's Any
+
+
+def in_numpy(module: Branches, x: np.ndarray) -> np.ndarray:
+    weight, bias = (part.detach().double().numpy() for part in (module.linear.weight, module.linear.bias))
+    x = x.astype(np.float64)
+    y = (x @ weight.T + bias) / np.sqrt(1 + 1e-5) if x[0, 0] > 0 else x * 2 + 1
+    for _ in range(2):
+        y = np.tanh(y @ weight.T + bias)
+    return y
+
+
+def test_bodies_of_control_flow_run_in_the_width_of_what_is_around_them() -> None:
+    """In turn and at other sizes: torch compiles such bodies when they are called, and remembers how that went."""
+    torch.manual_seed(0)
+    module, spec = Branches().eval(), parse(["x:N=1..2..4x3"])
+    runs = [EagerRunner(module, spec), EagerRunner(module, spec, dtype=torch.float64)]
+    runs.append(EagerRunner(module, spec, dtype=torch.float16, emulate=True))
+    for rows in (2, 3, 4):
+        for sign in (1, -1):
+            x = (sign * np.linspace(0.5, 2, 3 * rows)).astype(np.float16).astype(np.float32).reshape(rows, 3)
+            for run, bound in zip(runs, (1e-6, 1e-14, 4e-3), strict=True):
+                output = run({"x": x})["output"]
+                np.testing.assert_allclose(output.astype(np.float64), in_numpy(module, x), rtol=0, atol=bound)
+            assert np.abs(output.astype(np.float64) - in_numpy(module, x)).max() > 1e-5  # rounded to 16 bits inside
