@@ -55,19 +55,26 @@ def bind_inputs(module: nn.Module, specs: Sequence[TensorSpec]) -> None:
 def arguments(
     module: nn.Module, specs: Sequence[TensorSpec], tensors: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments, by position and by name, that forward is called with.
+    """Return the arguments, by position and by name, that the module is called with.
 
+    By name, but where forward, or a hook of the module, looks for them by position.
     ``tensors`` are those of ``specs``, by name. Raises InputError where a container cannot be built of its parts.
     """
     hints, given = _hints(module.forward), _tree({**fixed_values(specs), **tensors})
     parameters = inspect.signature(module.forward).parameters
     named = {name: _built(part, hints.get(name), name) for name, part in given.items() if name in parameters}
     kinds = {parameters[name].kind for name in named}
-    if not kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL}:
+    if not kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL} and not _is_hooked(module):
         return (), {name: named.get(name, part) for name, part in given.items()}
     ordered = {name: named[name] for name in parameters if name in named}
     bound = inspect.BoundArguments(inspect.signature(module.forward), OrderedDict(ordered))
     return bound.args, bound.kwargs | {name: part for name, part in given.items() if name not in parameters}
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Return True where a hook of the module is given arguments by position alone."""
+    hooks = {*module._forward_pre_hooks, *module._forward_hooks}
+    return bool(hooks - {*module._forward_pre_hooks_with_kwargs, *module._forward_hooks_with_kwargs})
 
 
 class _Branch(dict[str, Any]):

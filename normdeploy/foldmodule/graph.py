@@ -34,6 +34,14 @@ def prepared(model: ir.Model) -> dict[str, str]:
     return labels
 
 
+def computed_narrow(model: ir.Model) -> set[str]:
+    """Return the modules in which ``model``, not prepared yet, has values of 16 bits; "" is one without a name."""
+    narrow = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return {
+        module_name(node) for node in model.graph.all_nodes() if any(value.dtype in narrow for value in node.outputs)
+    }
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """Return the tensor of an initializer, or what a Constant gives; None for all else."""
     return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from normdeploy.doctor.inventory import norms
-from normdeploy.errors import NormdeployError
+from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import to_graph
 from normdeploy.fold import FoldResult, Ledger, fold
 from normdeploy.fold.ledger import Entry, Note, Outcome
@@ -85,6 +85,8 @@ def _folded(work: nn.Module, specs: Signature, feed: Feed) -> Folded:
     try:
         found = folding.proven({})
     except NormdeployError as error:
+        if folding.narrow:
+            raise _computes_narrow(folding.narrow) from error
         if not (seen := folding.seen_by_forward()):
             raise
         try:
@@ -101,6 +103,7 @@ class _Folding:
     def __init__(self, module: nn.Module, specs: Signature, feed: Feed) -> None:
         self._module, self._specs, self._feed = module, specs, feed
         self._graph = to_graph(module, specs).model
+        self.narrow = graph.computed_narrow(self._graph)
         self._labels = graph.prepared(self._graph)
         self._readback = Readback(module, self._graph, self._labels)
 
@@ -144,6 +147,14 @@ class _Folding:
             if not new:
                 return folded, recipe, kept
             kept |= new
+
+
+def _computes_narrow(modules: Collection[str]) -> InputError:
+    return InputError(
+        "forward computes in 16 bits, which round what the weights become",
+        where=", ".join(sorted(filter(None, modules))[:5]) or "forward",
+        fix="take torch.autocast and casts to 16 bits out of forward, and call this outside of autocast",
+    )
 
 
 def _seen(error: NormdeployError) -> str:

@@ -331,8 +331,16 @@ def _need(node: ir.Node, index: int) -> Array:
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:
-    """Return its attributes; without ``beta`` of a Gemm where that is 1, as it is where none is stated."""
-    return {name: attr.value for name, attr in node.attributes.items() if (name, attr.value) != ("beta", 1.0)}
+    """Return its attributes, without bodies, whose operators are compared one by one.
+
+    Without ``beta`` of a Gemm too, where that is 1, as it is where none is stated.
+    """
+    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return {
+        name: attr.value
+        for name, attr in node.attributes.items()
+        if attr.type not in bodies and (name, attr.value) != ("beta", 1.0)
+    }
 
 
 def _affine(nodes: list[ir.Node], channels: int) -> _Affine:

@@ -152,6 +152,57 @@ def test_a_norm_in_training_mode_is_refused() -> None:
         normdeploy.fold_module(module, torch.randn(1, 3, 5, 5))
 
 
+class Bag(nn.Module):
+    """An EmbeddingBag, which is exported as a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.linear, self.norm = nn.EmbeddingBag(20, 4, mode="mean"), nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.norm(self.linear(self.bag(ids)))  # type: ignore[no-any-return]  # a module returns anything
+
+
+class Branch(nn.Module):
+    """A norm in one of two branches, of which both are exported, and one behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.linear, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cond(x.sum() > 0, lambda x: self.inner(self.first(x)), lambda x: x * 2, (x,))
+        return self.norm(self.linear(x))  # type: ignore[no-any-return]  # a module returns anything
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [(Bag, torch.randint(0, 20, (3, 5))), (Branch, torch.ones(3, 4)), (Branch, -torch.ones(3, 4))],
+    ids=["loop", "branch", "other branch"],
+)
+def test_norms_beside_loops_and_branches_fold(make: type[nn.Module], inputs: Tensor) -> None:
+    torch.manual_seed(0)
+    module = make().eval()
+    randomize(module)
+    folded, ledger = normdeploy.fold_module(module, inputs)
+    assert next(entry for entry in ledger.norms() if entry.module == "norm").outcome == "folded"
+    assert type(folded.norm) is nn.Identity
+    given = inputs.double() if inputs.is_floating_point() else inputs
+    with torch.no_grad():
+        assert relative(folded.double()(given), module.double()(given)) < 3e-6
+
+
+def test_a_hook_of_the_module_itself_is_called_as_ever() -> None:
+    """It looks for arguments by position, as forward's caller gives them."""
+    module = _conv_bn()
+    module.register_forward_pre_hook(lambda part, given: (given[0] / 255,))
+    x = torch.rand(2, 3, 5, 5) * 255
+    folded, ledger = normdeploy.fold_module(module, x)
+    assert [entry.outcome for entry in ledger.norms()] == ["folded"]
+    assert relative(in_float64(folded, (x,)), in_float64(module, (x,))) < 3e-6
+
+
 def test_hooks_are_refused() -> None:
     module = _conv_bn()
     module[0].register_forward_hook(lambda part, given, output: None)
@@ -166,6 +217,24 @@ def test_sixteen_bits_are_refused_and_the_advice_works() -> None:
     assert "fold_module(module.float(), ...)[0].half()" in refused.value.fix
     folded = normdeploy.fold_module(module.float(), torch.randn(1, 3, 5, 5))[0].half()
     assert folded[0].weight.dtype == torch.float16
+
+
+class Mixed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_forward_in_sixteen_bits_is_refused_and_the_advice_works() -> None:
+    module, x = Mixed(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval(), torch.randn(3, 5)
+    randomize(module)
+    with pytest.raises(InputError, match="forward computes in 16 bits") as refused:
+        normdeploy.fold_module(module, x)
+    assert "take torch.autocast and casts to 16 bits out of forward, and call this outside" in refused.value.fix
+    plain = nn.Sequential(*module).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError, match="forward computes in 16 bits"):
+        normdeploy.fold_module(plain, x)
+    assert type(normdeploy.fold_module(plain, x)[0][1]) is nn.Identity
 
 
 def test_inputs_that_forward_does_not_take_are_refused() -> None:
