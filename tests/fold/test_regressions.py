@@ -894,3 +894,22 @@ def test_a_bias_of_integers_whose_axis_a_call_says_is_left() -> None:
     }""")
     new, _ = folded(proto)
     assert op_types(new)["DequantizeLinear"] == 1
+
+
+def test_a_constant_is_as_large_as_it_is_and_not_as_inference_says() -> None:
+    """As torch's tracing export writes the token types of a BERT: ``b`` is constant, its table is read elsewhere too."""
+    proto = parsed("""g (int64[2,5] ids) => (float[2,5,8] y, float[2,5,8] z)
+    <float[9,8] w, float[9,8] t, int64[2,5] c, float[8] s, float[u,5,8] b> {
+        a = Gather (w, ids)
+        b = Gather (t, c)
+        h = Add (a, b)
+        y = Mul (h, s)
+        z = Gather (t, ids)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new) == {"Gather": 2, "Add": 1}
+    feeds = {"ids": np.arange(10).reshape(2, 5) % 9}
+    for name, was in truth(proto, feeds).items():
+        np.testing.assert_allclose(truth(new, feeds)[name], was, rtol=1e-6, atol=1e-6)

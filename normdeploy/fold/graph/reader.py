@@ -221,7 +221,8 @@ class View:
             if not basics.is_quantized(maker) or maker.inputs[0] is None:
                 break
             value = maker.inputs[0]
-        tensor = self.constant(value) if value.shape is None else None
+        is_known = value.shape is not None and value.shape.is_static()
+        tensor = None if is_known else self.constant(value)  # inference may know less of it
         shape = tensor.shape if tensor is not None else value.shape
         if shape is None:
             return None
