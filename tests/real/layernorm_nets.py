@@ -29,7 +29,8 @@ class Network:
         build: makes it, its parameters as the constructor leaves them.
         inputs: its input specs.
         norms: how many LayerNorms it has.
-        affine: those that keep their scale and bias, by patterns of their names, with what the ledger says of it.
+        affine: those that keep their scale and bias, by patterns of their names, with what the ledger says of it;
+            behind "or" what it says of the graph at the opset of ONNX Runtime, which has no Attention.
         mean: those that keep their mean, with what the ledger says of it; the others become RMSNorms.
         writers: how many operators write into the stream of those.
     """
@@ -216,7 +217,7 @@ class SentenceEncoder(nn.Module):
 IMAGE, TOKENS = "pixel_values:N=1..2..4x3x16x16@f32", "input_ids:B=1..2..3xT=1..5..9@i64[0..49]"
 POST_LN = "NF325"
 RESIDUAL = "NF206"
-OUTPUT = "is an output of the model"
+OUTPUT = "NF002"
 A_NORM = "NF302 (LayerNormalization"
 A_BIAS = "NF326"
 
@@ -239,7 +240,7 @@ NETWORKS = [
             {"*.embeddings.*": A_BIAS, "*.layer.*": POST_LN}),
     # the last one is multiplied with the mask
     Network("MiniLM", SentenceEncoder, (TOKENS, "attention_mask:BxT@i64[1..1]"), 7,
-            {"*.2.output.*": "NF001 (Mul", "*": RESIDUAL},
+            {"*.2.output.*": "NF207 (Mul", "*": RESIDUAL},
             {"*.embeddings.*": A_BIAS, "*.layer.*": POST_LN}),
     # the first norm writes the stream; depthwise convolutions read it, mean and all, and write without a common one
     Network("ConvNeXt", network("ConvNext", "ForImageClassification", hidden_sizes=[16, 24], depths=[2, 1],
@@ -255,13 +256,13 @@ NETWORKS = [
              "*.downsample.norm": "NF322 (Concat"}, writers=9),
     # a norm writes the stream, which is an output; the projection without bias is a Gemm, which has room for one
     Network("CLIP vision", _clip("Vision", image_size=16, patch_size=4), (IMAGE,), 6, {"*.pre_layrnorm": A_NORM},
-            {"*.pre_layrnorm": A_BIAS, "*": f"vision_model.pre_layrnorm); last_hidden_state {OUTPUT}"}),
+            {"*.pre_layrnorm": A_BIAS, "*": "NF002 vision_model.pre_layrnorm); last_hidden_state"}),
     # the last norm is an output; 2 tables and 4 projections write
     Network("CLIP text", _clip("Text", vocab_size=50, max_position_embeddings=16, eos_token_id=49, bos_token_id=0,
             pad_token_id=1), (TOKENS,), 5, {"*.final_layer_norm": OUTPUT}, {"*.final_layer_norm": A_BIAS}, writers=10),
     # keys have no bias; the last norm is the output; an activation writes the stream
     Network("Whisper encoder", _whisper, ("input_features:B=1..2..3x8x30@f32",), 5,
-            {"*.self_attn_layer_norm": ".self_attn)", "layer_norm": OUTPUT},
+            {"*.self_attn_layer_norm": "NF207 (Attention or NF017 (Reshape", "layer_norm": OUTPUT},
             {"*": "NF322 (Gelu"}),
     # 7 writers: the stem, 2 projections, 2 pointwise convolutions
     Network("FCPE", PitchTracker, ("mel:B=1..2..3xT=4..9..20x20@f32",), 5, writers=7),
