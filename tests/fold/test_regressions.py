@@ -897,7 +897,7 @@ def test_a_bias_of_integers_whose_axis_a_call_says_is_left() -> None:
 
 
 def test_a_constant_is_as_large_as_it_is_and_not_as_inference_says() -> None:
-    """As torch's tracing export writes the token types of a BERT: ``b`` is constant, its table is read elsewhere too."""
+    """As torch's tracing export writes the token types of a BERT: ``b`` is constant, its table is read twice."""
     proto = parsed("""g (int64[2,5] ids) => (float[2,5,8] y, float[2,5,8] z)
     <float[9,8] w, float[9,8] t, int64[2,5] c, float[8] s, float[u,5,8] b> {
         a = Gather (w, ids)
