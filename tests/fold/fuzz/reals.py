@@ -24,6 +24,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_loop import Loop as ReferenceLoop
 from onnx.reference.ops.op_resize import Resize as ReferenceResize
 from recurrence64 import RECURRENT
+from rounding64 import Rounded, imported, round_each
 from sampling64 import DeformConv, GridSample
 
 Arrays = dict[str, np.ndarray]
@@ -37,12 +38,19 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 class Truth:
-    """A model over the real numbers; ``change`` is done to each stored float tensor, still in its own dtype."""
+    """A model over the real numbers; ``change`` is done to each stored float tensor, still in its own dtype.
 
-    def __init__(self, proto: onnx.ModelProto, change: Change = _same) -> None:
+    With a ``seed`` each number that is computed is moved by up to a unit in its last place.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, change: Change = _same, *, seed: int | None = None) -> None:
         self._names = [info.name for info in proto.graph.output]
         flat = onnx.inliner.inline_local_functions(proto) if proto.functions else proto  # they would lose our operators
-        self._evaluator = ReferenceEvaluator(widened(flat, change), new_ops=OPERATORS)
+        wide = widened(flat, change)
+        if seed is not None:
+            round_each(wide.graph, seed)
+            wide.opset_import.append(imported())
+        self._evaluator = ReferenceEvaluator(wide, new_ops=OPERATORS)
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs by name, floats in float64."""
@@ -480,4 +488,4 @@ class Loop(ReferenceLoop):  # type: ignore[misc]
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
 OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
 OPERATORS += [LayerNormalization, RMSNormalization, Attention, MultiHeadAttention, GridSample, DeformConv, *RECURRENT]
-OPERATORS += [Loop, Optional, SequenceInsert, *TWINS]
+OPERATORS += [Loop, Optional, SequenceInsert, Rounded, *TWINS]
