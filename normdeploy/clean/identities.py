@@ -69,7 +69,18 @@ def _keeps_order(scope: Scope, node: ir.Node, known: Known) -> bool:
 
 def _keeps_shape(scope: Scope, node: ir.Node, known: Known) -> bool:
     """A Reshape to the sizes that are there already. The number of elements stays, so one unknown size is forced."""
-    return _asks_for_its_own(scope, node, known, unsure=1)
+    return _copies_all_but_one(scope, node, known) or _asks_for_its_own(scope, node, known, unsure=1)
+
+
+def _copies_all_but_one(scope: Scope, node: ir.Node, known: Known) -> bool:
+    """A Reshape to ``[-1, 1, 0, 0]``: a 0 copies the size in its place, and -1 is what is left, so the size there."""
+    has, asked = known.shapes.of(scope, node.inputs[0]), known.sizes.of(node.inputs[1])
+    allows_zero = node.attributes.get("allowzero")
+    if has is None or asked is None or len(has) != len(asked) or (allows_zero is not None and allows_zero.as_int()):
+        return False
+    others = [(size, want) for size, want in zip(has, asked, strict=True) if want != 0]
+    rest = [want for size, want in others if not isinstance(want, int) or want != size]
+    return rest in ([], [-1])
 
 
 def _widens_nothing(scope: Scope, node: ir.Node, known: Known) -> bool:

@@ -405,6 +405,31 @@ def test_a_reshape_to_sizes_that_are_forced_goes() -> None:
     becomes(text, "Relu Neg", x=X[0])
 
 
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("-1, 1, 0", "Relu Neg"),
+        ("0, 1, -1", "Relu Neg"),
+        ("0, 0, 0", "Relu Neg"),
+        ("0, -1, 0", "Relu Neg"),
+        ("-1, 0, 1", "Relu Reshape Neg"),
+        ("0, -1", "Relu Reshape Neg"),
+        ("1, -1, 0", "Relu Reshape Neg"),
+    ],
+)
+def test_a_reshape_that_copies_all_but_what_is_left_over_goes(target: str, names: str) -> None:
+    count = target.count(",") + 1
+    text = f"""g (float[N,1,M] x) => (float[{",".join("ABC"[:count])}] y) <int64[{count}] t = {{{target}}}> {{
+        a = Relu (x) b = Reshape (a, t) y = Neg (b) }}"""
+    becomes(text, names, x=X[:, :1])
+
+
+def test_a_reshape_to_a_literal_zero_stays() -> None:
+    text = """g (float[N,1,0] x) => (float[A,B,C] y) <int64[3] t = {1, 0, 4}> {
+        a = Relu (x) b = Reshape <allowzero = 1> (a, t) y = Neg (b) }"""
+    becomes(text, "Relu Reshape Neg", x=X[:, :1, :0])
+
+
 def test_a_mask_that_is_read_keeps_its_dropout() -> None:
     text = "g (float[2,6,4] x) => (float[2,6,4] y) { a, m = Dropout (x) f = Cast <to = 1> (m) y = Mul (a, f) }"
     stays(text)

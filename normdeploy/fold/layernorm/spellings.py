@@ -24,6 +24,7 @@ from normdeploy.fold.layernorm.values import bare, first, made_by, same, second
 from normdeploy.graph import operator
 
 Kind = Literal["LayerNormalization", "RMSNormalization"]
+Factors = tuple[ir.Value, ir.Value]
 
 TERMINALS = frozenset({"Div", "Mul", "Add", "Sub"})
 """Operators that a spelled norm can end in."""
@@ -130,10 +131,10 @@ def _unscaled(view: View, value: ir.Value) -> tuple[ir.Value, Array]:
 
 
 def _distributed(view: View, node: ir.Node) -> Core | None:
-    """Return ``x k - μ k + β = (x - μ) k + β`` with ``k = γ v^(-1/2)``, as TensorFlow writes it."""
-    for left, right, bias in _minuends(view, node):
+    """Return ``x k - μ k + β = (x - μ) k + β`` with ``k = γ v^(-1/2)``, as TensorFlow and Keras write it."""
+    for left, products, bias in _minuends(view, node):
         for x, k in _factors(left):
-            for mu, again in _factors(right):
+            for mu, again in products:
                 mean = parts.mean(view, mu) if same(view, k, again) else None
                 if mean is None or mean.squares or mean.factor != 1 or not mean.fits or not same(view, x, mean.inner):
                     continue
@@ -146,21 +147,32 @@ def _distributed(view: View, node: ir.Node) -> Core | None:
     return None
 
 
-def _minuends(view: View, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, Array | None]]:
-    """Return ``a``, ``b`` and a constant ``c`` (or None) where ``node`` is ``a - b + c``."""
+def _minuends(view: View, node: ir.Node) -> Iterator[tuple[ir.Value, list[Factors], Array | None]]:
+    """Return ``a``, what ``b`` is the product of, and a constant ``c`` (or None) where ``node`` is ``a - b + c``."""
     if node.inputs[0] is None or node.inputs[1] is None:
         return
     if operator(node) == "Sub":
-        yield first(node), second(node), None
+        yield first(node), list(_factors(second(node))), None
         return
     for a, other in ((first(node), second(node)), (second(node), first(node))):
-        difference = made_by(bare(view, other), "Sub")
-        constant = None if difference is None else view.exact(first(difference))
-        if difference is not None and constant is not None:
-            yield a, second(difference), constant
+        yield a, list(_negative_factors(other)), None
+        difference, total = made_by(bare(view, other), "Sub"), made_by(bare(view, other), "Add")
+        if difference is not None and (constant := view.exact(first(difference))) is not None:
+            yield a, list(_factors(second(difference))), constant
+        pairs = () if total is None else ((first(total), second(total)), (second(total), first(total)))
+        for product, bias in pairs:
+            if (constant := view.exact(bias)) is not None:
+                yield a, list(_negative_factors(product)), constant
 
 
-def _factors(value: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+def _negative_factors(value: ir.Value) -> Iterator[Factors]:
+    """Return the factors of what ``value`` is the negative of, as Keras writes it: ``(-μ) k``."""
+    for left, right in _factors(value):
+        if (negative := made_by(left, "Neg")) is not None:
+            yield first(negative), right
+
+
+def _factors(value: ir.Value) -> Iterator[Factors]:
     if (node := made_by(value, "Mul")) is not None:
         yield first(node), second(node)
         yield second(node), first(node)

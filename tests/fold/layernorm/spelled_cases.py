@@ -126,6 +126,13 @@ LAYER_NORMS = [
              "c = Sub (beta, b)\n y = Add (c, a)", weights="float[6] beta"),
     Spelling("multiplied out, without bias", ROOT + "i = Reciprocal (r)\n k = Mul (i, gamma)\n a = Mul (x, k)\n"
              "b = Mul (m, k)\n y = Sub (a, b)", weights="float[6] gamma"),
+    Spelling("multiplied out, as Keras writes it", ROOT + "i = Reciprocal (r)\n k = Mul (i, gamma)\n"
+             "a = Mul (x, k)\n n = Neg (m)\n b = Mul (n, k)\n c = Add (b, beta)\n y = Add (a, c)",
+             weights="float[6] gamma, float[6] beta"),
+    Spelling("multiplied out with a minus, the other way round", ROOT + "i = Reciprocal (r)\n a = Mul (i, x)\n"
+             "n = Neg (m)\n b = Mul (i, n)\n c = Add (beta, b)\n y = Add (c, a)", weights="float[6] beta"),
+    Spelling("multiplied out with a minus, without bias", ROOT + "i = Reciprocal (r)\n k = Mul (i, gamma)\n"
+             "a = Mul (x, k)\n n = Neg (m)\n b = Mul (n, k)\n y = Add (a, b)", weights="float[6] gamma"),
     Spelling("scale, bias and a linear", ROOT + "z = Div (d, r)\n w = Mul (gamma, z)\n a = Add (w, beta)\n"
              "p = MatMul (a, k)\n y = Add (p, c)", "LayerNormalization MatMul Add",
              weights="float[6] gamma, float[6] beta, float[6,5] k, float[5] c"),
@@ -297,6 +304,12 @@ LOOKALIKES = [
               "y = Sub (a, b)", "NF312", inputs="float[N,7,6] x, float[N,7,1] u"),
     Lookalike("multiplied out with another mean", ROOT + "i = Reciprocal (r)\n n = ReduceMean (x, second)\n"
               "a = Mul (x, i)\n b = Mul (n, i)\n y = Sub (a, b)", "NF312"),
+    Lookalike("multiplied out with a minus and another factor", ROOT + "i = Reciprocal (r)\n a = Mul (x, i)\n"
+              "n = Neg (m)\n b = Mul (n, u)\n c = Add (b, beta)\n y = Add (a, c)", "NF312",
+              inputs="float[N,7,6] x, float[N,7,1] u", weights="float[6] beta"),
+    Lookalike("multiplied out, and the mean added", ROOT + "i = Reciprocal (r)\n a = Mul (x, i)\n"
+              "b = Mul (m, i)\n c = Add (b, beta)\n y = Add (a, c)", "NF312",
+              weights="float[6] beta"),
     Lookalike("a negative epsilon", VARIANCE + "e = Add (v, minus)\n r = Sqrt (e)\n y = Div (d, r)", "NF311",
               weights="float minus = {-0.001}"),
     Lookalike("an epsilon that is no float32", "m = ReduceMean (x, last)\n d = Sub (x, m)\n s = Mul (d, d)\n"
