@@ -65,7 +65,9 @@ test-ray: $(RAY)/.installed
 	$(PYTEST) -m real tests/real/test_calibrate_ray.py tests/real/test_ray_serve.py tests/real/test_fleet_ray.py $(PYTEST_ARGS)
 
 test-examples: $(EXAMPLES)/.installed
-	$(BIN)/python -m pytest tests/examples $(PYTEST_ARGS)
+	test -e $(EXAMPLES)/onnxruntime/lib/libonnxruntime.so || scripts/fetch_onnxruntime_headers.sh || \
+		echo "No headers of ONNX Runtime (why is said above): no program in C++ is built" >&2
+	ONNXRUNTIME_HOME=$(CURDIR)/$(EXAMPLES)/onnxruntime $(BIN)/python -m pytest tests/examples tests/serving/test_describe.py $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz_fold.py --graphs $(or $(N),10000) $(if $(SEED),--seed $(SEED))
