@@ -69,8 +69,7 @@ OpenVINO writes a format that only its own runtime answers, so mistakes of its i
 faults. An operator of ONNX Runtime's own counts as a norm like those of ONNX, and is for ONNX Runtime to judge. Counted
 is the graph that a folder writes: what a runtime fuses later, when it loads the graph, is not."""
 
-NETWORKS = """Whole architectures, small and untrained, with drawn statistics, as in `tests/real`. What normdeploy has
-left of RT-DETR are no norms, but a Mul and a Sub each that became one BatchNormalization."""
+NETWORKS = """Whole architectures, small and untrained, with drawn statistics, as in `tests/real`."""
 
 NETWORKS_MORE = """Passes are all elementwise operators with or without a constant, so they also count what is no map:
 ONNX Runtime's extended level hides activations and attention in operators of its own."""

@@ -18,12 +18,15 @@ _KEEPS_ORDER = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze",
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of ``inner`` over ``axes``, times ``factor``; ``fits`` where it lines up with what it was taken of."""
+    """A mean of ``inner`` over ``axes``, times ``factor``.
+
+    ``fits`` tells if it lines up with what it was taken of; None where sizes that are not known leave that open.
+    """
 
     inner: ir.Value
     axes: tuple[int, ...]
     factor: Fraction
-    fits: bool
+    fits: bool | None
     squares: bool
 
 
@@ -89,7 +92,13 @@ def _require_plain(view: View, taken: Mean, node: ir.Node) -> None:
             raise Refused("NF310", "its variance is unbiased (it divides by N - 1)", node)
         raise Refused("NF310", f"its variance is scaled by {float(taken.factor):.9g}", node)
     if not taken.fits:
-        raise Refused("NF312", "its variance is broadcast along another axis than it was taken over", node)
+        raise _misplaced("its variance", taken, node)
+
+
+def _misplaced(what: str, taken: Mean, node: ir.Node) -> Refused:
+    if taken.fits is None:
+        return Refused("NF009", f"which axes {what} has depends on sizes that are not known", node)
+    return Refused("NF312", f"{what} is broadcast along another axis than it was taken over", node)
 
 
 def _moments(view: View, value: ir.Value) -> Spread | None:
@@ -114,7 +123,7 @@ def centred(view: View, value: ir.Value, node: ir.Node | None) -> tuple[ir.Value
             continue
         if not taken.fits:
             if node is not None:
-                raise Refused("NF312", "its mean is broadcast along another axis than it was taken over", node)
+                raise _misplaced("its mean", taken, node)
             continue
         return x, taken.axes
     return None
@@ -174,13 +183,19 @@ def _axes(view: View, node: ir.Node) -> tuple[int, ...]:
     return tuple(sorted(axis % rank for axis in axes))
 
 
-def _lines_up(view: View, end: ir.Value, inner: ir.Value, axes: tuple[int, ...]) -> bool:
-    """Return True if ``end`` broadcasts against ``inner`` with 1 at exactly the reduced axes."""
+def _lines_up(view: View, end: ir.Value, inner: ir.Value, axes: tuple[int, ...]) -> bool | None:
+    """Return if ``end`` broadcasts against ``inner`` with 1 at exactly the reduced axes; None where it is not known."""
     whole, reduced = view.shape(inner), view.shape(end)
-    if whole is None or reduced is None or len(reduced) > len(whole):
+    if whole is None or reduced is None:
+        return None
+    if len(reduced) > len(whole):
         return False
     padded = (1,) * (len(whole) - len(reduced)) + reduced
-    return None not in padded and padded == tuple(1 if i in axes else dim for i, dim in enumerate(whole))
+    wanted = tuple(1 if i in axes else dim for i, dim in enumerate(whole))
+    if None not in padded and padded == wanted:
+        return True
+    differs = any(isinstance(n, int) and isinstance(m, int) and n != m for n, m in zip(padded, wanted, strict=True))
+    return False if differs else None
 
 
 def _square(view: View, value: ir.Value) -> ir.Value | None:

@@ -74,6 +74,25 @@ def test_every_spelling_becomes_one_operator(case: Spelling) -> None:
     assert epsilon == np.float32(case.epsilon), "epsilon is as it was given"
 
 
+@pytest.mark.parametrize(
+    ("inputs", "back", "code"),
+    [
+        ("float[N,7,6] x", "int64[3] t = {-1, 7, 1}", "NF009"),
+        ("float[2,6,6] x", "int64[3] t = {2, 1, 6}", "NF312"),
+    ],
+)
+def test_it_is_told_where_the_axes_of_a_mean_are_wrong_and_where_they_are_not_known(
+    inputs: str, back: str, code: str
+) -> None:
+    """A Reshape of what has another rank; the shape of its result may be lost to who infers shapes."""
+    body = """n = ReduceMean (x, last) u = Unsqueeze (n, zeroth) m = Reshape (u, t) d = Sub (x, m) s = Mul (d, d)
+        v = ReduceMean (s, last) e = Add (v, eps) r = Sqrt (e) y = Div (d, r)"""
+    proto = model(inputs, f"{CONSTANTS}, int64[1] zeroth = {{0}}, {back}", body)
+    _, ledger = reduced(proto)
+    (entry,) = norm_entries(ledger)
+    assert says(entry, code)
+
+
 @pytest.mark.parametrize("case", LOOKALIKES, ids=lambda case: case.name)
 def test_lookalikes_stay_as_they_are(case: Lookalike) -> None:
     proto = case.model()
