@@ -76,7 +76,9 @@ def _copies_all_but_one(scope: Scope, node: ir.Node, known: Known) -> bool:
     """A Reshape to ``[-1, 1, 0, 0]``: a 0 copies the size in its place, and -1 is what is left, so the size there."""
     has, asked = known.shapes.of(scope, node.inputs[0]), known.sizes.of(node.inputs[1])
     allows_zero = node.attributes.get("allowzero")
-    if has is None or asked is None or len(has) != len(asked) or (allows_zero is not None and allows_zero.as_int()):
+    if has is None or asked is None or len(has) != len(asked) or 0 in has:
+        return False
+    if allows_zero is not None and allows_zero.as_int():
         return False
     others = [(size, want) for size, want in zip(has, asked, strict=True) if want != 0]
     rest = [want for size, want in others if not isinstance(want, int) or want != size]

@@ -424,9 +424,10 @@ def test_a_reshape_that_copies_all_but_what_is_left_over_goes(target: str, names
     becomes(text, names, x=X[:, :1])
 
 
-def test_a_reshape_to_a_literal_zero_stays() -> None:
-    text = """g (float[N,1,0] x) => (float[A,B,C] y) <int64[3] t = {1, 0, 4}> {
-        a = Relu (x) b = Reshape <allowzero = 1> (a, t) y = Neg (b) }"""
+@pytest.mark.parametrize("sizes", ["float[N,1,0]", "float[N,1,M]"])
+def test_a_reshape_to_a_literal_zero_stays(sizes: str) -> None:
+    text = f"""g ({sizes} x) => (float[A,B,C] y) <int64[3] t = {{2, 1, 0}}> {{
+        a = Relu (x) b = Reshape <allowzero = 1> (a, t) y = Neg (b) }}"""
     becomes(text, "Relu Reshape Neg", x=X[:, :1, :0])
 
 
