@@ -19,6 +19,7 @@ import onnx
 from normdeploy.errors import InputError
 from normdeploy.onnxfile.claims import require_inside, require_sound
 from normdeploy.onnxfile.functions import require_bounded_calls
+from normdeploy.onnxfile.names import require_unique_names
 from normdeploy.onnxfile.nodes import require_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
 from normdeploy.onnxfile.skeleton import skeleton
@@ -120,6 +121,7 @@ def reading(path: Path) -> Iterator[tuple[onnx.ModelProto, Source]]:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 require_inside(tensor, source.named(location_of(tensor)), str(path))
         proto = onnx.ModelProto.FromString(found.light)
+        require_unique_names(proto, str(path))
         require_bounded_calls(proto, str(path))
         require_sound_nodes(proto, str(path))
         yield proto, source

@@ -13,6 +13,8 @@ from normdeploy.onnxfile.functions import all_nodes
 _POSITIVE = frozenset({"strides", "dilations", "kernel_shape", "group", "num_groups"})
 _WITHIN = 1 << 31
 """No axis, stride or pad of a tensor that fits into memory is beyond."""
+_NONE = 0
+"""What stands for no opset."""
 _LONGEST = 1 << 16
 """Characters of a name: it is shown in tables, which take as many lines."""
 _FIELDS = {
@@ -32,11 +34,13 @@ def require_sound_nodes(model: onnx.ModelProto, where: str) -> None:
     Raises:
         InputError: with the node's name.
     """
-    opsets = {each.domain: each.version for each in model.opset_import}
+    # ONNX specification, IR: before version 3 there was one opset. Another model that names none is refused later.
+    opsets = {"": 1} if model.ir_version < 3 else {"": _NONE}
+    opsets |= {each.domain or "": each.version for each in model.opset_import}
     bodies: list[tuple[Sequence[onnx.NodeProto], Mapping[str, int]]] = [(model.graph.node, opsets)]
     bodies += [(each.node, opsets | {own.domain: own.version for own in each.opset_import}) for each in model.functions]
     for nodes, versions in bodies:
-        opset = versions.get("", versions.get("ai.onnx", 1))
+        opset = versions.get("ai.onnx", versions[""])
         for node in all_nodes(nodes):
             if (longest := max(map(len, (node.name, *node.output)), default=0)) > _LONGEST:
                 what = f"the name of a node or a value has {longest:,} characters"
@@ -94,7 +98,9 @@ _SIZES = _POSITIVE | {"pads", "output_padding", "output_shape", "axis", "axes", 
 
 @lru_cache(maxsize=1024)
 def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    if not _NONE < opset < _WITHIN:  # what is no opset is refused later
+        return None
     try:
-        return onnx.defs.get_schema(op_type, max(opset, 1), "")
+        return onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
         return None

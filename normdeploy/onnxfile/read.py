@@ -15,6 +15,7 @@ from normdeploy.errors import InputError
 from normdeploy.onnxfile import maps
 from normdeploy.onnxfile.functions import graphs
 from normdeploy.onnxfile.look import Source, first_line, location_of, reading
+from normdeploy.onnxfile.names import require_unique_names
 from normdeploy.onnxfile.places import File, open_inside
 from normdeploy.onnxfile.sparse import densify, is_sparse
 from normdeploy.onnxfile.tensors import FileTensor, in_file
@@ -48,6 +49,7 @@ def from_message(proto: onnx.ModelProto) -> ir.Model:
         InputError: it is no model, or has what would be lost; or as :func:`adopt`.
     """
     where = str(proto.graph.name)
+    require_unique_names(proto, where)
     if is_sparse(proto) or any(maps.has_map(info.type) for info in _declared(proto.graph)):
         given, proto = proto, onnx.ModelProto()
         proto.CopyFrom(given)
