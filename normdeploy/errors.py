@@ -23,6 +23,19 @@ def printable(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
 
 
+def words(error: BaseException) -> str:
+    """Return what ``error``, which anyone's code may have raised, says: at most a page, nothing where it cannot."""
+    try:
+        text = str(error)
+    except Exception:
+        return ""
+    return text if len(text) <= _PAGE else f"{text[:_PAGE]} ..."
+
+
+_PAGE = 4000
+"""Characters of a message that is shown."""
+
+
 def _own_lines(text: str) -> str:
     """Return ``text`` as by :func:`printable`, a line break before what looks like a part of an error spelled out."""
     first, *rest = printable(text).split("\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from normdeploy.bundle.manifest import MANIFEST, MOST, Manifest
-from normdeploy.disk import files_in, open_plain, opened_folder, read_plain
+from normdeploy.disk import files_in, is_full, open_plain, opened_folder, read_plain
 from normdeploy.errors import InputError
 from normdeploy.report.schema import read
 
@@ -40,6 +40,8 @@ def reading(folder: Path, read_opened: Callable[[int], T]) -> T:
         except (NotADirectoryError, ValueError) as error:  # ValueError: a name that no file can have
             raise InputError("not a bundle: it is no folder", where=str(folder), fix=GIVE_BUNDLE) from error
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # that is not the bundle's
             raise InputError(f"the bundle cannot be read: {error}", where=str(folder), fix=EXPORT_AGAIN) from error
 
 
@@ -95,7 +97,7 @@ def _copied(source: BinaryIO, target: Path | None) -> str:
                 digest.update(part)
                 file.write(part)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         fix = "free some space, or name another folder in TMPDIR"
         raise InputError("there is no space for a copy of the bundle", where=str(target), fix=fix) from error

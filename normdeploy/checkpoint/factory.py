@@ -22,10 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from normdeploy.checkpoint.configured import configured
-from normdeploy.errors import InputError, NormdeployError
+from normdeploy.errors import InputError, NormdeployError, words
 
 _LATER: list[str] = []
 """What stands last on sys.path: the folder of the latest factory, then those of earlier ones."""
@@ -41,7 +42,7 @@ def build(
     ``weights``. What the user's code prints goes to stderr: stdout belongs to the result.
     """
     module_name, attribute = _parts(factory)
-    with import_path(app_dir), redirect_stdout(sys.stderr):
+    with import_path(app_dir), _undone(), redirect_stdout(sys.stderr):
         notes = _shadowed(module_name, app_dir)
         function = _attribute(_import(module_name, factory, app_dir), attribute, factory)
         arguments = {name: _literal(text) for name, text in model_args.items()}
@@ -72,11 +73,13 @@ def call(function: str, *, app_dir: Path | None) -> Any:
     if not _SYNTAX.fullmatch(function):
         raise InputError(f"{function!r} does not name a function", where="--data", fix="write package.module:function")
     module_name, _, attribute = function.partition(":")
-    with import_path(app_dir), redirect_stdout(sys.stderr):
+    with import_path(app_dir), _undone(), redirect_stdout(sys.stderr):
         found = _attribute(_import(module_name, function, app_dir), attribute, function)
         try:
             return found()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise InputError(f"{function} raised {_told(error)}", where=f"--data {function}") from error
 
 
@@ -143,8 +146,9 @@ def _import(module_name: str, factory: str, app_dir: Path | None) -> ModuleType:
             where=_place(error, factory),
             fix=f"install what provides {error.name!r}" if error.name else "",
         ) from error
-    # SystemExit: a script without a main guard that parses its arguments when imported.
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a script that parses its arguments when it is imported
         raise InputError(
             f"importing {module_name} raised {_told(error)}", where=_place(error, factory), fix="correct the module"
         ) from error
@@ -174,13 +178,25 @@ def _attribute(module: ModuleType, attribute: str, factory: str) -> Callable[...
     return owner  # type: ignore[no-any-return] # callable() narrows Any to nothing
 
 
+@contextmanager
+def _undone() -> Iterator[None]:
+    """Undo what the user's code changes of the process: its folder, to which paths are relative, and numpy's errors."""
+    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with np.errstate():
+            yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
 def _call(function: Callable[..., Any], factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     _require_bindable(function, factory, arguments)
     try:
         module = function(**arguments)
-    except NormdeployError:
+    except (NormdeployError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit and classes of the factory's own too
         fix = "correct the factory, or its --model-arg values"
         raise InputError(f"{factory} raised {_told(error)}", where=_place(error, factory), fix=fix) from error
     if not isinstance(module, nn.Module):
@@ -208,7 +224,7 @@ def _literal(text: str) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {text}" if (text := words(error)) else type(error).__name__
 
 
 def _place(error: BaseException, factory: str) -> str:

@@ -123,7 +123,9 @@ def _require_room(node: ir.Node, operator: str, arrays: Arrays, budget: Budget) 
     except (ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise NotEvaluated(operator) from error
     replaced = 0
-    for value, array in zip(node.inputs, arrays, strict=True):
+    for value, array in dict(
+        zip(node.inputs, arrays, strict=True)
+    ).items():  # one that is given often is looked at once
         if value is None or array is None:
             continue
         if len(value.uses()) == 1:

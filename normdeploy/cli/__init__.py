@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None, *, ends: bool = False) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     with output.Guard(debug="--debug" in given, ends=ends) as guard:
+        output.require_folder()
         try:
             guard.code = app(given) or 0
         except CycloptsError as error:  # in words of its own, and with names of anyone's in it

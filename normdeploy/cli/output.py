@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from normdeploy import codes
 from normdeploy.cli.options import Talk
 from normdeploy.disk import WRITTEN
-from normdeploy.errors import InputError, NormdeployError, missing, plain, printable
+from normdeploy.errors import InputError, NormdeployError, UnavailableError, missing, plain, printable, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +73,7 @@ class Guard:
             error = _flushed() or error
             if self._interrupted or isinstance(error, KeyboardInterrupt):
                 self.code, message = INTERRUPTED, f"interrupted; {self._written()}"
-            elif error is None or isinstance(error, SystemExit):
+            elif error is None:
                 return False
             else:
                 self.code, message = _told(error)
@@ -111,6 +112,15 @@ def _require_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
 
 
+def require_folder() -> None:
+    """Refuse to run in a folder that was removed: libraries end the process there, in words of theirs."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        fix = "cd to one that is, also where another took its place under its name"
+        raise InputError("the current folder is not there any more", fix=fix) from None
+
+
 _STREAMS = 3
 """stdin, stdout and stderr have the numbers below."""
 
@@ -132,19 +142,35 @@ def _told(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         error = missing(error) or error
     if isinstance(error, OSError):
-        place = str(error.filename or "")
-        error = InputError(str(error.strerror or error), where=place, fix="check its permissions and the free space")
+        fix = _REMEDIES.get(error.errno or 0, "check its permissions and the free space")
+        error = InputError(str(error.strerror or error), where=str(error.filename or ""), fix=fix)
+    if isinstance(error, SystemExit):  # nothing of ours leaves so: its code would be taken for a verdict
+        what = f"code that was called ended the process, by SystemExit({error.code!r})"
+        error = InputError(what, fix="let forward and the functions that are named return or raise an error")
+    if isinstance(error, RecursionError):
+        error = InputError("what was given is nested too deep, or contains itself", fix="--debug shows where")
+    if isinstance(error, MemoryError):
+        error = UnavailableError("there is not enough memory", fix="free some, or raise the limit (ulimit -v)")
     if isinstance(error, ValueError) and "embedded null" in str(error):
         error = InputError("a name with a null character names no file", fix="correct the path")
     if isinstance(error, NormdeployError):
         return error.exit_code, f"error: {error}"
-    told = f"{type(error).__name__}: {error}"
+    told = f"{type(error).__name__}: {words(error)}"
     return InputError.exit_code, f"error: this is a bug in normdeploy: {told}\n  fix: report it with what --debug shows"
+
+
+_REMEDIES = {
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "let the process open more files (ulimit -n)",
+    errno.ENFILE: "let the machine open more files",
+    errno.ENOSPC: "free some space",
+}
+"""What to do about an error of the system, where it is neither permissions nor space."""
 
 
 def command_line() -> str:
     """Return the command that runs, as it can be typed again."""
-    return shlex.join(["normdeploy", *sys.argv[1:]]) if sys.argv[1:2] else ""
+    return plain(shlex.join(["normdeploy", *sys.argv[1:]])) if sys.argv[1:2] else ""
 
 
 @contextmanager
@@ -481,10 +507,22 @@ _TEXT = 100
 
 def document(content: Any) -> None:
     """Print one JSON document; NaN and infinities are strings, as the published schema says."""
-    from pydantic_core import to_json
+    from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
-    text = to_json(content, indent=2, inf_nan_mode="strings").decode()
+    try:
+        text = to_json(content, inf_nan_mode="strings").decode()
+    except PydanticSerializationError:  # a path that is not in UTF-8
+        text = to_json(_spelled(to_jsonable_python(content)), inf_nan_mode="strings").decode()
     print(json.dumps(json.loads(text), indent=2))  # in ASCII: a name may not turn the text of a terminal around
+
+
+def _spelled(value: Any) -> Any:
+    """Return what JSON is made of with every text in it as by :func:`plain`."""
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_spelled(each) for each in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 _PAGE = 160

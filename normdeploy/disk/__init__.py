@@ -7,9 +7,10 @@ mechanism for what is written: in a room of its own beside the target, then rena
 from normdeploy.disk.read import files_in, is_plain, open_given, open_plain, opened_folder, read_plain, sha256_of
 from normdeploy.disk.rooms import WRITTEN, Room, check_place, locked, new_scratch, room, scratch, tidy, write_file
 from normdeploy.disk.signals import uninterrupted
-from normdeploy.disk.words import disk_errors
+from normdeploy.disk.words import disk_errors, is_full
 
 __all__ = [
-    "WRITTEN", "Room", "check_place", "disk_errors", "files_in", "is_plain", "locked", "new_scratch", "open_given",
-    "open_plain", "opened_folder", "read_plain", "room", "scratch", "sha256_of", "tidy", "uninterrupted", "write_file",
+    "WRITTEN", "Room", "check_place", "disk_errors", "files_in", "is_full", "is_plain", "locked", "new_scratch",
+    "open_given", "open_plain", "opened_folder", "read_plain", "room", "scratch", "sha256_of", "tidy", "uninterrupted",
+    "write_file",
 ]  # fmt: skip

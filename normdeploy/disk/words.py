@@ -9,7 +9,12 @@ from pathlib import Path
 
 from normdeploy.errors import InputError, NormdeployError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full(error: OSError) -> bool:
+    """Return True if no more can be written; numpy gives no number, and counts elements that went out."""
+    return error.errno in _FULL or (error.errno is None and "requested and" in str(error))
 
 
 @contextmanager
@@ -26,7 +31,7 @@ def disk_errors(target: Path, what: str) -> Iterator[None]:
         found = next((cause for cause in _causes(error) if isinstance(cause, OSError | NormdeployError)), error)
         if not isinstance(found, OSError):
             raise found from None
-        full = found.errno in _FULL
+        full = is_full(found)
         raise InputError(
             "the disk is full" if full else f"{what} cannot be written: {found.strerror or found}",
             where=str(target),
@@ -42,7 +47,7 @@ def scratch_errors(folder: Path) -> Iterator[None]:
     except NormdeployError:
         raise
     except Exception as error:
-        if not any(isinstance(cause, OSError) and cause.errno in _FULL for cause in _causes(error)):
+        if not any(isinstance(cause, OSError) and is_full(cause) for cause in _causes(error)):
             raise
         fix = "free some space, or name another folder in TMPDIR"
         raise InputError("the disk is full", where=str(folder), fix=fix) from error

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from normdeploy.errors import InputError, NormdeployError
+from normdeploy.errors import InputError, NormdeployError, words
 from normdeploy.export import blame, dtypes
 from normdeploy.export.advice import multiples_that_run, of_lengths, packs, spelled
 from normdeploy.export.call import HOW
@@ -40,7 +40,7 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
     """
     dims = {symbol: name for name, symbol in symbols(specs).items()}
     chain = list(_chain(error))
-    where, operator, text = _where(chain, module), _operator(chain), replace_words(str(chain[-1]), dims)
+    where, operator, text = _where(chain, module), _operator(chain), replace_words(words(chain[-1]), dims)
     if known := next((cause for cause in chain if isinstance(cause, NormdeployError)), None):
         return known
     if operator:
@@ -59,7 +59,7 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
         eager(None)
     except Exception as failure:
         return InputError(
-            f"forward raises {type(failure).__name__}: {_first_line(str(failure))}",
+            f"forward raises {type(failure).__name__}: {_first_line(words(failure))}",
             where=_where([failure], module),
             fix=dtypes.advice(module, specs)
             or of_lengths(failure)

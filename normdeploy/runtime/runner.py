@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, words
 
 
 class Runner(Protocol):
@@ -49,4 +49,4 @@ def check_names(feeds: Mapping[str, np.ndarray], inputs: Sequence[str], runner: 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of a backend's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((line.strip() for line in words(error).splitlines() if line.strip()), type(error).__name__)
