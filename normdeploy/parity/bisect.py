@@ -51,9 +51,9 @@ def first_divergent_module(
     """Return the name of the first module whose output leaves the bound on ``feed``; None where no output of the
     model does.
 
-    Compared are the modules that run once and return one tensor. Where all that failed lies between them, the root
-    module is named by its class. ``ledger`` is the model's own where None is given, ``options`` are those of its
-    session; ``model`` is not changed.
+    Compared are the modules that run once, of several tensors by the first. Where all that failed lies between them,
+    the root module is named by its class. ``ledger`` is the model's own where None is given, ``options`` are those of
+    its session; ``model`` is not changed.
     """
     observed = observe(module, specs, feed, dtype)
     deployed = _values(model, feed, options)

@@ -22,12 +22,12 @@ from torch import nn
 from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.doubts import TAKES_ANY, require_repeatable, tied
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, added, eps, errors, is_float, usable
+from normdeploy.parity.metrics import EXACT, Errors, added, differing, eps, errors, is_float, usable
 from normdeploy.parity.output import comparable, measurement, no_reference
 from normdeploy.parity.overflow import overflows
 from normdeploy.parity.reference import Arrays, Oracle
-from normdeploy.parity.single import Single, beside_draws
-from normdeploy.parity.verdict import Criteria, Measurement, Part, Reference, judge_one
+from normdeploy.parity.single import DRAWS, MANY_DRAWS, Single, beside_draws
+from normdeploy.parity.verdict import SIXTEEN, Criteria, Measurement, Part, Reference, judge_one
 from normdeploy.runtime.float64 import RANDOM, Float64Runner, NoFloat64Error
 from normdeploy.runtime.isolated import PatienceError
 from normdeploy.runtime.placement import CPU, Placement
@@ -140,6 +140,7 @@ class _Session:
         self.served = False
         self._usual: dict[str, float] = {}
         self._room: dict[str, bool] = {}
+        self._drawn: dict[tuple[str, int], Arrays] = {}
         kinds = set() if graph is None else {node.op_type for node in graph.graph.all_nodes()}
         self._repeatable, self._draws, self._takes_any = False, bool(kinds & RANDOM), bool(kinds & TAKES_ANY)
         self._model, self._graph = graph, None if graph is None else Float64Runner(graph)
@@ -159,7 +160,7 @@ class _Session:
             require_repeatable(self.oracle, feed.arrays, eager)
             self._repeatable = True
         exact = self.oracle.exact(feed.arrays)
-        if feed.corner and (why := self._unusable(eager, exact or {})):
+        if feed.corner and (why := self._unusable(feed, eager, exact or {})):
             yield from self._replaced(feed, why)
             return
         self.oracle.other_path(feed.name, feed.arrays, eager)
@@ -184,17 +185,20 @@ class _Session:
         if feed.instead is not None:
             yield from self.measured(feed.instead)
 
-    def _unusable(self, eager: Arrays, exact: Arrays) -> str:
+    def _unusable(self, feed: Feed, eager: Arrays, exact: Arrays) -> str:
         """Return why a corner can judge nobody; empty where it can."""
+        sixteen = self.computes in SIXTEEN
         for name, value in eager.items():
-            if not is_float(value.dtype.name):
+            if not is_float(value.dtype.name) and not sixteen:
                 continue
-            if not np.isfinite(value.astype(np.float64)).all():
+            if is_float(value.dtype.name) and not np.isfinite(value.astype(np.float64)).all():
                 return f"eager PyTorch itself gives NaN or infinity in {name}"
             if name in exact and (why := no_reference(value, exact[name], self._wide(value.dtype.name))):
                 return f"eager PyTorch itself is no guide to {name}: {why}"
-            if 0 < _rms(value) < _VANISHES * self._usual.get(name, 0.0):
+            if is_float(value.dtype.name) and 0 < _rms(value) < _VANISHES * self._usual.get(name, 0.0):
                 return f"{name} all but vanishes there, and an error relative to it says nothing"
+            if sixteen and name in exact and usable(cost := self._rounding(feed, name, exact[name], 0)) != cost:
+                return f"rounding the weights to {self.computes} alone decides {name}"
         return ""
 
     def _hangs(self, feed: Feed, exact: Arrays | None, meant: Arrays | None, actual: Arrays | None) -> str:
@@ -233,29 +237,35 @@ class _Session:
         base = Measurement(feed.name, name, eager.shape, dtype, EXACT, EXACT, part="graph", computes=self._wide(dtype))
         if exact is None:
             return replace(base, deployed=errors(meant, eager, dtype), reference="eager")
-        found = errors(meant, exact, dtype)
+        sixteen = self.computes in SIXTEEN
+        found = errors(meant, exact, dtype) if is_float(dtype) or not sixteen else differing(meant, exact)
         if not is_float(dtype) and found != EXACT and np.array_equal(meant, eager):
             return replace(base, reference="eager")
-        sixteen = self.computes in ("float16", "bfloat16") and is_float(dtype)
-        own = self._rounding(feed, name, exact, 0) if sixteen else usable(errors(eager, exact, dtype))
+        own = usable(self._rounding(feed, name, exact, 0) if sixteen else errors(eager, exact, dtype))
         part: Part = "rounding" if sixteen and self.single is not None else "graph"
         measured = beside_draws(
             replace(base, eager=own, deployed=found, part=part),
             self.criteria,
-            lambda draw: self._rounding(feed, name, exact, draw),
+            lambda draw: usable(self._rounding(feed, name, exact, draw)),
         )
-        if self.single is not None and sixteen and not judge_one(measured, self.criteria).passed:
+        if self.single is not None and sixteen and is_float(dtype) and not judge_one(measured, self.criteria).passed:
             measured = replace(measured, eager=added(measured.eager, self.single.of_constants(feed, name, dtype)))
         return measured
 
     def _rounding(self, feed: Feed, name: str, exact: Array, draw: int) -> Errors:
         """Return what rounding the weights costs this output."""
-        rounded = self.oracle.rounded(feed.arrays, draw)[name]
-        return usable(errors(rounded, exact, self.computes)) if rounded.shape == exact.shape else EXACT
+        if (feed.name, draw) not in self._drawn:
+            self._drawn = {(feed.name, draw): self.oracle.rounded(feed.arrays, draw)}
+        rounded = self._drawn[feed.name, draw][name]
+        if rounded.shape != exact.shape:
+            return EXACT
+        return errors(rounded, exact, self.computes) if is_float(exact.dtype.name) else differing(rounded, exact)
 
     def _wide(self, dtype: str) -> str:
         """Return what the network computes in, where that is coarser than the output's own type."""
-        return self.computes if is_float(dtype) and eps(self.computes) > eps(dtype) else ""
+        if not is_float(dtype):
+            return self.computes if self.computes in SIXTEEN else ""
+        return self.computes if eps(self.computes) > eps(dtype) else ""
 
     # -- the runtime ---------------------------------------------------------------------------
 
@@ -272,20 +282,21 @@ class _Session:
             found.append(
                 measurement(feed.name, name, value, wanted, actual[name], graph=graph, computes=computes, fits=fits)
             )
-            if wanted is not None and (why := no_reference(value, wanted, computes)):
+            why = "" if wanted is None else no_reference(value, wanted, computes)
+            whole = not is_float(value.dtype.name)
+            if why and not whole:
                 found[-1] = self._beside_float32(feed, found[-1], exact)
-                exactly = found[-1].reference == "float64"
-                held = "float64, which it is nearer to, with nothing allowed" if exactly else "eager in its own dtype"
-                self.notes[f"{name} on {feed.name}: {why}: judged against {held}"] = None
-            elif wanted is not None and self.computes in ("float16", "bfloat16"):
+            elif wanted is not None and self.computes in SIXTEEN:
                 found[-1] = self._beside_other_draws(feed, found[-1])
+            if why:
+                self.notes[f"{name} on {feed.name}: {why}: judged against {_held_to(found[-1])}"] = None
         if meant is not None and not all(judge_one(each, self.criteria).passed for each in found):
             found = self._beside_unfolded(feed, found)
         yield from found
 
     def _fits(self, feed: Feed) -> bool:
         """Return True if the graph makes no number on ``feed`` that is beyond the largest of its 16-bit type."""
-        if self._model is None or self.computes not in ("float16", "bfloat16"):
+        if self._model is None or self.computes not in SIXTEEN:
             return False
         if feed.name not in self._room:
             try:
@@ -306,15 +317,17 @@ class _Session:
 
         Behind a quantization an output moves by whole steps, and eager itself makes another step or none by chance.
         """
-        if found.reference != "float64" or not is_float(found.dtype):
+        if found.reference != "float64":
             return found
 
         def cost(draw: int) -> Errors:
             narrow, exact = (outputs[found.output] for outputs in self.oracle.moved(feed.arrays, draw))
+            if not is_float(found.dtype):
+                return usable(differing(narrow, exact)) if narrow.shape == exact.shape else EXACT
             lost = no_reference(narrow, exact, found.computes)
             return EXACT if lost else usable(errors(narrow, exact, found.dtype))
 
-        return beside_draws(found, self.criteria, cost)
+        return beside_draws(found, self.criteria, cost, DRAWS if is_float(found.dtype) else MANY_DRAWS)
 
     def _beside_unfolded(self, feed: Feed, found: list[Measurement]) -> list[Measurement]:
         """Return ``found`` with the errors of the unfolded graph in the same runtime, where it can be run."""
@@ -372,6 +385,15 @@ class _Session:
                 fix="export the module again; a shape that follows a traced size belongs to a dimension given as fixed",
                 feed=feed,
             )
+
+
+def _held_to(found: Measurement) -> str:
+    """Return what an output that eager has lost is held to, in words."""
+    if found.reference == "eager":
+        return "eager in its own dtype"
+    if not found.eps and found.eager != EXACT:
+        return "float64, by the share of eager's that differs from it"
+    return "float64, which it is nearer to, with nothing allowed"
 
 
 def _rms(array: Array) -> float:

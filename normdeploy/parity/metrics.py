@@ -159,6 +159,15 @@ def _ulp(magnitude: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float
     return spacing
 
 
+def differing(actual: Array, reference: Array) -> Errors:
+    """Return the share of whole numbers or booleans, of one shape, that are others, as RMS and as largest error.
+
+    How far an index lies from another says nothing. 16 bits decide some of many otherwise; how many can be compared.
+    """
+    share = float(np.mean(actual != reference)) if actual.size else 0.0
+    return replace(EXACT, rms=share, max=share)
+
+
 def usable(found: Errors) -> Errors:
     """Return ``found``, or no error where it has no bound: that says nothing about what is allowed."""
     return found if found.finite and found.rms < USELESS else EXACT

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from normdeploy.parity.metrics import EXACT, USELESS, eps, errors, is_float
-from normdeploy.parity.verdict import Measurement
+from normdeploy.parity.metrics import EXACT, USELESS, differing, eps, errors, is_float, usable
+from normdeploy.parity.verdict import SIXTEEN, Measurement
 
 Array = npt.NDArray[Any]
 
@@ -44,12 +44,7 @@ def measurement(
     if meant is None or meant.shape != eager.shape:
         return against_eager
     if not is_float(dtype):
-        nearer = against_eager.deployed != EXACT and np.array_equal(deployed, meant)
-        return (
-            replace(against_eager, deployed=EXACT, reference="float64")
-            if nearer and graph is not None
-            else against_eager
-        )
+        return _of_whole_numbers(against_eager, eager, exact, meant, deployed, graph is not None)
     if not _is_float64(meant, computes or dtype):
         return against_eager
     actual = errors(deployed, meant, dtype)
@@ -62,6 +57,20 @@ def measurement(
         return base
     nearer = actual.finite and not against_eager.deployed.rms <= actual.rms and (own.finite or fits())
     return replace(base, eager=EXACT) if nearer else against_eager
+
+
+def _of_whole_numbers(
+    against_eager: Measurement, eager: Array, exact: Array | None, meant: Array, deployed: Array, by_graph: bool
+) -> Measurement:
+    """Return eager's error, of whole numbers, or that against float64: by the share that differs in 16 bits."""
+    if against_eager.deployed == EXACT or not by_graph:
+        return against_eager
+    found = replace(against_eager, reference="float64", deployed=differing(deployed, meant))
+    if found.deployed == EXACT:
+        return found
+    if exact is None or against_eager.computes not in SIXTEEN:
+        return against_eager
+    return replace(found, eager=usable(differing(eager, exact)))
 
 
 def _is_float64(exact: Array, computes: str) -> bool:

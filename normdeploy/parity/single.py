@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
@@ -65,11 +66,14 @@ class Single:
         eager, meant = self._oracle.eager(feed.arrays), self._graph(feed.arrays)
         for name, value in eager.items():
             dtype = value.dtype.name
-            if not is_float(dtype) or meant[name].shape != exact[name].shape:
+            if meant[name].shape != exact[name].shape:
                 continue  # judged in 16 bits, as the other outputs without a bound of their own
             own, found = usable(errors(value, exact[name], dtype)), errors(meant[name], exact[name], dtype)
             first = Measurement(feed.name, name, value.shape, dtype, own, found, part="graph")
-            yield beside_draws(first, criteria, partial(self._cost, feed, exact, name))
+            if is_float(dtype):
+                yield beside_draws(first, criteria, partial(self._cost, feed, exact, name))
+            else:  # at a tie as eager decides it, too
+                yield replace(first, deployed=EXACT) if np.array_equal(meant[name], value) else first
 
     def _cost(self, feed: Feed, exact: Arrays, name: str, draw: int) -> Errors:
         """Return what rounding the weights to float32 costs the module."""
@@ -105,7 +109,15 @@ def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return off.finite and off.rms <= eps("float32")
 
 
-def beside_draws(measured: Measurement, criteria: Criteria, cost: Callable[[int], Errors]) -> Measurement:
+DRAWS = (1, 2, 3)
+"""Roundings of the weights at random."""
+MANY_DRAWS = tuple(range(1, 13))
+"""As many for whole numbers: that one of few is another is rare, and known by many draws alone."""
+
+
+def beside_draws(
+    measured: Measurement, criteria: Criteria, cost: Callable[[int], Errors], draws: Sequence[int] = DRAWS
+) -> Measurement:
     """Return ``measured`` with what a rounding of the weights costs allowed, where it fails without.
 
     Eager's error, and the cost of rounding to nearest, are one draw of chance each, and the folded graph's weights were
@@ -115,12 +127,8 @@ def beside_draws(measured: Measurement, criteria: Criteria, cost: Callable[[int]
     in 16 bits the largest draw counts.
     """
     own, narrow = measured.eager, (measured.computes or measured.dtype) in ("float16", "bfloat16")
-    for draw in DRAWS:
+    for draw in draws:
         if judge_one(measured, criteria).passed or not measured.deployed.finite:
             break
         measured = replace(measured, eager=larger(measured.eager, cost(draw)) if narrow else added(own, cost(draw)))
     return measured
-
-
-DRAWS = (1, 2, 3)
-"""Roundings of the weights at random."""

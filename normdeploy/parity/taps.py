@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from normdeploy.disk import scratch
 from normdeploy.graph import module_name
@@ -43,7 +44,7 @@ class Observed(NamedTuple):
 
 
 def observe(module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: torch.dtype | None) -> Observed:
-    """Return what each module that runs once returns, if that is one tensor, and the outputs."""
+    """Return what each module that runs once returns, of several tensors the first, and the outputs."""
     oracle = Oracle(module, specs, dtype)
     oracle.eager(feed.arrays)  # where it has to be emulated, that is found out now: half a run is not recorded
     with _Recorder(module) as recorder:
@@ -74,7 +75,7 @@ class _Recorder:
             handle.remove()
 
     def take(self) -> Arrays:
-        """Return what the modules returned since the last time; only of those that ran once and returned one tensor."""
+        """Return what the modules returned since the last time; only of those that ran once."""
         single = {name: calls[0] for name, calls in self._calls.items() if len(calls) == 1}
         self._calls.clear()
         return {name: array for name, array in single.items() if array is not None}
@@ -88,9 +89,16 @@ class _Recorder:
 
         # a plain function, for deepcopy would copy what a bound method belongs to
         def record(_module: nn.Module, _args: Any, output: Any) -> None:
-            calls.setdefault(name, []).append(array_of(output) if isinstance(output, torch.Tensor) else None)
+            tensor = _first(output)
+            calls.setdefault(name, []).append(None if tensor is None else array_of(tensor))
 
         return record
+
+
+def _first(output: Any) -> torch.Tensor | None:
+    """Return the first tensor that a module returned; None where another has its shape: which is in the graph?"""
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return None if not tensors or any(other.shape == tensors[0].shape for other in tensors[1:]) else tensors[0]
 
 
 def run_with_taps(model: ir.Model, feed: Feed, options: Mapping[str, str] | None = None) -> Arrays:

@@ -15,7 +15,8 @@ It has two parts, for they have different causes, and in 16 bits a third between
 
 Both errors count, RMS and largest. The floor is a few ε of the type that the network computes in, for outputs that
 eager happens to get exactly right. Where eager in its own dtype is the only reference, e_eager is 0 by definition and
-the floor is raised. ε of integers and booleans is 0: they must be equal, or differ no more than eager's own do.
+the floor is raised. ε of integers and booleans is 0: they must be equal to eager's or to float64's. Where they are
+computed in 16 bits, the error is the share of them that differs: as many times eager's own as of real numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Part = Literal["graph", "rounding", "runtime"]
 
 EAGER_FLOOR_EPS = 64.0
 """The least floor, in ε, where eager in its own dtype is the reference: it is off by rounding errors itself."""
-_SIXTEEN = ("float16", "bfloat16")
+SIXTEEN = ("float16", "bfloat16")
+"""The types of 16 bits."""
 _ORDER: tuple[Part, ...] = get_args(Part)
 
 
@@ -53,7 +55,8 @@ class Measurement:
             in float64, and wherever float64 is of no use.
         part: what is judged: the graph, in float64; what rounding it to 16 bits costs; or the runtime, against the
             float64 run of the graph.
-        computes: the dtype that the network computes in, where the output is wider; else empty.
+        computes: the dtype that the network computes in, where the output is wider, or whole numbers made of 16 bits;
+            else empty.
         unfolded: errors of the unfolded graph in the same runtime; None where it was not run.
     """
 
@@ -126,7 +129,8 @@ class Criteria:
 
     def factor(self, measurement: Measurement) -> float:
         """Return the factor of the error beside which a graph is judged; a ``k`` above its default raises it too."""
-        own = self.rounding_k if measurement.dtype in _SIXTEEN else self.graph_k
+        sixteen = (measurement.dtype if measurement.eps else measurement.computes or measurement.dtype) in SIXTEEN
+        own = self.rounding_k if sixteen else self.graph_k
         return own * max(1.0, self.k / Criteria.k)
 
     def _graph_floor_eps(self, reference: Reference) -> float:
@@ -144,9 +148,9 @@ class Criteria:
         bound = self.k * own + floor
         if unfolded is not None and math.isfinite(unfolded):
             excused = self.unfolded_k * min(1.0, self.k / Criteria.k) * unfolded + floor
-            most = math.inf if measurement.dtype in _SIXTEEN else self.most_eps * measurement.eps
+            most = math.inf if measurement.dtype in SIXTEEN else self.most_eps * measurement.eps
             bound = max(bound, min(excused, most))
-        if measurement.dtype in _SIXTEEN and reference == "float64":
+        if measurement.dtype in SIXTEEN and reference == "float64":
             bound = min(bound, self._most_in_16_bits(own, measurement.eps))
         return bound
 
@@ -240,7 +244,7 @@ def judge(
     judgements = tuple(judge_one(measurement, criteria, reference) for measurement in measurements)
     wrong = tuple(misrounded)
     passed = all(judgement.passed for judgement in judgements) and not wrong
-    graph = [each.dtype in _SIXTEEN for each in measurements if each.part == "graph"]
+    graph = [each.dtype in SIXTEEN for each in measurements if each.part == "graph"]
     rounded = any(each.part == "rounding" for each in measurements)
     return Verdict(
         passed, reference, criteria, judgements, criteria.formula(reference), tuple(notes), misrounded=wrong,
@@ -264,7 +268,7 @@ def judge_one(measurement: Measurement, criteria: Criteria, reference: Reference
     within = all(error <= bound for error, bound in zip(errors, bounds, strict=True))
     # the least k is a quotient, whose rounding must not fail what it says would pass
     within_plain = all(error <= bound for error, bound in zip(errors, plain, strict=True)) or (
-        smallest_k <= allowed_k and measurement.dtype not in _SIXTEEN
+        smallest_k <= allowed_k and measurement.dtype not in SIXTEEN
     )
     passed = deployed.finite and (within or within_plain)
     return Judgement(measurement, bounds[0], bounds[1], passed, smallest_k, passed and not within_plain)

@@ -18,7 +18,7 @@ from normdeploy.parity.compare import RuntimeFailureError, Unfolded, measure
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.nodes import MOST_MEMORY, OVERFLOWS, named_in, stuck_at, worst_node
 from normdeploy.parity.taps import observe, taps_of
-from normdeploy.parity.verdict import Criteria, Measurement, Verdict, judge
+from normdeploy.parity.verdict import SIXTEEN, Criteria, Measurement, Verdict, judge
 from normdeploy.precision import Precision
 from normdeploy.report import view
 from normdeploy.report.schema import Report
@@ -158,7 +158,8 @@ def _first_module(
 ) -> str | None:
     """Return the module where what ``failed`` begins; a norm that was folded can only be named before that."""
     graph = graphs.deployed
-    if graphs.single is not None and failed.part == "graph" and failed.dtype == "float32":  # before the rounding
+    narrow = (failed.computes or failed.dtype) in SIXTEEN
+    if graphs.single is not None and failed.part == "graph" and not narrow:  # before the rounding
         graph, dtype = graphs.single, torch.float32
     if failed.part == "graph" and graphs.exported is not None:
         with suppress(NormdeployError):  # it tells what it can, and its failure must not hide the verdict

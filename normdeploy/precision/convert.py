@@ -17,6 +17,8 @@ from normdeploy.precision.kinds import HEAVY
 
 _MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
 _LEAST_OPSET = {ir.DataType.FLOAT16: 7, ir.DataType.BFLOAT16: 13}
+_BFLOAT16 = 22
+"""The first opset in which convolutions and recurrent layers take bfloat16; Einsum never does."""
 _CLIP_READS_LIMITS = 11
 _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 
@@ -58,8 +60,12 @@ class Conversion:
             raise InputError(
                 f"at opset {opset} these have no {self.target.name.lower()} form",
                 where=", ".join(stuck),
-                fix=f"export the model with --opset 22, or deploy in {self._alternatives()}",
+                fix=f"{self._newer(opset)}deploy in {self._alternatives()}",
             )
+
+    def _newer(self, opset: int) -> str:
+        """Return what a later opset has for bfloat16: convolutions; nothing where it is there already."""
+        return f"export the model with --opset {_BFLOAT16}, or " if opset < _BFLOAT16 else ""
 
     def _alternatives(self) -> str:
         return "fp16 or fp32" if self.target == ir.DataType.BFLOAT16 else "fp32"

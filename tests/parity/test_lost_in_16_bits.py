@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -18,6 +20,7 @@ from normdeploy.parity.verdict import Verdict
 from normdeploy.pipeline.judge import ParityError, verdict_on
 from normdeploy.precision import to_precision
 from normdeploy.report.schema import Report
+from normdeploy.runtime.float64 import Float64Runner
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import parse
 
@@ -162,3 +165,125 @@ def test_no_row_of_a_mask_is_all_alike_by_chance(text: str) -> None:
             mask = feed.arrays["mask"]
             assert set(np.unique(mask)) <= {0, 1}
             assert mask.shape[1] == 1 or ((mask != mask[:, :1]).any(1)).all()
+
+
+class Tokens(nn.Module):
+    """Whole numbers made of real ones: int64 [N, T] → int64 [N, T], bool [N, T, 300]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.head = nn.Embedding(500, 32), nn.LayerNorm(32), nn.Linear(32, 300)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.head(self.norm(self.embed(ids)))
+        return scores.argmax(-1), scores > 0.2
+
+
+IDS = parse(["ids:N=1..4..8xT=8..32..64@i64[0..499]"])
+
+
+@pytest.mark.parametrize(("times", "passed"), [(0, True), (1, True), (12, False)])
+def test_whole_numbers_that_16_bits_decide_otherwise_are_counted(times: int, passed: bool) -> None:
+    """As many booleans next to the threshold may differ as eager's do, and no dozen times as many."""
+    module, feed = Tokens(), random_feeds(IDS)[0]
+    _, narrow = graphs(module, IDS)
+    ids, exact = torch.tensor(feed.arrays["ids"]), copy.deepcopy(module).double()
+    scores = exact.head(exact.norm(exact.embed(ids))).numpy()
+    differ = int((copy.deepcopy(module).half()(ids)[1] != exact(ids)[1]).sum())
+    assert differ
+    nearest = np.argsort(np.abs(scores - 0.2), axis=None)[: times * differ]
+    meant = Float64Runner(narrow)
+
+    def artefact(ids: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = meant({"ids": ids})
+        (flags,) = (array for array in outputs.values() if array.dtype == bool)
+        flags.flat[nearest] = ~flags.flat[nearest]
+        return outputs
+
+    verdict, _ = judged(module, IDS, (feed,), FunctionRunner(artefact))
+    assert verdict.passed is passed, [each for each in verdict.judgements if not each.passed]
+
+
+@pytest.mark.parametrize(("part", "by"), [("runtime", 0.03), ("graph", 0.01)])
+def test_more_whole_numbers_than_eager_changes_are_a_fault(part: str, by: float) -> None:
+    module, feeds = Tokens(), random_feeds(IDS)
+    single, narrow = graphs(module, IDS)
+    if part == "graph":
+        wrong = Tokens()
+        wrong.head.weight.data[1] *= 1 + by
+        single, narrow = graphs(wrong, IDS)
+    runner = onnxruntime_runner(narrow)
+
+    def artefact(ids: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = runner({"ids": ids})
+        if part == "runtime":
+            indices = next(name for name, array in outputs.items() if array.dtype == np.int64)
+            outputs[indices] = np.where(np.arange(ids.size).reshape(ids.shape) % round(1 / by), outputs[indices], 0)
+        return outputs
+
+    verdict = verdict_on(module, IDS, FunctionRunner(artefact), narrow, feeds, precision="fp16", single=single)
+    assert not verdict.passed
+    assert {each.measurement.part for each in verdict.failures()} & {part}
+    assert part == "runtime" or verdict.first_divergent == "head"
+
+
+class Averaged(nn.Module):
+    """One number a batch, which rounding the weights alone can decide where it all but cancels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mean()
+
+
+def test_a_corner_that_rounding_the_weights_decides_is_replaced_and_said() -> None:
+    module = Averaged().eval().requires_grad_(False)
+    x = np.ones((1, 8), np.float32)
+    bias = module.layer.bias.data
+    bias -= (module(torch.tensor(x)) - 1e-5).item()  # all but nothing is left
+    corner = Feed("cancels", {"x": x}, corner=True, instead=random_feeds(ROWS)[0])
+    single = fold(to_graph(module, ROWS, opset=22).model).model
+    narrow = to_precision(single, "bf16")
+    exact = Float64Runner(narrow)
+    runner = FunctionRunner(lambda **feed: {name: np.float32(value) for name, value in exact(feed).items()})
+    verdict = verdict_on(module, ROWS, runner, narrow, (corner,), precision="bf16", single=single)
+    assert verdict.passed, verdict.failures()
+    assert any(
+        "cancels: rounding the weights to bfloat16 alone decides" in note or "no guide" in note
+        for note in verdict.notes
+    )
+    assert {each.measurement.feed for each in verdict.judgements} == {random_feeds(ROWS)[0].name}
+
+
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.LSTM])
+def test_a_module_that_returns_several_tensors_is_named(kind: type[nn.Module]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.out = nn.LayerNorm(16), nn.Linear(16, 3)
+            self.mixed: nn.Module = (
+                nn.MultiheadAttention(16, 2, batch_first=True)
+                if kind is nn.MultiheadAttention
+                else nn.LSTM(16, 16, batch_first=True)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            mixed = self.mixed(x, x, x)[0] if kind is nn.MultiheadAttention else self.mixed(x)[0]
+            out: Tensor = self.out(mixed)
+            return out
+
+    specs = parse(["x:N=1..2..4x5x16@f32"])
+    module, wrong = Net(), Net()
+    next(wrong.mixed.parameters()).data[1] *= 1.01
+    single, _ = graphs(wrong, specs)
+    module.eval().requires_grad_(False)
+    verdict = verdict_on(
+        module, specs, onnxruntime_runner(single), single, random_feeds(specs), exported=lambda: single
+    )
+    assert verdict.first_divergent == "mixed"

