@@ -5,6 +5,10 @@ each precision: eager CUDA, torch.compile, ONNX Runtime on its CUDA provider (th
 that in a CUDA graph), on TensorRT's, and an engine of each TensorRT that is installed. Parity is judged as everywhere:
 against float64, relative to eager's own error on the CPU in that precision. Latency is taken in turns with eager CUDA,
 on inputs that lie on the GPU, by the wall clock and by CUDA events. What cannot be made here is a row that says why.
+With ``--plugin`` there are engines of the graph with LayerNorm plugins as well; with ``--tf32`` the products of eager
+PyTorch, whose error on the GPU then counts, and of ONNX Runtime are rounded to TF32, those of engines never. A graph
+for ``--target onnxruntime`` has no rows of TensorRT. An ``--engine`` is a row in any case; the forms that ``--tune``
+would choose from are those of ``--layernorm``.
 
 It ends in under eight minutes: what was not begun after ``--minutes`` (6.5) is a row that says so.
 
@@ -25,11 +29,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 means float32, for every library; before any is loaded
 
@@ -48,17 +52,20 @@ from normdeploy.cli.options import EagerOptions, ParityOptions, criteria, listed
 from normdeploy.disk import write_file
 from normdeploy.engine import BACKENDS, build
 from normdeploy.engine.gpu import find
+from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
 from normdeploy.export import arguments, bind_inputs, flatten_outputs, to_graph
-from normdeploy.fold import fold
+from normdeploy.fold import Target, fold
 from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import Feed, random_feeds
+from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, judge
+from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.source import app_dir_of, feeds_for, specs_of
 from normdeploy.pipeline.source import load as load_source
 from normdeploy.precision import Precision, to_precision
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
-from normdeploy.runtime.placement import placed
+from normdeploy.runtime.placement import CPU, Placement, placed
 from normdeploy.runtime.runner import Runner
 from normdeploy.runtime.tensorrt import TensorRTRunner
 from normdeploy.specs import TensorSpec, parse
@@ -144,40 +151,62 @@ class EagerCuda:
 Factory = Callable[[], Runner]
 
 
+@dataclass(frozen=True)
+class Form:
+    """What of ``export``'s options decides which artefacts there are; with CUDA's ``stream``."""
+
+    target: Target = "onnx"
+    tf32: bool = False
+    plugin: PluginForm | None = None
+    stream: int | None = None
+
+
 def artefacts(
-    subject: Subject, precision: Precision, graphs: tuple[ir.Model, ir.Model], folder: Path, stream: int | None
+    subject: Subject, precision: Precision, graphs: tuple[ir.Model, ir.Model], folder: Path, form: Form
 ) -> Iterator[tuple[str, Factory]]:
     """Every artefact by name, and how it is made of the unfolded and the folded one of ``graphs``."""
     dtype = DTYPES[precision]
-    files = [folder / f"{subject.name}.{precision}.{form}.onnx" for form in ("unfolded", "deployed")]
+    files = [folder / f"{subject.name}.{precision}.{which}.onnx" for which in ("unfolded", "deployed")]
     unfolded, narrow = (to_precision(graph, precision) for graph in graphs)
     for graph, file in zip((unfolded, narrow), files, strict=True):
         ir.save(graph, file, external_data=f"{file.name}.data")
     before, model = files
-    cuda, captured, tensorrt = placed("cuda"), placed("cuda", cuda_graph=True), placed(provider="tensorrt")
+    cuda, captured = placed("cuda", tf32=form.tf32), placed("cuda", tf32=form.tf32, cuda_graph=True)
+    tensorrt, stream = placed(provider="tensorrt", tf32=form.tf32), form.stream
     yield "eager CUDA", lambda: EagerCuda(subject, dtype)
     yield "torch.compile", lambda: EagerCuda(subject, dtype, compiled=True)
     yield "onnxruntime CUDA, unfolded", lambda: OnnxRuntimeRunner(before, placement=cuda, stream=stream)
     yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, placement=cuda, stream=stream)
     yield "onnxruntime CUDA graph", lambda: OnnxRuntimeRunner(model, placement=captured, stream=stream)
+    if form.target == "onnxruntime":
+        return
     yield "onnxruntime TensorRT", lambda: OnnxRuntimeRunner(model, placement=tensorrt, stream=stream)
     for backend in BACKENDS:
         plan = model.with_suffix(f".{backend.name}.plan")
+        yield backend.title, partial(engine, lambda: narrow, subject, precision, backend.name, plan)
+        if plugin := form.plugin:
+            plan = model.with_suffix(f".{backend.name}.{plugin}.plan")
+            made = partial(engine, lambda: with_plugins(narrow, plugin)[0], subject, precision, backend.name, plan)
+            yield f"{backend.title}, {plugin} plugins", made
 
-        def engine(name: str = backend.name, plan: Path = plan) -> Runner:
-            return TensorRTRunner(build(narrow, subject.specs, precision=precision, backend=name).write(plan))
 
-        yield backend.title, engine
+def engine(graph: Callable[[], ir.Model], subject: Subject, precision: Precision, backend: str, plan: Path) -> Runner:
+    """An engine of ``graph``, built into ``plan``."""
+    return TensorRTRunner(build(graph(), subject.specs, precision=precision, backend=backend).write(plan))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """By what artefacts are judged and timed, and until when, by ``time.monotonic``, one is begun."""
+    """By what artefacts are judged and timed, and until when, by ``time.monotonic``, one is begun.
+
+    The error of eager PyTorch is that of ``placement``.
+    """
 
     criteria: Criteria
     clock: Clock
     seconds: float
     until: float
+    placement: Placement = CPU
 
 
 def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], terms: Terms) -> list[Row]:
@@ -192,7 +221,9 @@ def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Fa
             continue
         try:
             runner = make()
-            measured = measure(subject.module, subject.specs, runner, feeds, dtype=DTYPES[precision])
+            measured = measure(
+                subject.module, subject.specs, runner, feeds, dtype=DTYPES[precision], placement=terms.placement
+            )
             verdict = judge(measured.measurements, terms.criteria, measured.reference, measured.notes)
             baseline = baseline or runner
             timed = _timed(baseline, runner, feeds[0], terms)
@@ -271,6 +302,10 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", action="append", default=[])
     parser.add_argument("--keep", action="append", default=[], help="pattern of modules whose norms stay")
     parser.add_argument("--layernorm", choices=["off", "recognise", "affine", "centre"], default="affine")
+    parser.add_argument("--target", choices=get_args(Target), default="onnx", help="what will run the model")
+    parser.add_argument("--plugin", action="store_true", help="engines with LayerNorm plugins, too")
+    parser.add_argument("--plugin-form", choices=get_args(PluginForm), default="aot")
+    parser.add_argument("--tf32", action="store_true", help="let float32 products be rounded to TF32")
     parser.add_argument("--opset", type=int, default=OPSET)
     parser.add_argument("--k", type=float)
     parser.add_argument("--floor-eps", type=float)
@@ -297,23 +332,35 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def form_of(asked: argparse.Namespace) -> Form:
+    """Return which artefacts are asked for. Raises InputError where options contradict each other, as in ``export``."""
+    check_plugin(asked.plugin, asked.plugin_form, asked.target)
+    return Form(asked.target, asked.tf32, asked.plugin_form if asked.plugin else None)
+
+
 def main() -> int:
     arguments, begun = parsed(), time.monotonic()
+    form = form_of(arguments)
     gpu = find()
     if gpu is None:
         raise UnavailableError("no NVIDIA GPU that torch can use", fix="run this on a machine with one")
-    torch.backends.cudnn.allow_tf32 = False
-    clock = clock_of(placed("cuda"))
+    cuda = placed("cuda", tf32=form.tf32)
+    cuda.set_tf32()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = form.tf32
+    clock = clock_of(cuda)
+    form = replace(form, stream=clock.stream)
     until = begun + 60 * arguments.minutes
-    terms = Terms(criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until)
+    judged_on = cuda if form.tf32 else CPU
+    terms = Terms(criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until, judged_on)
     subjects = [given(arguments)] if arguments.model else list(digits())
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for subject in subjects:
             exported = to_graph(subject.module, subject.specs, opset=arguments.opset).model
-            graphs = exported, fold(exported, keep=arguments.keep, layernorm=arguments.layernorm).model
+            folded = fold(exported, keep=arguments.keep, layernorm=arguments.layernorm, target=form.target)
+            graphs = exported, folded.model
             for precision in arguments.precision:
-                made = list(artefacts(subject, precision, graphs, Path(folder), clock.stream))
+                made = list(artefacts(subject, precision, graphs, Path(folder), form))
                 rows += compare(subject, precision, made, terms)
     Console().print(table(rows, str(gpu)))
     if arguments.json:

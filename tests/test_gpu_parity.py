@@ -24,6 +24,7 @@ import gpu_parity as script
 
 from normdeploy.bench.clocks import WallClock
 from normdeploy.cli.options import EagerOptions, ParityOptions
+from normdeploy.errors import InputError
 from normdeploy.export import to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.feeds import random_feeds
@@ -103,3 +104,78 @@ def test_it_takes_a_checkpoint_and_criteria_as_export_does() -> None:
     options = vars(script.parsed([]))
     assert {each.name for kind in (EagerOptions, ParityOptions) for each in fields(kind)} <= set(options)
     assert {"keep", "layernorm", "opset", "precision"} <= set(options)
+    assert {"target", "plugin", "plugin_form", "tf32"} <= set(options)
+
+
+ENGINES = [backend.title for backend in script.BACKENDS]
+CUDA = ["eager CUDA", "torch.compile", "onnxruntime CUDA, unfolded", "onnxruntime CUDA", "onnxruntime CUDA graph"]
+
+
+@pytest.mark.parametrize(
+    ("options", "others"),
+    [
+        ([], ["onnxruntime TensorRT", *ENGINES]),
+        (["--target", "tensorrt"], ["onnxruntime TensorRT", *ENGINES]),
+        (["--target", "onnxruntime"], []),
+        (
+            ["--plugin"],
+            ["onnxruntime TensorRT", *(f"{title}{end}" for title in ENGINES for end in ("", ", aot plugins"))],
+        ),
+    ],
+)
+def test_the_options_of_export_decide_which_artefacts_there_are(
+    options: list[str], others: list[str], subject: script.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    form = script.form_of(script.parsed(options))
+    graph = to_graph(subject.module, subject.specs).model
+    made = script.artefacts(subject, "fp32", (graph, fold(graph, target=form.target).model), tmp_path, form)
+    assert [name for name, _ in made] == CUDA + others
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_reaches_every_session(
+    tf32: bool, subject: script.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placements = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(script, "OnnxRuntimeRunner", lambda file, *, placement, stream: placements.append(placement))
+    form = script.form_of(script.parsed(["--tf32"] if tf32 else []))
+    graph = to_graph(subject.module, subject.specs).model
+    for name, make in script.artefacts(subject, "fp32", (graph, graph), tmp_path, form):
+        if name.startswith("onnxruntime"):
+            make()
+    assert [placement.tf32 for placement in placements] == [tf32] * 4
+
+
+def test_an_engine_with_plugins_is_built_of_the_graph_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    class Built:
+        def write(self, plan: Path) -> Path:
+            return plan
+
+    def build(graph: ir.Model, specs: object, **options: object) -> Built:
+        built.append({node.domain for node in graph.graph})
+        return Built()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(script, "build", build)
+    monkeypatch.setattr(script, "TensorRTRunner", lambda plan: plan)
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.ReLU()).eval()
+    specs = script.parse(["input:4x64@f32"])
+    graph = to_graph(module, specs).model
+    form = script.form_of(script.parsed(["--plugin", "--target", "tensorrt"]))
+    made = dict(script.artefacts(script.Subject("norm", module, specs), "fp32", (graph, graph), tmp_path, form))
+    for title in ENGINES:
+        made[title]()
+        made[f"{title}, aot plugins"]()
+    assert ["normdeploy" in domains for domains in built] == [False, True] * len(ENGINES)
+
+
+def test_options_that_contradict_each_other_are_told_as_by_export() -> None:
+    with pytest.raises(InputError, match="onnxruntime"):
+        script.form_of(script.parsed(["--plugin", "--target", "onnxruntime"]))
