@@ -107,6 +107,12 @@ def test_it_takes_a_checkpoint_and_criteria_as_export_does() -> None:
     assert {"target", "plugin", "plugin_form", "tf32"} <= set(options)
 
 
+@pytest.fixture(scope="module")
+def exported(subject: script.Subject) -> ir.Model:
+    """Made before any test says that there is a GPU, which torch.export would believe."""
+    return to_graph(subject.module, subject.specs).model
+
+
 ENGINES = [backend.title for backend in script.BACKENDS]
 CUDA = ["eager CUDA", "torch.compile", "onnxruntime CUDA, unfolded", "onnxruntime CUDA", "onnxruntime CUDA graph"]
 
@@ -118,31 +124,35 @@ CUDA = ["eager CUDA", "torch.compile", "onnxruntime CUDA, unfolded", "onnxruntim
         (["--target", "tensorrt"], ["onnxruntime TensorRT", *ENGINES]),
         (["--target", "onnxruntime"], []),
         (
-            ["--plugin"],
+            ["--plugin", "--target", "tensorrt"],
             ["onnxruntime TensorRT", *(f"{title}{end}" for title in ENGINES for end in ("", ", aot plugins"))],
         ),
     ],
 )
 def test_the_options_of_export_decide_which_artefacts_there_are(
-    options: list[str], others: list[str], subject: script.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    others: list[str],
+    subject: script.Subject,
+    exported: ir.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     form = script.form_of(script.parsed(options))
-    graph = to_graph(subject.module, subject.specs).model
-    made = script.artefacts(subject, "fp32", (graph, fold(graph, target=form.target).model), tmp_path, form)
+    graphs = exported, fold(exported, target=form.target).model
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = script.artefacts(subject, "fp32", graphs, tmp_path, form)
     assert [name for name, _ in made] == CUDA + others
 
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_tf32_reaches_every_session(
-    tf32: bool, subject: script.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tf32: bool, subject: script.Subject, exported: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placements = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(script, "OnnxRuntimeRunner", lambda file, *, placement, stream: placements.append(placement))
     form = script.form_of(script.parsed(["--tf32"] if tf32 else []))
-    graph = to_graph(subject.module, subject.specs).model
-    for name, make in script.artefacts(subject, "fp32", (graph, graph), tmp_path, form):
+    for name, make in script.artefacts(subject, "fp32", (exported, exported), tmp_path, form):
         if name.startswith("onnxruntime"):
             make()
     assert [placement.tf32 for placement in placements] == [tf32] * 4
@@ -161,13 +171,13 @@ def test_an_engine_with_plugins_is_built_of_the_graph_with_them(
         built.append({node.domain for node in graph.graph})
         return Built()
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(script, "build", build)
     monkeypatch.setattr(script, "TensorRTRunner", lambda plan: plan)
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.ReLU()).eval()
     specs = script.parse(["input:4x64@f32"])
     graph = to_graph(module, specs).model
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     form = script.form_of(script.parsed(["--plugin", "--target", "tensorrt"]))
     made = dict(script.artefacts(script.Subject("norm", module, specs), "fp32", (graph, graph), tmp_path, form))
     for title in ENGINES:
