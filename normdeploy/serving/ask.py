@@ -39,6 +39,7 @@ class Answers:
     Attributes:
         elapsed: seconds that they asked.
         rows: rows that an execution of the model had on average, as the server counts; None where it did not say.
+        largest_batch: the most rows of a request that the server takes; 0 where it knows no batches.
         seconds: how long each right answer took.
         wrong: answers outside the bounds.
         errors: requests without an answer.
@@ -48,6 +49,7 @@ class Answers:
 
     elapsed: float
     rows: float | None
+    largest_batch: int
     seconds: tuple[float, ...]
     wrong: int
     errors: int

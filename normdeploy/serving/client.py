@@ -86,12 +86,14 @@ class Seen:
         self.errors: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
         self.rows: float | None = None
+        self.largest_batch = 0
 
     def document(self, elapsed: float) -> dict[str, Any]:
         """Return all of it as JSON takes it; ``elapsed`` is how many seconds the clients ran."""
         return {
             "elapsed": elapsed,
             "rows": self.rows,
+            "largest_batch": self.largest_batch,
             "seconds": self.seconds,
             "wrong": self.wrong.total(),
             "errors": self.errors.total(),
@@ -109,8 +111,8 @@ async def load(job: Mapping[str, Any], feeds: Sequence[Feed]) -> dict[str, Any]:
     connection = (_Grpc if job["protocol"] == "grpc" else _Http)(job["address"], job["model"], job["version"])
     seen, start = Seen(), time.monotonic()
     try:
-        batched = await connection.largest_batch() > 0
-        fitted = [feed.as_triton(batched=batched) for feed in feeds]
+        seen.largest_batch = await connection.largest_batch()
+        fitted = [feed.as_triton(batched=seen.largest_batch > 0) for feed in feeds]
         before = await connection.counts()
         await asyncio.gather(*(_client(connection, job, fitted, seen, n, start) for n in range(job["clients"])))
         seen.rows = _per_execution(before, await connection.counts())

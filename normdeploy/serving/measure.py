@@ -12,6 +12,7 @@ import numpy as np
 
 from normdeploy.bundle import Bundle, load_bundle
 from normdeploy.errors import VerdictError
+from normdeploy.serving import perf_analyzer
 from normdeploy.serving.ask import address, ask, golden_feeds
 from normdeploy.serving.check import model_name
 
@@ -21,7 +22,7 @@ class Load:
     """The latency of right answers under the load of so many clients, each of which waits for its answer.
 
     Attributes:
-        where: the address, or ``in process``.
+        where: the address, with perf_analyzer where that measured, or ``in process``.
         clients: that ask at once.
         p50_ms, p90_ms, p99_ms: percentiles of the time for one answer.
         per_second: answers.
@@ -47,21 +48,31 @@ def measure(
 ) -> list[Load]:
     """Return how fast the model of ``bundle`` answers its golden inputs: in process, then at each of ``urls``.
 
-    Each row is measured for ``seconds``. Raises VerdictError where a server gives a wrong answer, or an error.
+    Each row is measured for ``seconds``. Where perf_analyzer is on the ``PATH``, it measures the servers, after clients
+    of our own have looked at their answers. Raises VerdictError where a server gives a wrong answer, or an error, and
+    UnavailableError where perf_analyzer cannot measure.
     """
     addresses = [address(url) for url in urls]
     loaded = load_bundle(bundle, threads=1)
     feeds, name = golden_feeds(loaded), model or model_name(loaded)
+    program = perf_analyzer.find()
     loads = [_in_process(loaded, count, seconds) for count in clients]
     for where in addresses:
         for count in clients:
-            answers = ask(where, name, feeds, clients=count, seconds=seconds)
+            answers = ask(where, name, feeds, clients=count, seconds=seconds if program is None else min(seconds, 1.0))
             if answers.wrong or answers.errors or not answers.seconds:
                 what = f"{answers.wrong} wrong answers and {answers.errors} errors: {' | '.join(answers.messages)}"
                 raise VerdictError(
                     what, where=str(where), fix="normdeploy check tells whether the model is the bundle's"
                 )
-            loads.append(_load(str(where), count, answers.seconds, answers.elapsed, answers.rows))
+            if program is None:
+                loads.append(_load(str(where), count, answers.seconds, answers.elapsed, answers.rows))
+                continue
+            timing = perf_analyzer.timed(
+                program, where, name, loaded.golden.inputs,
+                largest_batch=answers.largest_batch, clients=count, seconds=seconds,
+            )  # fmt: skip
+            loads.append(Load(f"{where} ({perf_analyzer.NAME})", count, *timing))
     return loads
 
 

@@ -27,6 +27,7 @@ from normdeploy.bundle import Golden, load_bundle, write
 from normdeploy.cli import main
 from normdeploy.errors import InputError, UnavailableError, VerdictError
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.serving import perf_analyzer
 from normdeploy.serving.ask import Address, Answers, address, ask, golden_feeds
 from normdeploy.serving.check import check, require_right
 from normdeploy.serving.measure import measure
@@ -121,8 +122,9 @@ def test_requests_are_put_together_and_each_gets_its_own_answer(served: Server, 
 
 
 def test_the_latency_stands_beside_that_in_process(
-    served: Server, small: Path, capsys: pytest.CaptureFixture[str]
+    served: Server, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(perf_analyzer, "find", lambda: None)
     loads = measure([served.http], small, clients=[1, 2], seconds=0.3)
     assert [(load.where, load.clients) for load in loads] == [
         ("in process", 1), ("in process", 2), (served.http, 1), (served.http, 2)
@@ -133,6 +135,17 @@ def test_the_latency_stands_beside_that_in_process(
     assert [each["where"] for each in json.loads(capsys.readouterr().out)] == ["in process", served.grpc]
     assert main(arguments[:2]) == 2
     assert main([*arguments, "--model", "none"]) == 1
+
+
+@pytest.mark.skipif(perf_analyzer.find() is None, reason="perf_analyzer is not on the PATH")
+def test_perf_analyzer_measures_where_it_is(served: Server, small: Path) -> None:
+    _, http, grpc = measure([served.http, served.grpc], small, clients=[2], seconds=0.5)
+    assert [http.where, grpc.where] == [f"{served.http} (perf_analyzer)", f"{served.grpc} (perf_analyzer)"]
+    for load in (http, grpc):
+        assert 0 < load.p50_ms <= load.p90_ms <= load.p99_ms
+        assert load.per_second > 0
+        assert load.rows is not None
+        assert load.rows >= 1
 
 
 # -- bad requests ------------------------------------------------------------------------------
