@@ -8,6 +8,8 @@ RMSNormalization                   RMSNorm
 A norm in float32 between casts from 16 bits and back to them becomes one plugin of 16 bits that keeps its float32 gamma
 and beta. That rounds where the casts did and nowhere else: statistics are float32, and y is rounded once. So a sum in
 front is taken in only where it is rounded to 16 bits before the cast, and a quantization only of what was cast back.
+Of a norm that was spelled out the Mul and Add of constants behind the cast back are gamma and beta too: y is rounded
+behind them alone.
 
 Where a norm has both, the quantization is taken in: in 16 bits an element then moves 9 bytes, with the sum 11.
 
@@ -26,7 +28,7 @@ import onnx_ir as ir
 
 from normdeploy.engine import plugin_v3
 from normdeploy.engine.plugin import DOMAIN, OPERATORS, QUANTIZED
-from normdeploy.engine.plugin_spelled import Spelled
+from normdeploy.engine.plugin_spelled import SIXTEEN, Spelled, between_casts
 from normdeploy.errors import InputError
 from normdeploy.fold.graph.state import all_names
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
@@ -37,8 +39,7 @@ NORMS = {"LayerNormalization": "LayerNorm", "RMSNormalization": "RMSNorm"}
 _IN_BODY = "it lies in a body of If, Loop or Scan, and plugins are put into the main graph alone"
 _OPSET = 1
 """The version of the plugins' domain."""
-_SIXTEEN = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_STORED = (ir.DataType.FLOAT, *_SIXTEEN)
+_STORED = (ir.DataType.FLOAT, *SIXTEEN)
 PluginForm = Literal["aot", "python"]
 """How TensorRT runs a plugin: compiled ahead of time into the engine, or launched by Python where it is served."""
 _VERSIONS: dict[PluginForm, str] = {"aot": "1", "python": plugin_v3.VERSION}
@@ -197,22 +198,8 @@ def _read(node: ir.Node) -> _Norm:
         raise _Stays("its epsilon is negative")
     if not 1 <= math.prod(sizes) <= LARGEST:
         raise _Stays(f"it goes over {math.prod(sizes):,} elements, and the kernel over 1 to {LARGEST:,}")
-    narrow, last = _between_casts(node, x) or (x, node)
+    narrow, last = between_casts(x, node) or (x, node)
     return _Norm(node, last, narrow, axis, tuple(sizes), x.dtype, node.attributes.get_float("epsilon", 1e-5))
-
-
-def _between_casts(node: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Node] | None:
-    """Return what is cast from 16 bits to ``x``, and the cast back that alone reads the norm; None without both."""
-    before, y = x.producer(), node.outputs[0]
-    readers = [use.node for use in y.uses()]
-    if before is None or operator(before) != "Cast" or before.graph is not node.graph or x.dtype != ir.DataType.FLOAT:
-        return None
-    source = before.inputs[0]
-    if source is None or source.dtype not in _SIXTEEN or source.shape is None or y.is_graph_output():
-        return None
-    if len(readers) != 1 or operator(readers[0]) != "Cast" or readers[0].graph is not node.graph:
-        return None
-    return (source, readers[0]) if readers[0].outputs[0].dtype == source.dtype else None
 
 
 def _weights(graph: ir.Graph, names: set[str], norm: _Norm) -> list[ir.Value]:

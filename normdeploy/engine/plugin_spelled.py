@@ -21,6 +21,7 @@ from normdeploy.fold.opening import graphs
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
 
 KINDS = ("LayerNormalization", "RMSNormalization")
+SIXTEEN = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass
@@ -30,12 +31,12 @@ class Spelled:
     Attributes:
         model: in which they are.
         refused: the last node of each that is none in the end, and why.
-        replaced: each operator that was written, and the value that it makes in place of the spelled norm.
+        replaced: each operator that was written, what is read in place of the spelled norm, and what was before.
     """
 
     model: ir.Model
     refused: list[tuple[ir.Node, str]] = field(default_factory=list)
-    replaced: dict[ir.Node, ir.Value] = field(default_factory=dict)
+    replaced: dict[ir.Node, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def write(self) -> None:
         """Put one operator in the place of each, with the Mul and Add of constants behind it as its gamma and beta."""
@@ -50,18 +51,21 @@ class Spelled:
             if why := _why_none(norm):
                 self.refused.append((norm.end, why))
                 continue
-            node, old = _written(self.model.graph, norm, moved)
-            moved[old], self.replaced[node] = node.outputs[0], old
+            node, made, old = _written(self.model.graph, norm, moved)
+            moved[old], self.replaced[node] = made, (made, old)
 
     def undo(self, node: ir.Node) -> None:
         """Put what ``node`` was spelled as back."""
-        _take_place(self.replaced.pop(node), node.outputs[0])
-        assert node.graph is not None, "it was not removed"
-        node.graph.remove(node, safe=True)
+        made, old = self.replaced.pop(node)
+        _take_place(old, made)
+        graph, maker = node.graph, made.producer()
+        assert graph is not None, "it was not removed"
+        assert maker is not None, "it is the operator or the cast behind it"
+        graph.remove(dict.fromkeys((maker, node)), safe=True)
 
     def tidy(self) -> None:
         """Remove what is read no more."""
-        remove_unused(self.replaced.values())
+        remove_unused(old for _, old in self.replaced.values())
 
 
 def _why_none(norm: Norm) -> str | None:
@@ -77,12 +81,32 @@ def _why_none(norm: Norm) -> str | None:
     return None
 
 
-def _written(graph: ir.Graph, norm: Norm, moved: Mapping[ir.Value, ir.Value]) -> tuple[ir.Node, ir.Value]:
-    last, weights = norm.end, [norm.scale] if norm.bias is None else [norm.scale, norm.bias]
+def between_casts(x: ir.Value, last: ir.Node) -> tuple[ir.Value, ir.Node] | None:
+    """Return what is cast from 16 bits to ``x``, and the cast back that alone reads ``last``; None without both."""
+    before, y = x.producer(), last.outputs[0]
+    readers = [use.node for use in y.uses()]
+    if before is None or operator(before) != "Cast" or before.graph is not last.graph or x.dtype != ir.DataType.FLOAT:
+        return None
+    source = before.inputs[0]
+    if source is None or source.dtype not in SIXTEEN or source.shape is None or y.is_graph_output():
+        return None
+    if len(readers) != 1 or operator(readers[0]) != "Cast" or readers[0].graph is not last.graph:
+        return None
+    return (source, readers[0]) if readers[0].outputs[0].dtype == source.dtype else None
+
+
+def _written(graph: ir.Graph, norm: Norm, moved: Mapping[ir.Value, ir.Value]) -> tuple[ir.Node, ir.Value, ir.Value]:
+    """Put an operator before the last node of ``norm``; return it, what is read in place of the norm, and the norm's.
+
+    Both are the norm's result, or, where gamma or beta stand behind a cast to 16 bits, what they make of it.
+    """
+    last, weights = _with_constants(norm, norm.end, [norm.scale] if norm.bias is None else [norm.scale, norm.bias])
+    wide = last
+    if (casts := between_casts(norm.data, last)) is not None:
+        behind, more = _with_constants(norm, casts[1], weights)
+        last, weights = (last, weights) if behind is casts[1] else (behind, more)
     dtype = norm.result.dtype
     assert dtype is not None, "it is that of what the norm reads"
-    while (behind := _absorbed(norm, weights, last)) is not None:
-        last, weights = behind
     constants = [ir.Value(const_value=ir.Tensor(array.astype(dtype.numpy()))) for array in weights]
     for value, array in zip(constants, weights, strict=True):
         value.shape, value.dtype = ir.Shape(array.shape), dtype
@@ -95,9 +119,21 @@ def _written(graph: ir.Graph, norm: Norm, moved: Mapping[ir.Value, ir.Value]) ->
     if module_name(norm.end):
         node.metadata_props[MODULE_KEY] = module_name(norm.end)
     graph.insert_before(last, node)
-    old = last.outputs[0]
-    _take_place(node.outputs[0], old)
-    return node, old
+    made, old = node.outputs[0], last.outputs[0]
+    if last is not wide:
+        made.shape, made.type, made.name = old.shape, wide.outputs[0].type, f"{old.name}.float32"
+        cast = ir.node("Cast", [made], {"to": int(old.dtype or 0)})
+        graph.insert_before(last, cast)
+        made = cast.outputs[0]
+    _take_place(made, old)
+    return node, made, old
+
+
+def _with_constants(norm: Norm, last: ir.Node, weights: list[Array]) -> tuple[ir.Node, list[Array]]:
+    """Return the last node with the Mul and Add of constants behind ``last``, and the weights with theirs."""
+    while (behind := _absorbed(norm, weights, last)) is not None:
+        last, weights = behind
+    return last, weights
 
 
 def _take_place(new: ir.Value, old: ir.Value) -> None:

@@ -367,6 +367,74 @@ def test_what_is_spelled_out_becomes_a_plugin_at_any_opset(what: str) -> None:
     np.testing.assert_allclose(float64(after)({"x": X})["y"], expected, rtol=0, atol=1e-14)
 
 
+ISLAND = f"x = Cast <to = 1> (v16) {MEAN} {DIVIDED}"
+"""A norm spelled out in float32 between casts, as a conversion to 16 bits leaves it."""
+BEHIND = {
+    "beta": ("c = Cast <to = TYPE> (n) y = Add (c, b16)", "LayerNorm", []),
+    "gamma and beta": ("c = Cast <to = TYPE> (n) k = Mul (c, g16) y = Add (k, b16)", "LayerNorm", []),
+    "gamma in front": ("k = Mul (n, g) c = Cast <to = TYPE> (k) y = Add (c, b16)", "LayerNorm", []),
+    "two betas": ("k = Add (n, b) c = Cast <to = TYPE> (k) y = Add (c, b16)", "LayerNorm", ["Add"]),
+    "no constant": ("c = Cast <to = TYPE> (n) y = Add (c, v16)", "LayerNorm", ["Add"]),
+    "read by another": ("c = Cast <to = TYPE> (n) r = Relu (c) k = Mul (c, g16) y = Add (k, r)", "LayerNorm",
+                        ["Relu", "Mul", "Add"]),
+}  # fmt: skip
+
+
+def narrow_spelled(nodes: str, name: str, shape: str = "N,3,8") -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Return a graph of 16 bits (float16 or bfloat16) at opset 13, and its constants as NumPy has them."""
+    kind = np.dtype(name)
+    number = int(ir.DataType.from_numpy(kind))
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 7, opset_import: ["" : 13]> g ({name}[{shape}] v16) => ({name}[{shape}] y)'
+        f" {{ {ISLAND} {nodes.replace('TYPE', str(number))} }}"
+    )
+    weights = {
+        "g": GAMMA,
+        "b": BETA,
+        "g16": GAMMA.astype(kind),
+        "b16": BETA.astype(kind),
+        "two": np.float32(2),
+        "s16": kind.type(2),
+    }
+    for key, array in (weights | {"e": np.float32(1e-5)}).items():
+        if any(key in node.input for node in proto.graph.node):
+            held = ir.Tensor(np.asarray(array), name=key)
+            proto.graph.initializer.append(ir.to_proto(held))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True)), weights
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("what", BEHIND)
+def test_gamma_and_beta_behind_the_cast_of_what_is_spelled_out_are_taken_in(what: str, name: str) -> None:
+    nodes, kind, rest = BEHIND[what]
+    before, weights = narrow_spelled(nodes, name)
+    after, (said, *_) = with_plugins(before)
+    assert said.startswith("spelled out")
+    assert kinds(after) == [f"normdeploy::{kind}", *rest]
+    _, read, _ = plugin_of(after)
+    assert read[1:] == [F] * (len(read) - 1), "gamma and beta are float32"
+    feeds = {"v16": X.astype(name)}
+    np.testing.assert_allclose(float64(after)(feeds)["y"], float64(before)(feeds)["y"], rtol=0, atol=1e-13)
+    if what == "gamma and beta":
+        x, (g, b) = feeds["v16"].astype(np.float64), (weights[key].astype(np.float64) for key in ("g16", "b16"))
+        centred = x - x.mean(-1, keepdims=True)
+        exact = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float64(np.float32(1e-5))) * g + b
+        np.testing.assert_allclose(float64(after)(feeds)["y"], exact, rtol=0, atol=1e-12)
+
+
+def test_a_norm_behind_whose_cast_its_beta_stands_and_that_stays_is_as_it_was() -> None:
+    """It goes over too many elements for the kernel."""
+    nodes = "c = Cast <to = TYPE> (n) k = Mul (c, s16) y = Add (k, s16)"
+    before, _ = narrow_spelled(nodes, "float16", "1,262145")
+    after = before.clone()
+    with pytest.raises(InputError, match="262,145 elements"):
+        to_plugins(after)
+    assert kinds(after) == kinds(before)
+    assert [[v.name for v in n.inputs if v] for n in after.graph] == [
+        [v.name for v in n.inputs if v] for n in before.graph
+    ]
+
+
 def test_a_sum_in_front_of_what_is_spelled_out_is_taken_in() -> None:
     nodes = f"x = Add (a, r) {MEAN} {DIVIDED} k = Mul (n, g) l = Add (k, b) y = Add (l, x)"
     before = spelled(nodes, "float[N,3,8] a, float[N,3,8] r")
