@@ -46,7 +46,7 @@ class Counter:
             part.training = False
         self.norms = calibration.calibrated(self.module, options["only"])
         self.run = EagerRunner(self.module, parse(options["input"]))
-        self.weights = calibration.digest(self.module)
+        self.weights = calibration.digest(self.module, self.norms)
 
     def __call__(self, rows: Rows) -> dict[str, list[bytes]]:
         """Return the moments of one batch, as one row."""

@@ -194,6 +194,34 @@ def test_a_partial_result_of_other_weights_is_refused(folder: Path, tmp_path: Pa
         run(folder, out=tmp_path / "new", merge=[tmp_path / "part"], weights=tmp_path / "other.safetensors")
 
 
+def test_parts_are_merged_only_for_the_norms_that_they_were_counted_for(folder: Path, tmp_path: Path) -> None:
+    """What reaches the second norm depends on whether the first normalizes by its batch, or by its old statistics."""
+    for name in ("a", "b"):
+        run(folder, partial=tmp_path / name, data=folder / f"{name}.npz")
+        run(folder, partial=tmp_path / f"{name}4", data=folder / f"{name}.npz", only=["4"])
+    parts, only = [tmp_path / "a", tmp_path / "b"], [tmp_path / "a4", tmp_path / "b4"]
+    with pytest.raises(InputError, match="other norms normalized by their batch too") as refused:
+        run(folder, out=tmp_path / "new", merge=parts, only=["4"])
+    assert refused.value.where == "1"
+    with pytest.raises(InputError, match="what --only leaves out"):
+        run(folder, out=tmp_path / "new", merge=only)
+    assert not (tmp_path / "new").exists()
+    run(folder, out=tmp_path / "merged", merge=only, only=["4"])
+    run(folder, out=tmp_path / "whole", data=[folder / "a.npz", folder / "b.npz"], only=["4"])
+    assert largest(load_file(tmp_path / "merged"), load_file(tmp_path / "whole")) < 1e-7
+
+
+def test_a_partial_result_of_other_statistics_in_front_is_refused(folder: Path, tmp_path: Path) -> None:
+    import calibrated_nets
+
+    run(folder, partial=tmp_path / "part", data=folder / "a.npz", only=["4"])
+    other = copy.deepcopy(calibrated_nets.net())
+    other[1].running_mean.add_(1)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="other statistics"):
+        run(folder, out=tmp_path / "new", merge=[tmp_path / "part"], only=["4"], weights=tmp_path / "other.safetensors")
+
+
 def test_the_command_prints_a_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["calibrate", "--app-dir", str(folder), "--model", "calibrated_nets:net", "--input", INPUT]
     assert main([*command, "--data", str(folder / "a.npz"), "--out", str(tmp_path / "new.safetensors")]) == 0

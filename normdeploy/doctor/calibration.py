@@ -149,10 +149,24 @@ def _training(norms: Sequence[Layer]) -> Iterator[None]:
                 getattr(part, name).copy_(value)
 
 
-def digest(module: nn.Module) -> str:
-    """Return the SHA-256 of the parameters of ``module``: moments are those of one set of weights."""
-    total = hashlib.sha256()
-    for name, tensor in module.named_parameters():
+def require_norms(norms: Sequence[Layer], found: Iterable[str]) -> None:
+    """Raise InputError where norms were ``found`` that are none of ``norms``: they normalized by their batch then."""
+    others = [called(name) for name in set(found) - {layer.info.name for layer in norms}]
+    if others:
+        what = "the partial result was counted while other norms normalized by their batch too"
+        fix = "use the same --only for each partial result and for --merge"
+        raise InputError(what, where=", ".join(sorted(others)[:10]), fix=fix)
+
+
+def digest(module: nn.Module, norms: Sequence[Layer]) -> str:
+    """Return the SHA-256 of the parameters and buffers of ``module``, but for the statistics of ``norms``.
+
+    Moments of ``norms`` are those of one set of weights, and of one set of statistics of the norms in front of them.
+    """
+    total, own = hashlib.sha256(), {f"{layer.info.name}.{name}".lstrip(".") for layer in norms for name in _BUFFERS}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name in own:
+            continue
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -113,7 +113,9 @@ def calibrate(
         else:
             kept = None if partial is None else Path(partial)
             part = _collected(module, norms, runs, kept, _fingerprint(data, batch) if kept else "", counted)
-            moments = calibration.merged([each for each in (part.moments, *_others(merge, part.weights)) if each])
+            moments = calibration.merged(
+                [each for each in (part.moments, *_others(merge, part.weights, norms)) if each]
+            )
             calibration.store(norms, moments, pooled=pooled)
             batches = max(each.batches for each in moments.values())
     if out is not None:
@@ -210,7 +212,7 @@ def _collected(
     counted: Counted | None,
 ) -> Partial:
     """Return the moments of all ``runs``, of which those that ``path`` has are not run again."""
-    weights = calibration.digest(module)
+    weights = calibration.digest(module, norms)
     part = _known(path, weights, [layer.info.name for layer in norms], data)
     saved, done = time.monotonic(), 0
     for done, run in enumerate(runs, 1):
@@ -254,16 +256,17 @@ def _known(path: Path | None, weights: str, names: Sequence[str], data: str) -> 
     return part
 
 
-def _others(merge: Sequence[str | Path], weights: str) -> Iterator[Collected]:
+def _others(merge: Sequence[str | Path], weights: str, norms: Sequence[Layer]) -> Iterator[Collected]:
     seen: dict[bytes, Path] = {}
     for path in map(Path, merge):
         part = read(path)
         if (first := seen.setdefault(part.to_bytes(), path)) is not path:
             what = f"it is the same partial result as {first}, and would be counted twice"
             raise InputError(what, where=str(path), fix="give each once with --merge")
+        calibration.require_norms(norms, part.moments)
         if part.weights != weights:
-            what = "the partial result was counted with other weights"
-            raise InputError(what, where=str(path), fix="merge results of one checkpoint")
+            what = "the partial result was counted with other weights, or other statistics of what --only leaves out"
+            raise InputError(what, where=str(path), fix="merge results of one checkpoint, with one --only")
         yield part.moments
 
 
