@@ -253,7 +253,7 @@ class _Plainly(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
-        return str(self._stream.encoding)
+        return self._stream.encoding or "utf-8"  # a StringIO has none, and SymPy asks for it when it is imported
 
 
 @contextmanager
