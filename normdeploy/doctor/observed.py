@@ -114,8 +114,8 @@ def _drift(layer: Layer, moments: Moments, items: int) -> str:
     worst = int(off.argmax())
     return (
         f"its statistics do not fit these data: half of the channels lie {float(off.median()):.2g} standard deviations "
-        f"off or more, all of them {spread:.2g} (root mean square), their variance is {float(ratio.median()):.2g} "
-        f"times as large (median); channel {worst} is the worst, "
+        f"off or more, all of them {spread:.2g} (root mean square), their variance with eps is "
+        f"{float(ratio.median()):.2g} times as large (median); channel {worst} is the worst, "
         f"mean {float(moments.mean[worst]):.3g} where {float(mean[worst]):.3g} was learned"
     )
 

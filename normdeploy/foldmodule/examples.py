@@ -34,8 +34,9 @@ def example_feed(module: nn.Module, example_inputs: Any) -> tuple[Signature, Fee
             else:
                 values[place] = leaf
     if not any(tensor.numel() for tensor in tensors.values()):
-        what = "there is no tensor that holds a value among the example inputs"
-        raise InputError(what, fix="give those that forward is called with")
+        what = "there is no tensor of torch that holds a value among the example inputs"
+        given = ", ".join(sorted({type(value).__name__ for value in values.values()}))
+        raise InputError(what, where=given, fix="give those that forward is called with, as tensors of torch")
     specs = [_spec(name, tensor) for name, tensor in tensors.items()]
     return Signature(specs, values), Feed("example", {name: array_of(tensor.cpu()) for name, tensor in tensors.items()})
 

@@ -15,6 +15,7 @@ from normdeploy.foldmodule.recipe import Recipe
 from normdeploy.foldmodule.working import working_copy
 
 METADATA_KEY = "normdeploy.fold_module"
+_SHOWN = 5
 
 
 def write_folded(folded: Folded, path: Path, *, force: bool) -> None:
@@ -30,6 +31,15 @@ def write_folded(folded: Folded, path: Path, *, force: bool) -> None:
             place.settle(path, replace=force)
         except FileExistsError as error:
             raise _exists(path) from error
+
+
+def told(folded: Folded) -> str:
+    """Return how many norms went into the weights of ``folded``, and which did not."""
+    norms = folded.ledger.norms()
+    left = [entry.module or entry.node for entry in norms if entry.outcome == "left"]
+    more = ", ..." if len(left) > _SHOWN else ""
+    text = f"{len(norms) - len(left)} of {len(norms)} norms went into its weights, in whole or in part"
+    return f"{text}; left: {', '.join(left[:_SHOWN])}{more}" if left else text
 
 
 def check_free(path: Path, *, force: bool) -> None:

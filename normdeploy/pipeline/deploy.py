@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
 from normdeploy.export import in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Note, Target, fold
-from normdeploy.foldmodule.file import check_free, write_folded
+from normdeploy.foldmodule.file import check_free, told, write_folded
 from normdeploy.foldmodule.module import folded_at
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed, batch_feed
@@ -206,6 +207,7 @@ def export(
         )  # fmt: skip
     if to_torch is not None and folded_module is not None:
         write_folded(folded_module, Path(to_torch), force=force)
+        logging.getLogger("normdeploy").info("%s holds the folded module: %s", to_torch, told(folded_module))
     bundle.remove_failed(Path(out))
     return report
 
