@@ -55,7 +55,8 @@ def test_a_norm_that_no_plugin_runs_is_noted(tmp_path: Path) -> None:
         <float[8] k = {1, 2, 3, 4, 5, 6, 7, 8}> { n = LayerNormalization (x, k)  y = LayerNormalization (n, s) }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
     ledger = fold_file(tmp_path / "in.onnx", tmp_path / "out.onnx", plugin=True, target="tensorrt")
-    assert [note.code for note in ledger.notes] == ["NF416"]
+    assert [note.code for note in ledger.notes] == ["NF416", "NF418"]
+    assert ledger.notes[1].text == "run by plugins: LayerNorm 1"
 
 
 def test_the_graph_of_plugins_computes_what_the_module_does(exported: Path) -> None:
@@ -140,8 +141,8 @@ def test_a_file_of_plugins_is_built_by_the_full_tensorrt_only(
     """TensorRT-RTX's parser would end the process at the first of them."""
     source = str(exported / "model.plugin.onnx")
     command = ["build", source, "--input", "x:N=1..1..64x1x8x8@f32", "-o", str(tmp_path / "plan")]
-    for more in ([], ["--backend", "tensorrt_rtx"]):
-        assert cli.main([*command, *more]) == 3
+    for more, code in (([], 3), (["--backend", "tensorrt_rtx"], 2), (["--sm", "86"], 2)):
+        assert cli.main([*command, *more]) == code
         said = capsys.readouterr().err
         assert "a graph of LayerNorm plugins needs the full TensorRT" in said
         assert "--plugin" not in said, "nobody gave it"
@@ -182,12 +183,43 @@ def test_plugins_are_for_tensorrt(exported: Path, tmp_path: Path, capsys: pytest
     assert not out.exists()
 
 
-@pytest.mark.parametrize("more", [[], ["--backend", "tensorrt_rtx"], ["--sm", "89"]])
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        (["--backend", "tensorrt_rtx"], "--backend"),
+        (["--sm", "89"], "--sm"),
+        (["--backend", "tensorrt_rtx", "--sm", "89"], "--backend and --sm"),
+    ],
+)
+def test_a_build_for_what_has_no_plugins_says_which_option_to_leave_out(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], options: str
+) -> None:
+    """No machine can do it, so nothing need be installed; without the options the build gets as far as any."""
+    command = ["build", str(exported), "-o", str(tmp_path / "plan"), "--plugin"]
+    assert cli.main([*command, *more]) == 2
+    said = capsys.readouterr().err
+    assert f"where: {' '.join(more)}\n" in said
+    assert f"fix: leave {options} out, or leave --plugin out" in said
+    assert "pip" not in said
+    assert "RTX" not in said
+    assert cli.main(command) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_of_plugins_for_other_gpus_is_refused_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deploy, "load", None)
+    arguments = ["export", *VIT, *INPUT, "-o", str(tmp_path / "b"), "--plugin", "--target", "tensorrt", "--engine"]
+    assert cli.main([*arguments, "--sm", "86"]) == 2
+    assert "fix: leave --sm out, or leave --plugin out" in capsys.readouterr().err
+
+
 def test_a_build_without_the_full_tensorrt_says_what_is_missing(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "plan"
-    assert cli.main(["build", str(exported), "-o", str(out), "--plugin", *more]) == 3
+    assert cli.main(["build", str(exported), "-o", str(out), "--plugin"]) == 3
     said = capsys.readouterr().err
     assert "the full TensorRT" in said
     assert "normdeploy[gpu]" in said
@@ -199,8 +231,44 @@ def test_a_model_without_norms_has_no_plugin(tmp_path: Path, capsys: pytest.Capt
     onnx.save(onnx.parser.parse_model(text), tmp_path / "relu.onnx")
     files = [str(tmp_path / "relu.onnx"), "-o", str(tmp_path / "out.onnx")]
     assert cli.main(["fold", *files, "--plugin", "--target", "tensorrt"]) == 2
-    assert "it has no LayerNormalization" in capsys.readouterr().err
+    assert "it has no LayerNorm or RMSNorm" in capsys.readouterr().err
     assert not (tmp_path / "out.onnx").exists()
+    assert cli.main(["build", *files, "--plugin"]) == 2, "that TensorRT is missing is not what is wrong"
+    assert "it has no LayerNorm or RMSNorm" in capsys.readouterr().err
+
+
+def test_onnx_runtime_tells_that_it_runs_no_plugins(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(exported / "model.plugin.onnx"), *VIT, *INPUT]) == 2
+    said = capsys.readouterr().err
+    assert "it is a graph of LayerNorm plugins, which only the full TensorRT runs" in said
+    assert "plugin_parity in report.json" in said
+    assert "registered" not in said
+
+
+def test_what_became_which_plugin_is_said_and_in_which_file(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = "LayerNorm 1, AddLayerNorm 6"
+    fold = ["fold", str(exported / "model.onnx"), "-o", str(tmp_path / "out.onnx"), "--plugin", "--target", "tensorrt"]
+    assert cli.main(fold) == 0
+    assert f"note: run by plugins: {kinds} [NF418]" in capsys.readouterr().out
+    assert cli.main([*fold, "--json", "--force"]) == 0
+    said = capsys.readouterr().out
+    assert f"run by plugins: {kinds}" in said
+    assert "NF419" in said, "its batch is dynamic, and the plugins are of the first form"
+    ledger = json.loads((exported / "report.json").read_text())["ledger"]
+    assert {"code": "NF418", "text": f"run by plugins, in model.plugin.onnx: {kinds}"} in ledger["notes"]
+
+
+def test_that_a_layer_norm_becomes_an_rms_norm_in_a_plugin_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = ["fold", str(exported / "model.onnx"), "-o", str(tmp_path / "out.onnx"), "--plugin", "--target", "tensorrt"]
+    assert cli.main([*fold, "--layernorm", "centre"]) == 2
+    assert "fix: leave --layernorm out" in capsys.readouterr().err
+    bundle = ["export", *VIT, *INPUT, "--out", str(tmp_path / "b"), "--plugin", "--target", "tensorrt", "--no-bench"]
+    assert cli.main([*bundle, "--layernorm", "centre"]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_without_norms_is_refused_before_anything_is_run(
@@ -210,7 +278,7 @@ def test_a_network_without_norms_is_refused_before_anything_is_run(
     weights = ["--weights", str(ROOT / "models/digits_conv1d.safetensors")]
     network = ["--app-dir", str(ROOT), "--model", "models.digits:conv1d", *weights, *INPUT]
     assert cli.main(["export", *network, "-o", str(tmp_path / "b"), "--plugin", "--target", "tensorrt"]) == 2
-    assert "it has no LayerNormalization" in capsys.readouterr().err
+    assert "it has no LayerNorm or RMSNorm" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,7 +302,7 @@ def test_an_rms_norm_that_the_opset_has_not_is_a_plugin(tmp_path: Path, capsys: 
     assert found["ReduceMean"] == 0
     assert operators(out / "model.onnx")["ReduceMean"] == 2
     assert json.loads((out / "report.json").read_text())["plugin_parity"]["passed"]
-    assert "run by the plugin: 1, 3" in capsys.readouterr().out
+    assert "run by the plugin, which needs no opset: 1, 3" in capsys.readouterr().out
 
 
 def test_a_quantized_network_in_sixteen_bits_passes(tmp_path: Path) -> None:

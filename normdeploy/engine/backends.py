@@ -100,7 +100,8 @@ class TensorRTRTX(Backend):
 
     def set_targets(self, trt: Any, config: Any, sm: Sequence[str]) -> tuple[str, ...]:
         """Set those in ``sm``, or every one it knows that can compute all precisions."""
-        known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+        names = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+        known = sorted(names, key=lambda name: int(name.removeprefix("SM")))
         wanted = [f"SM{each}" for each in sm] or [name for name in known if name not in _RTX_AVOIDED]
         unknown = [name for name in wanted if name not in known]
         if unknown:
@@ -144,13 +145,18 @@ def choose_for_plugins(
     """Do as :func:`choose`, for a model with LayerNorm plugins, which only the full TensorRT takes.
 
     TensorRT-RTX has no plugins: its network has no ``add_plugin``, and its parser ends the process at one. A refusal
-    says ``who`` needs TensorRT, and what to do ``instead``, where there is anything.
+    says ``who`` needs TensorRT, and what to do ``instead``, where there is anything: InputError for options that no
+    machine can do, UnavailableError where TensorRT or a GPU is missing.
     """
     full, ahead = BACKENDS
-    fix = f"{full.install} on a machine with an NVIDIA GPU" + (f", or {instead}" if instead else "")
-    if name == ahead.name or sm:
-        what = f"{ahead.title} takes no plugins: {who} needs the full TensorRT, which builds for the GPU at hand"
-        raise UnavailableError(what, fix=fix)
+    other = f", or {instead}" if instead else ""
+    given = {"--backend": name if name == ahead.name else "", "--sm": ",".join(sm)}
+    contrary = {option: value for option, value in given.items() if value}
+    if contrary:
+        what = f"{who} needs the full TensorRT, which builds for the GPU at hand alone"
+        where = " ".join(f"{option} {value}" for option, value in contrary.items())
+        raise InputError(what, where=where, fix=f"leave {' and '.join(contrary)} out{other}")
+    fix = f"{full.install} on a machine with an NVIDIA GPU{other}"
     try:
         return choose(name or full.name, gpu=gpu)
     except UnavailableError as error:

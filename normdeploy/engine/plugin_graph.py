@@ -19,6 +19,7 @@ gamma and beta that have one value each are stored as one element, as they are a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,7 @@ from normdeploy.engine import plugin_v3
 from normdeploy.engine.plugin import DOMAIN, OPERATORS, QUANTIZED
 from normdeploy.engine.plugin_spelled import SIXTEEN, Spelled, between_casts
 from normdeploy.errors import InputError
+from normdeploy.fold import Note
 from normdeploy.fold.graph.state import all_names
 from normdeploy.graph import MODULE_KEY, label, module_name, operator
 from normdeploy.kernels.variants import LARGEST
@@ -49,7 +51,7 @@ Wanted = Callable[[str, str, int], bool]
 """Given a plugin's name, the type of its x as NumPy calls it, and its features: should it take the norm's place?"""
 
 
-def to_plugins(model: ir.Model, form: PluginForm = "aot", wanted: Wanted | None = None) -> tuple[str, ...]:
+def to_plugins(model: ir.Model, form: PluginForm = "aot", wanted: Wanted | None = None) -> tuple[Note, ...]:
     """Replace, in ``model`` itself, each norm of the main graph that a plugin can be.
 
     Args:
@@ -79,11 +81,13 @@ def to_plugins(model: ir.Model, form: PluginForm = "aot", wanted: Wanted | None 
     taken = [label(node) for node in spelled.replaced]
     spelled.tidy()
     left += [(node, _IN_BODY) for graph in model.graph.subgraphs() for node in graph if operator(node) in NORMS]
-    said = tuple(f"{label(node)} is not run by the plugin: {reason}" for node, reason in left)
-    said += (f"spelled out in elementary operators, and run by the plugin: {', '.join(taken)}",) if taken else ()
+    said = tuple(Note("NF416", f"{label(node)} is not run by the plugin: {reason}") for node, reason in left)
+    if taken:
+        what = "spelled out in elementary operators, and run by the plugin, which needs no opset"
+        said += (Note("NF418", f"{what}: {', '.join(taken)}"),)
     plugins = [node for node in model.graph if is_plugin(node)]
     if not plugins:
-        reasons = "; ".join(said) or "it has no LayerNormalization"
+        reasons = "; ".join(note.text for note in said) or "it has no LayerNorm or RMSNorm"
         raise InputError(
             f"the plugin runs no norm of this model: {reasons}", where="--plugin", fix="leave --plugin out"
         )
@@ -114,17 +118,25 @@ def is_plugin(node: ir.Node) -> bool:
     return ours and operator(node) in {f"{DOMAIN}::{each.name}" for each in OPERATORS}
 
 
-def leak(model: ir.Model) -> tuple[str, ...]:
+def tally(model: ir.Model, file: str = "") -> Note:
+    """Return how many of each plugin ``model`` has, as a note that names the ``file`` that it is written to."""
+    found = Counter(node.op_type for node in model.graph if is_plugin(node))
+    where = f", in {file}" if file else ""
+    return Note("NF418", f"run by plugins{where}: {', '.join(f'{kind} {count}' for kind, count in found.items())}")
+
+
+def leak(model: ir.Model) -> tuple[Note, ...]:
     """Return a note where the plugins of ``model`` lie in the engine and meet shapes that change."""
     plugins = [node for node in model.graph if is_plugin(node)]
     changing = any(value.shape is not None and not value.shape.is_static() for n in plugins for value in n.outputs)
     if plugin_form(model) != "aot" or not changing:
         return ()
-    return (
+    text = (
         "its shapes change, and TensorRT is reported to leak a CUDA module at each change with plugins compiled ahead "
         "of time (TensorRT issue 4849): fix the shapes, or give --plugin-form python, which needs Python and this "
-        "package where it is served",
+        "package where it is served"
     )
+    return (Note("NF419", text),)
 
 
 def plugin_form(model: ir.Model) -> PluginForm | None:

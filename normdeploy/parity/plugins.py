@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from normdeploy.engine.plugin_graph import PluginForm, Wanted, is_plugin, leak, to_plugins
+from normdeploy.engine.plugin_graph import PluginForm, Wanted, is_plugin, leak, tally, to_plugins
 from normdeploy.errors import InputError, VerdictError
+from normdeploy.fold import Note
 from normdeploy.graph import label
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.float64.step import Array
@@ -31,7 +32,7 @@ _SIZES = (1.0, 1e-3)
 """Of the numbers that a norm is tried on; beside the small ones epsilon counts."""
 
 
-def where_faster(model: ir.Model, wanted: Wanted) -> tuple[ir.Model, tuple[str, ...]]:
+def where_faster(model: ir.Model, wanted: Wanted) -> tuple[ir.Model, tuple[Note, ...]]:
     """Return ``model`` with proven plugins for the norms that are ``wanted``, and a note; as it is where none is."""
     before = _prepared(model)
     graph = before.clone()
@@ -41,15 +42,18 @@ def where_faster(model: ir.Model, wanted: Wanted) -> tuple[ir.Model, tuple[str, 
     except InputError:  # no norm of it is
         return model, ()
     except VerdictError as error:
-        return model, (f"its norms stay native, though the plugin is recorded to be faster on this GPU: {error.what}",)
+        text = f"its norms stay native, though the plugin is recorded to be faster on this GPU: {error.what}"
+        return model, (Note("NF416", text),)
     count = sum(is_plugin(node) for node in graph.graph)
-    return graph, (f"{count} of its norms run by the plugin, which is recorded to be faster on this GPU", *leak(graph))
+    text = f"{count} of its norms run by the plugin, which is recorded to be faster on this GPU"
+    return graph, (Note("NF418", text), *leak(graph))
 
 
-def with_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[ir.Model, tuple[str, ...]]:
+def with_plugins(model: ir.Model, form: PluginForm = "aot", file: str = "") -> tuple[ir.Model, tuple[Note, ...]]:
     """Return a copy of ``model`` with plugins of ``form``, each of them proven, and what is to be said of them.
 
-    Its functions are inlined, and it has IR version 4 at least. A norm that stays has a sentence with the reason.
+    Its functions are inlined, and it has IR version 4 at least. A norm that stays has a sentence with the reason, and
+    the plugins are counted, by the name of the ``file`` that they are to be written to.
 
     Raises:
         InputError: no norm of it can be a plugin, or its operators have the plugins' domain.
@@ -59,7 +63,7 @@ def with_plugins(model: ir.Model, form: PluginForm = "aot") -> tuple[ir.Model, t
     graph = before.clone()
     left = to_plugins(graph, form)
     require_same(before, graph)
-    return graph, left + leak(graph)
+    return graph, (*left, tally(graph, file), *leak(graph))
 
 
 def _prepared(model: ir.Model) -> ir.Model:

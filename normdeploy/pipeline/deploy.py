@@ -14,6 +14,7 @@ from torch import nn
 
 from normdeploy import bundle
 from normdeploy.bundle import Golden
+from normdeploy.bundle.manifest import PLUGIN_MODEL
 from normdeploy.engine import build as build_engine
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
@@ -123,7 +124,7 @@ def export(
     without a TensorRT for ``engine`` or a compiler for ``compiled``. Whatever is raised, ``out`` stays as it was.
     """
     threads = usual_threads() if threads is None else threads
-    check_plugin(plugin, plugin_form, target)
+    check_plugin(plugin, plugin_form, target, layernorm)
     _check_options(engine, sm, layernorm, target, tune, plugin)
     require_measurable(threads, seconds, processes)
     if not bench and (batches or compiled):
@@ -154,7 +155,7 @@ def export(
     with stages("fold"):
         folded = forms.fold(layernorm, target)
         # Here, so that a network without norms is refused before anything takes long; --tune goes with no plugins.
-        asked_for = with_plugins(folded.model, plugin_form) if plugin else None
+        asked_for = with_plugins(folded.model, plugin_form, PLUGIN_MODEL) if plugin else None
     latency, by_batch, built = None, {}, None
     with ExitStack() as sessions:
         with stages("parity"):
@@ -213,7 +214,7 @@ def export(
 
 
 def _with_plugins(
-    kept: Kept, asked_for: tuple[ir.Model, tuple[str, ...]] | None, engine: bool, sm: Sequence[str]
+    kept: Kept, asked_for: tuple[ir.Model, tuple[Note, ...]] | None, engine: bool, sm: Sequence[str]
 ) -> tuple[Kept, ir.Model | None]:
     """Return what is kept, with notes on plugins, and its graph with them; None where there are none.
 
@@ -223,8 +224,7 @@ def _with_plugins(
     if asked_for is None and not engine:
         return kept, None
     deployed, said = asked_for or recorded(graph, computes_in(graph), None, sm)
-    notes = (Note("NF416", text) for text in said)
-    ledger = replace(kept.folded.ledger, notes=(*kept.folded.ledger.notes, *notes))
+    ledger = replace(kept.folded.ledger, notes=(*kept.folded.ledger.notes, *said))
     return replace(kept, folded=replace(kept.folded, ledger=ledger)), None if deployed is graph else deployed
 
 

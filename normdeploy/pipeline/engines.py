@@ -19,7 +19,8 @@ from normdeploy.engine.layernorm_times import is_faster, times_for
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.engine.plugin_graph import plugin_form as form_of
 from normdeploy.engine.process import Progress
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, UnavailableError
+from normdeploy.fold import Note
 from normdeploy.graph import operator
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
@@ -74,7 +75,12 @@ def build(
     """
     model, out = Path(model), Path(out)
     check_plugin(plugin, plugin_form, "tensorrt")
-    require_backend(options.get("backend"), options.get("sm", ()), plugin=plugin)
+    try:
+        require_backend(options.get("backend"), options.get("sm", ()), plugin=plugin)
+    except UnavailableError:
+        if plugin:
+            with_plugins(_resolved(model, inputs)[0])  # of a model that has no norms no machine could build it
+        raise
     _check_workspace(options.get("workspace_mib"))
     check_plan_path(model, out, force=force)
     graph, specs, feeds = _resolved(model, inputs)
@@ -88,7 +94,7 @@ def build(
         progress=progress,
         **options,
     )
-    notes = (*left, *(overflow_notes(to_precision(graph, precision), feeds) if feeds else ()))
+    notes = (*map(str, left), *(overflow_notes(to_precision(graph, precision), feeds) if feeds else ()))
     if notes:
         sidecar = built.sidecar.model_copy(update={"notes": (*built.sidecar.notes, *notes)})
         built = replace(built, sidecar=sidecar)
@@ -98,7 +104,7 @@ def build(
 
 def _deployed(
     graph: ir.Model, precision: Precision, form: PluginForm | None, backend: str | None
-) -> tuple[ir.Model, tuple[str, ...]]:
+) -> tuple[ir.Model, tuple[Note, ...]]:
     """Return the graph that the engine is built of, and what is to be said of its plugins.
 
     Unasked, norms are plugins where that is recorded to be faster on this GPU.
@@ -110,7 +116,7 @@ def _deployed(
 
 def recorded(
     graph: ir.Model, precision: Precision, backend: str | None, sm: Sequence[str] = ()
-) -> tuple[ir.Model, tuple[str, ...]]:
+) -> tuple[ir.Model, tuple[Note, ...]]:
     """Return ``graph`` in ``precision`` with plugins for the norms recorded to be faster so on this GPU, and a note.
 
     Where none is, ``graph`` as it is.

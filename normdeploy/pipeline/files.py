@@ -18,7 +18,7 @@ from normdeploy.bundle.writing import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, room, sha256_of
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.fold import Ledger, Level, Note, Target, fold
+from normdeploy.fold import Ledger, Level, Target, fold
 from normdeploy.parity.plugins import with_plugins
 from normdeploy.precision import Precision, to_precision
 
@@ -57,7 +57,7 @@ def fold_file(
     """
     source, out = Path(source), Path(out)
     out = Path(os.path.realpath(out.parent), out.name)
-    check_plugin(plugin, plugin_form, target)
+    check_plugin(plugin, plugin_form, target, layernorm)
     with disk_errors(out, "the model"):
         check_paths(source, out, force)
         result = fold(
@@ -72,16 +72,22 @@ def fold_file(
         model = result.model if precision is None else to_precision(result.model, precision)
         model, said = with_plugins(model, plugin_form) if plugin else (model, ())
         _install(model, out, source, external_above, force)
-    return replace(result.ledger, notes=(*result.ledger.notes, *(Note("NF416", text) for text in said)))
+    return replace(result.ledger, notes=(*result.ledger.notes, *said))
 
 
-def check_plugin(plugin: bool, form: PluginForm, target: Target) -> None:
-    """Raise InputError where plugins are asked for and the model is not for TensorRT, or a form of none."""
+def check_plugin(plugin: bool, form: PluginForm, target: Target, layernorm: Level = "affine") -> None:
+    """Raise InputError where plugins are asked for and the model is not for TensorRT, or a form of none.
+
+    For TensorRT no LayerNorm becomes an RMSNorm, so asking for that and for plugins is refused too.
+    """
     if form != "aot" and not plugin:
         raise InputError("there are no plugins to be of a form", where=f"--plugin-form {form}", fix="give --plugin too")
     if plugin and target != "tensorrt":
         what = "only TensorRT runs the plugin's operators"
         raise InputError(what, where=f"--plugin --target {target}", fix="give --target tensorrt as well")
+    if plugin and layernorm == "centre":
+        what = "for TensorRT a LayerNorm keeps its mean, in a plugin too: it has no kernel for the RMSNorm"
+        raise InputError(what, where="--plugin --layernorm centre", fix="leave --layernorm out")
 
 
 def check_paths(source: Path, out: Path, force: bool) -> None:

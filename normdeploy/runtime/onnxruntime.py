@@ -164,6 +164,15 @@ class OnnxRuntimeRunner:
                 where=self._where,
                 fix="deploy in float32, for which export and fold have --precision fp32, or use another runtime",
             )
+        from normdeploy.engine.plugin import DOMAIN
+
+        if f"Fatal error: {DOMAIN}:" in text:
+            return InputError(
+                "it is a graph of LayerNorm plugins, which only the full TensorRT runs",
+                where=self._where,
+                fix="give the model that has none; in a bundle it is model.onnx, and the verdict on model.plugin.onnx "
+                "is plugin_parity in report.json",
+            )
         return InputError(
             f"onnxruntime refuses: {text}", where=self._where, fix="check the model and the inputs' shapes"
         )

@@ -67,7 +67,7 @@ def test_only_one_that_builds_ahead_aims_at_compute_capabilities() -> None:
 def test_an_unknown_compute_capability_is_refused_with_those_that_are_known(rtx: None) -> None:
     import tensorrt_rtx as trt  # the enumeration of the real one
 
-    with pytest.raises(InputError, match=r"SM90, SM1(.|\n)*--sm 90,89,1(.|\n)*86, 89"):
+    with pytest.raises(InputError, match=r"SM90, SM1(.|\n)*--sm 90,89,1(.|\n)*75, 80, 86, 89, 120"):
         TensorRTRTX().set_targets(trt, None, ["90", "89", "1"])
 
 

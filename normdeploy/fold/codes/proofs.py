@@ -79,9 +79,8 @@ PAGES = (
         "None is needed.",
     ),
     Page(
-        "NF416", "norms and their plugins",
-        "Plugins were asked for, and this norm stays as it is; or it was spelled out, and a plugin has its place; or "
-        "the plugins have a limit that is told.",
+        "NF416", "a norm that no plugin runs",
+        "Plugins were asked for, and this norm stays as it is, for the reason that is told.",
         "A plugin holds scale and bias, knows how long its rows are, computes in 16 or 32 bits, makes one output, and "
         "is put into the main graph alone.",
         "A LayerNorm whose scale is an input of the model, beside one whose scale is constant, with --plugin.",
@@ -93,6 +92,21 @@ PAGES = (
         "A fold changes those initializers, so the algorithm would train another network; inference reads none of it.",
         "A file of onnxruntime's training tools.",
         "None is needed to run the model. Train with the file that was given, and fold what comes out.",
+    ),
+    Page(
+        "NF418", "norms that plugins run",
+        "Plugins took the place of so many norms: LayerNorm and RMSNorm of a norm alone, AddLayerNorm with the sum in "
+        "front, LayerNormQuantize with the quantization behind. Norms in elementary operators are told by name.",
+        "A plugin is an operator of its own, so a norm that the opset has no operator for can be one.",
+        "A LayerNorm behind a residual sum, with --plugin --target tensorrt.",
+        "None is needed. Build the graph with the full TensorRT, the only one that runs it.",
+    ),
+    Page(
+        "NF419", "plugins and shapes that change",
+        "Plugins compiled ahead of time lie in an engine whose shapes change.",
+        "TensorRT is reported to leak a CUDA module at each change of shape with such plugins (its issue 4849).",
+        "A batch of 1 to 64 with --plugin.",
+        "Fix the shapes, or give --plugin-form python, which needs Python and this package where it is served.",
     ),
 )  # fmt: skip
 """The pages, in the order of their codes."""
