@@ -210,7 +210,20 @@ def test_the_report_shows_the_engine(half_bundle: Path, capfd: pytest.CaptureFix
 
 
 @needs_rtx
-def test_an_engine_that_cannot_be_built_leaves_the_older_bundle(half_bundle: Path, tmp_path: Path) -> None:
+def test_a_gpu_that_no_engine_is_built_for_is_told_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("normdeploy.pipeline.deploy.load", None)
+    with pytest.raises(InputError, match=r"builds for no SM42(.|\n)*choose among 75, 80, 86, 89, 120"):
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", engine=True, sm=["42"], bench=False, **SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_rtx
+def test_an_engine_that_cannot_be_built_leaves_the_older_bundle(
+    half_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("normdeploy.pipeline.deploy.require_targets", lambda sm: None)
     shutil.copytree(half_bundle, tmp_path / "out")
     with pytest.raises(InputError, match="builds for no SM7"):
         normdeploy.export(RESNET, [SPEC], tmp_path / "out", engine=True, sm=["7"], bench=False, force=True, **SOURCE)

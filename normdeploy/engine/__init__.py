@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from normdeploy.engine.backends import BACKENDS as BACKENDS
     from normdeploy.engine.builder import EngineBuild as EngineBuild
     from normdeploy.engine.builder import build as build
+    from normdeploy.engine.builder import require_targets as require_targets
     from normdeploy.engine.layers import EngineLayer as EngineLayer
     from normdeploy.engine.sidecar import Sidecar as Sidecar
     from normdeploy.engine.sidecar import read_plan as read_plan
@@ -26,7 +27,8 @@ _HOME = {
     "EngineLayer": "layers",
     "Sidecar": "sidecar",
     "read_plan": "sidecar",
+    "require_targets": "builder",
 }
-__all__ = ["BACKENDS", "EngineBuild", "EngineLayer", "Sidecar", "build", "read_plan"]
+__all__ = ["BACKENDS", "EngineBuild", "EngineLayer", "Sidecar", "build", "read_plan", "require_targets"]
 
 __getattr__ = loaded_from(__name__, _HOME)

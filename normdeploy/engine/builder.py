@@ -58,6 +58,17 @@ class EngineBuild:
         return write_plan(path, self.plan, self.sidecar, force=force)
 
 
+def require_targets(sm: Sequence[str]) -> None:
+    """Raise InputError unless the backend that is taken for ``sm``, compute capabilities, builds for each of them.
+
+    Its process is asked, in about a second, for the list is the backend's own.
+    """
+    chosen = choose(None, gpu=gpu.find() is not None, sm=sm)
+    with scratch() as folder:
+        job = Job(backend=chosen.name, model="", operators=(), profiles=(), lint_only=True, sm=tuple(sm))
+        run(job, folder, {}, None)
+
+
 def build(
     model: Path | ir.Model,
     specs: Sequence[TensorSpec] = (),

@@ -60,6 +60,8 @@ class _Build:
                 f"{self.backend.title} {trt.__version__} cannot start: {self._last_error() or error}",
                 fix="check the GPU and its driver",
             ) from error
+        if self.job.sm:  # refused here, before a model is read
+            self.backend.set_targets(trt, builder.create_builder_config(), self.job.sm)
         parser = trt.OnnxParser(network, self.logger)
         unknown = self._unknown_operators(parser)
         result = Result(version=trt.__version__, unknown_operators=unknown)

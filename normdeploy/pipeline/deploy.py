@@ -16,6 +16,7 @@ from normdeploy import bundle
 from normdeploy.bundle import Golden
 from normdeploy.bundle.manifest import PLUGIN_MODEL
 from normdeploy.engine import build as build_engine
+from normdeploy.engine import require_targets
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
 from normdeploy.export import in_float32, to_graph
@@ -300,5 +301,7 @@ def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Ta
         raise InputError(what, where="--target onnxruntime", fix="leave --target out, or --engine")
     if engine:
         require_backend(None, sm, plugin=plugin)
+        if sm:
+            require_targets(sm)
     elif sm:
         raise InputError("compute capabilities are those of an engine", where="--sm", fix="give --engine as well")
