@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,17 @@ def write_checkpoints(folder: Path, module: nn.Module) -> None:
         save_file({each: state[each] for each in held}, folder / "sharded" / name)
     places = {each: name for name, held in shards.items() for each in held}
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def test_what_messages_say_to_install_is_told_where_installing_is() -> None:
+    files = (ROOT / "normdeploy").rglob("*.py")
+    advised = {name for file in files for name in re.findall(r"normdeploy\[(\w+)\]", file.read_text(encoding="utf-8"))}
+    assert {"cpu", "gpu", "rtx", "export", "kernels"} <= advised
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install = README.partition("## Install\n")[2].partition("\n## ")[0]
+    assert advised <= extras.keys()
+    assert {name for name in advised if f"`{name}`" not in install} == set()
+    assert "pip install -c constraints.txt '.[gpu]'" in install
 
 
 def test_links_lead_somewhere() -> None:
