@@ -28,7 +28,9 @@ def operator_type(kind: str, opset: int, target: Target | None) -> str:
     fix = f"export with --opset {since}"
     if kind == "RMSNormalization":
         fix += ", or fold for onnxruntime"
-    raise Refused("NF315", f"ONNX has {kind} from opset {since} on, and this is opset {opset}", fix=fix)
+    raise Refused(
+        "NF315", f"ONNX has it as one operator, {kind}, from opset {since} on, and this is opset {opset}", fix=fix
+    )
 
 
 def fast_operator_type(opset: int, target: Target) -> str:
