@@ -86,7 +86,7 @@ def check_plugin(plugin: bool, form: PluginForm, target: Target, layernorm: Leve
         what = "only TensorRT runs the plugin's operators"
         raise InputError(what, where=f"--plugin --target {target}", fix="give --target tensorrt as well")
     if plugin and layernorm == "centre":
-        what = "for TensorRT a LayerNorm keeps its mean, in a plugin too: it has no kernel for the RMSNorm"
+        what = "for TensorRT no LayerNorm becomes an RMSNorm, with --plugin as without"
         raise InputError(what, where="--plugin --layernorm centre", fix="leave --layernorm out")
 
 
