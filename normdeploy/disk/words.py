@@ -9,12 +9,16 @@ from pathlib import Path
 
 from normdeploy.errors import InputError, NormdeployError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_full(error: OSError) -> bool:
     """Return True if no more can be written; numpy gives no number, and counts elements that went out."""
-    return error.errno in _FULL or (error.errno is None and "requested and" in str(error))
+    return error.errno in (*_FULL, errno.EFBIG) or (error.errno is None and "requested and" in str(error))
+
+
+def _full(error: OSError) -> str:
+    return "the disk is full" if error.errno in _FULL else "the disk is full, or no file may be so large (ulimit -f)"
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def disk_errors(target: Path, what: str) -> Iterator[None]:
             raise found from None
         full = is_full(found)
         raise InputError(
-            "the disk is full" if full else f"{what} cannot be written: {found.strerror or found}",
+            _full(found) if full else f"{what} cannot be written: {found.strerror or found}",
             where=str(target),
             fix="free some space, or choose another --out" if full else "choose another --out",
         ) from error
@@ -47,10 +51,11 @@ def scratch_errors(folder: Path) -> Iterator[None]:
     except NormdeployError:
         raise
     except Exception as error:
-        if not any(isinstance(cause, OSError) and is_full(cause) for cause in _causes(error)):
+        found = next((cause for cause in _causes(error) if isinstance(cause, OSError) and is_full(cause)), None)
+        if found is None:
             raise
         fix = "free some space, or name another folder in TMPDIR"
-        raise InputError("the disk is full", where=str(folder), fix=fix) from error
+        raise InputError(_full(found), where=str(folder), fix=fix) from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

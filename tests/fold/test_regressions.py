@@ -503,7 +503,8 @@ def test_a_reshape_that_copies_a_size_nobody_knows_is_proven(target: str) -> Non
     fill(proto.graph)
     new, ledger = folded(proto)
     assert ledger.dropped == ()
-    assert op_types(new) == {"Conv": 1, "Reshape": 1}
+    changes_nothing = target == "1,3,-1,0"  # the size that it copies is copied, and what is left is left
+    assert op_types(new) == {"Conv": 1} | ({} if changes_nothing else {"Reshape": 1})
     assert_same(proto, new)
 
 
