@@ -165,7 +165,12 @@ def _sources(folder: Path, module: str) -> list[Path]:
 
 
 def _plain_files(path: Path) -> list[Path]:
-    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    """Return the files of a folder, those beside an index of shards, or the file itself."""
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file())
+    if path.suffix == ".json":
+        return sorted(each for each in path.parent.iterdir() if each.is_file())
+    return [path]
 
 
 def _sha256(path: Path, known: dict[Path, str]) -> str:

@@ -102,6 +102,13 @@ def write_kserve(repository: Path, document: Mapping[str, Any]) -> Path:
 
     Raises InputError where somebody else's file has its name.
     """
+    path = require_ours(repository)
+    write_file(path, "\n".join([_MARK, *_yaml(document), ""]).encode(), replace=True)
+    return path
+
+
+def require_ours(repository: Path) -> Path:
+    """Return where the InferenceService lies in ``repository``; InputError where somebody else's file has its name."""
     path = repository / FILE
     try:
         ours = path.read_text(encoding="utf-8").startswith(_MARK)
@@ -112,7 +119,6 @@ def write_kserve(repository: Path, document: Mapping[str, Any]) -> Path:
     if not ours:
         what = "the file is not one that normdeploy wrote, and is not replaced"
         raise InputError(what, where=str(path), fix="move it away, or package without --kserve")
-    write_file(path, "\n".join([_MARK, *_yaml(document), ""]).encode(), replace=True)
     return path
 
 

@@ -30,7 +30,7 @@ from normdeploy.errors import InputError
 from normdeploy.serving.batch import batch_axis, mixed_rows
 from normdeploy.serving.config import model_config, warmup_file
 from normdeploy.serving.faults import require_sound
-from normdeploy.serving.kserve import KServe, check_kserve, inference_service, write_kserve
+from normdeploy.serving.kserve import KServe, check_kserve, inference_service, require_ours, write_kserve
 from normdeploy.serving.options import Serving, check_options
 from normdeploy.serving.readme import README, is_ours, readme
 from normdeploy.serving.schema import config_text, parse_config
@@ -83,6 +83,8 @@ def package(
         _check_name(each, names, given=name is not None)
     if kserve is not None:
         check_kserve(kserve)
+        require_ours(repository)
+    _require_no_bundle(repository)
     made = []
     for path, each in zip(bundles, names, strict=True):
         bundle = load_bundle(path)
@@ -99,6 +101,15 @@ def package(
 def versions(model: Path) -> list[int]:
     """Return the numbers of the versions in the folder of a model, in order."""
     return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
+
+
+def _require_no_bundle(repository: Path) -> None:
+    """Raise InputError where ``repository`` is a bundle, or lies in one: what is written there would spoil it."""
+    real = Path(os.path.realpath(repository))
+    inside = next((folder for folder in (real, *real.parents) if (folder / MANIFEST).is_file()), None)
+    if inside is not None:
+        what = "the repository lies in a bundle, which another file would spoil"
+        raise InputError(what, where=str(inside), fix="choose another --out")
 
 
 def _check_name(name: str, names: Sequence[str], *, given: bool) -> None:

@@ -105,6 +105,17 @@ def test_what_an_export_depends_on_is_in_its_digest(fleet: Path, changed: str) -
     assert (digest(read_fleet(fleet)[0], "2" if changed == "version" else "1", {}) == before) == (changed == "nothing")
 
 
+def test_the_shards_that_an_index_names_are_in_the_digest(fleet: Path) -> None:
+    index, shard = fleet.parent / "model.safetensors.index.json", fleet.parent / "model-00001-of-00001.safetensors"
+    index.write_text(f'{{"weight_map": {{"w": "{shard.name}"}}}}')
+    shard.write_text("old")
+    fleet.write_text(fleet.read_text().replace("a.bin", index.name))
+    before = digest(read_fleet(fleet)[0], "1", {})
+    assert digest(read_fleet(fleet)[0], "1", {}) == before
+    shard.write_text("new")
+    assert digest(read_fleet(fleet)[0], "1", {}) != before
+
+
 # -- what is run -------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from normdeploy.bundle import load_bundle
 from normdeploy.cli import main
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.errors import InputError
+from normdeploy.serving.kserve import KServe
 from normdeploy.serving.options import Serving, check_options
 from normdeploy.serving.repository import package
 from normdeploy.serving.schema import parse_config
@@ -192,6 +193,22 @@ def test_a_name_that_is_none_is_refused(small: Path, tmp_path: Path, given: Any)
     with pytest.raises(InputError, match=r"cannot be the name of a model|two bundles are called"):
         package(bundles, tmp_path / "repo", name=name)
     assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize("place", [".", "golden", "new/deep"])
+def test_a_bundle_is_no_repository(small: Path, tmp_path: Path, place: str) -> None:
+    bundle = Path(shutil.copytree(small, tmp_path / "bundle"))
+    before = tree(bundle)
+    with pytest.raises(InputError, match="lies in a bundle"):
+        package([small], bundle / place)
+    assert tree(bundle) == before
+
+
+def test_an_inference_service_of_somebody_else_adds_no_version(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "inferenceservice.yaml").write_text("mine")
+    with pytest.raises(InputError, match="is not one that normdeploy wrote"):
+        package([small], tmp_path, kserve=KServe(storage="pvc://models/repository"))
+    assert os.listdir(tmp_path) == ["inferenceservice.yaml"]
 
 
 def test_a_readme_of_somebody_else_is_kept(small: Path, tmp_path: Path) -> None:
