@@ -120,7 +120,7 @@ def is_plugin(node: ir.Node) -> bool:
 
 def tally(model: ir.Model, file: str = "") -> Note:
     """Return how many of each plugin ``model`` has, as a note that names the ``file`` that it is written to."""
-    found = Counter(node.op_type for node in model.graph if is_plugin(node))
+    found = Counter(operator(node).removeprefix(f"{DOMAIN}::") for node in model.graph if is_plugin(node))
     where = f", in {file}" if file else ""
     return Note("NF418", f"run by plugins{where}: {', '.join(f'{kind} {count}' for kind, count in found.items())}")
 
