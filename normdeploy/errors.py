@@ -82,6 +82,10 @@ class UnavailableError(NormdeployError):
     exit_code = 3
 
 
+class MissingKernelError(UnavailableError):
+    """The runtime has no kernel for an operator of the model, in the type that it computes in (exit code 3)."""
+
+
 EXPORT_ONLY = ("filelock", "matplotlib", "onnx_ir", "onnxscript", "safetensors", "threadpoolctl", "torch")
 """Packages that making bundles takes, and running them does not."""
 

@@ -22,8 +22,9 @@ from normdeploy.bundle.manifest import Manifest
 from normdeploy.cli import main
 from normdeploy.disk import sha256_of
 from normdeploy.engine import read_plan
-from normdeploy.errors import InputError, UnavailableError
-from normdeploy.pipeline import ParityError, Source, ledger_of, report_of
+from normdeploy.errors import InputError
+from normdeploy.parity.verdict import Criteria
+from normdeploy.pipeline import ParityError, Source, judge_again, ledger_of, report_of
 from normdeploy.precision import Precision, to_precision
 
 needs_rtx = pytest.mark.skipif(
@@ -122,16 +123,66 @@ def test_a_wrong_16_bit_model_is_refused_by_the_name_of_its_module(
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"], "a report of the failure, and no bundle"
 
 
-@pytest.mark.parametrize(
-    ("opset", "error", "said"),
-    [(None, InputError, "at opset 20 these have no bfloat16 form"), (22, UnavailableError, "normdeploy build BUNDLE")],
-)
-def test_what_cannot_be_judged_is_not_written(
-    opset: int | None, error: type[Exception], said: str, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=said):
-        normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="bf16", opset=opset, bench=False, **SOURCE)
+def test_an_opset_without_bfloat16_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at opset 20 these have no bfloat16 form"):
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="bf16", opset=20, bench=False, **SOURCE)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- a runtime without the kernels -------------------------------------------------------------
+
+
+def test_a_graph_that_nothing_here_runs_is_judged_alone_and_is_no_bundle(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--input", SPEC, "--precision", "bf16", "--out", str(tmp_path / "out"), "--no-bench"]
+    assert main(["export", *EAGER, *asked]) == 3
+    told = capfd.readouterr()
+    assert "parity of the graph passed, of the runtime not judged" in told.out
+    assert "lacks a kernel" in told.err
+    assert "normdeploy build BUNDLE --precision bf16" in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+    verdict = report_of(tmp_path / "out.failed").parity
+    assert verdict is not None
+    assert verdict.unjudged
+    assert not verdict.passed
+    assert {each.measurement.part for each in verdict.judgements} == {"graph", "rounding"}
+    assert "It was not judged: onnxruntime lacks a kernel" in (tmp_path / "out.failed" / "report.html").read_text()
+    assert main(["judge", str(tmp_path / "out.failed"), "--k", "100"]) == 3, "no k makes up for a run"
+
+
+def test_a_graph_that_is_wrong_fails_whatever_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: ir.Model, precision: Precision) -> ir.Model:
+        narrow = to_precision(model, precision)
+        weight = narrow.graph.initializers["blocks.1.conv1.weight"]
+        assert weight.const_value is not None
+        off = (weight.const_value.numpy().astype(np.float32) * 1.02).astype(weight.const_value.numpy().dtype)
+        weight.const_value = ir.Tensor(off, dtype=weight.dtype, name=weight.name)
+        return narrow
+
+    monkeypatch.setattr("normdeploy.pipeline.deploy.to_precision", wrong)
+    with pytest.raises(ParityError, match="parity failed") as caught:
+        normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="bf16", bench=False, **SOURCE)
+    assert caught.value.exit_code == 1
+    assert "blocks.1.conv1" in caught.value.where
+    saved = report_of(tmp_path / "out.failed")
+    assert saved.parity is not None
+    assert saved.parity.misrounded
+    assert not judge_again(saved, Criteria(k=1e6, floor_eps=1e6)).passed, "no tolerance excuses another constant"
+
+
+@pytest.mark.parametrize("command", ["verify", "bisect"])
+def test_a_file_that_nothing_here_runs_is_judged_by_its_graph(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    normdeploy.export(RESNET, [SPEC], tmp_path / "out", precision="fp32", opset=22, bench=False, **SOURCE)
+    file = tmp_path / "narrow.onnx"
+    assert main(["fold", str(tmp_path / "out/model.onnx"), "--precision", "bf16", "--out", str(file)]) == 0
+    assert main([command, str(file), "--input", SPEC, *EAGER]) == 3
+    told = capfd.readouterr()
+    assert "The graph is right" in told.out
+    assert "--device cuda" in told.err
+    assert main(["bench", str(file), "--input", SPEC, "--seconds", "0.1"]) == 3, "what does not run has no latency"
 
 
 # -- overflow ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from normdeploy.cli.options import (
     share,
 )
 from normdeploy.cli.paths import BundleOrUrl, Given
-from normdeploy.errors import InputError, VerdictError
+from normdeploy.errors import InputError
 from normdeploy.specs import parse
 
 
@@ -46,8 +46,7 @@ def verify(
             artefact, model, inputs, output_names=listed(parity.output_names), data=parity.data, seed=parity.seed,
             criteria=criteria, placement=placement, progress=progress, **source,
         )  # fmt: skip
-    output.verdict(verdict, talk)
-    return 0 if verdict.passed else VerdictError.exit_code
+    return output.verdict(verdict, talk)
 
 
 def bisect(
@@ -77,8 +76,7 @@ def bisect(
             artefact, model, inputs, output_names=listed(parity.output_names), data=parity.data, seed=parity.seed,
             criteria=criteria, max_memory=limit, placement=placement, progress=progress, **source,
         )  # fmt: skip
-    output.verdict(verdict, talk)
-    return 0 if verdict.passed else VerdictError.exit_code
+    return output.verdict(verdict, talk)
 
 
 def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = None, talk: Talk = Talk()) -> int:
@@ -94,8 +92,7 @@ def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = 
 
     with output.working(talk):
         verdict = pipeline.judge_again(pipeline.report_of(report), criteria(k, floor_eps))
-    output.verdict(verdict, talk)
-    return 0 if verdict.passed else VerdictError.exit_code
+    return output.verdict(verdict, talk)
 
 
 def bench(

@@ -57,7 +57,7 @@ def export(
     Args:
         model: package.module:factory, a function that returns the module.
         out: the folder to write.
-        opset: ONNX opset; by default 20.
+        opset: ONNX opset; by default 20, with --precision bf16 22.
         keep: pattern of module names whose norms stay as they are.
         layernorm: how far LayerNorms go: one operator each, their scale and bias gone, or RMSNorms.
         target: what will run the model; onnxruntime allows an operator of its own.
@@ -89,7 +89,7 @@ def export(
                 progress=progress, seconds=seconds, threads=threads, processes=processes,
                 batches=batches, compiled=compare is not None, command=output.command_line(), **source,
             )  # fmt: skip
-    except pipeline.ParityError as error:
+    except (pipeline.ParityError, pipeline.NotRunError) as error:
         output.report(error.report, talk)
         raise
     output.report(report, talk, out)

@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any
 from normdeploy import codes
 from normdeploy.cli.options import Talk
 from normdeploy.disk import WRITTEN
-from normdeploy.errors import InputError, NormdeployError, UnavailableError, missing, plain, printable, words
+from normdeploy.errors import (
+    InputError,
+    NormdeployError,
+    UnavailableError,
+    VerdictError,
+    missing,
+    plain,
+    printable,
+    words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -281,14 +290,20 @@ def report(report: Report, talk: Talk, path: Path | None = None) -> None:
         show(report, _console(sys.stdout), path=path, said=_SAID)
 
 
-def verdict(verdict: Verdict, talk: Talk) -> None:
-    """Print a parity verdict; in JSON what the report has as ``parity``."""
+def verdict(verdict: Verdict, talk: Talk) -> int:
+    """Print a parity verdict, in JSON what the report has as ``parity``, and return its exit code.
+
+    Raises MissingKernelError where the graph passed and nothing here runs it.
+    """
+    from normdeploy.parity.verdict import require_run
     from normdeploy.report.console import show_parity
 
     if talk.json:
         document(verdict)
     else:
         show_parity(verdict, _console(sys.stdout))
+    require_run(verdict)
+    return 0 if verdict.passed else VerdictError.exit_code
 
 
 def latency(measured: Comparison | Latency, talk: Talk) -> None:

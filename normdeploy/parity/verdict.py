@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, MissingKernelError
 from normdeploy.parity.metrics import Errors, eps
 
 Reference = Literal["float64", "eager"]
@@ -37,6 +37,8 @@ EAGER_FLOOR_EPS = 64.0
 SIXTEEN = ("float16", "bfloat16")
 """The types of 16 bits."""
 _ORDER: tuple[Part, ...] = get_args(Part)
+NOT_RUN = "the graph is the eager module, but nothing here runs it, so the runtime was not judged"
+"""What is said where all that a verdict lacks is a runtime."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All judgements of one artefact: ``passed`` when every one of them passed.
+    """All judgements of one artefact: ``passed`` when every one of them passed, and the runtime is among them.
 
     Attributes:
         reference: "eager" where float64 served for nothing.
@@ -196,6 +198,7 @@ class Verdict:
         first_divergent: the PyTorch module where a failure begins; None where none can be named.
         first_node: the node whose kernel is the furthest off, in words, where the runtime is to blame.
         misrounded: the constants of a 16-bit graph that are no rounding of the float32 graph's, in words.
+        not_run: why no runtime here could run the graph, which was judged alone; empty where one did.
     """
 
     passed: bool
@@ -209,6 +212,7 @@ class Verdict:
     graph_formula: str = ""
     rounding_formula: str = ""
     misrounded: tuple[str, ...] = ()
+    not_run: str = ""
 
     @property
     def smallest_k(self) -> float:
@@ -219,6 +223,11 @@ class Verdict:
         """Return the judgements that failed, those of the graph first, in the order of feeds and outputs."""
         failed = [judgement for judgement in self.judgements if not judgement.passed]
         return tuple(sorted(failed, key=lambda judgement: _ORDER.index(judgement.measurement.part)))
+
+    @property
+    def unjudged(self) -> bool:
+        """Return True if all that it lacks to pass is a runtime that runs the graph."""
+        return bool(self.not_run) and not self.failures() and not self.misrounded
 
     def of(self, part: Part) -> tuple[Judgement, ...]:
         """Return the judgements of one part."""
@@ -231,10 +240,12 @@ def judge(
     reference: Reference = "float64",
     notes: Iterable[str] = (),
     misrounded: Iterable[str] = (),
+    not_run: str = "",
 ) -> Verdict:
     """Return the verdict on ``measurements``; ``reference`` "eager" holds for all of them, whatever they say.
 
-    Constants that are ``misrounded`` fail it, whatever the outputs are.
+    Constants that are ``misrounded`` fail it, whatever the outputs are, and where nothing ran the graph, as ``not_run``
+    says, it does not pass.
 
     Raises InputError where there is nothing to judge: no evidence is no pass.
     """
@@ -243,14 +254,22 @@ def judge(
     criteria = criteria or Criteria()
     judgements = tuple(judge_one(measurement, criteria, reference) for measurement in measurements)
     wrong = tuple(misrounded)
-    passed = all(judgement.passed for judgement in judgements) and not wrong
+    passed = all(judgement.passed for judgement in judgements) and not wrong and not not_run
     graph = [each.dtype in SIXTEEN for each in measurements if each.part == "graph"]
     rounded = any(each.part == "rounding" for each in measurements)
     return Verdict(
-        passed, reference, criteria, judgements, criteria.formula(reference), tuple(notes), misrounded=wrong,
+        passed, reference, criteria, judgements, criteria.formula(reference), tuple(notes),
+        misrounded=wrong, not_run=not_run,
         graph_formula=criteria.graph_formula(rounded=all(graph)) if graph else "",
         rounding_formula=criteria.graph_formula(rounded=True) if rounded else "",
     )  # fmt: skip
+
+
+def require_run(verdict: Verdict) -> None:
+    """Raise MissingKernelError where all that ``verdict`` lacks to pass is a runtime that runs the graph."""
+    if verdict.unjudged:
+        fix = "verify it where the runtime has that kernel, such as by --device cuda, or deploy with --precision fp32"
+        raise MissingKernelError(f"{NOT_RUN}: {verdict.not_run}", fix=fix)
 
 
 def judge_one(measurement: Measurement, criteria: Criteria, reference: Reference = "float64") -> Judgement:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from normdeploy.pipeline.examine import doctor as doctor
     from normdeploy.pipeline.files import fold_file as fold_file
     from normdeploy.pipeline.init import init as init
+    from normdeploy.pipeline.judge import NotRunError as NotRunError
     from normdeploy.pipeline.judge import ParityError as ParityError
     from normdeploy.pipeline.layernorm import bench_layernorm as bench_layernorm
     from normdeploy.pipeline.saved import judge_again as judge_again
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from normdeploy.pipeline.stages import Progress as Progress
 
 _HOME = {
+    "NotRunError": "judge",
     "ParityError": "judge",
     "Progress": "stages",
     "Source": "source",
@@ -49,6 +51,7 @@ _HOME = {
     "verify": "compare",
 }
 __all__ = [
+    "NotRunError",
     "ParityError",
     "Progress",
     "Source",

@@ -119,7 +119,7 @@ def open_artefact(
         notes = (*placement.notes, *getattr(bundle.runner, "notes", ()))
         return Artefact(bundle.specs, bundle.runner, computes_in(graph), graph, bundle, options, notes, placement)
     graph, specs = read_graph(path), specs_of(inputs, output_names)
-    session = open_session(path, threads, faithful(graph), computes_in(graph), placement=placement)
+    session = open_session(path, threads, faithful(graph), placement=placement)
     notes = (*placement.notes, *session.notes)
     return Artefact(specs, session.runner, computes_in(graph), graph, None, session.options, notes, placement)
 

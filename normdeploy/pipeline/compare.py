@@ -175,7 +175,7 @@ class _Asked:
                 unfolded=lambda: _unfolded(checkpoint.module, opened), max_memory=bisect or MOST_MEMORY,
                 placement=self.placement,
             )  # fmt: skip
-        if bisect is not None and verdict.first_node is None and opened.graph is not None:
+        if bisect is not None and verdict.first_node is None and opened.graph is not None and not verdict.not_run:
             with stages("bisect"):
                 node = worst_node(opened.graph, feeds[0], opened.options, max_memory=bisect)
                 verdict = replace(verdict, first_node=None if node is None else str(node))

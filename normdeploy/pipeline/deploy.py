@@ -19,7 +19,7 @@ from normdeploy.engine import build as build_engine
 from normdeploy.engine import require_targets
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
-from normdeploy.export import in_float32, to_graph
+from normdeploy.export import BFLOAT16_OPSET, in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Note, Target, fold
 from normdeploy.foldmodule.file import check_free, told, write_folded
 from normdeploy.foldmodule.module import folded_at
@@ -32,7 +32,7 @@ from normdeploy.pipeline.account import account
 from normdeploy.pipeline.engines import computes_in, recorded, require_backend
 from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
-from normdeploy.pipeline.judge import ParityError, verdict_on, verdict_on_plugins
+from normdeploy.pipeline.judge import NotRunError, ParityError, verdict_on, verdict_on_plugins
 from normdeploy.pipeline.latency import Job, measured, plain, require_compiled
 from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
@@ -91,7 +91,7 @@ def export(
         output_names: of all that forward returns, in order; by default those of its keys, fields and indices.
         out: the folder to write.
         data: real inputs to judge parity on as well: .npz or safetensors files, or functions that yield batches.
-        opset: ONNX opset; None takes the default.
+        opset: ONNX opset; None takes the default, for ``bf16`` the first that has all of bfloat16.
         keep: patterns (fnmatch) of module names whose norms stay as they are.
         layernorm: how far LayerNorms go, as in :func:`normdeploy.fold`.
         target: what will run the model, as there; an engine takes no operator of ``onnxruntime``'s own.
@@ -121,10 +121,13 @@ def export(
         progress: is told when a stage begins and ends.
 
     Raises ParityError, with the report, where the deployed model is not the eager one: the report lies in
-    ``out``.failed then; InputError where anything given cannot be used; UnavailableError without onnxruntime, or
+    ``out``.failed then; NotRunError, with the same report, where the graph is the eager one and the runtime lacks a
+    kernel for it; InputError where anything given cannot be used; UnavailableError without onnxruntime, or
     without a TensorRT for ``engine`` or a compiler for ``compiled``. Whatever is raised, ``out`` stays as it was.
     """
     threads = usual_threads() if threads is None else threads
+    if opset is None and precision == "bf16":
+        opset = BFLOAT16_OPSET
     check_plugin(plugin, plugin_form, target, layernorm)
     _check_options(engine, sm, layernorm, target, tune, plugin)
     require_measurable(threads, seconds, processes)
@@ -184,7 +187,7 @@ def export(
                 job = replace(job, deployed=str(path), unfolded=str(other), options=dict(kept.options))
                 latency = measured(job, feeds[0], processes)
                 by_batch = {batch: measured(job, feed, processes) for batch, feed in sizes.items()}
-        golden = Golden(feeds[0].arrays, session.runner(feeds[0].arrays))
+        golden = Golden(feeds[0].arrays, session.runner(feeds[0].arrays)) if passed else None
     likely = [feed for feed in feeds if not feed.corner]  # in a corner made for it, what overflows is no news
     notes = (*session.notes, *overflow_notes(kept.folded.model, likely))
     report = account(
@@ -194,9 +197,10 @@ def export(
         engine=built.sidecar if built else None, tuning=kept.tuning, plugin_parity=on_plugins,
         findings=findings(checkpoint.module, exported.model, kept.folded),
     )  # fmt: skip
-    if not passed:
+    if golden is None:
         failed = on_plugins if on_plugins is not None and kept.verdict.passed else kept.verdict
-        raise ParityError(failed, report, bundle.write_failed(Path(out), report))
+        kind = NotRunError if failed.unjudged else ParityError
+        raise kind(failed, report, bundle.write_failed(Path(out), report))
     folded_module = None
     if to_torch is not None:
         with stages("torch"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +13,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from normdeploy.errors import NormdeployError, VerdictError
+from normdeploy.errors import MissingKernelError, NormdeployError, VerdictError
 from normdeploy.parity.bisect import first_divergent_module
 from normdeploy.parity.compare import RuntimeFailureError, Unfolded, measure
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.nodes import MOST_MEMORY, OVERFLOWS, named_in, stuck_at, worst_node
 from normdeploy.parity.taps import observe, taps_of
-from normdeploy.parity.verdict import SIXTEEN, Criteria, Measurement, Verdict, judge
+from normdeploy.parity.verdict import NOT_RUN, SIXTEEN, Criteria, Measurement, Verdict, judge
 from normdeploy.precision import Precision
 from normdeploy.report import view
 from normdeploy.report.schema import Report
@@ -35,12 +36,20 @@ class ParityError(VerdictError):
 
     def __init__(self, verdict: Verdict, report: Report, folder: Path | None = None) -> None:
         self.report, self.folder = report, folder
-        left = "nothing was written" if folder is None else f"no bundle was written; the report is in {folder}"
-        super().__init__(
-            f"{summary(verdict)}; {left}",
-            where=begins_in(verdict),
-            fix=_advice(verdict),
-        )
+        super().__init__(f"{summary(verdict)}; {_left(folder)}", where=begins_in(verdict), fix=_advice(verdict))
+
+
+class NotRunError(MissingKernelError):
+    """The graph is the eager module, and nothing here runs it; ``report`` and ``folder`` as of ParityError."""
+
+    def __init__(self, verdict: Verdict, report: Report, folder: Path | None) -> None:
+        self.report, self.folder = report, folder
+        fix = "give --precision fp32, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16"
+        super().__init__(f"{NOT_RUN}: {verdict.not_run}; {_left(folder)}", fix=fix)
+
+
+def _left(folder: Path | None) -> str:
+    return "nothing was written" if folder is None else f"no bundle was written; the report is in {folder}"
 
 
 def verdict_on(
@@ -66,18 +75,24 @@ def verdict_on(
     being gone, the artefact is compared with the module itself, and no module can be named. ``options`` are those of
     its session, ``single`` is the float32 graph that ``model`` was rounded from, ``exported`` makes the one before the
     fold, where each norm still stands for itself, ``unfolded`` runs it in the same runtime, ``follow`` a failure to its
-    module. Eager runs where ``placement`` says.
+    module. Eager runs where ``placement`` says. Where ``deployed`` lacks a kernel, the graph is judged alone.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
+    measured_by = partial(
+        measure, module, specs, feeds=feeds, dtype=dtype, graph=model, single=single, criteria=criteria,
+        placement=placement,
+    )  # fmt: skip
+    not_run = ""
     try:
-        measured = measure(
-            module, specs, deployed, feeds, dtype=dtype, graph=model, single=single, unfolded=unfolded,
-            criteria=criteria, placement=placement,
-        )  # fmt: skip
+        measured = measured_by(deployed, unfolded=unfolded)
     except RuntimeFailureError as error:
         raise _with_module(error, module, specs, model) from error
+    except MissingKernelError as error:
+        measured, not_run = measured_by(None), error.what
+        if not measured.measurements:
+            raise
     notes = measured.notes if dtype is None else (*measured.notes, f"judged by what eager loses in {precision}")
-    verdict = judge(measured.measurements, criteria, measured.reference, notes, measured.misrounded)
+    verdict = judge(measured.measurements, criteria, measured.reference, notes, measured.misrounded, not_run)
     if model is None or not follow:
         return verdict
     return _followed(verdict, module, specs, _Graphs(model, single, exported), feeds, dtype, options, max_memory)

@@ -68,7 +68,10 @@ def judge_again(report: Report, criteria: Criteria) -> Verdict:
     saved = report.parity
     if saved is None:
         raise InputError("the report holds no parity to judge", where=report.factory, fix="export or verify again")
-    verdict = judge([each.measurement for each in saved.judgements], criteria, saved.reference, saved.notes)
+    verdict = judge(
+        [each.measurement for each in saved.judgements], criteria, saved.reference, saved.notes, saved.misrounded,
+        saved.not_run,
+    )  # fmt: skip
     return replace(verdict, first_divergent=saved.first_divergent, first_node=saved.first_node)
 
 

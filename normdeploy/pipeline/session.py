@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from normdeploy.disk import scratch
-from normdeploy.errors import InputError, UnavailableError
+from normdeploy.errors import InputError, MissingKernelError
 from normdeploy.parity.feeds import Feed
-from normdeploy.pipeline.engines import computes_in
-from normdeploy.precision import Precision
 from normdeploy.runtime.isolated import CrashError, IsolatedRunner, PatienceError
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.optimizers import ALTERS_WEIGHTS, crash_free, faithful, without
@@ -46,13 +45,11 @@ def in_onnxruntime(
 ) -> Iterator[Session]:
     """Open ``model`` in ONNX Runtime, with these session options and those without which it is not itself.
 
-    Where it crashes, on opening or on ``feed``, and an optimizer is the cause, that one is off. Raises CrashError where
-    no optimizer is.
+    Where a kernel is missing, each run says so, as with :func:`open_session`. Where it crashes, on opening or on
+    ``feed``, and an optimizer is the cause, that one is off. Raises CrashError where no optimizer is.
     """
     with written(model) as path:
-        session = open_session(
-            path, threads, {**faithful(model), **(options or {})}, computes_in(model), feed, placement
-        )
+        session = open_session(path, threads, {**faithful(model), **(options or {})}, feed, placement)
     try:
         yield session
     finally:
@@ -76,15 +73,19 @@ def open_session(
     path: Path,
     threads: int,
     options: Mapping[str, str],
-    precision: Precision,
     feed: Feed | None = None,
     placement: Placement = CPU,
 ) -> Session:
-    """Return a session of the file ``path``, the optimizers that crash it off."""
+    """Return a session of the file ``path``, the optimizers that crash it off.
+
+    Where ONNX Runtime lacks a kernel for it, each run raises the MissingKernelError: its graph can still be judged.
+    """
     notes = (_ALTERS,) if ALTERS_WEIGHTS in options.get("disabled_optimizers", "") else ()
     try:
-        runner = _opened(path, threads, options, precision, feed, placement)
+        runner = _opened(path, threads, options, feed, placement)
         return Session(runner, options, (*notes, *runner.notes))
+    except MissingKernelError as error:
+        return Session(_WithoutKernel(error), options, notes)
     except CrashError as error:
         guilty = crash_free(path, options, None if feed is None else feed.arrays)
         if guilty is None:
@@ -93,7 +94,21 @@ def open_session(
         crash = (
             f"onnxruntime crashes ({error.signal}) on this model by its optimizer {names}: switched off in the session"
         )
-        return Session(_opened(path, threads, options, precision, feed, placement), options, (*notes, crash))
+        return Session(_opened(path, threads, options, feed, placement), options, (*notes, crash))
+
+
+class _WithoutKernel:
+    """What stands for a session that cannot be: to run it raises why."""
+
+    name = "onnxruntime"
+    inputs = outputs = ()
+
+    def __init__(self, error: MissingKernelError) -> None:
+        self._error = error
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raise MissingKernelError."""
+        raise self._error
 
 
 _ALTERS = f"onnxruntime's {ALTERS_WEIGHTS} makes other weights of a quantized network's: it is off in the session"
@@ -118,17 +133,10 @@ def _opened(
     path: Path,
     threads: int,
     options: Mapping[str, str],
-    precision: Precision,
     feed: Feed | None,
     placement: Placement,
 ) -> IsolatedRunner:
-    try:
-        runner = IsolatedRunner(path, threads=threads, options=options, placement=placement)
-    except UnavailableError as error:
-        if precision != "bf16":
-            raise
-        fix = "give --precision fp32, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16"
-        raise UnavailableError(f"parity cannot be judged in bf16: {error.what}", fix=fix) from error
+    runner = IsolatedRunner(path, threads=threads, options=options, placement=placement)
     if feed is not None:
         try:
             runner(feed.arrays)

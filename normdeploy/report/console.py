@@ -78,8 +78,8 @@ def _group_row(group: Sequence[Entry]) -> tuple[Text, ...]:
 
 def show_parity(verdict: Verdict, console: Console) -> None:
     """Print the verdict, and of each part the judgement that decides it."""
-    word, style = ("passed", "bold green") if verdict.passed else ("FAILED", "bold red")
-    _line(console, f"parity {word}", style)
+    style = "bold green" if verdict.passed else "bold yellow" if verdict.unjudged else "bold red"
+    _line(console, f"parity {view.word(verdict)}", style)
     parts: tuple[tuple[Part, str], ...] = (
         ("graph", verdict.graph_formula), ("rounding", verdict.rounding_formula), ("runtime", verdict.formula),
     )  # fmt: skip
@@ -90,7 +90,8 @@ def show_parity(verdict: Verdict, console: Console) -> None:
     columns = ("part", "worst output", "feed", "error", "allowed beside", "deployed", "bound")
     rows = [row for part, _ in parts for row in _worst_rows(verdict, part)]
     console.print(_table(columns, rows, right=3))
-    _line(console, f"smallest k that passes the runtime: {view.sig(view.smallest_k(verdict))}")
+    if verdict.of("runtime"):
+        _line(console, f"smallest k that passes the runtime: {view.sig(view.smallest_k(verdict))}")
     _line(console, view.sentence(verdict), "" if verdict.passed else "red")
     if verdict.first_divergent is not None:
         _line(console, f"first module outside the bound: {verdict.first_divergent}", "red")

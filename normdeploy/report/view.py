@@ -119,6 +119,13 @@ def part_passed(verdict: Verdict, part: Part) -> bool | None:
     return all(judgement.passed for judgement in judged) if judged else None
 
 
+def word(verdict: Verdict) -> str:
+    """Return ``passed``, ``FAILED``, or that the graph did the one and nothing ran it."""
+    if verdict.unjudged:
+        return "of the graph passed, of the runtime not judged"
+    return "passed" if verdict.passed else "FAILED"
+
+
 def sentence(verdict: Verdict) -> str:
     """Return what a colleague should know of the verdict."""
     return " ".join(said for said in (_of_graph(verdict), _of_rounding(verdict), _of_runtime(verdict)) if said)
@@ -160,7 +167,7 @@ def _of_rounding(verdict: Verdict) -> str:
 def _of_runtime(verdict: Verdict) -> str:
     judged = worst(verdict, "runtime")
     if judged is None:
-        return ""
+        return f"The runtime was not judged: {verdict.not_run}." if verdict.not_run else ""
     rms, at = judged.measurement.deployed.rms, f"{judged.measurement.output!r} on {judged.measurement.feed!r}"
     blamed = f", most of it by {verdict.first_node}" if verdict.first_node else ""
     if not judged.passed:

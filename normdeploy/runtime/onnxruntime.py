@@ -16,7 +16,7 @@ import numpy as np
 
 from normdeploy import onnxfile
 from normdeploy.disk import scratch
-from normdeploy.errors import InputError, NormdeployError, UnavailableError
+from normdeploy.errors import InputError, MissingKernelError, NormdeployError, UnavailableError
 from normdeploy.runtime.binding import Binding
 from normdeploy.runtime.placement import CPU, Placement, add_to, require_taken
 from normdeploy.runtime.runner import check_names, first_line
@@ -51,7 +51,7 @@ class OnnxRuntimeRunner:
         stream: the address of the CUDA stream to launch on; its own if none is given.
 
     Raises:
-        UnavailableError: ONNX Runtime, a provider, or a kernel for one of the operators is missing.
+        UnavailableError: ONNX Runtime or a provider is missing; a MissingKernelError: a kernel for an operator is.
         InputError: the model or an option cannot be read.
     """
 
@@ -159,7 +159,7 @@ class OnnxRuntimeRunner:
     def _refusal(self, error: Exception) -> NormdeployError:
         kind, text = type(error).__name__, _PREFIX.sub("", first_line(error))
         if kind == "NotImplemented":
-            return UnavailableError(
+            return MissingKernelError(
                 f"onnxruntime lacks a kernel: {text}",
                 where=self._where,
                 fix="deploy in float32, for which export and fold have --precision fp32, or use another runtime",

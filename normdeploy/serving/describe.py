@@ -84,7 +84,7 @@ def _judged(found: Contents) -> Iterator[str]:
     if verdict is None:
         yield "was not judged"
         return
-    yield f"parity {'passed' if verdict.passed else 'failed'}: {view.plain(view.sentence(verdict))}"
+    yield f"parity {view.word(verdict)}: {view.plain(view.sentence(verdict))}"
     if found.report.latency is not None:
         yield f"latency: {view.ratio(found.report.latency)}"
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, MissingKernelError
 from normdeploy.parity.metrics import EXACT, Errors
-from normdeploy.parity.verdict import Criteria, Measurement, Verdict, judge, judge_one
+from normdeploy.parity.verdict import Criteria, Measurement, Verdict, judge, judge_one, require_run
 
 EPS32 = 2.0**-23
 NONNEGATIVE = st.floats(0, 1e6)
@@ -128,3 +128,16 @@ def test_saved_results_can_be_judged_again() -> None:
     assert [judgement.passed for judgement in verdict.judgements] == [False, False]
     assert [judgement.passed for judgement in again.judgements] == [True, False]
     assert again.judgements[1].smallest_k == math.inf
+
+
+def test_a_graph_that_nothing_ran_is_no_pass_and_no_failure() -> None:
+    good, bad = (measurement(EXACT, err(error), part="graph") for error in (0.0, 1.0))
+    alone = judge([good], not_run="no kernel")
+    assert (alone.passed, alone.unjudged) == (False, True)
+    with pytest.raises(MissingKernelError, match="no kernel") as caught:
+        require_run(alone)
+    assert caught.value.exit_code == 3
+    for verdict in (judge([bad], not_run="no kernel"), judge([good], misrounded=["w"], not_run="no kernel")):
+        assert (verdict.passed, verdict.unjudged) == (False, False)
+        require_run(verdict)
+    require_run(judge([good]))
