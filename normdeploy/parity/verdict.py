@@ -268,7 +268,7 @@ def judge(
 def require_run(verdict: Verdict) -> None:
     """Raise MissingKernelError where all that ``verdict`` lacks to pass is a runtime that runs the graph."""
     if verdict.unjudged:
-        fix = "verify it where the runtime has that kernel, such as by --device cuda, or deploy with --precision fp32"
+        fix = "verify it where the runtime has that kernel, such as by --device cuda, or deploy in float32"
         raise MissingKernelError(f"{NOT_RUN}: {verdict.not_run}", fix=fix)
 
 

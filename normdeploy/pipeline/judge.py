@@ -44,8 +44,15 @@ class NotRunError(MissingKernelError):
 
     def __init__(self, verdict: Verdict, report: Report, folder: Path | None) -> None:
         self.report, self.folder = report, folder
-        fix = "give --precision fp32, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16"
+        fix = _INSTEAD.get(report.precision, "deploy in float32, or use another runtime")
         super().__init__(f"{NOT_RUN}: {verdict.not_run}; {_left(folder)}", fix=fix)
+
+
+_INSTEAD = {
+    "bfloat16": "give --precision fp32, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16",
+    "float64": "let the factory return the module in float32, as module.float() is, and give its inputs as @f32",
+}
+"""What works where a kernel is missing, by the type of the weights."""
 
 
 def _left(folder: Path | None) -> str:

@@ -283,6 +283,29 @@ def test_a_shape_that_float64_changes_is_judged_against_eager() -> None:
     assert judge(measured.measurements).passed
 
 
+@pytest.mark.parametrize(("fault", "passed"), [(0.0, True), (1e-9, False)])
+def test_the_runtime_of_a_float64_module_is_held_to_its_graph(fault: float, passed: bool) -> None:
+    """ONNX holds the eps of a LayerNorm as a float32: in float64 the graph is 1e-13 off from the module, and right."""
+    module, specs = nn.LayerNorm(16).double().eval().requires_grad_(False), parse(["input:N=1..2..4x16@f64"])
+    graph = to_graph(module, specs).model
+    runner = onnxruntime_runner(graph)
+    deployed = FunctionRunner(lambda input: {"output": runner({"input": input})["output"] * (1 + fault)})
+    feeds = random_feeds(specs)
+    measured = measure(module, specs, deployed, feeds, graph=graph)
+    verdict = judge(measured.measurements)
+    assert max(each.measurement.deployed.rms for each in verdict.of("graph")) > 64 * 2**-52, "eager is no such measure"
+    assert [each.passed for each in verdict.of("graph")] == [True] * len(feeds)
+    assert [each.passed for each in verdict.of("runtime")] == [passed] * len(feeds)
+
+
+def test_corners_judge_a_float64_module_too() -> None:
+    module, specs = Module(lambda x, w: x @ w.double()), parse(["x:N=1..2..4x5@f64"])
+    corner = Feed("floats: mean 100", {"x": np.full((2, 5), 100.0)}, corner=True)
+    off = FunctionRunner(lambda x: {"output": x @ WEIGHT.astype(np.float64) * (1.0 if x.max() < 50 else 1.01)})
+    verdict = judge(measure(module, specs, off, (*random_feeds(specs), corner)).measurements)
+    assert [each.measurement.feed for each in verdict.failures()] == ["floats: mean 100"]
+
+
 def test_a_float64_module_is_its_own_reference() -> None:
     specs = parse(["x:3x5@f64"])
     module = Module(lambda x, w: x @ w)
