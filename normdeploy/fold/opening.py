@@ -95,7 +95,7 @@ def require_list(given: Sequence[str], where: str) -> None:
 
 def require_known_names(model: ir.Model, keep: Sequence[str]) -> None:
     """Refuse a pattern of ``keep`` that matches no node."""
-    names = {label(node) for graph, _ in graphs(model) for node in graph}
+    names = {label(node) for graph, _ in graphs(model) for node in graph} if keep else ()
     for pattern in keep:
         if not fnmatch.filter(names, pattern):
             fix = "name a module, or a node where there are no modules"
@@ -164,11 +164,13 @@ def _require_known_opset(model: ir.Model) -> None:
 
 def _require_makers(graph: ir.Graph | ir.Function) -> None:
     """Refuse a graph that reads a value which nothing makes."""
-    read = [(value, label(node)) for node in graph for value in node.inputs if value is not None]
-    for value, reader in (*read, *((value, "the outputs of the graph") for value in graph.outputs)):
+    read = ((value, node) for node in graph for value in node.inputs if value is not None)
+    for value, reader in (*read, *((value, None) for value in graph.outputs)):
         if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
             raise InputError(
-                f"the model is not valid ONNX: nothing makes {value.name!r}", where=reader, fix="export it again"
+                f"the model is not valid ONNX: nothing makes {value.name!r}",
+                where="the outputs of the graph" if reader is None else label(reader),
+                fix="export it again",
             )
 
 

@@ -66,10 +66,12 @@ def _calls(nodes: Sequence[onnx.NodeProto], bodies: dict[_Name, Sequence[onnx.No
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """Yield the graph of ``model`` and every body in it, or in its functions."""
     yield model.graph
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        for node in all_nodes(nodes):
-            for attribute in node.attribute:
-                yield from (graph for graph in (attribute.g, *attribute.graphs) if graph.node)
+    stack = [model.graph.node, *(function.node for function in model.functions)]
+    while stack:
+        for node in stack.pop():
+            for body in _bodies(node):
+                yield body
+                stack.append(body.node)
 
 
 def _count(nodes: Sequence[onnx.NodeProto]) -> int:
@@ -85,8 +87,16 @@ def all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
             stack.pop()
             continue
         yield node
-        for attribute in node.attribute:
-            stack += [iter(graph.node) for graph in (attribute.g, *attribute.graphs) if graph.node]
+        stack += [iter(body.node) for body in _bodies(node)]
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs in the attributes of ``node``; a field that is not there is not asked for what is in it."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        found += [attribute.g] if attribute.HasField("g") else ()
+        found += attribute.graphs
+    return [graph for graph in found if graph.node]
 
 
 def _told(name: _Name) -> str:

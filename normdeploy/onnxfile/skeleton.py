@@ -38,7 +38,7 @@ _WINDOW = 1 << 16
 LARGE = 1 << 12
 """Bytes from which on a weight stays in its file."""
 
-_TENSOR = onnx.TensorProto.DESCRIPTOR
+_NODE, _TENSOR = onnx.NodeProto.DESCRIPTOR, onnx.TensorProto.DESCRIPTOR
 _RAW, _DIMS, _DTYPE, _PLACE, _EXTERNAL = (
     _TENSOR.fields_by_name[name].number for name in ("raw_data", "dims", "data_type", "data_location", "external_data")
 )
@@ -182,35 +182,47 @@ def _texts(kind: Descriptor) -> frozenset[int]:
     return frozenset(each.number << 3 | BYTES for each in kind.fields if each.type == each.TYPE_STRING)
 
 
+@cache
+def _roles(kind: Descriptor) -> tuple[dict[int, Descriptor], frozenset[int], frozenset[int]]:
+    """The keys of the fields of ``kind`` that are messages, many numbers, and text."""
+    return _messages(kind), _packed(kind), _texts(kind)
+
+
 def _measure(found: Skeleton, file: File) -> None:
     """Enter the tensors; refuse a model that is more than can be built."""
     data, stack = found.light, [(onnx.ModelProto.DESCRIPTOR, 0, len(found.light), 0)]
-    counts = {"nodes": 0, "messages": 0, "fields": 0, "bytes of numbers": 0}
-    most = {"nodes": NODES, "messages": _MESSAGES, "fields": _FIELDS, "bytes of numbers": _NUMBERS}
+    nodes = messages = counted = numbers = 0
     while stack:
         kind, start, end, depth = stack.pop()
         if depth > _DEPTH:
             raise _too_deep(file)
-        counts["messages"] += 1
-        counts["nodes"] += kind is onnx.NodeProto.DESCRIPTOR
-        if kind is _TENSOR:
+        messages += 1
+        if kind is _NODE:
+            nodes += 1
+        elif kind is _TENSOR:
             found.tensors.append((start, end))
-        inner, packed, texts = _messages(kind), _packed(kind), _texts(kind)
+        inner, packed, texts = _roles(kind)
         for key, _, body, last in fields(data, start, end):
-            counts["fields"] += 1
-            if key in inner:
+            counted += 1
+            if key in texts:
+                data[body:last].decode()  # protobuf would hand out bytes where it is no text
+            elif key in inner:
                 stack.append((inner[key], body, last, depth + 1))
                 if len(stack) > _MESSAGES:
                     raise _too_large(file, f"more than {_MESSAGES:,} messages")
             elif key in packed:
-                counts["bytes of numbers"] += last - body
-            elif key in texts:
-                data[body:last].decode()  # protobuf would hand out bytes where it is no text
-            if counts["fields"] > _FIELDS:
+                numbers += last - body
+            if counted > _FIELDS:
                 break
-        for what, count in counts.items():
-            if count > most[what]:
-                raise _too_large(file, f"more than {most[what]:,} {what}")
+        if nodes > NODES or messages > _MESSAGES or counted > _FIELDS or numbers > _NUMBERS:
+            found_and_most = {
+                "nodes": (nodes, NODES),
+                "messages": (messages, _MESSAGES),
+                "fields": (counted, _FIELDS),
+                "bytes of numbers": (numbers, _NUMBERS),
+            }
+            what, most = next((what, most) for what, (count, most) in found_and_most.items() if count > most)
+            raise _too_large(file, f"more than {most:,} {what}")
 
 
 def _too_large(file: File, what: str) -> InputError:

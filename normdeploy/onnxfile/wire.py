@@ -27,13 +27,17 @@ class Readable(Protocol):
 
 def fields(data: Readable, start: int, end: int) -> Iterator[Field]:
     """Yield the fields of the message in ``data[start:end]``; ValueError where that is none."""
+    # Most keys and lengths are of one byte, and a call for each is half of the time.
     while start < end:
         key, body = data[start], start + 1
-        if key >= 0x80:  # most are of one byte, and a call for each is half of the time
+        if key >= 0x80:
             key, body = number(data, start)
         wire = key & 7
         if wire == BYTES:
-            length, body = number(data, body)
+            if body < end and (length := data[body]) < 0x80:
+                body += 1
+            else:
+                length, body = number(data, body)
             last = body + length
         elif wire == VARINT:
             last = number(data, body)[1]
