@@ -17,6 +17,7 @@ from normdeploy.clean import clean, store_as_read
 from normdeploy.errors import NormdeployError
 from normdeploy.fold import closing, merge, opening
 from normdeploy.fold.affine import AffineMap
+from normdeploy.fold.collector import young_objects_only
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.light import light
 from normdeploy.fold.graph.reader import Refused, View
@@ -48,9 +49,11 @@ class FoldResult:
 
         Outputs that are maps, or sequences of them, have no type in ``model``, and have theirs in the file.
         """
-        onnxfile.save(self.model, path, external_data=external_data)
+        with young_objects_only():
+            onnxfile.save(self.model, path, external_data=external_data)
 
 
+@young_objects_only()
 def fold(
     model: opening.AnyModel,
     *,

@@ -67,7 +67,7 @@ class Session:
                     raise candidate
                 return candidate, self._proven(candidate, state), refusals
             except Refused as refusal:
-                refusals.append(refusal)
+                refusals.append(refusal.with_traceback(None))  # whose frames hold the weights of the plan
         return None, None, refusals
 
     def _proven(self, plan: Plan, state: GraphState) -> float | None:

@@ -371,6 +371,15 @@ def test_the_second_formula_takes_what_is_right_and_sees_what_is_not(dtype: str,
         require_stored(edit, off)
 
 
+@pytest.mark.parametrize("dtype", KINDS)
+def test_the_second_formula_sees_what_overflowed(dtype: str) -> None:
+    kind = KINDS[dtype]
+    large = {"float16": 6e4, "float32": 3e38, "float64": 1.7e308, "bfloat16": 3e38}[dtype]
+    edit = Edit(ir.tensor(np.full((2, 3), large).astype(kind.numpy()), dtype=kind), kind).scaled(left=np.array(16.0))
+    with pytest.raises(NormdeployError, match="6 numbers of"):
+        require_stored(edit, np.full((2, 3), np.inf).astype(kind.numpy()))
+
+
 def test_saved_and_read_again(tmp_path: Path) -> None:
     proto = spelled("c = Conv (x, w)\n" + norm("c", "y"), outputs="float[2,4,high,wide] y")
     fold(proto).save(tmp_path / "new.onnx")
