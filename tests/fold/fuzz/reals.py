@@ -40,15 +40,17 @@ def _same(array: np.ndarray) -> np.ndarray:
 class Truth:
     """A model over the real numbers; ``change`` is done to each stored float tensor, still in its own dtype.
 
-    With a ``seed`` each number that is computed is moved by up to a unit in its last place.
+    With a ``seed`` each number that is computed is moved by up to so many ``units`` in its last place.
     """
 
-    def __init__(self, proto: onnx.ModelProto, change: Change = _same, *, seed: int | None = None) -> None:
+    def __init__(
+        self, proto: onnx.ModelProto, change: Change = _same, *, seed: int | None = None, units: float = 1.0
+    ) -> None:
         self._names = [info.name for info in proto.graph.output]
         flat = onnx.inliner.inline_local_functions(proto) if proto.functions else proto  # they would lose our operators
         wide = widened(flat, change)
         if seed is not None:
-            round_each(wide.graph, seed)
+            round_each(wide.graph, seed, units)
             wide.opset_import.append(imported())
         self._evaluator = ReferenceEvaluator(wide, new_ops=OPERATORS)
 
@@ -77,7 +79,18 @@ def widened(proto: onnx.ModelProto, change: Change = _same) -> onnx.ModelProto:
     return wide
 
 
-_ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {"Add": np.add, "Sqrt": np.sqrt}
+def _dequantized(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A vector of integers times its scale or scales; rounded once."""
+    return np.asarray(codes.astype(np.float64) * scale).astype(scale.dtype)
+
+
+_ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {"Add": np.add, "Sqrt": np.sqrt, "DequantizeLinear": _dequantized}
+
+
+def _is_computed(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
+    if node.op_type not in _ARITHMETIC or not all(name in known for name in node.input):
+        return False
+    return node.op_type != "DequantizeLinear" or known[node.input[0]].data_type == TensorProto.INT32  # a bias
 
 
 def _compute_constants(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> None:
@@ -88,7 +101,7 @@ def _compute_constants(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorP
             continue
         if node.op_type == "Constant":
             known[node.output[0]] = node.attribute[0].t
-        elif node.op_type in _ARITHMETIC and all(name in known for name in node.input):
+        elif _is_computed(node, known):
             array = np.asarray(_ARITHMETIC[node.op_type](*(numpy_helper.to_array(known[n]) for n in node.input)))
             tensor = known[node.output[0]] = numpy_helper.from_array(array, node.output[0])
             node.CopyFrom(helper.make_node("Constant", [], [tensor.name], value=tensor))

@@ -21,25 +21,26 @@ COMPUTES = frozenset(
     {
         "Add", "Sub", "Mul", "Div", "Sum", "Mean", "Sqrt", "Pow", "Exp", "Softmax", "MatMul", "Gemm", "Einsum",
         "ReduceMean", "ReduceSum", "Conv", "ConvTranspose", "AveragePool", "GlobalAveragePool", "BatchNormalization",
-        "InstanceNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization",
+        "InstanceNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization", "Resize", "Upsample",
     }
 )  # fmt: skip
 """Operators whose results are rounded; the others hand on numbers, or are left as they are, which asks for more."""
 
 
 class Rounded(OpRun):  # type: ignore[misc]  # onnx has no annotations
-    """Floats moved by half a unit in their last place to a whole one, up or down."""
+    """Floats moved by half of so many units in their last place to all of them, up or down."""
 
     op_domain = _DOMAIN
 
-    def _run(self, x: Any, seed: Any = None) -> tuple[Any]:
+    def _run(self, x: Any, seed: Any = None, units: Any = None) -> tuple[Any]:
         if not isinstance(x, np.ndarray | np.floating) or x.dtype.kind != "f":
             return (x,)
         rng = np.random.default_rng(seed)
-        return (np.asarray(x * (1.0 + _UNIT * rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1.0, x.shape))),)
+        unit = float(units) * _UNIT
+        return (np.asarray(x * (1.0 + unit * rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1.0, x.shape))),)
 
 
-def round_each(graph: onnx.GraphProto, seed: int) -> None:
+def round_each(graph: onnx.GraphProto, seed: int, units: float = 1.0) -> None:
     """Put a :class:`Rounded` behind every operator of ``graph`` that computes."""
     nodes = list(graph.node)
     del graph.node[:]
@@ -49,7 +50,8 @@ def round_each(graph: onnx.GraphProto, seed: int) -> None:
             continue
         made, exact = node.output[0], f"{node.output[0]}/exact"
         graph.node[-1].output[0] = exact
-        graph.node.append(helper.make_node("Rounded", [exact], [made], domain=_DOMAIN, seed=seed * len(nodes) + index))
+        moved = {"seed": seed * len(nodes) + index, "units": units}
+        graph.node.append(helper.make_node("Rounded", [exact], [made], domain=_DOMAIN, **moved))
 
 
 def imported() -> onnx.OperatorSetIdProto:
