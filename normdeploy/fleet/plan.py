@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ class Job:
     Attributes:
         name: of its bundle's folder: the model's, then precision and target where there are several.
         arguments: of ``normdeploy export``, but for where it goes; paths are absolute.
-        files: what it reads: the weights, the data, and of ``app-dir`` its Python files and the factory's package.
+        files: what it reads: the weights, the data, and all Python files in ``app-dir``.
     """
 
     name: str
@@ -156,12 +157,20 @@ def _read(options: Mapping[str, Any]) -> Iterator[Path]:
         if Path(str(value)).is_absolute():
             yield Path(str(value))
     if "app-dir" in options:
-        yield from _sources(Path(str(options["app-dir"])), str(options["model"]).partition(":")[0])
+        yield from _sources(Path(str(options["app-dir"])))
 
 
-def _sources(folder: Path, module: str) -> list[Path]:
-    """Return the Python files of ``folder`` itself and of the package with ``module``: a factory imports others."""
-    return sorted({*folder.glob("*.py"), *(folder / module.partition(".")[0]).rglob("*.py")})
+def _sources(folder: Path) -> Iterator[Path]:
+    """Yield the Python files of ``folder`` and below: a factory may import each of them.
+
+    Hidden folders and virtual environments are left out.
+    """
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not (here / name / "pyvenv.cfg").exists()
+        )
+        yield from (here / name for name in sorted(files) if name.endswith(".py"))
 
 
 def _plain_files(path: Path) -> list[Path]:

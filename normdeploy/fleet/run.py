@@ -68,8 +68,8 @@ def export_all(
     """Run the exports of ``fleet`` into ``out``, each in a process of its own, and return what came of all, in order.
 
     What passed, is whole by its sha256s and depends on what it depended on, by theirs, is not run again, unless
-    ``force``; of code only the file of the factory is looked at. A failed export does not stop the others. ``at_once``
-    run at a time, here or on the cluster ``ray``; ``told`` is called with each when it has ended.
+    ``force``; of code the Python files in ``app-dir`` are looked at. A failed export does not stop the others.
+    ``at_once`` run at a time, here or on the cluster ``ray``; ``told`` is called with each when it has ended.
 
     Raises InputError where ``fleet`` or ``out`` cannot be used, UnavailableError where the cluster cannot.
     """

@@ -1,10 +1,13 @@
 """Whether requests may be put together: Triton adds rows of different clients along the first axis.
 
-The interface must allow it, and then the model is asked: a row must come out the same alone and beside others. A
-softmax over the batch, or statistics of it, would mix what clients send.
+The interface must allow it, and then the model is asked: a row must come out the same alone and beside others, and no
+operator may let it depend on them, whatever the values are. A softmax over the batch, or statistics of it, would mix
+what clients send.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from normdeploy.bundle import Bundle
 from normdeploy.bundle.golden import allowed
 from normdeploy.bundle.interface import Interface
 from normdeploy.parity.metrics import errors
+from normdeploy.serving.rows.trace import meeting
 
 _ROWS = 4
 
@@ -31,13 +35,28 @@ def batch_axis(interface: Interface) -> str | None:
 
 
 def mixed_rows(bundle: Bundle, name: str) -> str:
-    """Return how far a row of a batch along dimension ``name`` is off from that row alone; empty where it may be.
+    """Return why requests may not be put together along dimension ``name``; empty where they may.
 
-    It may be where it is within twice the bound of parity, as golden outputs of another machine.
+    They may where a row of a batch is within twice the bound of parity of that row alone, as golden outputs of another
+    machine, and where no operator of the model makes it depend on the rows beside it.
     """
     largest = next(axis.max for axis in bundle.interface.inputs[0].dims if axis.name == name)
     rows = min(_ROWS, largest or 1)
+    if rows == 1:
+        return ""
     batch = {key: _rows(array, rows, bundle, key) for key, array in bundle.golden.inputs.items()}
+    return _changed(bundle, batch, rows) or _meeting(bundle, batch)
+
+
+def _meeting(bundle: Bundle, batch: Mapping[str, np.ndarray]) -> str:
+    try:
+        return meeting(bundle.model_path, batch, {key: array[:-1] for key, array in batch.items()})
+    except Exception as error:  # a graph may hold anything: of one that cannot be followed nothing is known
+        return f"what a row depends on cannot be told: {getattr(error, 'what', error)}"
+
+
+def _changed(bundle: Bundle, batch: Mapping[str, np.ndarray], rows: int) -> str:
+    """Return how far a row of ``batch`` is off from that row alone; empty where it is not."""
     together = bundle.runner(batch)
     alone = [bundle.runner({key: array[row : row + 1] for key, array in batch.items()}) for row in range(rows)]
     for output in bundle.manifest.outputs:

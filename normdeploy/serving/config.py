@@ -32,7 +32,7 @@ WARMUP = "golden"
 def model_config(bundle: Bundle, name: str, batch: str | None, serving: Serving) -> Any:
     """Return the ``ModelConfig`` of ``bundle`` as model ``name``; ``batch`` is the dimension that requests add up in.
 
-    Raises InputError for a type that Triton does not have.
+    Raises InputError for a type that Triton does not have, and for a scalar, which it knows in batches alone.
     """
     config = new_config()
     config.name, config.backend = name, serving.platform
@@ -63,8 +63,13 @@ def _add_tensor(config: Any, entry: Any, tensor: Tensor, *, batched: bool) -> No
         raise InputError(what, where=tensor.name, fix="export a model without this input or output")
     entry.name, entry.data_type = tensor.name, number_of(config, "DataType", TYPES[tensor.dtype])
     axes = tensor.dims[batched:]
+    if not (axes or batched):
+        what = "Triton takes and gives no scalar of a model whose requests are not put together"
+        raise InputError(
+            what, where=tensor.name, fix="export the module in one that takes and gives it as an array [1]"
+        )
     entry.dims.extend(-1 if axis.name is not None else axis.min for axis in axes)
-    if not axes:  # Triton's tensors have a dimension at least: what a client sends as [1] the model takes as []
+    if not axes:  # Triton's rows have a dimension at least: what a client sends as [1] the model takes as []
         entry.dims.append(1)
         entry.reshape.SetInParent()
 

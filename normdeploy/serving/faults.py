@@ -14,6 +14,7 @@ from normdeploy.disk import read_plain
 from normdeploy.errors import InputError
 from normdeploy.report.schema import read
 from normdeploy.serving.schema import name_of, parse_config
+from normdeploy.serving.versions import misnamed, versions
 
 CONFIG = "config.pbtxt"
 BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": PLAN, "python": "model.py"}
@@ -97,7 +98,9 @@ def _tensor_faults(config: Any) -> Iterator[str]:
         if not tensor.name:
             yield "an input or output has no name"
         if not tensor.dims:
-            yield f"{tensor.name} has no dims: a scalar has dims: [1] and reshape {{ }}"
+            yield f"{tensor.name} has no dims: a row that is one number has dims: [1] and reshape {{ }}"
+        if config.max_batch_size == 0 and tensor.HasField("reshape") and not tensor.reshape.shape:
+            yield f"{tensor.name} is a scalar, which Triton knows in batches alone"
         if wrong := [str(size) for size in tensor.dims if size == 0 or size < -1]:
             yield f"{tensor.name} has a dimension of size {', '.join(wrong)}: write its size, or -1 for any"
         if name_of(config, "DataType", tensor.data_type) == "TYPE_INVALID":
@@ -105,7 +108,9 @@ def _tensor_faults(config: Any) -> Iterator[str]:
 
 
 def _version_faults(model: Path, config: Any, file: str) -> Iterator[str]:
-    numbers = sorted(int(entry.name) for entry in os.scandir(model) if entry.name.isdecimal() and entry.is_dir())
+    numbers = versions(model)
+    for name in misnamed(model):
+        yield f"Triton takes the folder {name} for no version: a version is a number from 1 on, without a zero in front"
     if not numbers:
         yield "it has no version: no folder with a number"
     wanted = list(config.version_policy.specific.versions)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from normdeploy.serving.kserve import KServe, check_kserve, inference_service, r
 from normdeploy.serving.options import Serving, check_options
 from normdeploy.serving.readme import README, is_ours, readme
 from normdeploy.serving.schema import config_text, parse_config
+from normdeploy.serving.versions import LARGEST, versions
 
 CONFIG = "config.pbtxt"
 WARMUP_FOLDER = "warmup"
@@ -78,7 +79,7 @@ def package(
     :func:`normdeploy.load_bundle` raises, and InputError where Triton cannot serve the bundle as asked, or the disk
     does not take it.
     """
-    names = [name or Path(os.path.realpath(path)).name for path in bundles]
+    names = [Path(os.path.realpath(path)).name if name is None else name for path in bundles]
     for each in names:
         _check_name(each, names, given=name is not None)
     if kserve is not None:
@@ -96,11 +97,6 @@ def package(
         with disk_errors(repository, _WHAT):
             write_kserve(repository, _service(repository, kserve))
     return made
-
-
-def versions(model: Path) -> list[int]:
-    """Return the numbers of the versions in the folder of a model, in order."""
-    return sorted(int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
 
 def _require_no_bundle(repository: Path) -> None:
@@ -125,13 +121,8 @@ def _add(bundle: Bundle, repository: Path, name: str, serving: Serving) -> Packa
     mixed = mixed_rows(bundle, axis) if axis is not None else ""
     batch = None if mixed else axis
     config = model_config(bundle, name, batch, serving)
-    model = repository / name
-    if not os.path.lexists(model):
-        with room(model) as place:
-            _write_model(place.new, bundle, config)
-            place.settle(model)
-        version = 1
-    else:
+    model, version = repository / name, 1
+    if os.path.lexists(model) or not _first_version(model, bundle, config):
         _require_fit(model, config)
         version = _next_version(model, bundle)
     contents(model / str(version))
@@ -139,9 +130,23 @@ def _add(bundle: Bundle, repository: Path, name: str, serving: Serving) -> Packa
     return Packaged(name, version, model / str(version), batch, tuple(_notes(bundle, mixed, batch, serving)))
 
 
+def _first_version(model: Path, bundle: Bundle, config: Any) -> bool:
+    """Make the folder of a model with its first version; False where somebody else has made it meanwhile."""
+    with room(model) as place:
+        _write_model(place.new, bundle, config)
+        try:
+            place.settle(model)
+        except FileExistsError:
+            return False
+    return True
+
+
 def _next_version(model: Path, bundle: Bundle) -> int:
     with locked(model):
         version = max(versions(model), default=0) + 1
+        if version > LARGEST:
+            what = f"version {LARGEST} is there, and Triton knows no larger number"
+            raise InputError(what, where=str(model), fix="package under another --name")
         target = model / str(version)
         with room(target) as place:
             _write_version(place, bundle)
@@ -199,12 +204,29 @@ def _notes(bundle: Bundle, mixed: str, batch: str | None, serving: Serving) -> l
     elif batch is None:
         notes.append("requests are not put together: no dimension from 1 on is axis 0 of every input and output alone")
     engine = bundle.report.engine
+    notes.extend(_promises(bundle, batch))
     if engine is not None and serving.platform != "tensorrt":
         notes.append(f"Triton runs the model in ONNX Runtime; the bundle's engine, of {engine.backend}, is not used")
     spinning = bundle.manifest.session_options.get("session.intra_op.allow_spinning")
     if spinning is not None:
         notes.append("session.intra_op.allow_spinning, which Triton cannot be given, changes how fast it is")
     return notes
+
+
+def _promises(bundle: Bundle, batch: str | None) -> Iterator[str]:
+    """Yield what a bundle holds its callers to and Triton does not, and what the answers look like there alone."""
+    held = [f"{each.name} from {each.low} to {each.high}" for each in bundle.interface.inputs if each.low is not None]
+    axes = [axis for each in bundle.interface.inputs for axis in each.dims if axis.name not in (None, batch)]
+    for axis in dict.fromkeys(axes):
+        step = f" in steps of {axis.multiple}" if axis.multiple != 1 else ""
+        same = ", the same wherever it stands" if axes.count(axis) > 1 else ""
+        held.append(f"{axis.name} from {axis.min} to {axis.max}{step}{same}")
+    if held:
+        yield f"Triton does not refuse what the bundle would; its clients must keep to: {'; '.join(held)}"
+    tensors = (*bundle.interface.inputs, *bundle.interface.outputs)
+    columns = [each.name for each in tensors if batch is not None and len(each.dims) == 1]
+    if columns:
+        yield f"a row of {', '.join(columns)} is one number, which Triton takes and gives as {batch} x 1"
 
 
 def _service(repository: Path, kserve: KServe) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def cpp(interface: Interface, folder: Path, options: Mapping[str, str]) -> str:
         "#include <algorithm>",
         "#include <iostream>",
         "#include <memory>",
+        "#include <vector>",
         "int main() {",
         "  Ort::Env env;",
         "  Ort::SessionOptions options;",

@@ -84,12 +84,21 @@ def test_what_is_trusted_is_typed(fleet: Path) -> None:
     assert read_fleet(fleet, [trusted])[1].arguments[-2:] == ("--trust", str(trusted))
 
 
-@pytest.mark.parametrize("changed", ["weights", "option", "factory", "beside", "package", "version", "nothing"])
+@pytest.mark.parametrize(
+    "changed", ["weights", "option", "factory", "beside", "package", "below", "version", "environment", "nothing"]
+)
 def test_what_an_export_depends_on_is_in_its_digest(fleet: Path, changed: str) -> None:
-    layers = {"beside": fleet.parent / "layers.py", "package": fleet.parent / "nets" / "parts" / "layers.py"}
-    layers["package"].parent.mkdir(parents=True)
+    here = fleet.parent
+    layers = {
+        "beside": here / "layers.py",
+        "package": here / "nets" / "parts" / "layers.py",
+        "below": here / "common" / "layers" / "norms.py",
+        "environment": here / "venv" / "lib" / "layers.py",
+    }
     for path in layers.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("SIZE = 3")
+    (here / "venv" / "pyvenv.cfg").touch()
     if changed == "package":
         (fleet.parent / "net.py").rename(fleet.parent / "nets" / "net.py")
         fleet.write_text(fleet.read_text().replace("net:make", "nets.net:make"))
@@ -102,7 +111,8 @@ def test_what_an_export_depends_on_is_in_its_digest(fleet: Path, changed: str) -
         (fleet.parent / "net.py").write_text("def make(): return 1")
     if changed in layers:
         layers[changed].write_text("SIZE = 4")
-    assert (digest(read_fleet(fleet)[0], "2" if changed == "version" else "1", {}) == before) == (changed == "nothing")
+    same = digest(read_fleet(fleet)[0], "2" if changed == "version" else "1", {}) == before
+    assert same == (changed in ("nothing", "environment"))
 
 
 def test_the_shards_that_an_index_names_are_in_the_digest(fleet: Path) -> None:

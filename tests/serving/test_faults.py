@@ -35,6 +35,11 @@ CHANGED = {
     "backend": ('backend: "onnxruntime"', 'backend: "onyx"', "the backend 'onyx' is none of"),
     "batch": ("max_batch_size: 4", "max_batch_size: 5", "max_batch_size is 5, and axis 0 of x takes less"),
     "no batch": ("max_batch_size: 4", "max_batch_size: 0", "dynamic_batching needs a max_batch_size"),
+    "a scalar without batches": (
+        "max_batch_size: 4",
+        "max_batch_size: 0",
+        "ids is a scalar, which Triton knows in batches alone",
+    ),
     "negative batch": ("max_batch_size: 4", "max_batch_size: -1", "max_batch_size is -1"),
     "gpu": ("kind: KIND_CPU", "kind: KIND_GPU gpus: 1", "it wants the GPU 1, and this machine has none"),
     "name": ('name: "small"', 'name: "other"', "the config's name is 'other'"),
@@ -66,6 +71,13 @@ def test_missing_parts_are_told(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="there is no model"):
         require_sound(tmp_path / "bare")
+
+
+@pytest.mark.parametrize("name", ["007", "0", str(2**63), "٣"])
+def test_a_number_that_is_no_version_is_told(repository: Path, name: str) -> None:
+    shutil.copytree(repository / "small" / "1", repository / "small" / name)
+    with pytest.raises(InputError, match=f"Triton takes the folder {name} for no version"):
+        require_sound(repository)
 
 
 def small_file(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def dims(tensors: Any) -> list[tuple[str, list[int]]]:
 
 def test_a_bundle_becomes_version_one_and_stays_a_bundle(small: Path, tmp_path: Path) -> None:
     (made,) = package([small], tmp_path / "deep" / "repo")
-    assert (made.name, made.version, made.batch, made.notes) == ("small", 1, "N", ())
+    assert (made.name, made.version, made.batch) == ("small", 1, "N")
     assert tree(made.folder).keys() == tree(small).keys()
     np.testing.assert_array_equal(load_bundle(made.folder)(samples.INPUTS)["y"], samples.golden().outputs["y"])
     config = config_of(tmp_path / "deep" / "repo", "small")
@@ -69,10 +70,10 @@ def test_the_next_version_leaves_the_first_as_it_is(small: Path, tmp_path: Path)
     assert package([small], tmp_path)[0].version == 3
 
 
-def test_dimensions_that_vary_are_minus_one_and_scalars_are_reshaped(tmp_path: Path) -> None:
-    signature, body = "(float[N, T] x, float s) => (float[N, T] y)", "y = Mul (x, s)"
-    inputs = {"x": X, "s": np.array(2, np.float32)}
-    bundle = bundle_of(tmp_path / "b", signature, body, ["x:N=1..2..4xT=1..3..9", "s:[]"], inputs)
+def test_dimensions_that_vary_are_minus_one(tmp_path: Path) -> None:
+    signature, body = "(float[N, T] x, float[1] s) => (float[N, T] y)", "y = Mul (x, s)"
+    inputs = {"x": X, "s": np.array([2], np.float32)}
+    bundle = bundle_of(tmp_path / "b", signature, body, ["x:N=1..2..4xT=1..3..9", "s:1"], inputs)
     (made,) = package([bundle], tmp_path / "repo")
     config = config_of(tmp_path / "repo", "b")
     assert made.batch is None
@@ -81,6 +82,24 @@ def test_dimensions_that_vary_are_minus_one_and_scalars_are_reshaped(tmp_path: P
     assert not config.HasField("dynamic_batching")
     assert dims(config.input) == [("x", [-1, -1]), ("s", [1])]
     assert (tmp_path / "repo" / "b" / "warmup" / "golden_1").read_bytes() == inputs["s"].tobytes()
+
+
+SCALARS = {
+    "taken": ("(float[N, T] x, float s) => (float[N, T] y)", "y = Mul (x, s)", "s"),
+    "given": ("(float[N, T] x, float[1] s) => (float y)", "m = Mul (x, s) y = ReduceSum <keepdims = 0> (m)", "y"),
+}
+
+
+@pytest.mark.parametrize(("signature", "body", "name"), SCALARS.values(), ids=SCALARS.keys())
+def test_a_scalar_outside_a_batch_is_refused(tmp_path: Path, signature: str, body: str, name: str) -> None:
+    shape: tuple[int, ...] = () if name == "s" else (1,)
+    inputs = {"x": X, "s": np.full(shape, 2, np.float32)}
+    specs = ["x:N=1..2..4xT=1..3..9", "s:[]" if name == "s" else "s:1"]
+    bundle = bundle_of(tmp_path / "b", signature, body, specs, inputs)
+    with pytest.raises(InputError, match="takes and gives no scalar") as caught:
+        package([bundle], tmp_path / "repo")
+    assert caught.value.where == name
+    assert os.listdir(tmp_path) == ["b"]
 
 
 MIXES = {
@@ -100,11 +119,60 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_not_batched(tmp_path: Path, b
     assert config_of(tmp_path / "repo", "b").max_batch_size == 0
 
 
+def test_rows_that_meet_for_rare_values_alone_are_not_batched(tmp_path: Path) -> None:
+    """No row that is drawn shows it: only the largest id of the range makes the others another answer."""
+    signature = "(int64[N, 3] ids) => (float[N, 3] y)"
+    body = (
+        "axes = Constant <value_ints = [0]> () most = ReduceMax (ids, axes) last = Constant <value_ints = [49]> ()"
+        "seen = Equal (most, last) f = Cast <to = 1> (seen) g = Cast <to = 1> (ids) y = Add (f, g)"
+    )
+    inputs = {"ids": np.array([[1, 2, 3], [4, 5, 6]])}
+    bundle = bundle_of(tmp_path / "b", signature, body, ["ids:N=1..2..8x3@i64[0..49]"], inputs)
+    run = load_bundle(bundle)
+    alone, beside = (run(ids=np.array(rows))["y"][0] for rows in ([[1, 2, 3]], [[1, 2, 3], [49, 49, 49]]))
+    assert not np.array_equal(alone, beside)
+    (made,) = package([bundle], tmp_path / "repo")
+    assert made.batch is None
+    assert "y can depend on another row in ReduceMax 'most'" in made.notes[0]
+
+
+def test_what_triton_does_not_hold_is_told(small: Path, tmp_path: Path) -> None:
+    inputs = {"x": np.ones((2, 4, 4), np.float32), "mask": np.ones((2, 4), np.float32)}
+    signature = "(float[N, T, 4] x, float[N, T] mask) => (float[N, T, 4] y)"
+    body = "axes = Constant <value_ints = [2]> () m = Unsqueeze (mask, axes) y = Mul (x, m)"
+    specs = ["x:N=1..2..4xT=2..4..8%2x4", "mask:N=1..2..4xT=2..4..8%2"]
+    two = bundle_of(tmp_path / "two", signature, body, specs, inputs)
+    notes = [note for made in package([small, two], tmp_path / "repo") for note in made.notes]
+    assert notes == [
+        "Triton does not refuse what the bundle would; its clients must keep to: ids from 0.0 to 6.0",
+        "a row of ids is one number, which Triton takes and gives as N x 1",
+        "Triton does not refuse what the bundle would; its clients must keep to: "
+        "T from 2 to 8 in steps of 2, the same wherever it stands",
+    ]
+
+
 @pytest.mark.parametrize("spec", ["x:N=2..2..4x3", "x:N=2..4..8%2x3"])
 def test_a_batch_that_a_single_row_is_not_is_not_batched(tmp_path: Path, spec: str) -> None:
     inputs = {"x": np.concatenate([X, X])}
     bundle = bundle_of(tmp_path / "b", "(float[N, 3] x) => (float[N, 3] y)", "y = Relu (x)", [spec], inputs)
     assert package([bundle], tmp_path / "repo")[0].batch is None
+
+
+def test_many_at_once_make_a_version_each(small: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        made = [*pool.map(lambda _: package([small], tmp_path / "deep" / "repo")[0], range(6))]
+    assert sorted(each.version for each in made) == [1, 2, 3, 4, 5, 6]
+    assert sorted(os.listdir(tmp_path / "deep" / "repo")) == ["README.md", "small"]
+    assert all(load_bundle(each.folder).manifest for each in made)
+
+
+def test_there_is_no_version_behind_the_last(small: Path, tmp_path: Path) -> None:
+    package([small], tmp_path)
+    (tmp_path / "small" / "1").rename(tmp_path / "small" / str(2**63 - 1))
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="Triton knows no larger number"):
+        package([small], tmp_path)
+    assert tree(tmp_path) == before
 
 
 def test_another_interface_is_no_version_of_the_model(small: Path, tmp_path: Path) -> None:
@@ -182,6 +250,7 @@ def test_a_bundle_that_is_not_whole_leaves_no_repository(small: Path, tmp_path: 
 NAMES: dict[str, Callable[[Path], tuple[list[Path], str | None]]] = {
     "a path": lambda bundle: ([bundle], "a/b"),
     "a number": lambda bundle: ([bundle], "7"),
+    "empty": lambda bundle: ([bundle], ""),
     "hidden": lambda bundle: ([bundle], ".m"),
     "two of one name": lambda bundle: ([bundle, bundle], None),
 }
