@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from threading import Lock
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 SCHEMA = "model_config.binpb"
 """``tritonclient.grpc.model_config_pb2`` of tritonclient 2.73.0, as a serialized FileDescriptorProto."""
+_ONE = Lock()
 
 
 def new_config() -> Any:
@@ -45,8 +47,13 @@ def name_of(config: Any, enum: str, number: int) -> str:
     return str(pool.FindEnumTypeByName(f"inference.{enum}").values_by_number[number].name)
 
 
-@cache
 def _message_class() -> Any:
+    with _ONE:  # messages of two classes are never equal, and two threads may ask for the first at once
+        return _made_class()
+
+
+@cache
+def _made_class() -> Any:
     pool = descriptor_pool.DescriptorPool()
     content = (files("normdeploy.serving") / "data" / SCHEMA).read_bytes()
     pool.Add(descriptor_pb2.FileDescriptorProto.FromString(content))
