@@ -7,8 +7,11 @@ against float64, relative to eager's own error on the CPU in that precision. Lat
 on inputs that lie on the GPU, by the wall clock and by CUDA events. What cannot be made here is a row that says why.
 With ``--plugin`` there are engines of the graph with LayerNorm plugins as well; with ``--tf32`` the products of eager
 PyTorch, whose error on the GPU then counts, and of ONNX Runtime are rounded to TF32, those of engines never. A graph
-for ``--target onnxruntime`` has no rows of TensorRT. An ``--engine`` is a row in any case; the forms that ``--tune``
-would choose from are those of ``--layernorm``.
+for ``--target onnxruntime`` has no rows of TensorRT. Engines are rows in any case; with ``--engine`` it is an error,
+told before anything is run, if none can be built, and ``--sm`` says for which GPUs. With ``--tune`` there is a row for
+each form and session that ``export --tune`` would choose from; with ``--no-bench`` nothing is timed. Of ``export`` it
+takes all but what is about a bundle (``--out``, ``--force``, ``--to-torch``) or about timing in other processes
+(``--threads``, ``--processes``, ``--batch``, ``--compare``: torch.compile is a row in any case).
 
 It ends in under eight minutes: what was not begun after ``--minutes`` (6.5) is a row that says so.
 
@@ -32,6 +35,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import distributions
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -55,14 +59,17 @@ from normdeploy.engine.gpu import find
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
 from normdeploy.export import arguments, bind_inputs, flatten_outputs, to_graph
-from normdeploy.fold import Target, fold
+from normdeploy.fold import Level, Target, fold
 from normdeploy.parity.compare import measure
 from normdeploy.parity.feeds import Feed, random_feeds
 from normdeploy.parity.plugins import with_plugins
 from normdeploy.parity.verdict import Criteria, judge
+from normdeploy.pipeline.account import norm_counts
+from normdeploy.pipeline.deploy import check_options
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.source import app_dir_of, feeds_for, specs_of
 from normdeploy.pipeline.source import load as load_source
+from normdeploy.pipeline.tune import SESSIONS, SEVERAL_FORMS, form_name, other_forms
 from normdeploy.precision import Precision, to_precision
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.placement import CPU, Placement, placed
@@ -159,6 +166,10 @@ class Form:
     tf32: bool = False
     plugin: PluginForm | None = None
     stream: int | None = None
+    engine: bool = False
+    sm: Sequence[str] = ()
+    tune: bool = False
+    keep: Sequence[str] = ()
 
 
 def artefacts(
@@ -178,21 +189,47 @@ def artefacts(
     yield "onnxruntime CUDA, unfolded", lambda: OnnxRuntimeRunner(before, placement=cuda, stream=stream)
     yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, placement=cuda, stream=stream)
     yield "onnxruntime CUDA graph", lambda: OnnxRuntimeRunner(model, placement=captured, stream=stream)
+    if form.tune:
+        yield from tuned(precision, graphs, folder / f"{subject.name}.{precision}", form, cuda)
     if form.target == "onnxruntime":
         return
     yield "onnxruntime TensorRT", lambda: OnnxRuntimeRunner(model, placement=tensorrt, stream=stream)
     for backend in BACKENDS:
         plan = model.with_suffix(f".{backend.name}.plan")
-        yield backend.title, partial(engine, lambda: narrow, subject, precision, backend.name, plan)
+        yield backend.title, partial(engine, lambda: narrow, subject, precision, backend.name, plan, form.sm)
         if plugin := form.plugin:
             plan = model.with_suffix(f".{backend.name}.{plugin}.plan")
-            made = partial(engine, lambda: with_plugins(narrow, plugin)[0], subject, precision, backend.name, plan)
+            made = partial(
+                engine, lambda: with_plugins(narrow, plugin)[0], subject, precision, backend.name, plan, form.sm
+            )
             yield f"{backend.title}, {plugin} plugins", made
 
 
-def engine(graph: Callable[[], ir.Model], subject: Subject, precision: Precision, backend: str, plan: Path) -> Runner:
-    """An engine of ``graph``, built into ``plan``."""
-    return TensorRTRunner(build(graph(), subject.specs, precision=precision, backend=backend).write(plan))
+def tuned(
+    precision: Precision, graphs: tuple[ir.Model, ir.Model], folder: Path, form: Form, placement: Placement
+) -> Iterator[tuple[str, Factory]]:
+    """Every form that ``export --tune`` would measure beside the default one, by name."""
+    if not SEVERAL_FORMS & norm_counts(graphs[1]).keys():
+        return
+
+    def made(level: Level, target: Target, options: Mapping[str, str], file: Path) -> Runner:
+        graph = to_precision(fold(graphs[0], keep=form.keep, layernorm=level, target=target).model, precision)
+        file.parent.mkdir(exist_ok=True)
+        ir.save(graph, file, external_data=f"{file.name}.data")
+        return OnnxRuntimeRunner(file, placement=placement, options=options, stream=form.stream)
+
+    levels: list[tuple[Level, Target]] = [("affine", form.target), *other_forms(form.target, engine=form.engine)]
+    for index, ((level, target), options) in enumerate(product(levels, SESSIONS)):
+        if index:  # the first is the default, which has its row
+            name = f"onnxruntime CUDA, {form_name(level, target, options)}"
+            yield name, partial(made, level, target, options, folder / f"{index}.onnx")
+
+
+def engine(
+    graph: Callable[[], ir.Model], subject: Subject, precision: Precision, backend: str, plan: Path, sm: Sequence[str]
+) -> Runner:
+    """An engine of ``graph``, built into ``plan`` for the GPUs ``sm``."""
+    return TensorRTRunner(build(graph(), subject.specs, precision=precision, backend=backend, sm=sm).write(plan))
 
 
 @dataclass(frozen=True)
@@ -207,6 +244,7 @@ class Terms:
     seconds: float
     until: float
     placement: Placement = CPU
+    bench: bool = True
 
 
 def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], terms: Terms) -> list[Row]:
@@ -226,7 +264,7 @@ def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Fa
             )
             verdict = judge(measured.measurements, terms.criteria, measured.reference, measured.notes)
             baseline = baseline or runner
-            timed = _timed(baseline, runner, feeds[0], terms)
+            timed = _timed(baseline, runner, feeds[0], terms) if terms.bench else None
         except VerdictError as error:
             rows.append(failed(passed=False, note=error.what))
         except NormdeployError as error:
@@ -235,15 +273,16 @@ def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Fa
             rows.append(failed(note=f"{type(error).__name__}: {str(error)[:200]}"))
         else:
             worst = max(measured.measurements, key=lambda each: each.deployed.rms)
-            rows.append(
-                Row(
-                    *(subject.name, precision, name, verdict.passed, verdict.smallest_k),
-                    *(worst.deployed.rms, worst.eager.rms, timed.deployed.p50_ms, timed.deployed.device_p50_ms),
-                    *(timed.ratio, timed.ratio_low, timed.ratio_high),
-                    note="noisy" if timed.noisy else "",
-                )
-            )
+            row = failed(verdict.passed, verdict.smallest_k, worst.deployed.rms, worst.eager.rms)
+            rows.append(row if timed is None else _with_times(row, timed))
     return rows
+
+
+def _with_times(row: Row, timed: Comparison) -> Row:
+    return replace(
+        row, p50_ms=timed.deployed.p50_ms, device_p50_ms=timed.deployed.device_p50_ms, speedup=timed.ratio,
+        speedup_low=timed.ratio_low, speedup_high=timed.ratio_high, note="noisy" if timed.noisy else "",
+    )  # fmt: skip
 
 
 def _timed(baseline: Runner, runner: Runner, feed: Feed, terms: Terms) -> Comparison:
@@ -271,13 +310,13 @@ def table(rows: Sequence[Row], title: str) -> Table:
         drawn.add_column(heading)
     for row in rows:
         parity = {True: "passed", False: "FAILED", None: "not run"}[row.passed]
-        if row.p50_ms is None:
+        if row.rms is None:
             drawn.add_row(row.model, row.precision, row.artefact, parity, row.note)
             continue
-        speed = f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f}) {row.note}"
+        speed = "–" if row.speedup is None else f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
         taken = (row.smallest_k, row.rms, row.eager_rms, row.p50_ms, row.device_p50_ms)
         numbers = ["–" if value is None else f"{value:.3g}" for value in taken]
-        drawn.add_row(row.model, row.precision, row.artefact, parity, *numbers, speed)
+        drawn.add_row(row.model, row.precision, row.artefact, parity, *numbers, f"{speed} {row.note}")
     return drawn
 
 
@@ -291,6 +330,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the JSON")
     parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--no-bench", action="store_true", help="leave the latency out")
     parser.add_argument("--seconds", type=float, default=0.5, help="time that each comparison of latency gets")
     parser.add_argument("--minutes", type=float, default=6.5, help="after these no artefact is begun")
     parser.add_argument("--model", help="module:factory of a checkpoint of your own, instead of the digit networks")
@@ -303,6 +343,9 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", action="append", default=[], help="pattern of modules whose norms stay")
     parser.add_argument("--layernorm", choices=["off", "recognise", "affine", "centre"], default="affine")
     parser.add_argument("--target", choices=get_args(Target), default="onnx", help="what will run the model")
+    parser.add_argument("--engine", action="store_true", help="end at once if no engine can be built here")
+    parser.add_argument("--sm", default="", help="compute capabilities to build engines for, e.g. 86,89,120")
+    parser.add_argument("--tune", action="store_true", help="the forms of LayerNorms and sessions as well")
     parser.add_argument("--plugin", action="store_true", help="engines with LayerNorm plugins, too")
     parser.add_argument("--plugin-form", choices=get_args(PluginForm), default="aot")
     parser.add_argument("--tf32", action="store_true", help="let float32 products be rounded to TF32")
@@ -333,9 +376,13 @@ def _plain(value: Any) -> Any:
 
 
 def form_of(asked: argparse.Namespace) -> Form:
-    """Return which artefacts are asked for. Raises InputError where options contradict each other, as in ``export``."""
+    """Return which artefacts are asked for. Raises what ``export`` does where options contradict each other."""
     check_plugin(asked.plugin, asked.plugin_form, asked.target)
-    return Form(asked.target, asked.tf32, asked.plugin_form if asked.plugin else None)
+    check_options(asked.engine, listed(asked.sm), asked.layernorm, asked.target, asked.tune, asked.plugin)
+    return Form(
+        asked.target, asked.tf32, asked.plugin_form if asked.plugin else None, engine=asked.engine,
+        sm=listed(asked.sm), tune=asked.tune, keep=asked.keep,
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -351,7 +398,9 @@ def main() -> int:
     form = replace(form, stream=clock.stream)
     until = begun + 60 * arguments.minutes
     judged_on = cuda if form.tf32 else CPU
-    terms = Terms(criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until, judged_on)
+    terms = Terms(
+        criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until, judged_on, not arguments.no_bench
+    )
     subjects = [given(arguments)] if arguments.model else list(digits())
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import gpu_parity as script
 
 from normdeploy.bench.clocks import WallClock
+from normdeploy.cli.making import export
 from normdeploy.cli.options import EagerOptions, ParityOptions
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, UnavailableError
 from normdeploy.export import to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.feeds import random_feeds
@@ -100,11 +102,80 @@ def test_what_is_launched_is_what_is_judged(subject: script.Subject) -> None:
     np.testing.assert_array_equal(seen[-1].numpy(), meant)
 
 
-def test_it_takes_a_checkpoint_and_criteria_as_export_does() -> None:
-    options = vars(script.parsed([]))
-    assert {each.name for kind in (EagerOptions, ParityOptions) for each in fields(kind)} <= set(options)
-    assert {"keep", "layernorm", "opset", "precision"} <= set(options)
-    assert {"target", "plugin", "plugin_form", "tf32"} <= set(options)
+OF_A_BUNDLE = {"out", "force", "to_torch", "talk"}
+OF_OTHER_PROCESSES = {"threads", "processes", "batch", "compare"}
+
+
+def test_it_takes_what_export_takes() -> None:
+    options = set(vars(script.parsed([])))
+    assert {each.name for kind in (EagerOptions, ParityOptions) for each in fields(kind)} <= options
+    taken = set(signature(export).parameters) - {"eager", "parity"} - OF_A_BUNDLE - OF_OTHER_PROCESSES
+    assert {"engine", "sm", "tune", "no_bench", "keep", "plugin", "precision"} <= taken
+    assert taken | {"tf32"} <= options
+
+
+def test_without_the_latency_there_are_rows_of_parity_alone(subject: script.Subject, tmp_path: Path) -> None:
+    rows = script.compare(subject, "fp32", made(subject, tmp_path)[1:3], replace(terms(), bench=False))
+    assert [(row.passed, row.p50_ms, row.speedup) for row in rows] == [(True, None, None), (False, None, None)]
+    printed = io.StringIO()
+    Console(width=200, file=printed).print(script.table(rows, "a GPU"))
+    assert printed.getvalue().count("FAILED") == 1
+
+
+def test_tune_has_a_row_for_each_form_and_session_it_would_choose_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4)).eval()
+    specs = script.parse(["input:4x16@f32"])
+    exported = to_graph(module, specs).model
+    seen: dict[Path, tuple[set[str], dict[str, str]]] = {}
+
+    def opened(file: Path, *, options: dict[str, str], **_: object) -> None:
+        seen[file] = {node.op_type for node in ir.load(file).graph}, options
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(script, "OnnxRuntimeRunner", opened)
+    form = script.form_of(script.parsed(["--tune"]))
+    graphs = exported, fold(exported).model
+    rows = dict(script.artefacts(script.Subject("net", module, specs), "fp32", graphs, tmp_path, form))
+    forms = {name: make for name, make in rows.items() if name.startswith("onnxruntime CUDA, ")}
+    del forms["onnxruntime CUDA, unfolded"]
+    assert [name.removeprefix("onnxruntime CUDA, ") for name in forms] == [
+        "affine without SkipLayerNormFusion",
+        "centre for onnxruntime",
+        "centre for onnxruntime without SkipLayerNormFusion",
+        "recognise",
+        "recognise without SkipLayerNormFusion",
+    ]
+    for make in forms.values():
+        make()
+    norms = ["SimplifiedLayerNormalization" in operators for operators, _ in seen.values()]
+    assert norms == [False, True, True, False, False]
+    assert [bool(options) for _, options in seen.values()] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tune", "--layernorm", "centre"], "either given or chosen"),
+        (["--tune", "--target", "tensorrt"], "measures in ONNX Runtime"),
+        (["--engine", "--target", "onnxruntime"], "TensorRT builds the engine"),
+        (["--sm", "89"], "those of an engine"),
+    ],
+)
+def test_options_are_refused_as_by_export(options: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        script.form_of(script.parsed(options))
+
+
+def test_an_engine_that_cannot_be_built_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise UnavailableError("no TensorRT")
+
+    monkeypatch.setattr("normdeploy.pipeline.deploy.require_backend", missing)
+    with pytest.raises(UnavailableError, match="no TensorRT"):
+        script.form_of(script.parsed(["--engine"]))
 
 
 @pytest.fixture(scope="module")

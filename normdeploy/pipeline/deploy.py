@@ -129,7 +129,7 @@ def export(
     if opset is None and precision == "bf16":
         opset = BFLOAT16_OPSET
     check_plugin(plugin, plugin_form, target, layernorm)
-    _check_options(engine, sm, layernorm, target, tune, plugin)
+    check_options(engine, sm, layernorm, target, tune, plugin)
     require_measurable(threads, seconds, processes)
     if not bench and (batches or compiled):
         given = "--batch" if batches else "--compare"
@@ -292,8 +292,8 @@ class _Forms:
             yield Unfolded(session.runner, graph)
 
 
-def _check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool, plugin: bool) -> None:
-    """InputError where two options contradict each other, UnavailableError for an engine that cannot be built here."""
+def check_options(engine: bool, sm: Sequence[str], layernorm: Level, target: Target, tune: bool, plugin: bool) -> None:
+    """Raise InputError where two options contradict each other, UnavailableError for an engine that cannot be built."""
     if tune and layernorm != "affine":
         fix = "leave --layernorm out, and the form is chosen; or --tune, and it is the one you name"
         raise InputError("a form is either given or chosen", where=f"--tune --layernorm {layernorm}", fix=fix)

@@ -29,7 +29,7 @@ from normdeploy.runtime.runner import Runner
 SESSIONS: tuple[dict[str, str], ...] = ({}, {"disabled_optimizers": "SkipLayerNormFusion"})
 """What sessions to try. The kernel for a sum and its norm, which the second one does without, can be the slower one."""
 
-_SEVERAL_FORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+SEVERAL_FORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 """Norms that have more than one form."""
 _SECONDS, _WARM_UP_SECONDS = 1.0, 0.5
 """For one candidate; a slow model takes as long as it needs for its rounds."""
@@ -89,15 +89,15 @@ class Tuner:
     def _candidates(self) -> Iterator[Candidate]:
         """The default, then every other one with its race, or with the reason why there was none."""
         yield from self._sessions(self.default.folded, "affine", self.target)
-        if not _SEVERAL_FORMS & norm_counts(self.default.folded.model).keys():
+        if not SEVERAL_FORMS & norm_counts(self.default.folded.model).keys():
             return
-        # a plan is built of the same graph, and TensorRT has its own mind about RMSNorms
-        forms: list[tuple[Level, Target]] = [("centre", "tensorrt" if self.engine else "onnxruntime")]
-        for level, target in (*forms, ("recognise", self.target)):
+        for level, target in other_forms(self.target, engine=self.engine):
             try:
                 folded = self.fold(level, target)
             except NormdeployError as error:
-                yield Candidate(_name(level, target, {}), level, target, {}, reason=f"it cannot be made: {error.what}")
+                yield Candidate(
+                    form_name(level, target, {}), level, target, {}, reason=f"it cannot be made: {error.what}"
+                )
             else:
                 yield from self._sessions(folded, level, target)
 
@@ -105,7 +105,7 @@ class Tuner:
         """One form in every session."""
         with written(folded.model) as path:
             for options in SESSIONS:
-                row = Candidate(_name(level, target, options), level, target, options)
+                row = Candidate(form_name(level, target, options), level, target, options)
                 try:
                     yield self._tried(row, folded, path)
                 except NormdeployError as error:
@@ -171,7 +171,14 @@ class Tuner:
         return without({**row.options, **self.default.options}, off)
 
 
-def _name(level: Level, target: Target, options: Mapping[str, str]) -> str:
+def other_forms(target: Target, *, engine: bool) -> tuple[tuple[Level, Target], ...]:
+    """Return the levels that are tried beside ``affine``, each with the target that it is folded for."""
+    # a plan is built of the same graph, and TensorRT has its own mind about RMSNorms
+    return ("centre", "tensorrt" if engine else "onnxruntime"), ("recognise", target)
+
+
+def form_name(level: Level, target: Target, options: Mapping[str, str]) -> str:
+    """Return what a form is called: ``affine``, ``centre for onnxruntime without SkipLayerNormFusion``."""
     off = options.get(DISABLED_OPTIMIZERS)
     form = level if target == "onnx" else f"{level} for {target}"
     return f"{form} without {off}" if off else form
