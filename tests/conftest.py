@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,6 +33,26 @@ def environment_as_it_was() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(given)
+
+
+@pytest.fixture(autouse=True)
+def imports_as_they_were(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user's modules, where they lie, and the current folder are those of one test: the next may use their names."""
+    folder, path, modules = os.getcwd(), list(sys.path), dict(sys.modules)
+    yield
+    os.chdir(folder)
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if module is not modules.get(name) and _lies_in(module, tmp_path_factory.getbasetemp()):
+            del sys.modules[name]
+            sys.modules.update({name: modules[name]} if name in modules else {})
+
+
+def _lies_in(module: ModuleType | None, folder: Path) -> bool:
+    """Asked of its dictionary: a test's module may answer anything itself."""
+    said = module.__dict__ if isinstance(module, ModuleType) else {}
+    files = [said.get("__file__"), *(said.get("__path__") or ())]
+    return any(Path(file).is_relative_to(folder) for file in files if isinstance(file, str))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,8 @@ from normdeploy.cli import app, main
 
 
 @pytest.fixture
-def exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+def exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What the command asks the pipeline for, which is not run; the current folder is a new one."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
     asked: dict[str, Any] = {}
 
     def export(model: str, inputs: Any, out: Path, **options: Any) -> None:
@@ -29,8 +26,7 @@ def exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[s
 
     monkeypatch.setattr("normdeploy.pipeline.export", export)
     monkeypatch.chdir(tmp_path)
-    yield asked
-    sys.modules.pop("nets_of_init", None)
+    return asked
 
 
 FILE = """

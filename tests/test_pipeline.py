@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +179,10 @@ class Bag(nn.Module):
 
 
 @pytest.fixture
-def bag(tmp_path: Path) -> Iterator[Source]:
-    path = list(sys.path)
+def bag(tmp_path: Path) -> Source:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "bag_of_words.py").write_text(EMBEDDING)
-    yield {"app_dir": tmp_path / "app"}
-    sys.path[:] = path
-    sys.modules.pop("bag_of_words")
+    return {"app_dir": tmp_path / "app"}
 
 
 GATED = """

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from normdeploy import codes
 from normdeploy.cli.options import Talk
-from normdeploy.disk import WRITTEN
+from normdeploy.disk import WRITTEN, clear_all_but, held_now
 from normdeploy.errors import (
     InputError,
     NormdeployError,
@@ -65,7 +65,7 @@ class Guard:
 
     def __init__(self, *, debug: bool, ends: bool = False) -> None:
         self.code, self._debug, self._ends, self._interrupted = 0, debug, ends, False
-        self._before, self._usual = len(WRITTEN), signal.getsignal(signal.SIGINT)
+        self._before, self._held, self._usual = len(WRITTEN), held_now(), signal.getsignal(signal.SIGINT)
         self._listens = callable(self._usual) and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Guard:
@@ -82,6 +82,7 @@ class Guard:
             error = _flushed() or error
             if self._interrupted or isinstance(error, KeyboardInterrupt):
                 self.code, message = INTERRUPTED, f"interrupted; {self._written()}"
+                clear_all_but(self._held)  # one that came in the very block that would have done it
             elif error is None:
                 return False
             else:

@@ -7,28 +7,22 @@ file by file, each by its content, as the room's journal has it: a file that som
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
-import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from normdeploy.disk import rename
-from normdeploy.disk.read import read_plain, sha256_of
+from normdeploy.disk.held import JOURNAL, NEW, OLD, Held, clear, is_held, is_room, new_name, remove_empty, tidy
+from normdeploy.disk.read import sha256_of
 from normdeploy.disk.signals import uninterrupted
 from normdeploy.disk.words import scratch_errors
 from normdeploy.errors import InputError
 
-_NAME = re.compile(r"\.normdeploy-[0-9a-f]{12}\.tmp")
-_NEW, _OLD, _JOURNAL = "new", "old", "journal.json"
 _PATIENCE = 60.0  # seconds to wait for another writer
-_MOST = 1 << 20  # bytes of a journal
 
 WRITTEN: list[Path] = []
 """What this process has brought to its place, so that an interrupt can tell."""
@@ -42,7 +36,7 @@ class Room:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.new = path, path / _NEW
+        self.path, self.new = path, path / NEW
 
     def settle(self, target: Path, *, part: str = "", replace: bool = False) -> None:
         """Bring ``new``, or the file ``part`` of it, to ``target``, in place of a file that is there if ``replace``.
@@ -102,7 +96,7 @@ class Room:
             if not rename.exchange(self.new, target):
                 self._step_aside(target)
             _placed(target)
-            kept = _clear(self.path, target.parent)
+            kept = clear(self.path, target.parent)
         if kept:
             raise InputError(
                 "the new one is in its place, but in the old one there is more than was written there: it was kept",
@@ -126,11 +120,11 @@ class Room:
         part = self.path / "part"
         part.write_text(json.dumps({"target": target.name, "known": sorted(known)}), encoding="utf-8")
         sync(part)
-        part.rename(self.path / _JOURNAL)
+        part.rename(self.path / JOURNAL)
         sync(self.path)
 
     def _step_aside(self, target: Path) -> None:
-        old = self.path / _OLD
+        old = self.path / OLD
         rename.move(target, old)
         try:
             rename.move(self.new, target)
@@ -152,22 +146,18 @@ def room(target: Path) -> Iterator[Room]:
 
     Rooms that killed processes left in that folder are tidied up first. Raises OSError.
     """
-    made = [parent for parent in target.parents if not parent.exists()]
-    path, lock = target, None
+    made = [parent.absolute() for parent in target.parents if not parent.exists()]
+    held = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         tidy(target.parent)
-        with uninterrupted():
-            path, lock = _new_room(target.parent)
-        yield Room(path)
+        held = Held(target.parent, made)
+        yield Room(held.path)
     finally:
-        with uninterrupted():
-            if lock is not None:
-                _clear(path, target.parent)
-                os.close(lock)
-            for parent in made:
-                with suppress(OSError):  # it holds what was written
-                    parent.rmdir()
+        if held is None:
+            remove_empty(made)
+        else:
+            held.close()
 
 
 @contextmanager
@@ -185,24 +175,14 @@ def scratch() -> Iterator[Path]:
 
 
 def new_scratch() -> tuple[Path, Callable[[], None]]:
-    """Make a folder as :func:`scratch` does, and return it with what removes it. Raises OSError."""
+    """Make a folder as :func:`scratch` does, and return it with what removes it. Raises OSError.
+
+    It is removed too when nobody has the latter any more.
+    """
     folder = Path(tempfile.gettempdir())
     tidy(folder)
-    made: list[tuple[Path, int]] = []
-
-    def close() -> None:
-        with uninterrupted():
-            for path, lock in made:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(lock)
-
-    try:
-        with uninterrupted():
-            made.append(_new_room(folder))
-    except BaseException:
-        close()
-        raise
-    return made[0][0], close
+    held = Held(folder)
+    return held.path, held.close
 
 
 def check_place(target: Path) -> None:
@@ -213,21 +193,13 @@ def check_place(target: Path) -> None:
         raise InputError("a file is in the way of the output", where=str(parent), fix="choose another --out")
     try:
         with uninterrupted():
-            path = parent / f".normdeploy-{uuid.uuid4().hex[:12]}.tmp"
+            path = parent / new_name()
             path.mkdir()
             with suppress(FileNotFoundError):  # another process took it for a room that was left
                 path.rmdir()
     except OSError as error:
         what = f"the output cannot be written here: {error.strerror or error}"
         raise InputError(what, where=str(parent), fix="choose another --out") from error
-
-
-def tidy(folder: Path) -> None:
-    """Clear the rooms in ``folder`` whose processes are gone."""
-    with suppress(OSError, RecursionError):  # folders in folders without end are none of ours
-        for entry in list(os.scandir(folder)):
-            if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                _clear_dead(Path(entry.path))
 
 
 @contextmanager
@@ -251,23 +223,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _wait_for(descriptor: int, folder: Path) -> None:
     end = time.monotonic() + _PATIENCE
-    while _is_held(descriptor):
+    while is_held(descriptor):
         if time.monotonic() > end:
             raise InputError(
                 "another program holds the folder", where=str(folder), fix="end it, or choose another --out"
             )
         time.sleep(0.02)
-
-
-def _is_held(descriptor: int) -> bool:
-    """True where another process has the lock; where it is free this one has it now, if there are locks here at all."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def write_file(path: Path, data: bytes, *, replace: bool) -> None:
@@ -281,7 +242,7 @@ def write_file(path: Path, data: bytes, *, replace: bool) -> None:
 
 
 def _placed(target: Path) -> None:
-    if not any(_NAME.fullmatch(parent.name) for parent in target.parents):  # else it is part of something larger
+    if not any(is_room(parent.name) for parent in target.parents):  # else it is part of something larger
         WRITTEN.append(target)
     with suppress(OSError):  # it is in its place: there is no way back, and no error
         sync(target.parent)
@@ -307,72 +268,3 @@ def _content(folder: Path, name: str) -> str | None:
     with suppress(OSError, InputError):
         return sha256_of(folder, name)
     return None
-
-
-def _new_room(folder: Path) -> tuple[Path, int]:
-    while True:
-        path = folder / f".normdeploy-{uuid.uuid4().hex[:12]}.tmp"
-        path.mkdir(mode=0o700)
-        with suppress(FileNotFoundError):  # one that tidies up may come in between at each step
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if not _is_held(descriptor) and path.exists():
-                return path, descriptor
-            os.close(descriptor)
-
-
-def _clear_dead(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return  # another user's
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _clear(path, path.parent)
-    except OSError:  # it is in use, or there are no locks here
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _clear(path: Path, folder: Path) -> list[str]:
-    """Remove the room ``path`` from ``folder``, and return what had to stay, if anything."""
-    journal = _journal(path)
-    if journal is None:  # nothing of the target came in here
-        shutil.rmtree(path, ignore_errors=True)
-        return []
-    name, known = journal
-    if (path / _OLD).is_dir() and not os.path.lexists(folder / name):
-        with suppress(OSError):
-            rename.move(path / _OLD, folder / name)
-    parts = [path / _NEW, path / _OLD] if os.path.lexists(folder / name) else [path / _NEW]
-    kept = [part for part in parts if not _removed(part, known)]
-    if not (os.path.lexists(path / _NEW) or os.path.lexists(path / _OLD)):
-        shutil.rmtree(path, ignore_errors=True)
-    return [str(part) for part in kept]
-
-
-def _journal(path: Path) -> tuple[str, set[tuple[str, str]]] | None:
-    try:
-        raw = json.loads(read_plain(path, _JOURNAL, _MOST))
-        return os.path.basename(raw["target"]), {(str(name), str(digest)) for name, digest in raw["known"]}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, InputError):
-        return "", set()  # nothing is known, and so nothing is removed
-
-
-def _removed(folder: Path, known: Collection[tuple[str, str]]) -> bool:
-    """Remove the files in ``folder`` that are ``known``, by their content, then it; False where something else is."""
-    if folder.is_symlink() or not folder.is_dir():  # a link would lead to what lies elsewhere
-        return not os.path.lexists(folder)
-    with suppress(OSError):
-        for root, _, names in os.walk(folder, topdown=False):
-            for name in names:
-                path = Path(root) / name
-                with suppress(OSError, InputError):
-                    inner = path.relative_to(folder).as_posix()
-                    if (inner, sha256_of(folder, inner)) in known:
-                        path.unlink()
-            with suppress(OSError):  # something is in it
-                os.rmdir(root)
-    return not os.path.lexists(folder)

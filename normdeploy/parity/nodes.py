@@ -7,16 +7,15 @@ fusing across them: what is blamed is the kernel of the node, not of a fusion ar
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from normdeploy.disk import scratch
 from normdeploy.errors import NormdeployError
 from normdeploy.graph import label
 from normdeploy.parity.feeds import Feed
@@ -150,8 +149,8 @@ def _values(model: ir.Model, nodes: Sequence[ir.Node], feed: Feed, options: Mapp
     present = {value.name for value in tapped.graph.outputs}
     made = [value for node in tapped.graph for value in node.outputs if value.name in wanted - present]
     tapped.graph.outputs.extend(value for value in made if isinstance(value.type, ir.TensorType))
-    with tempfile.TemporaryDirectory(prefix="normdeploy-") as folder:
-        path = Path(folder) / "tapped.onnx"
+    with scratch() as folder:
+        path = folder / "tapped.onnx"
         ir.save(tapped, path, external_data="tapped.onnx.data")
         runner = IsolatedRunner(path, options=dict(options))
         try:

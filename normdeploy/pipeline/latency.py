@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ from normdeploy.bench.clocks import clock_of
 from normdeploy.bench.stats import FEWEST, Comparison, over_processes
 from normdeploy.bench.timers import take_rounds
 from normdeploy.bundle import golden
+from normdeploy.disk import scratch
 from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
 from normdeploy.pipeline.source import Source, load
@@ -68,9 +68,9 @@ class Job:
 
 def require_compiled(job: Job, feed: Feed) -> None:
     """Raise UnavailableError where torch.compile cannot run the module of ``job``, as without a C++ compiler."""
-    with tempfile.TemporaryDirectory(prefix="normdeploy-") as name:
-        golden.save(Path(name) / _INPUTS, feed.arrays)
-        _run(Path(name), replace(job, deployed=None, unfolded=None, seconds=0, compiled=True), feed)
+    with scratch() as folder:
+        golden.save(folder / _INPUTS, feed.arrays)
+        _run(folder, replace(job, deployed=None, unfolded=None, seconds=0, compiled=True), feed)
 
 
 def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
@@ -78,8 +78,7 @@ def measured(job: Job, feed: Feed, processes: int = PROCESSES) -> Comparison:
 
     Raises VerdictError where one of them dies, and what one raises.
     """
-    with tempfile.TemporaryDirectory(prefix="normdeploy-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         golden.save(folder / _INPUTS, feed.arrays)
         shares = (replace(job, seconds=job.seconds / processes, seed=job.seed + index) for index in range(processes))
         samples = [_run(folder, share, feed) for share in shares]

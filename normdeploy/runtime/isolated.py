@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
-import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -22,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from normdeploy import child, errors
-from normdeploy.disk import uninterrupted
+from normdeploy.disk import new_scratch, uninterrupted
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.runtime.onnxruntime import require_installed
 from normdeploy.runtime.placement import CPU, Placement
@@ -56,12 +54,12 @@ class Worker:
     def __init__(self) -> None:
         require_installed()
         with uninterrupted():  # until it is known that the process and its folder have to go
-            self.folder = Path(tempfile.mkdtemp(prefix="normdeploy-"))
+            self.folder, remove = new_scratch()
             with (self.folder / "stderr.txt").open("w") as stderr:
                 self.process = child.start(
                     "normdeploy.runtime.session_worker", folder=self.folder, stderr=stderr, stdin=child.PIPE
                 )
-            self.close = weakref.finalize(self, _end, self.process, self.folder)
+            self.close = weakref.finalize(self, _end, self.process, remove)
 
 
 class IsolatedRunner:
@@ -166,7 +164,7 @@ def patience(model: Path) -> float:
     return seconds
 
 
-def _end(process: child.Process, folder: Path) -> None:
+def _end(process: child.Process, remove: Callable[[], None]) -> None:
     with uninterrupted():
         process.kill()
         process.wait()
@@ -176,7 +174,7 @@ def _end(process: child.Process, folder: Path) -> None:
                     pipe.close()
                 except BrokenPipeError:
                     continue
-        shutil.rmtree(folder, ignore_errors=True)
+        remove()
 
 
 def _save(folder: Path, arrays: Sequence[np.ndarray]) -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from normdeploy.disk import rename, rooms
+from normdeploy.disk import held, rename
 
 _EVENTS = {
     "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod", "shutil.rmtree",
@@ -119,4 +119,4 @@ def each_moment(prepare: Callable[[], Callable[[], object]], blow: str, *, excha
 
 def rooms_in(folder: Path) -> list[str]:
     """What writers have left in ``folder``."""
-    return [name for name in os.listdir(folder) if rooms._NAME.fullmatch(name)]
+    return [name for name in os.listdir(folder) if held.is_room(name)]

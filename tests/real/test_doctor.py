@@ -23,7 +23,9 @@ pytestmark = pytest.mark.real
 @cache
 def diagnosis(name: str, data: Path | None = None) -> Diagnosis:
     base = NETWORKS[name]
-    return normdeploy.doctor(f"factories:{name}", base.inputs, data=data, app_dir=HERE, weights=PACKAGES / base.weights)
+    return normdeploy.doctor(
+        f"real_factories:{name}", base.inputs, data=data, app_dir=HERE, weights=PACKAGES / base.weights
+    )
 
 
 def codes(found: Diagnosis) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from factories import PACKAGES, reach_packages
+from real_factories import PACKAGES, reach_packages
 from torch import Tensor, nn
 
 from normdeploy import specs
@@ -60,7 +60,7 @@ class Pooled(nn.Module):
 @cache
 def minilm() -> nn.Module:
     here = Path(__file__).parent
-    return load("factories:minilm", app_dir=here, weights=FOLDER / "model.safetensors").module
+    return load("real_factories:minilm", app_dir=here, weights=FOLDER / "model.safetensors").module
 
 
 @cache

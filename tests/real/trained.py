@@ -23,7 +23,7 @@ class Network:
     def command(self, out: Path, *more: str) -> list[str]:
         """Return the command that exports it into ``out``, with no tolerance."""
         model = [sys.executable, "-m", "normdeploy", "export", "--app-dir", str(HERE)]
-        model += ["--model", f"factories:{self.factory}", "--weights", str(PACKAGES / self.weights), *self.layout]
+        model += ["--model", f"real_factories:{self.factory}", "--weights", str(PACKAGES / self.weights), *self.layout]
         return [*model, *(part for spec in self.inputs for part in ("--input", spec)), "--out", str(out), *more]
 
 
