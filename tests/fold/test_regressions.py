@@ -914,3 +914,44 @@ def test_a_constant_is_as_large_as_it_is_and_not_as_inference_says() -> None:
     feeds = {"ids": np.arange(10).reshape(2, 5) % 9}
     for name, was in truth(proto, feeds).items():
         np.testing.assert_allclose(truth(new, feeds)[name], was, rtol=1e-6, atol=1e-6)
+
+
+def test_a_gather_from_unknown_channels_is_probed_with_those_of_its_map() -> None:
+    """An operator that nobody knows hides how many there are; the probe had one more than the indices need."""
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+    g (float[2,4,4] x) => (float[2,6,4] y, float[2,4,4] z)
+    <float[4,4,1] v, float[6,4,1] w, {bn(4)}, int64[4] i = {{1,3,0,2}}> {{
+        u = mine.Unknown (x)
+        c = Conv (u, v)
+        z = Relu (c)
+        n = BatchNormalization (c, gamma, beta, mean, var)
+        t = Gather <axis = 1> (n, i)
+        y = Conv (t, w)
+    }}""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new)["BatchNormalization"] == 0
+    for each in (proto, new):  # what is not known is nothing that the fold may touch
+        each.graph.node[0].CopyFrom(helper.make_node("Identity", ["x"], ["u"]))
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 4)).astype(np.float32)}
+    for name, was in truth(proto, feeds).items():
+        np.testing.assert_allclose(truth(new, feeds)[name], was, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", ["", "float[3,1] c"])
+def test_a_gemm_takes_a_shift_in_place_of_a_bias_that_it_does_not_read_where_that_is_constant(given: str) -> None:
+    """With beta 0, C is not read: of a constant one a bias is made, one that a caller may give is left alone."""
+    inputs = f"float[3,2] x{', ' * bool(given)}{given}"
+    weights = "float[2,5] w" if given else "float[2,5] w, float[3,1] c"
+    proto = parsed(f"""g ({inputs}) => (float[3,5] y) <{weights}, float k = {{2}}> {{
+        v = Gemm <alpha = 0.5, beta = 0.0> (x, w, c)
+        y = Sub (v, k)
+    }}""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new) == ({"Gemm": 1, "Sub": 1} if given else {"Gemm": 1})
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(3, 2), "c": np.full((3, 1), np.float32(1e3))}
+    feeds = {info.name: feeds[info.name] for info in proto.graph.input}
+    np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6)

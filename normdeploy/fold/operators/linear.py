@@ -143,10 +143,10 @@ def gemm_down(step: Step, ins: Maps) -> list[AffineMap | None]:
 
 def _gemm_bias(step: Step, scale: Array, shift: Array) -> None:
     beta = step.attr("beta", 1.0)
-    bias = step.edit(2) if beta != 0.0 else None
-    if bias is not None:
+    bias, is_read = step.edit(2), beta != 0.0
+    if bias is not None and is_read:
         step.put(2, bias.scaled(left=scale).shifted(shift / beta))
-    elif step.input(2) is not None and beta != 0.0:
+    elif step.input(2) is not None and bias is None and (is_read or np.any(shift)):
         raise step.view.not_constant("its C is", step.node, step.input(2))
     elif np.any(shift):
         columns = weight_shape(step)[0 if step.attr("transB", 0) else 1]

@@ -234,12 +234,15 @@ def _twice(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray 
 
 
 def _by_indices(view: View, node: ir.Node, rank: int, maps: Maps, known: Known) -> dict[int, int]:
-    """Return one more cell than the indices need."""
-    del maps, known
-    indices = view.array(node.inputs[1])
+    """Return as many cells as the map of the data has, or else one more than the indices need."""
+    del known
+    axis, indices, data = view.attr(node, "axis", 0) % rank, view.array(node.inputs[1]), node.inputs[0]
+    m = None if data is None else maps.get(data)
+    if m is not None and m.rank == rank and axis in m.axes:
+        return {axis - rank: m.size(axis)}
     if indices is None or not indices.size:
         return {}
-    return {view.attr(node, "axis", 0) % rank - rank: int(max(indices.max(), -indices.min() - 1)) + 2}
+    return {axis - rank: int(max(indices.max(), -indices.min() - 1)) + 2}
 
 
 def _rows_of_gather(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> np.ndarray | None:
