@@ -51,7 +51,8 @@ def first_divergent_module(
     """Return the name of the first module whose output leaves the bound on ``feed``; None where no output of the
     model does.
 
-    Compared are the modules that run once, of several tensors by the first. Where all that failed lies between them,
+    Compared are the modules, of several tensors by the first; of one that runs several times the last value in the
+    graph, with each of its own, for the graph may run them in another order. Where all that failed lies between them,
     the root module is named by its class. ``ledger`` is the model's own where None is given, ``options`` are those of
     its session; ``model`` is not changed.
     """
@@ -70,7 +71,7 @@ def first_divergent_module(
         if any(compare.agrees(own, tap) for own in (name, *_folded_into(ledger, name)))
     }
     met = _upstream(failed, agreeing) - agreeing
-    excused = _excused(ledger, list(eager))
+    excused = _excused(ledger, observed.calls())
     accused = (name for name in eager if taps.get(name) in met and name not in excused)
     return next((name for name in accused if compare.differs(name, taps[name])), type(module).__name__)
 
@@ -88,15 +89,15 @@ class _Comparison:
 
     def __init__(self, observed: Observed, deployed: Arrays, criteria: Criteria, *, centred: bool) -> None:
         self._observed, self._deployed = observed, deployed
-        self._criteria, self._centred = criteria, centred
+        self._criteria, self._centred, self._calls = criteria, centred, observed.calls()
 
     def agrees(self, own: str, value: str) -> bool:
-        """Return True if both can be compared and lie within the bound."""
-        return self._passes(own, value) is True
+        """Return True if both can be compared, on any of the module's calls, and lie within the bound."""
+        return any(self._passes(call, value) for call in self._calls.get(own, [own]))
 
     def differs(self, own: str, value: str) -> bool:
-        """Return True if both can be compared and do not lie within the bound."""
-        return self._passes(own, value) is False
+        """Return True if both can be compared, and lie within the bound on none of the module's calls."""
+        return self._passes(own, value) is False and not self.agrees(own, value)
 
     def _passes(self, own: str, value: str) -> bool | None:
         eager, actual = self._observed.eager.get(own), self._deployed.get(value)
@@ -182,16 +183,18 @@ def _folded_into(ledger: Ledger, name: str) -> list[str]:
     return [entry.module for entry in ledger if name in entry.into]
 
 
-def _excused(ledger: Ledger, order: Sequence[str]) -> set[str]:
+def _excused(ledger: Ledger, calls: Mapping[str, Sequence[str]]) -> set[str]:
     """The modules whose value a fold changes rightly: from the norm to where its map went, in order of execution.
 
     A module that took the map of a norm right behind it is none of them: its value is the norm's, and can be compared.
+    Of a norm that runs several times, at several places, it is itself. ``calls`` are in the order of execution.
     """
+    order = list(calls)
     place = {name: index for index, name in enumerate(order)}
-    excused: set[str] = set()
+    excused = {entry.module for entry in ledger if len(calls.get(entry.module, ())) > 1}
     for entry in ledger:
         for into in entry.into:
-            if entry.module in place and into in place:
+            if entry.module in place and into in place and entry.module not in excused:
                 start, end = sorted((place[entry.module], place[into]))
                 direct = place[into] == start and not entry.through
                 excused.update(order[start + direct : end])

@@ -24,13 +24,14 @@ Array = npt.NDArray[Any]
 OUTPUT = "output "
 """Before the names of the module's outputs, to tell them from the names of its modules: those hold no space."""
 
-
+_EARLIER = " call "
+"""Behind the name of a module that ran several times, and before the number of a call other than the last."""
 _DRAWS = 4
 """As many as the verdict makes at most."""
 
 
 class Observed(NamedTuple):
-    """The values of modules and outputs by name, in the order they are complete.
+    """The values of modules and outputs by name, in the order they are complete, of a module for the last time.
 
     Attributes:
         eager: in eager's dtype.
@@ -42,9 +43,18 @@ class Observed(NamedTuple):
     exact: Arrays
     rounded: tuple[Arrays, ...]
 
+    def calls(self) -> dict[str, list[str]]:
+        """Return the names of all values of each module, that of its last call first."""
+        found: dict[str, list[str]] = {name: [name] for name in self.eager if _EARLIER not in name}
+        for name in self.eager:
+            module, earlier, _ = name.partition(_EARLIER)
+            if earlier and module in found:
+                found[module].append(name)
+        return found
+
 
 def observe(module: nn.Module, specs: Sequence[TensorSpec], feed: Feed, dtype: torch.dtype | None) -> Observed:
-    """Return what each module that runs once returns, of several tensors the first, and the outputs."""
+    """Return what each module returns each time that it runs, of several tensors the first, and the outputs."""
     oracle = Oracle(module, specs, dtype)
     oracle.eager(feed.arrays)  # where it has to be emulated, that is found out now: half a run is not recorded
     with _Recorder(module) as recorder:
@@ -75,10 +85,14 @@ class _Recorder:
             handle.remove()
 
     def take(self) -> Arrays:
-        """Return what the modules returned since the last time; only of those that ran once."""
-        single = {name: calls[0] for name, calls in self._calls.items() if len(calls) == 1}
+        """Return what the modules returned since the last time."""
+        found = {
+            name if index == len(calls) - 1 else f"{name}{_EARLIER}{index}": array
+            for name, calls in self._calls.items()
+            for index, array in enumerate(calls)
+        }
         self._calls.clear()
-        return {name: array for name, array in single.items() if array is not None}
+        return {name: array for name, array in found.items() if array is not None}
 
     def taken(self, outputs: Arrays) -> Arrays:
         """Return the same with the ``outputs`` behind it."""
@@ -90,7 +104,7 @@ class _Recorder:
         # a plain function, for deepcopy would copy what a bound method belongs to
         def record(_module: nn.Module, _args: Any, output: Any) -> None:
             tensor = _first(output)
-            calls.setdefault(name, []).append(None if tensor is None else array_of(tensor))
+            calls[name] = [*calls.pop(name, []), None if tensor is None else array_of(tensor)]  # by its last call
 
         return record
 

@@ -44,7 +44,8 @@ class NotRunError(MissingKernelError):
 
     def __init__(self, verdict: Verdict, report: Report, folder: Path | None) -> None:
         self.report, self.folder = report, folder
-        fix = _INSTEAD.get(report.precision, "deploy in float32, or use another runtime")
+        narrow = [fix for dtype, fix in _INSTEAD.items() if dtype in report.precision]
+        fix = next(iter(narrow), "deploy in float32, or use another runtime")
         super().__init__(f"{NOT_RUN}: {verdict.not_run}; {_left(folder)}", fix=fix)
 
 
@@ -52,7 +53,7 @@ _INSTEAD = {
     "bfloat16": "give --precision fp32, and build the engine of that bundle: normdeploy build BUNDLE --precision bf16",
     "float64": "let the factory return the module in float32, as module.float() is, and give its inputs as @f32",
 }
-"""What works where a kernel is missing, by the type of the weights."""
+"""What works where a kernel is missing, by a type that weights have."""
 
 
 def _left(folder: Path | None) -> str:
@@ -196,7 +197,9 @@ def _with_module(
     """Return ``error`` with the module that it happens in, where that can be told."""
     if model is None:
         return error
-    shapes = {name: array.shape for name, array in observe(module, specs, error.feed, None).eager.items()}
+    observed = observe(module, specs, error.feed, None)
+    once = [name for name, calls in observed.calls().items() if len(calls) == 1]  # of the others the order is not known
+    shapes = {name: observed.eager[name].shape for name in once}
     named = stuck_at(model, error.feed, shapes, taps_of(model)) or named_in(str(error), model)
     if not named:
         return error

@@ -192,7 +192,7 @@ def test_a_branch_that_agrees_hides_no_fault_in_the_other(name: str) -> None:
 
 
 class Shared(nn.Module):
-    """``twice`` runs two times, so only what is around it can be compared."""
+    """``twice`` runs two times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,10 +207,33 @@ class Shared(nn.Module):
 ROWS = parse(["x:N=1..3..4x5"])
 
 
-@pytest.mark.parametrize(("name", "blamed"), [("first", "first"), ("last", "last"), ("twice", "last")])
-def test_a_module_that_runs_twice_is_passed_over(name: str, blamed: str) -> None:
+@pytest.mark.parametrize("name", ["first", "twice", "last"])
+def test_a_module_that_runs_twice_is_named_where_it_is_wrong_and_only_there(name: str) -> None:
     net = trained(Shared())
-    assert found(net, ROWS, plant(to_graph(net, ROWS).model, name)) == blamed
+    assert found(net, ROWS, plant(to_graph(net, ROWS).model, name)) == name
+
+
+class Siamese(nn.Module):
+    """Runs one tower on two inputs, the second first, its norm at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU())
+        self.left, self.right = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.norm, self.last = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, a = self.tower(torch.sin(x)), self.tower(x)
+        return self.last(self.norm(self.left(self.norm(a)) + self.right(b)))
+
+
+@pytest.mark.parametrize("name", ["tower.0", "left", "right", "last"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_tower_for_two_inputs_is_named_where_it_is_wrong(name: str, folded: bool) -> None:
+    net = trained(Siamese())
+    model = to_graph(net, ROWS).model
+    wrong = plant(fold(model).model if folded else model, name)
+    assert found(net, ROWS, wrong) == name
 
 
 class Functional(nn.Module):
@@ -232,7 +255,7 @@ def test_a_fault_in_no_module_inside_is_the_roots() -> None:
     assert found(net, ROWS, plant(model, "inner")) == "inner"
 
 
-def test_only_modules_with_one_call_and_one_tensor_are_observed() -> None:
+def test_modules_are_observed_at_each_call_in_the_order_of_the_last() -> None:
     class Pair(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return x, x + 1
@@ -248,8 +271,11 @@ def test_only_modules_with_one_call_and_one_tensor_are_observed() -> None:
             return self.once(self.scale(self.twice(a) + self.twice(b) - 1))
 
     feed = random_feeds(ROWS)[0]
-    eager, exact, _ = observe(Net().eval(), ROWS, feed, None)
-    assert list(eager) == list(exact) == ["scale", "once", "output output"]
+    observed = observe(Net().eval(), ROWS, feed, None)
+    eager, exact, _ = observed
+    assert list(eager) == list(exact) == ["twice call 0", "twice", "scale", "once", "output output"]
+    assert observed.calls()["twice"] == ["twice", "twice call 0"]
+    np.testing.assert_array_equal(eager["twice call 0"], np.maximum(feed.arrays["x"], 0))
     assert (eager["scale"] < 0).any()  # as it was before the ReLU overwrote it
     assert (eager["once"].dtype, exact["once"].dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(eager["scale"], exact["scale"], rtol=1e-6, atol=1e-7)
