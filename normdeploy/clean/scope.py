@@ -118,8 +118,8 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
 def _names(model: ir.Model) -> set[str]:
     """Return the names of all values: inputs, initializers and what nodes make, of every graph."""
     found: set[str] = set()
-    graphs: tuple[ir.Graph | ir.Function, ...] = (*model.graphs(), *model.functions.values())
-    for graph in graphs:
+    outermost: tuple[ir.Graph | ir.Function, ...] = (model.graph, *model.functions.values())
+    for graph in (graph for outer in outermost for graph in (outer, *outer.subgraphs())):
         values = [*graph.inputs, *(graph.initializers.values() if isinstance(graph, ir.Graph) else ())]
         values += [output for node in graph for output in node.outputs]
         found.update(str(value.name) for value in values)

@@ -955,3 +955,22 @@ def test_a_gemm_takes_a_shift_in_place_of_a_bias_that_it_does_not_read_where_tha
     feeds = {"x": np.arange(6, dtype=np.float32).reshape(3, 2), "c": np.full((3, 1), np.float32(1e3))}
     feeds = {info.name: feeds[info.name] for info in proto.graph.input}
     np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6)
+
+
+def test_a_weight_in_a_body_of_a_function_is_copied_under_a_name_of_its_own() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[2,3,4] x, bool p) => (float[2,3,4] y) { y = local.F (x, p) }
+    <opset_import: ["" : 17], domain: "local"> F (x, p) => (y) {
+        y = If (p) <then_branch = one () => (float[2,3,4] a)
+            <float[3,3,1] w = {1,2,3,4,5,6,7,8,9}, float[3] b = {2,3,4}> {
+                c = Conv (x, w, b)
+                a = BatchNormalization (c, b, b, b, b)
+            }, else_branch = two () => (float[2,3,4] e) { e = Relu (x) }>
+    }""")
+    new, ledger = folded(proto)
+    assert [entry.outcome for entry in ledger] == ["folded"]
+    for taken in (True, False):
+        feeds = {"x": np.arange(24, dtype=np.float32).reshape(2, 3, 4) - 11, "p": np.array(taken)}
+        flat = [onnx.inliner.inline_local_functions(each) for each in (proto, new)]
+        was, now = (truth(each, feeds)["y"] for each in flat)
+        np.testing.assert_allclose(now, was, rtol=1e-6)

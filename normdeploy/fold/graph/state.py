@@ -100,8 +100,8 @@ def remove_unused(values: Iterable[ir.Value]) -> None:
 def all_names(model: ir.Model) -> set[str]:
     """Return every value and node name in ``model``."""
     names: set[str] = set()
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.graph.subgraphs(), *model.functions.values()]
-    for graph in graphs:
+    outermost: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in (graph for outer in outermost for graph in (outer, *outer.subgraphs())):
         names.update(str(value.name) for value in graph.inputs)
         names.update(str(name) for name in getattr(graph, "initializers", ()))
         for node in graph:
