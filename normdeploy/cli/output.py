@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import json
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from normdeploy import codes
+from normdeploy.cli.blame import of_given_code
 from normdeploy.cli.options import Talk
 from normdeploy.disk import WRITTEN, clear_all_but, held_now
 from normdeploy.errors import (
@@ -131,8 +133,8 @@ def require_folder() -> None:
         raise InputError("the current folder is not there any more", fix=fix) from None
 
 
-_STREAMS = 3
-"""stdin, stdout and stderr have the numbers below."""
+_STDOUT, _STDERR, _STREAMS = 1, 2, 3
+"""stdin, stdout and stderr have the numbers below the last."""
 
 
 def _flushed() -> OSError | None:
@@ -163,6 +165,7 @@ def _told(error: BaseException) -> tuple[int, str]:
         error = UnavailableError("there is not enough memory", fix="free some, or raise the limit (ulimit -v)")
     if isinstance(error, ValueError) and "embedded null" in str(error):
         error = InputError("a name with a null character names no file", fix="correct the path")
+    error = of_given_code(error) or error
     if isinstance(error, NormdeployError):
         return error.exit_code, f"error: {error}"
     told = f"{type(error).__name__}: {words(error)}"
@@ -206,7 +209,7 @@ def building(talk: Talk) -> Iterator[Callable[[BuildProgress], None]]:
 
 @contextmanager
 def _apart(talk: Talk) -> Iterator[None]:
-    """Send what libraries print to stderr; what they warn of too, if asked for."""
+    """Send what libraries and the user's code print to stderr; what they warn of too, if asked for."""
     _SAID.clear()
     log, notes, others = logging.getLogger("normdeploy"), _Notes(), _Others(logging.WARNING)
     log.addHandler(notes)
@@ -214,13 +217,30 @@ def _apart(talk: Talk) -> Iterator[None]:
     last, logging.lastResort = logging.lastResort, others if talk.verbose else None
     plainly: Any = _Plainly(sys.stderr)  # as much of a stream as print asks for
     try:
-        with warnings.catch_warnings(), redirect_stdout(plainly), redirect_stderr(plainly):
+        with _own_stdout(), warnings.catch_warnings(), redirect_stdout(plainly), redirect_stderr(plainly):
             if not talk.verbose:
                 warnings.simplefilter("ignore")
             yield
     finally:
         log.removeHandler(notes)
         logging.lastResort = last
+
+
+@contextmanager
+def _own_stdout() -> Iterator[None]:
+    """Send to stderr what is written to the descriptor of stdout itself, by C or by other processes."""
+    if threading.current_thread() is not threading.main_thread():  # others print meanwhile
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C still holds back
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
 
 
 _SAID: list[str] = []
