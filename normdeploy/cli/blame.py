@@ -6,10 +6,9 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-import normdeploy
 from normdeploy.errors import InputError, NormdeployError, words
 
-_OURS = Path(normdeploy.__file__).parent
+_OURS = Path(__file__).parent.parent
 _OTHERS = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
