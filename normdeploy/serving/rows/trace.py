@@ -87,11 +87,12 @@ class _Walk:
 
     def __call__(self, feed: Feed, values: Feed, others: Feed) -> str:
         self._start(feed)
+        known = {**feed, **values}
         left = Counter(name for node in self._graph.node for name in _inputs(node))
         outputs = [each.name for each in self._graph.output]
         left.update(outputs)
         for node in self._graph.node:
-            self._step(node, {**feed, **values}, others)
+            self._step(node, known, others)
             for name in _inputs(node):
                 left[name] -= 1
                 if not left[name]:
