@@ -116,7 +116,7 @@ def tidy(folder: Path) -> None:
 
 
 def is_held(descriptor: int) -> bool:
-    """True where another process has the lock; where it is free this one has it now, if there are locks here at all."""
+    """Return True where another process has the lock; where it is free this one has it now, if there are locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,28 +17,28 @@ from normdeploy.serving.rows.call import Call, Mask, everything, mixed_along, to
 
 
 def unknown(call: Call) -> Sequence[Mask]:
-    """Every element depends on everything."""
+    """Let every element depend on everything."""
     return [np.broadcast_to(call.rest(), call.shapes[index]) for index in sorted(call.shapes)]
 
 
 def elementwise(call: Call) -> Sequence[Mask]:
-    """Elements at the same place, broadcast."""
+    """Combine elements at the same place, broadcast."""
     found = together(*(mask for mask in call.masks if mask is not None))
     return [found] * len(call.node.output)
 
 
 def first(call: Call) -> Sequence[Mask]:
-    """The first input element by element, and whole the others: scales, seeds, a type."""
+    """Take the first input element by element, and whole the others: scales, seeds, a type."""
     return [call.mask(0) | call.rest(0)] * len(call.node.output)
 
 
 def type_of_second(call: Call) -> Sequence[Mask]:
-    """The first input; of the second only the type."""
+    """Take the first input; of the second only the type."""
     return [call.mask(0)]
 
 
 def moved(call: Call) -> Sequence[Mask]:
-    """Elements go elsewhere: the operator itself, on the masks."""
+    """Run the operator itself on the masks: elements go elsewhere."""
     feeds = {}
     for index, name in enumerate(call.node.input):
         if name:
@@ -51,7 +51,7 @@ def moved(call: Call) -> Sequence[Mask]:
 
 
 def padded(call: Call) -> Sequence[Mask]:
-    """Elements move; a negative pad cuts, and what is put in depends on what its value does."""
+    """Pad, and cut where a pad is negative; what is put in depends on what its value does."""
     data = call.mask(0)
     pads, axes = call.axes("pads", 1) or (), call.axes("axes", 3) or range(data.ndim)
     pairs = {axis % data.ndim: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
@@ -65,7 +65,7 @@ def padded(call: Call) -> Sequence[Mask]:
 
 
 def reduced(call: Call) -> Sequence[Mask]:
-    """All elements along the axes."""
+    """Mix all elements along the axes."""
     data, axes = call.mask(0), call.axes()
     if not axes:
         if call.attributes.get("noop_with_empty_axes", 0):
@@ -75,7 +75,7 @@ def reduced(call: Call) -> Sequence[Mask]:
 
 
 def searched(call: Call) -> Sequence[Mask]:
-    """All elements along the axis."""
+    """Mix all elements along the axis."""
     axes = (call.attributes.get("axis", 0),)
     return [_kept(call, mixed_along(call.mask(0), axes), axes)]
 
@@ -85,7 +85,7 @@ def _kept(call: Call, mask: Mask, axes: tuple[int, ...]) -> Mask:
 
 
 def softmax(call: Call) -> Sequence[Mask]:
-    """All elements along the axis; below opset 13 along all axes from it on."""
+    """Mix all elements along the axis; below opset 13 along all axes from it on."""
     data = call.mask(0)
     axis = call.attributes.get("axis", -1 if call.opset >= 13 else 1) % max(data.ndim, 1)
     axes = (axis,) if call.opset >= 13 else tuple(range(axis, data.ndim))
@@ -93,13 +93,13 @@ def softmax(call: Call) -> Sequence[Mask]:
 
 
 def cumulated(call: Call) -> Sequence[Mask]:
-    """All elements along the axis, those behind too."""
+    """Mix all elements along the axis, those behind too."""
     data = call.mask(0)
     return [np.broadcast_to(mixed_along(data, call.axes("axis") or (0,)), data.shape)]
 
 
 def normalized_along(call: Call) -> Sequence[Mask]:
-    """All elements along the axes that are normalized over."""
+    """Mix all elements along the axes that are normalized over."""
     data = call.mask(0)
     default = {"LpNormalization": (-1,), "LRN": (1,)}.get(call.node.op_type, (0, 2, 3))
     axes = call.axes() or call.axes("axis") or default
@@ -107,7 +107,7 @@ def normalized_along(call: Call) -> Sequence[Mask]:
 
 
 def top(call: Call) -> Sequence[Mask]:
-    """All elements along the axis, of which k are left."""
+    """Mix all elements along the axis, of which k are left."""
     data, axis = call.mask(0), call.attributes.get("axis", -1)
     shape = list(data.shape)
     shape[axis] = int(call.values[1].item()) if 1 in call.values else call.attributes["k"]
@@ -115,7 +115,7 @@ def top(call: Call) -> Sequence[Mask]:
 
 
 def layer_norm(call: Call) -> Sequence[Mask]:
-    """All elements from the axis on; then the mean and the deviation."""
+    """Mix all elements from the axis on; the mean and the deviation follow."""
     data = call.mask(0)
     axes = tuple(range(call.attributes.get("axis", -1) % data.ndim, data.ndim))
     statistics = mixed_along(data, axes)
@@ -131,12 +131,12 @@ def skip_norm(call: Call) -> Sequence[Mask]:
 
 
 def matmul(call: Call) -> Sequence[Mask]:
-    """A row of the one and a column of the other."""
+    """Mix a row of the one and a column of the other."""
     return [_product(call.mask(0), call.mask(1)) | call.rest(0, 1)]
 
 
 def quantized_matmul(call: Call) -> Sequence[Mask]:
-    """As ``matmul``, a scale and a zero point behind each operand."""
+    """Mix as ``matmul`` does; a scale and a zero point stand behind each operand."""
     return [_product(call.mask(0), call.mask(3)) | call.rest(0, 3)]
 
 
@@ -149,14 +149,14 @@ def _product(a: Mask, b: Mask) -> Mask:
 
 
 def gemm(call: Call) -> Sequence[Mask]:
-    """As ``matmul``, and the element of C."""
+    """Mix as ``matmul`` does, and add the element of C."""
     a = call.mask(0).T if call.attributes.get("transA", 0) else call.mask(0)
     b = call.mask(1).T if call.attributes.get("transB", 0) else call.mask(1)
     return [_product(a, b) | call.mask(2)]
 
 
 def einsum(call: Call) -> Sequence[Mask]:
-    """Each operand, mixed along the letters that the result has not, at the places of the others."""
+    """Mix each operand along the letters that the result has not, and put it at the places of the others."""
     *operands, result = _letters(call)
     found = np.zeros(call.shapes[0], np.uint8)
     for index, letters in enumerate(operands):
@@ -189,12 +189,12 @@ def _letters(call: Call) -> list[str]:
 
 
 def samples(call: Call) -> Sequence[Mask]:
-    """Whatever lies in one entry of axis 0 of the first input mixes; the other inputs go to all."""
+    """Mix what lies in one entry of axis 0 of the first input; the other inputs go to all."""
     return _by_sample(call, {0})
 
 
 def all_samples(call: Call) -> Sequence[Mask]:
-    """As ``samples``, of every input that has as many entries along axis 0, a mask of fewer than 4 axes apart."""
+    """Mix as ``samples`` does every input with as many entries along axis 0, but for a mask of fewer than 4 axes."""
     count, masks = call.mask(0).shape[0], enumerate(call.masks)
     apart = {place for place, mask in masks if mask is not None and mask.shape[:1] == (count,)}
     shared = call.node.op_type == "Attention" and call.mask(3).ndim < 4
@@ -215,7 +215,7 @@ def _by_sample(call: Call, apart: set[int]) -> Sequence[Mask]:
 
 
 def recurrent(call: Call) -> Sequence[Mask]:
-    """Time and features mix, sequences do not: axis 1 of X and of the first states, 0 in layout 1."""
+    """Mix time and features, not sequences: axis 1 of X and of the first states, 0 in layout 1."""
     axis = 0 if call.attributes.get("layout", 0) else 1
     x = call.mask(0)
     count, each = x.shape[axis], np.bitwise_or.reduce(x, axis=tuple({0, 1, 2} - {axis}))
@@ -232,7 +232,7 @@ def recurrent(call: Call) -> Sequence[Mask]:
 
 
 def gathered(call: Call) -> Sequence[Mask]:
-    """What the index depends on; and what lies there, or anywhere along the axis where rows choose the index."""
+    """Take what lies there, or anywhere along the axis where rows choose the index, and what the index depends on."""
     data, index = call.mask(0), call.mask(1)
     axis = call.attributes.get("axis", 0) % data.ndim
     chosen = _chosen(call, data, axis)
@@ -241,7 +241,7 @@ def gathered(call: Call) -> Sequence[Mask]:
 
 
 def gathered_elements(call: Call) -> Sequence[Mask]:
-    """As ``gathered``, index by index."""
+    """Take as ``gathered`` does, index by index."""
     data, index = call.mask(0), call.mask(1)
     axis = call.attributes.get("axis", 0) % data.ndim
     part = tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(index.shape))
@@ -251,7 +251,7 @@ def gathered_elements(call: Call) -> Sequence[Mask]:
 
 
 def gathered_nd(call: Call) -> Sequence[Mask]:
-    """As ``gathered``; mixed along the axes whose coordinates rows choose."""
+    """Take as ``gathered`` does; mix along the axes whose coordinates rows choose."""
     index, first = call.mask(1), call.attributes.get("batch_dims", 0)
     chosen = np.bitwise_or.reduce(index, axis=tuple(range(index.ndim - 1))).nonzero()[0]  # of the coordinates
     axes = tuple(first + place for place in chosen)
@@ -267,14 +267,14 @@ def _chosen(call: Call, data: Mask, axis: int) -> Mask:
 
 
 def scattered(call: Call) -> Sequence[Mask]:
-    """Updates at their places, where no row chooses them and nothing is added up there."""
+    """Put updates at their places, where no row chooses them and nothing is added up there."""
     if everything(call.mask(1)) or call.attributes.get("reduction", b"none") != b"none":
         return [call.mask(0) | everything(call.mask(1), call.mask(2))]
     return moved(call)
 
 
 def one_hot(call: Call) -> Sequence[Mask]:
-    """The index at the place; the values are shared."""
+    """Take the index at the place; the values are shared."""
     index = call.mask(0)
     axis = call.attributes.get("axis", -1) % (index.ndim + 1)
     return [np.broadcast_to(np.expand_dims(index, axis) | call.rest(0), call.shapes[0])]
