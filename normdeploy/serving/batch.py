@@ -15,9 +15,8 @@ from normdeploy.bundle import Bundle
 from normdeploy.bundle.golden import allowed
 from normdeploy.bundle.interface import Interface
 from normdeploy.parity.metrics import errors
-from normdeploy.serving.rows.trace import meeting
-
-_ROWS = 4
+from normdeploy.serving.rows.trace import MOST, meeting
+from normdeploy.specs import Dim
 
 
 def batch_axis(interface: Interface) -> str | None:
@@ -41,18 +40,41 @@ def mixed_rows(bundle: Bundle, name: str) -> str:
     machine, and where no operator of the model makes it depend on the rows beside it.
     """
     largest = next(axis.max for axis in bundle.interface.inputs[0].dims if axis.name == name)
-    rows = min(_ROWS, largest or 1)
+    rows = min(MOST, largest or 1)
     if rows == 1:
         return ""
     batch = {key: _rows(array, rows, bundle, key) for key, array in bundle.golden.inputs.items()}
-    return _changed(bundle, batch, rows) or _meeting(bundle, batch)
+    return _changed(bundle, batch, rows) or _meeting(bundle, batch, name)
 
 
-def _meeting(bundle: Bundle, batch: Mapping[str, np.ndarray]) -> str:
+def _meeting(bundle: Bundle, batch: Mapping[str, np.ndarray], name: str) -> str:
+    """Return where rows can meet, at the golden sizes of the other dimensions and at other ones."""
     try:
-        return meeting(bundle.model_path, batch, {key: array[:-1] for key, array in batch.items()})
+        return _met(bundle, batch) or _met(bundle, _resized(bundle, batch, name))
     except Exception as error:  # a graph may hold anything: of one that cannot be followed nothing is known
         return f"what a row depends on cannot be told: {getattr(error, 'what', error)}"
+
+
+def _met(bundle: Bundle, batch: Mapping[str, np.ndarray]) -> str:
+    return meeting(bundle.model_path, batch, {key: array[:-1] for key, array in batch.items()})
+
+
+def _resized(bundle: Bundle, batch: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Return ``batch`` at the next sizes of the dimensions but ``name``."""
+    made = {}
+    for spec in bundle.specs:
+        sizes = [
+            _next(dim, size) if dim.name not in (None, name) else size
+            for dim, size in zip(spec.dims, batch[spec.name].shape, strict=True)
+        ]
+        made[spec.name] = np.stack([np.resize(row, sizes[1:]) for row in batch[spec.name]])
+    return made
+
+
+def _next(dim: Dim, size: int) -> int:
+    if size + dim.multiple <= dim.max:
+        return size + dim.multiple
+    return max(size - dim.multiple, dim.min)
 
 
 def _changed(bundle: Bundle, batch: Mapping[str, np.ndarray], rows: int) -> str:

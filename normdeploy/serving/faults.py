@@ -110,7 +110,7 @@ def _tensor_faults(config: Any) -> Iterator[str]:
 def _version_faults(model: Path, config: Any, file: str) -> Iterator[str]:
     numbers = versions(model)
     for name in misnamed(model):
-        yield f"Triton takes the folder {name} for no version: a version is a number from 1 on, without a zero in front"
+        yield f"Triton takes {name} for no version: that is a folder, its name a number from 1 on, no zero in front"
     if not numbers:
         yield "it has no version: no folder with a number"
     wanted = list(config.version_policy.specific.versions)

@@ -124,6 +124,7 @@ def _add(bundle: Bundle, repository: Path, name: str, serving: Serving) -> Packa
     model, version = repository / name, 1
     if os.path.lexists(model) or not _first_version(model, bundle, config):
         _require_fit(model, config)
+        require_sound(repository, [name])  # before anything is added to it
         version = _next_version(model, bundle)
     contents(model / str(version))
     require_sound(repository, [name])
@@ -186,7 +187,15 @@ def _require_fit(model: Path, config: Any) -> None:
         raise InputError(f"it cannot be read: {error}", where=where, fix="package under another --name") from error
     differ = [
         field
-        for field in ("backend", "max_batch_size", "input", "output", "instance_group", "optimization")
+        for field in (
+            "backend",
+            "max_batch_size",
+            "input",
+            "output",
+            "instance_group",
+            "optimization",
+            "dynamic_batching",
+        )
         if getattr(present, field) != getattr(config, field)
     ]
     if differ:

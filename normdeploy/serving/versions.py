@@ -16,8 +16,9 @@ def versions(model: Path) -> list[int]:
 
 
 def misnamed(model: Path) -> list[str]:
-    """Return the folders of a model whose names are numbers, and none that Triton takes for a version."""
-    return sorted(name for name in _numbered(model) if not _is_version(name))
+    """Return what has the name of a number in the folder of a model, and Triton takes for no version."""
+    numbered = [entry.name for entry in model.iterdir() if entry.name.isdecimal()]
+    return sorted(name for name in numbered if not (_is_version(name) and (model / name).is_dir()))
 
 
 def _numbered(model: Path) -> list[str]:

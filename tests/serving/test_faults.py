@@ -76,7 +76,7 @@ def test_missing_parts_are_told(repository: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["007", "0", str(2**63), "٣"])
 def test_a_number_that_is_no_version_is_told(repository: Path, name: str) -> None:
     shutil.copytree(repository / "small" / "1", repository / "small" / name)
-    with pytest.raises(InputError, match=f"Triton takes the folder {name} for no version"):
+    with pytest.raises(InputError, match=f"Triton takes {name} for no version"):
         require_sound(repository)
 
 

@@ -133,7 +133,20 @@ def test_rows_that_meet_for_rare_values_alone_are_not_batched(tmp_path: Path) ->
     assert not np.array_equal(alone, beside)
     (made,) = package([bundle], tmp_path / "repo")
     assert made.batch is None
-    assert "y can depend on another row in ReduceMax 'most'" in made.notes[0]
+    assert "ReduceMax 'most' works along the batch" in made.notes[0]
+
+
+def test_other_dimensions_are_tried_at_another_size(tmp_path: Path) -> None:
+    """At the golden length a window is a row; at others it has parts of two, and not all batches have whole windows."""
+    body = (
+        "w = Constant <value_ints = [-1, 6]> () r = Reshape (x, w) s = Softmax (r) all = Shape (x) y = Reshape (s, all)"
+    )
+    inputs = {"x": np.ones((2, 6), np.float32)}
+    signature = "(float[N, T] x) => (float[N, T] y)"
+    bundle = bundle_of(tmp_path / "b", signature, body, ["x:N=1..2..6xT=3..6..9%3"], inputs)
+    (made,) = package([bundle], tmp_path / "repo")
+    assert made.batch is None
+    assert "cannot be told: onnxruntime refuses" in made.notes[0]
 
 
 def test_what_triton_does_not_hold_is_told(small: Path, tmp_path: Path) -> None:
@@ -164,6 +177,22 @@ def test_many_at_once_make_a_version_each(small: Path, tmp_path: Path) -> None:
     assert sorted(each.version for each in made) == [1, 2, 3, 4, 5, 6]
     assert sorted(os.listdir(tmp_path / "deep" / "repo")) == ["README.md", "small"]
     assert all(load_bundle(each.folder).manifest for each in made)
+
+
+@pytest.mark.parametrize("kind", ["a folder without a model", "a file"])
+def test_nothing_is_added_to_what_triton_cannot_serve(small: Path, tmp_path: Path, kind: str) -> None:
+    package([small], tmp_path)
+    (tmp_path / "small" / "2").mkdir() if "folder" in kind else (tmp_path / "small" / "2").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="version 2 has no model.onnx" if "folder" in kind else "Triton takes 2 for"):
+        package([small], tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_another_delay_is_another_config(small: Path, tmp_path: Path) -> None:
+    package([small], tmp_path)
+    with pytest.raises(InputError, match="another dynamic_batching"):
+        package([small], tmp_path, serving=Serving(queue_delay=50))
 
 
 def test_there_is_no_version_behind_the_last(small: Path, tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ APART = {
         "w = Constant <value_floats = [1.0, 2.0, 3.0, 4.0]> () c = Constant <value_ints = [2, 2, 1, 1]> ()"
         "k = Reshape (w, c) y = Conv (image, k)",
     ),
+    "the largest of each row": (
+        "x",
+        "k = Constant <value_ints = [2]> () v, i = TopK <axis = 1> (x, k) e = Constant <value_float = 0.0> ()"
+        "n = Mul (x, e) y = ScatterElements <axis = 1> (n, i, v)",
+    ),
+    "a token for each row": (
+        "image",
+        "s = Shape <start = 0, end = 1> (image) o = Constant <value_ints = [2, 4, 4]> ()"
+        "t = Constant <value_ints = [1, 1, 1]> () z = Concat <axis = 0> (s, t) w = Constant <value_float = 2.0> ()"
+        "c = Constant <value_ints = [1, 2, 4, 4]> () e = Expand (w, c) b = Tile (e, z)"
+        "y = Concat <axis = 1> (b, image)",
+    ),
 }
 
 
@@ -95,12 +107,12 @@ MEET = {
         "x",
         "a = Constant <value_ints = [-1]> () b = Constant <value_ints = [-9]> () c = Constant <value_ints = [0]> ()"
         "y = Slice (x, a, b, c, a)",
-        "made of another row",
+        "Slice 'y' works along the batch",
     ),
     "the row before": (
         "x",
         "p = Constant <value_ints = [1, 0, -1, 0]> () y = Pad (x, p)",
-        "made of another row",
+        "Pad 'y' works along the batch",
     ),
     "a row that a row chooses": (
         "x",
@@ -133,6 +145,67 @@ MEET = {
         "y = If (c) <then_branch = t () => (a) { a = Neg (x) }, else_branch = e () => (b) { b = Identity (x) }>",
         "ReduceMax",
         17,
+    ),
+    "seven rows before": (
+        "x",
+        "p = Constant <value_ints = [7, 0, 0, 0]> () b = Pad (x, p) z = Constant <value_ints = [0]> ()"
+        f"{ROWS} l = Slice (b, z, s, z) y = Sub (x, l)",
+        "Pad 'b' works along the batch",
+    ),
+    "rows from the fifth on": (
+        "x",
+        "a = Constant <value_ints = [4]> () e = Constant <value_ints = [9223372036854775807]> ()"
+        "z = Constant <value_ints = [0]> () f = Slice (x, a, e, z) m = ReduceMax <keepdims = 1> (f, z) y = Add (x, m)",
+        "Slice 'f' works along the batch",
+    ),
+    "how many are large": (
+        "x",
+        "six = Constant <value_float = 6.0> () g = Greater (x, six) n = NonZero (g)"
+        "c = Shape <start = 1> (n) f = Cast <to = 1> (c) y = Add (x, f)",
+        "NonZero",
+    ),
+    "all rows where there are many": (
+        "x",
+        f"{ROWS} t = Constant <value_ints = [10]> () b = Greater (s, t) o = Constant <value_ints = [0]> ()"
+        "i = Constant <value_ints = [1]> () a = Where (b, o, i) m = ReduceMax <keepdims = 1> (x, a) y = Sub (x, m)",
+        "the axes of ReduceMax",
+    ),
+    "as many columns as rows": (
+        "x",
+        f"{ROWS} z = Constant <value_ints = [0]> () o = Constant <value_ints = [1]> () c = Slice (x, z, s, o)"
+        "m = ReduceMax <keepdims = 1> (c, o) y = Sub (x, m)",
+        "works along the batch",
+    ),
+    "a table of places": (
+        "x",
+        "t = Constant <value_floats = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]> ()"
+        f"{ROWS} z = Constant <value_ints = [0]> () p = Slice (t, z, s, z) c = Constant <value_ints = [-1, 1]> ()"
+        "r = Reshape (p, c) y = Add (x, r)",
+        "how many rows there are",
+    ),
+    "a sum of ones": (
+        "x",
+        f"{ROWS} z = Constant <value_ints = [0]> () o = ConstantOfShape <value = float[1] {{1}}> (s)"
+        "n = ReduceSum <keepdims = 1> (o, z) y = Div (x, n)",
+        "ReduceSum 'n' works along the batch",
+    ),
+    "rows as columns": (
+        "image",
+        "c = Constant <value_ints = [2, -1]> () r = Reshape (image, c) z = Constant <value_ints = [1]> ()"
+        "m = ReduceMax <keepdims = 1> (r, z) d = Sub (r, m) k = Constant <value_ints = [-1, 2, 4, 4]> ()"
+        "y = Reshape (d, k)",
+        "ReduceMax 'm' works along the batch",
+    ),
+    "statistics of the batch": (
+        "image",
+        "a = Constant <value_floats = [1.0, 1.0]> () b = Constant <value_floats = [0.0, 0.0]> ()"
+        "y, m, v = BatchNormalization <training_mode = 1> (image, a, b, b, a)",
+        "BatchNormalization",
+    ),
+    "places in the whole batch": (
+        "image",
+        "p, i = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (image) f = Cast <to = 1> (i) y = Add (p, f)",
+        "the indices of MaxPool",
     ),
 }
 

@@ -26,6 +26,9 @@ class Call:
         values: of the inputs that are shapes, indices or axes, by their place.
         shapes: of the outputs, where the operator's rule asks for them.
         opset: of ONNX's own operators.
+        computed: the places of the inputs that are not constants.
+        counts: those that are sizes of other values as they are.
+        own_row: the first coordinate of each index is the number of its row.
     """
 
     node: onnx.NodeProto
@@ -33,6 +36,9 @@ class Call:
     values: Mapping[int, npt.NDArray[Any]]
     shapes: Mapping[int, tuple[int, ...]]
     opset: int
+    computed: frozenset[int] = frozenset()
+    counts: frozenset[int] = frozenset()
+    own_row: bool = False
 
     @cached_property
     def attributes(self) -> dict[str, Any]:

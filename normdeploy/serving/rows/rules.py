@@ -157,21 +157,21 @@ def gemm(call: Call) -> Sequence[Mask]:
 
 def einsum(call: Call) -> Sequence[Mask]:
     """Mix each operand along the letters that the result has not, and put it at the places of the others."""
-    *operands, result = _letters(call)
+    *operands, result = letters(call)
     found = np.zeros(call.shapes[0], np.uint8)
-    for index, letters in enumerate(operands):
-        if len(set(letters)) != len(letters):
+    for index, own in enumerate(operands):
+        if len(set(own)) != len(own):
             return unknown(call)  # a diagonal
         data = call.mask(index)
-        away = tuple(place for place, letter in enumerate(letters) if letter not in result)
-        kept = [letter for letter in letters if letter in result]
+        away = tuple(place for place, letter in enumerate(own) if letter not in result)
+        kept = [letter for letter in own if letter in result]
         data = np.bitwise_or.reduce(data, axis=away) if away else data
         data = data.transpose(sorted(range(len(kept)), key=lambda place: result.index(kept[place])))
         found = found | data[tuple(slice(None) if letter in kept else None for letter in result)]
     return [found]
 
 
-def _letters(call: Call) -> list[str]:
+def letters(call: Call) -> list[str]:
     """Return the letters of each operand and of the result, an ellipsis as capitals of its own."""
     equation = call.attributes["equation"].decode().replace(" ", "")
     left, _, right = equation.partition("->")
@@ -267,10 +267,17 @@ def _chosen(call: Call, data: Mask, axis: int) -> Mask:
 
 
 def scattered(call: Call) -> Sequence[Mask]:
-    """Put updates at their places, where no row chooses them and nothing is added up there."""
-    if everything(call.mask(1)) or call.attributes.get("reduction", b"none") != b"none":
+    """Put updates at their places, or anywhere along the axis where rows choose the place, or what is there is used."""
+    if not everything(call.mask(1)) and call.attributes.get("reduction", b"none") == b"none":
+        return moved(call)
+    if call.node.op_type == "ScatterND":
         return [call.mask(0) | everything(call.mask(1), call.mask(2))]
-    return moved(call)
+    put = call.mask(1) | call.mask(2)
+    axis = call.attributes.get("axis", 0) % put.ndim
+    found = np.array(call.mask(0))
+    part = tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(put.shape))
+    found[part] |= mixed_along(put, (axis,))
+    return [found]
 
 
 def one_hot(call: Call) -> Sequence[Mask]:

@@ -14,41 +14,40 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-_ELEMENTWISE = _names("""
+ELEMENTWISE = _names("""
 Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Clip Cos
 Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less
 LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
 Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
 com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::Gelu com.microsoft::QuickGelu
 """)
-_MOVED = _names("""
+MOVED = _names("""
 Concat DepthToSpace Expand Flatten Reshape Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze
 """)
-_REDUCED = _names("""
+REDUCED = _names("""
 ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare
 """)
-_SAMPLES = _names("""
+SAMPLES = _names("""
 AveragePool Conv ConvInteger ConvTranspose DeformConv GlobalAveragePool GlobalLpPool GlobalMaxPool GroupNormalization
 InstanceNormalization LpPool MaxPool Resize Upsample QLinearConv com.microsoft::GroupNorm
 """)
-_ALL_SAMPLES = _names("""
+ALL_SAMPLES = _names("""
 Attention GridSample RotaryEmbedding
 com.microsoft::Attention com.microsoft::MultiHeadAttention com.microsoft::RotaryEmbedding
 """)
+SKIPPING = _names("com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization")
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, rules.elementwise),
-    **dict.fromkeys(_MOVED, rules.moved),
-    **dict.fromkeys(_REDUCED, rules.reduced),
-    **dict.fromkeys(_SAMPLES, rules.samples),
-    **dict.fromkeys(_ALL_SAMPLES, rules.all_samples),
+    **dict.fromkeys(ELEMENTWISE, rules.elementwise),
+    **dict.fromkeys(MOVED, rules.moved),
+    **dict.fromkeys(REDUCED, rules.reduced),
+    **dict.fromkeys(SAMPLES, rules.samples),
+    **dict.fromkeys(ALL_SAMPLES, rules.all_samples),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), rules.softmax),
     **dict.fromkeys(("ArgMax", "ArgMin"), rules.searched),
     **dict.fromkeys(("LpNormalization", "LRN", "MeanVarianceNormalization"), rules.normalized_along),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), rules.layer_norm),
-    **dict.fromkeys(
-        ("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"), rules.skip_norm
-    ),
+    **dict.fromkeys(SKIPPING, rules.skip_norm),
     **dict.fromkeys(("MatMul", "MatMulInteger"), rules.matmul),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), rules.recurrent),
     **dict.fromkeys(("Dropout", "QuantizeLinear", "DequantizeLinear", "BatchNormalization"), rules.first),
@@ -69,7 +68,7 @@ RULES: dict[str, Rule] = {
 
 INDICES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("CumSum", "Expand", "Reshape", "Tile", "TopK", "Split", "Squeeze", "Unsqueeze", "Trilu"), (1,)),
-    **dict.fromkeys(_REDUCED, (1,)),
+    **dict.fromkeys(REDUCED, (1,)),
     **dict.fromkeys(("Gather", "GatherElements", "GatherND"), (1,)),
     **dict.fromkeys(("ScatterElements", "ScatterND"), (1,)),
     **dict.fromkeys(("AffineGrid", "CenterCropPad", "Upsample"), (1,)),
@@ -82,5 +81,3 @@ INDICES: dict[str, tuple[int, ...]] = {
 """Full name → which inputs say where, and not what: their values are needed; how many rows there are is no matter."""
 FOLLOWED = frozenset({"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"})
 """Operators whose rules take indices that rows choose; of any other every element depends on all of them."""
-SHAPED = frozenset({*_SAMPLES, *_ALL_SAMPLES, "LSTM", "GRU", "RNN", "OneHot", "Einsum"})
-"""Operators whose rules ask for the shapes of the outputs."""
