@@ -52,6 +52,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(autouse=True)
+def importable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test import the networks itself: what a command has put on the path is gone when it ends."""
+    monkeypatch.syspath_prepend(folder)
+
+
 def run(folder: Path, **options: Any) -> Any:
     return calibrate("calibrated_nets:net", [INPUT], app_dir=folder, batch=4, **options)
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from normdeploy.graph import operator
-from normdeploy.serving.rows.call import Call, Mask
+from normdeploy.serving.rows.call import Call, Mask, operator
 from normdeploy.serving.rows.table import INDICES, RULES
 
 LEFT_OUT = re.compile(

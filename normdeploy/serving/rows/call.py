@@ -17,6 +17,14 @@ COUNT = 1 << 7
 ROWS = COUNT - 1
 
 
+def operator(node: onnx.NodeProto) -> str:
+    """Return the full name of the operator that ``node`` calls, as :func:`normdeploy.graph.operator` does.
+
+    A server has no onnx_ir, which that function is made for.
+    """
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
 @dataclass(frozen=True)
 class Call:
     """A node of the graph.

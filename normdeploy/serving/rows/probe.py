@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from normdeploy.graph import operator
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.serving.rows.call import operator
 from normdeploy.serving.rows.table import INDICES
 
 Feed = Mapping[str, np.ndarray]

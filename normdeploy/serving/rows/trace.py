@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from normdeploy.graph import operator
 from normdeploy.serving.rows.along import along
-from normdeploy.serving.rows.call import COUNT, ROWS, Call, Mask
+from normdeploy.serving.rows.call import COUNT, ROWS, Call, Mask, operator
 from normdeploy.serving.rows.probe import SIZES, Feed, Seen, seen
 from normdeploy.serving.rows.rules import unknown
 from normdeploy.serving.rows.table import FOLLOWED, INDICES, MOVED, RULES
