@@ -78,6 +78,6 @@ INDICES: dict[str, tuple[int, ...]] = {
     "Resize": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
 }
-"""Full name → which inputs say where, and not what: their values are needed; how many rows there are is no matter."""
+"""Full name → which inputs say where, and not what: their values are needed."""
 FOLLOWED = frozenset({"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"})
-"""Operators whose rules take indices that rows choose; of any other every element depends on all of them."""
+"""Operators whose rules take indices that rows choose; of any other nothing is known then."""

@@ -144,7 +144,7 @@ class _Walk:
     def _without_count(self, call: Call, name: str, place: int) -> Mask:
         """The mask of an index, without how many rows there are where that is only a size, or a row's own number."""
         mask = call.mask(place)
-        if name in _RESIZED or (name == "Tile" and not any(True for _ in self._repeated(call))):
+        if name in _RESIZED or (name == "Tile" and not self._repeated(call)):
             return mask & np.uint8(ROWS)
         if name == "Slice" and place == 2 and 2 in call.counts:
             axes = call.axes("axes", 3) or range(len(call.values[2]))
