@@ -2,11 +2,14 @@
 
 For the four digit networks, or a checkpoint of your choice, which is given and folded as ``normdeploy export`` does, in
 each precision: eager CUDA, torch.compile, ONNX Runtime on its CUDA provider (the unfolded graph, the deployed one, and
-that in a CUDA graph), on TensorRT's, and an engine of each TensorRT that is installed. Parity is judged as everywhere:
-against float64, relative to eager's own error on the CPU in that precision. Latency is taken in turns with eager CUDA,
+that in a CUDA graph), on TensorRT's, and an engine of each TensorRT that is installed. Parity is judged by what judges
+``export`` and ``verify``: the graph of each in float64 against the module, what rounding it to 16 bits costs, and the
+runtime against the float64 run of that very graph, beside eager's own error on the GPU, and where it fails that of the
+unfolded graph in the same runtime. Eager CUDA and torch.compile have no graph. A row that fails says where it begins:
+by module and, in ONNX Runtime, by the node that its provider computes worst. Latency is taken in turns with eager CUDA,
 on inputs that lie on the GPU, by the wall clock and by CUDA events. What cannot be made here is a row that says why.
 With ``--plugin`` there are engines of the graph with LayerNorm plugins as well; with ``--tf32`` the products of eager
-PyTorch, whose error on the GPU then counts, and of ONNX Runtime are rounded to TF32, those of engines never. A graph
+PyTorch and of ONNX Runtime are rounded to TF32, those of engines never. A graph
 for ``--target onnxruntime`` has no rows of TensorRT. Engines are rows in any case; with ``--engine`` it is an error,
 told before anything is run, if none can be built, and ``--sm`` says for which GPUs. With ``--tune`` there is a row for
 each form and session that ``export --tune`` would choose from; with ``--no-bench`` nothing is timed. Of ``export`` it
@@ -25,211 +28,84 @@ rows, its table, its JSON and its clock are run on a CPU by tests/test_gpu_parit
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import distributions
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 means float32, for every library; before any is loaded
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
-import onnx_ir as ir
 import torch
+from gpu_artefacts import DTYPES, Factory, Form, Made, Network, Subject, artefacts, digits
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from normdeploy.bench.clocks import Clock, clock_of
 from normdeploy.bench.stats import FEWEST, Comparison, over_processes
 from normdeploy.bench.timers import take_rounds
-from normdeploy.checkpoint import load
 from normdeploy.cli.options import EagerOptions, ParityOptions, criteria, listed
 from normdeploy.disk import write_file
-from normdeploy.engine import BACKENDS, build
 from normdeploy.engine.gpu import find
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
-from normdeploy.export import arguments, bind_inputs, flatten_outputs, to_graph
-from normdeploy.fold import Level, Target, fold
-from normdeploy.parity.compare import measure
+from normdeploy.export import to_graph
+from normdeploy.fold import Target, fold
 from normdeploy.parity.feeds import Feed, random_feeds
-from normdeploy.parity.plugins import with_plugins
-from normdeploy.parity.verdict import Criteria, judge
-from normdeploy.pipeline.account import norm_counts
+from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.deploy import check_options
 from normdeploy.pipeline.files import check_plugin
+from normdeploy.pipeline.judge import begins_in, verdict_on
 from normdeploy.pipeline.source import app_dir_of, feeds_for, specs_of
 from normdeploy.pipeline.source import load as load_source
-from normdeploy.pipeline.tune import SESSIONS, SEVERAL_FORMS, form_name, other_forms
-from normdeploy.precision import Precision, to_precision
-from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
+from normdeploy.report import view
 from normdeploy.runtime.placement import CPU, Placement, placed
 from normdeploy.runtime.runner import Runner
-from normdeploy.runtime.tensorrt import TensorRTRunner
-from normdeploy.specs import TensorSpec, parse
 
-ROOT = Path(__file__).resolve().parent.parent
-DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 OPSET = 22  # the first that has bfloat16 convolutions
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "normdeploy")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A trained module and its inputs."""
-
-    name: str
-    module: nn.Module
-    specs: tuple[TensorSpec, ...]
-    feeds: tuple[Feed, ...] = ()
-
-
-@dataclass(frozen=True)
 class Row:
-    """One artefact of one model in one precision; the numbers are None where it could not be run, and ``note`` why."""
+    """One artefact of one model in one precision; the numbers are None where it could not be run, and ``note`` why.
+
+    Attributes:
+        passed: the verdict.
+        graph, rounding, runtime: whether that part passed; None where nothing of it was judged.
+        graph_rms: the error of the graph, in the output that comes closest to its bound; ``rms`` that of the runtime.
+        eager_rms: eager's own in that output.
+        smallest_k: the least k that would pass the runtime.
+        excused: it passes only because the unfolded graph is as far off in the same runtime.
+        begins_in: the module and the node where a failure begins.
+    """
 
     model: str
     precision: str
     artefact: str
     passed: bool | None = None
+    graph: bool | None = None
+    rounding: bool | None = None
+    runtime: bool | None = None
+    graph_rms: float | None = None
     smallest_k: float | None = None
     rms: float | None = None
     eager_rms: float | None = None
+    excused: bool = False
+    begins_in: str = ""
     p50_ms: float | None = None
     device_p50_ms: float | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
     note: str = ""
-
-
-class EagerCuda:
-    """The module on the GPU, as a runner; compiled if asked."""
-
-    def __init__(
-        self, subject: Subject, dtype: torch.dtype | None, *, compiled: bool = False, device: str = "cuda"
-    ) -> None:
-        bind_inputs(subject.module, subject.specs)
-        self._device, module = device, copy.deepcopy(subject.module).to(device, dtype)
-        self._module = torch.compile(module, dynamic=True) if compiled else module
-        self._original, self._specs, self._dtype = module, subject.specs, dtype
-        self.name = "torch.compile" if compiled else "eager CUDA"
-        self.inputs = tuple(spec.name for spec in subject.specs)
-        self.outputs: tuple[str, ...] = ()
-
-    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once, copies to the GPU and back included; floating outputs are widened to float32."""
-        with torch.inference_mode():
-            on_device = {name: torch.from_numpy(np.array(array)).to(self._device) for name, array in feeds.items()}
-            tensors = {name: self._cast(tensor) for name, tensor in on_device.items()}
-            args, kwargs = arguments(self._original, self._specs, tensors)
-            result = self._module(*args, **kwargs)
-        outputs = flatten_outputs(result, specs=self._specs)
-        self.outputs = tuple(outputs)
-        wide = {name: t.float() if t.is_floating_point() else t for name, t in outputs.items()}
-        return {name: tensor.cpu().numpy() for name, tensor in wide.items()}
-
-    def launcher(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Return what launches forward on tensors that lie on the GPU."""
-        tensors = {
-            name: self._cast(torch.from_numpy(np.array(array)).to(self._device)) for name, array in feeds.items()
-        }
-        args, kwargs = arguments(self._original, self._specs, tensors)
-
-        def launch() -> None:
-            with torch.inference_mode():
-                self._module(*args, **kwargs)
-
-        return launch
-
-    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._dtype) if self._dtype is not None and tensor.is_floating_point() else tensor
-
-
-Factory = Callable[[], Runner]
-
-
-@dataclass(frozen=True)
-class Form:
-    """What of ``export``'s options decides which artefacts there are; with CUDA's ``stream``."""
-
-    target: Target = "onnx"
-    tf32: bool = False
-    plugin: PluginForm | None = None
-    stream: int | None = None
-    engine: bool = False
-    sm: Sequence[str] = ()
-    tune: bool = False
-    keep: Sequence[str] = ()
-
-
-def artefacts(
-    subject: Subject, precision: Precision, graphs: tuple[ir.Model, ir.Model], folder: Path, form: Form
-) -> Iterator[tuple[str, Factory]]:
-    """Every artefact by name, and how it is made of the unfolded and the folded one of ``graphs``."""
-    dtype = DTYPES[precision]
-    files = [folder / f"{subject.name}.{precision}.{which}.onnx" for which in ("unfolded", "deployed")]
-    unfolded, narrow = (to_precision(graph, precision) for graph in graphs)
-    for graph, file in zip((unfolded, narrow), files, strict=True):
-        ir.save(graph, file, external_data=f"{file.name}.data")
-    before, model = files
-    cuda, captured = placed("cuda", tf32=form.tf32), placed("cuda", tf32=form.tf32, cuda_graph=True)
-    tensorrt, stream = placed(provider="tensorrt", tf32=form.tf32), form.stream
-    yield "eager CUDA", lambda: EagerCuda(subject, dtype)
-    yield "torch.compile", lambda: EagerCuda(subject, dtype, compiled=True)
-    yield "onnxruntime CUDA, unfolded", lambda: OnnxRuntimeRunner(before, placement=cuda, stream=stream)
-    yield "onnxruntime CUDA", lambda: OnnxRuntimeRunner(model, placement=cuda, stream=stream)
-    yield "onnxruntime CUDA graph", lambda: OnnxRuntimeRunner(model, placement=captured, stream=stream)
-    if form.tune:
-        yield from tuned(precision, graphs, folder / f"{subject.name}.{precision}", form, cuda)
-    if form.target == "onnxruntime":
-        return
-    yield "onnxruntime TensorRT", lambda: OnnxRuntimeRunner(model, placement=tensorrt, stream=stream)
-    for backend in BACKENDS:
-        plan = model.with_suffix(f".{backend.name}.plan")
-        yield backend.title, partial(engine, lambda: narrow, subject, precision, backend.name, plan, form.sm)
-        if plugin := form.plugin:
-            plan = model.with_suffix(f".{backend.name}.{plugin}.plan")
-            made = partial(
-                engine, lambda: with_plugins(narrow, plugin)[0], subject, precision, backend.name, plan, form.sm
-            )
-            yield f"{backend.title}, {plugin} plugins", made
-
-
-def tuned(
-    precision: Precision, graphs: tuple[ir.Model, ir.Model], folder: Path, form: Form, placement: Placement
-) -> Iterator[tuple[str, Factory]]:
-    """Every form that ``export --tune`` would measure beside the default one, by name."""
-    if not SEVERAL_FORMS & norm_counts(graphs[1]).keys():
-        return
-
-    def made(level: Level, target: Target, options: Mapping[str, str], file: Path) -> Runner:
-        graph = to_precision(fold(graphs[0], keep=form.keep, layernorm=level, target=target).model, precision)
-        file.parent.mkdir(exist_ok=True)
-        ir.save(graph, file, external_data=f"{file.name}.data")
-        return OnnxRuntimeRunner(file, placement=placement, options=options, stream=form.stream)
-
-    levels: list[tuple[Level, Target]] = [("affine", form.target), *other_forms(form.target, engine=form.engine)]
-    for index, ((level, target), options) in enumerate(product(levels, SESSIONS)):
-        if index:  # the first is the default, which has its row
-            name = f"onnxruntime CUDA, {form_name(level, target, options)}"
-            yield name, partial(made, level, target, options, folder / f"{index}.onnx")
-
-
-def engine(
-    graph: Callable[[], ir.Model], subject: Subject, precision: Precision, backend: str, plan: Path, sm: Sequence[str]
-) -> Runner:
-    """An engine of ``graph``, built into ``plan`` for the GPUs ``sm``."""
-    return TensorRTRunner(build(graph(), subject.specs, precision=precision, backend=backend, sm=sm).write(plan))
 
 
 @dataclass(frozen=True)
@@ -247,35 +123,53 @@ class Terms:
     bench: bool = True
 
 
-def compare(subject: Subject, precision: Precision, made: Sequence[tuple[str, Factory]], terms: Terms) -> list[Row]:
-    """A row for each artefact in ``made``; the first is what the others are timed against."""
+def compare(network: Network, made: Iterable[tuple[str, Factory]], terms: Terms) -> list[Row]:
+    """Return a row for each artefact in ``made``; the first is what the others are timed against."""
+    subject = network.subject
     feeds = subject.feeds or random_feeds(subject.specs)
     baseline: Runner | None = None
     rows: list[Row] = []
     for name, make in made:
-        failed = partial(Row, subject.name, precision, name)
+        row = Row(subject.name, network.precision, name)
         if time.monotonic() > terms.until:
-            rows.append(failed(note="not begun: the time is over"))
+            rows.append(replace(row, note="not begun: the time is over"))
             continue
         try:
-            runner = make()
-            measured = measure(
-                subject.module, subject.specs, runner, feeds, dtype=DTYPES[precision], placement=terms.placement
-            )
-            verdict = judge(measured.measurements, terms.criteria, measured.reference, measured.notes)
-            baseline = baseline or runner
-            timed = _timed(baseline, runner, feeds[0], terms) if terms.bench else None
+            artefact = make()
+            row = _judged(row, verdict(network, artefact, feeds, terms))
+            baseline = baseline or artefact.runner
+            if terms.bench:
+                row = _with_times(row, _timed(baseline, artefact.runner, feeds[0], terms))
         except VerdictError as error:
-            rows.append(failed(passed=False, note=error.what))
+            row = replace(row, passed=False, runtime=False, begins_in=error.where, note=error.what)
         except NormdeployError as error:
-            rows.append(failed(note=error.what))
+            row = replace(row, note=error.what)
         except Exception as error:  # a compiler or a driver raises what it likes: the other rows still count
-            rows.append(failed(note=f"{type(error).__name__}: {str(error)[:200]}"))
-        else:
-            worst = max(measured.measurements, key=lambda each: each.deployed.rms)
-            row = failed(verdict.passed, verdict.smallest_k, worst.deployed.rms, worst.eager.rms)
-            rows.append(row if timed is None else _with_times(row, timed))
+            row = replace(row, note=f"{type(error).__name__}: {str(error)[:200]}")
+        rows.append(row)
     return rows
+
+
+def verdict(network: Network, made: Made, feeds: Sequence[Feed], terms: Terms) -> Verdict:
+    """Return the verdict on ``made`` as ``export`` and ``verify`` reach it."""
+    unfolded = made.unfolded
+    return verdict_on(
+        network.subject.module, network.subject.specs, made.runner, made.graph, feeds, terms.criteria,
+        precision=network.precision, single=made.single, exported=lambda: network.exported,
+        unfolded=None if unfolded is None else lambda: nullcontext(unfolded()), placement=terms.placement,
+    )  # fmt: skip
+
+
+def _judged(row: Row, found: Verdict) -> Row:
+    graph, runtime = view.worst(found, "graph"), view.worst(found, "runtime")
+    assert runtime is not None  # what runs was judged
+    return replace(
+        row, passed=found.passed, graph=view.part_passed(found, "graph"), rounding=view.part_passed(found, "rounding"),
+        runtime=view.part_passed(found, "runtime"), graph_rms=None if graph is None else graph.measurement.deployed.rms,
+        smallest_k=view.smallest_k(found), rms=runtime.measurement.deployed.rms,
+        eager_rms=runtime.measurement.eager.rms, excused=any(each.excused for each in found.of("runtime")),
+        begins_in=begins_in(found),
+    )  # fmt: skip
 
 
 def _with_times(row: Row, timed: Comparison) -> Row:
@@ -294,36 +188,39 @@ def _timed(baseline: Runner, runner: Runner, feed: Feed, terms: Terms) -> Compar
     return over_processes([rounds.wall], names, threads=1, feed=feed.name, device=[rounds.device])
 
 
-def digits() -> Iterator[Subject]:
-    """The four networks of this repository."""
-    for name in ("resnet", "conv1d", "conv3d", "vit"):
-        weights = ROOT / f"models/digits_{name}.safetensors"
-        module = load(f"models.digits:{name}", app_dir=ROOT, weights=weights).module
-        yield Subject(f"digits_{name}", module, parse(["x:N=1..16..64x1x8x8@f32"]))
+HEADINGS = (
+    "model", "precision", "artefact", "graph", "runtime", "graph rms", "smallest k", "rms", "eager rms", "p50 ms",
+    "GPU p50 ms", "speed-up",
+)  # fmt: skip
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows as the terminal shows them."""
+    """Return the rows as the terminal shows them."""
     drawn = Table(title=title)
-    headings = ("model", "precision", "artefact", "parity", "smallest k", "rms", "eager rms", "p50 ms", "GPU p50 ms")
-    for heading in (*headings, "speed-up"):
+    for heading in HEADINGS:
         drawn.add_column(heading)
     for row in rows:
-        parity = {True: "passed", False: "FAILED", None: "not run"}[row.passed]
+        judged = (_word(None if row.graph is None else row.graph and row.rounding is not False), _word(row.runtime))
+        said = "; ".join(part for part in (row.begins_in, row.note) if part)
+        names = row.model, row.precision, row.artefact
         if row.rms is None:
-            drawn.add_row(row.model, row.precision, row.artefact, parity, row.note)
+            drawn.add_row(*names, "–", "not run" if row.runtime is None else judged[1], said)
             continue
         speed = "–" if row.speedup is None else f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
-        taken = (row.smallest_k, row.rms, row.eager_rms, row.p50_ms, row.device_p50_ms)
+        taken = (row.graph_rms, row.smallest_k, row.rms, row.eager_rms, row.p50_ms, row.device_p50_ms)
         numbers = ["–" if value is None else f"{value:.3g}" for value in taken]
-        drawn.add_row(row.model, row.precision, row.artefact, parity, *numbers, f"{speed} {row.note}")
+        drawn.add_row(*names, *judged, *numbers, f"{speed} {said}".rstrip())
     return drawn
 
 
+def _word(passed: bool | None) -> str:
+    return {True: "passed", False: "FAILED", None: "–"}[passed]
+
+
 def document(rows: Sequence[Row], gpu: str) -> dict[str, object]:
-    """The JSON: the GPU, the packages, the rows."""
+    """Return the JSON: the GPU, the packages, the rows."""
     versions = {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"] in PACKAGES}
-    return {"schema_version": 1, "gpu": gpu, "packages": versions, "rows": [asdict(row) for row in rows]}
+    return {"schema_version": 2, "gpu": gpu, "packages": versions, "rows": [asdict(row) for row in rows]}
 
 
 def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -397,20 +294,18 @@ def main() -> int:
     clock = clock_of(cuda)
     form = replace(form, stream=clock.stream)
     until = begun + 60 * arguments.minutes
-    judged_on = cuda if form.tf32 else CPU
     terms = Terms(
-        criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until, judged_on, not arguments.no_bench
+        criteria(arguments.k, arguments.floor_eps), clock, arguments.seconds, until, cuda, not arguments.no_bench
     )
     subjects = [given(arguments)] if arguments.model else list(digits())
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for subject in subjects:
             exported = to_graph(subject.module, subject.specs, opset=arguments.opset).model
-            folded = fold(exported, keep=arguments.keep, layernorm=arguments.layernorm, target=form.target)
-            graphs = exported, folded.model
+            folded = fold(exported, keep=arguments.keep, layernorm=arguments.layernorm, target=form.target).model
             for precision in arguments.precision:
-                made = list(artefacts(subject, precision, graphs, Path(folder), form))
-                rows += compare(subject, precision, made, terms)
+                network = Network(subject, precision, exported, folded, Path(folder), form)
+                rows += compare(network, artefacts(network), terms)
     Console().print(table(rows, str(gpu)))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from normdeploy.parity.metrics import errors, is_float
 from normdeploy.precision.decide import LARGEST
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
 from normdeploy.runtime.isolated import IsolatedRunner
+from normdeploy.runtime.placement import CPU, Placement
 
 Array = npt.NDArray[Any]
 
@@ -44,7 +45,7 @@ class NodeError:
         operator: its operator.
         node: its name.
         rms: RMS of the difference over RMS of the float64 value of its own inputs.
-        runtime: what ran it.
+        runtime: what ran it: ONNX Runtime, or the provider of it that was asked for.
         dtype: the 16-bit type whose largest number the float64 value is beyond; empty where it has room.
         peak: the largest size of that value, where it has not.
     """
@@ -64,7 +65,12 @@ class NodeError:
 
 
 def worst_node(
-    model: ir.Model, feed: Feed, options: Mapping[str, str] | None = None, *, max_memory: int = MOST_MEMORY
+    model: ir.Model,
+    feed: Feed,
+    options: Mapping[str, str] | None = None,
+    *,
+    max_memory: int = MOST_MEMORY,
+    placement: Placement = CPU,
 ) -> NodeError | None:
     """Return the node of the main graph with the largest error of its own on ``feed``; None where none can be told.
 
@@ -73,18 +79,21 @@ def worst_node(
         feed: its inputs.
         options: of the session.
         max_memory: bytes of values to hold at once; the runtime is run as often as that takes.
+        placement: where it runs, by which provider: each has kernels of its own.
 
     Raises CrashError where the runtime dies, and InputError where it refuses the model.
     """
     exact = Float64Runner(model)
     worst: NodeError | None = None
     for nodes in _chunks(model, _sizes(exact, feed), max_memory):
-        found = _values(model, nodes, feed, options or {})
+        found = _values(model, nodes, feed, options or {}, placement)
         for node in nodes:
             error = _own_error(exact, node, found)
             if error is not None and (worst is None or error.rms > worst.rms):
                 worst = error
-    return worst
+    if worst is None or placement == CPU:
+        return worst
+    return replace(worst, runtime=placement.name)
 
 
 def named_in(text: str, model: ir.Model) -> str:
@@ -142,7 +151,9 @@ def _chunks(model: ir.Model, sizes: Mapping[str, int], most: int) -> Iterator[li
         yield chunk
 
 
-def _values(model: ir.Model, nodes: Sequence[ir.Node], feed: Feed, options: Mapping[str, str]) -> dict[str, Array]:
+def _values(
+    model: ir.Model, nodes: Sequence[ir.Node], feed: Feed, options: Mapping[str, str], placement: Placement
+) -> dict[str, Array]:
     """Return what the runtime makes of the inputs and outputs of ``nodes``."""
     wanted = {str(value.name) for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
     tapped = model.clone()
@@ -152,7 +163,7 @@ def _values(model: ir.Model, nodes: Sequence[ir.Node], feed: Feed, options: Mapp
     with scratch() as folder:
         path = folder / "tapped.onnx"
         ir.save(tapped, path, external_data="tapped.onnx.data")
-        runner = IsolatedRunner(path, options=dict(options))
+        runner = IsolatedRunner(path, options=dict(options), placement=placement)
         try:
             return {**feed.arrays, **runner(feed.arrays)}
         finally:

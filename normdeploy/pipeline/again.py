@@ -62,6 +62,7 @@ class Again:
             raise InputError("the report holds no parity", where=str(folder), fix="export the bundle again")
         self.saved: Verdict = saved
         self._criteria, self._options = criteria or saved.criteria, self.bundle.manifest.session_options
+        self._placement = placement
         self._graph: ir.Model = read_graph(self.bundle.model_path)
         self._exact = Float64Runner(self._graph)
         self._feeds = {feed.name: feed for feed in self.feeds(self.bundle)}
@@ -97,7 +98,7 @@ class Again:
 
     def _blamed(self, name: str) -> str | None:
         try:
-            worst = worst_node(self._graph, self._feeds[name], self._options)
+            worst = worst_node(self._graph, self._feeds[name], self._options, placement=self._placement)
         except NormdeployError:  # it tells what it can
             return None
         return None if worst is None else str(worst)

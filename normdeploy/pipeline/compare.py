@@ -177,7 +177,7 @@ class _Asked:
             )  # fmt: skip
         if bisect is not None and verdict.first_node is None and opened.graph is not None and not verdict.not_run:
             with stages("bisect"):
-                node = worst_node(opened.graph, feeds[0], opened.options, max_memory=bisect)
+                node = worst_node(opened.graph, feeds[0], opened.options, max_memory=bisect, placement=opened.placement)
                 verdict = replace(verdict, first_node=None if node is None else str(node))
         notes = (*opened.notes, *checkpoint.notes, *_other_weights(opened.bundle, checkpoint), *verdict.notes)
         return replace(verdict, notes=notes)

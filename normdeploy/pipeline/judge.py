@@ -23,6 +23,8 @@ from normdeploy.parity.verdict import NOT_RUN, SIXTEEN, Criteria, Measurement, V
 from normdeploy.precision import Precision
 from normdeploy.report import view
 from normdeploy.report.schema import Report
+from normdeploy.runtime.isolated import IsolatedRunner
+from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec
@@ -81,9 +83,10 @@ def verdict_on(
 
     A model that computes in 16 bits is judged by what eager loses in them. Where ``model`` is None, a plan's graph
     being gone, the artefact is compared with the module itself, and no module can be named. ``options`` are those of
-    its session, ``single`` is the float32 graph that ``model`` was rounded from, ``exported`` makes the one before the
-    fold, where each norm still stands for itself, ``unfolded`` runs it in the same runtime, ``follow`` a failure to its
-    module. Eager runs where ``placement`` says. Where ``deployed`` lacks a kernel, the graph is judged alone.
+    its session in ONNX Runtime, whose provider then tells the node; of another runtime none is named. ``single`` is the
+    float32 graph that ``model`` was rounded from, ``exported`` makes the one before the fold, where each norm still
+    stands for itself, ``unfolded`` runs it in the same runtime, ``follow`` a failure to its module. Eager runs where
+    ``placement`` says. Where ``deployed`` lacks a kernel, the graph is judged alone.
     """
     criteria, dtype = criteria or Criteria(), _DTYPES[precision]
     measured_by = partial(
@@ -103,7 +106,8 @@ def verdict_on(
     verdict = judge(measured.measurements, criteria, measured.reference, notes, measured.misrounded, not_run)
     if model is None or not follow:
         return verdict
-    return _followed(verdict, module, specs, _Graphs(model, single, exported), feeds, dtype, options, max_memory)
+    graphs = _Graphs(model, single, exported, options, _placement(deployed))
+    return _followed(verdict, module, specs, graphs, feeds, dtype, max_memory)
 
 
 def verdict_on_plugins(
@@ -128,15 +132,24 @@ def verdict_on_plugins(
     verdict = judge(measured.measurements, criteria, measured.reference, measured.notes, measured.misrounded)
     if verdict.passed:
         return verdict
-    return _followed(verdict, module, specs, _Graphs(model, single), feeds, dtype, None, MOST_MEMORY)
+    return _followed(verdict, module, specs, _Graphs(model, single), feeds, dtype, MOST_MEMORY)
 
 
 class _Graphs(NamedTuple):
-    """The deployed graph, the float32 one that it was rounded from, and what makes the one before the fold."""
+    """The deployed graph, the float32 one that it was rounded from, and what makes the one before the fold.
+
+    ``options`` and ``placement`` are those of its session in ONNX Runtime; no placement where that does not run it.
+    """
 
     deployed: ir.Model
     single: ir.Model | None = None
     exported: Callable[[], ir.Model] | None = None
+    options: Mapping[str, str] | None = None
+    placement: Placement | None = None
+
+
+def _placement(deployed: Runner) -> Placement | None:
+    return deployed.placement if isinstance(deployed, OnnxRuntimeRunner | IsolatedRunner) else None
 
 
 def _followed(
@@ -146,7 +159,6 @@ def _followed(
     graphs: _Graphs,
     feeds: Sequence[Feed],
     dtype: torch.dtype | None,
-    options: Mapping[str, str] | None,
     max_memory: int,
 ) -> Verdict:
     """Return ``verdict`` with the module where the graph goes wrong, and the node that the runtime computes worst."""
@@ -155,13 +167,15 @@ def _followed(
     first = node = None
     if failures:
         failed = failures[0].measurement
-        first = _first_module(module, specs, graphs, failed, by_name[failed.feed], verdict.criteria, dtype, options)
+        first = _first_module(module, specs, graphs, failed, by_name[failed.feed], verdict.criteria, dtype)
     if verdict.misrounded and first is None:
         first = verdict.misrounded[0].partition(": ")[0]
     runtime = next((each for each in verdict.of("runtime") if each.excused or not each.passed), None)
-    if runtime is not None and view.part_passed(verdict, "graph") is not False:
+    ran = graphs.placement
+    if runtime is not None and ran is not None and view.part_passed(verdict, "graph") is not False:
+        feed = by_name[runtime.measurement.feed]
         try:
-            worst = worst_node(graphs.deployed, by_name[runtime.measurement.feed], options, max_memory=max_memory)
+            worst = worst_node(graphs.deployed, feed, graphs.options, max_memory=max_memory, placement=ran)
         except NormdeployError:  # it tells what it can, and its failure must not hide the verdict
             worst = None
         node = None if worst is None else str(worst)
@@ -177,7 +191,6 @@ def _first_module(
     feed: Feed,
     criteria: Criteria,
     dtype: torch.dtype | None,
-    options: Mapping[str, str] | None,
 ) -> str | None:
     """Return the module where what ``failed`` begins; a norm that was folded can only be named before that."""
     graph = graphs.deployed
@@ -188,7 +201,7 @@ def _first_module(
         with suppress(NormdeployError):  # it tells what it can, and its failure must not hide the verdict
             if first := first_divergent_module(module, specs, graphs.exported(), feed, criteria, dtype=dtype):
                 return first
-    return first_divergent_module(module, specs, graph, feed, criteria, dtype=dtype, options=options)
+    return first_divergent_module(module, specs, graph, feed, criteria, dtype=dtype, options=graphs.options)
 
 
 def _with_module(

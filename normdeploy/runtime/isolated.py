@@ -79,7 +79,7 @@ class IsolatedRunner:
         where: str = "",
         worker: Worker | None = None,
     ) -> None:
-        self.name = "onnxruntime"
+        self.name, self.placement = "onnxruntime", placement
         self._worker = Worker() if worker is None else worker
         self._folder, self._process = self._worker.folder, self._worker.process
         self._where, self.path, self._seconds = where or str(model), model, patience(model)

@@ -68,7 +68,7 @@ class OnnxRuntimeRunner:
         checked: bool = False,
         stream: int | None = None,
     ) -> None:
-        self._placement, self._bindings, self._alone = placement, dict[Shapes, Binding](), Lock()
+        self.placement, self._bindings, self._alone = placement, dict[Shapes, Binding](), Lock()
         self._where = where or (str(model) if isinstance(model, Path) else "the given model")
         onnxruntime = import_runtime()
         session_options = _session_options(onnxruntime, threads, options or {})
@@ -94,7 +94,7 @@ class OnnxRuntimeRunner:
         if feeds.keys() != inputs:
             check_names(feeds, self.inputs, self.name)
         try:
-            if self._placement.cuda_graph:
+            if self.placement.cuda_graph:
                 return self._captured(feeds)
             if self._in_bits:
                 values = {name: self._value(array) for name, array in feeds.items()}
@@ -139,8 +139,8 @@ class OnnxRuntimeRunner:
         """Return the memory that runs of these shapes have; a CUDA graph holds its addresses, so it is kept."""
         shapes = tuple((name, *feeds[name].shape) for name in self.inputs)
         if shapes not in self._bindings:
-            graph = len(self._bindings) + 1 if self._placement.cuda_graph else None
-            self._bindings[shapes] = Binding(self._session, feeds, self._placement.device, graph=graph)
+            graph = len(self._bindings) + 1 if self.placement.cuda_graph else None
+            self._bindings[shapes] = Binding(self._session, feeds, self.placement.device, graph=graph)
         return self._bindings[shapes]
 
     def _captured(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

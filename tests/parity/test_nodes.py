@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,6 +15,7 @@ from normdeploy.parity import nodes
 from normdeploy.parity.feeds import Feed, random_feeds
 from normdeploy.parity.nodes import named_in, stuck_at, worst_node
 from normdeploy.runtime.isolated import IsolatedRunner
+from normdeploy.runtime.placement import Placement
 from normdeploy.specs import parse
 
 SPECS = parse(["x:4x64@f32"])
@@ -76,3 +79,17 @@ def test_no_process_is_left(model: ir.Model, monkeypatch: pytest.MonkeyPatch) ->
     worst_node(model, random_feeds(SPECS)[0])
     assert made
     assert all(runner._process.poll() is not None for runner in made)
+
+
+def test_a_provider_answers_for_its_own_kernels(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU the CPU's kernels say nothing."""
+    asked: list[Placement] = []
+
+    def opened(path: Path, *, placement: Placement, options: dict[str, str]) -> IsolatedRunner:
+        asked.append(placement)
+        return IsolatedRunner(path, options=options)  # there is no such provider here
+
+    monkeypatch.setattr(nodes, "IsolatedRunner", opened)
+    worst = worst_node(model, random_feeds(SPECS)[0], placement=Placement("cuda", "cuda"))
+    assert asked == [Placement("cuda", "cuda")]
+    assert "by CUDAExecutionProvider's kernel" in str(worst)
