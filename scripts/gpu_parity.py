@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from gpu_artefacts import DTYPES, Factory, Form, Made, Network, Subject, artefacts, digits
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -190,21 +191,24 @@ def _timed(baseline: Runner, runner: Runner, feed: Feed, terms: Terms) -> Compar
 
 HEADINGS = (
     "model", "precision", "artefact", "graph", "runtime", "graph rms", "smallest k", "rms", "eager rms", "p50 ms",
-    "GPU p50 ms", "speed-up",
+    "GPU p50 ms", "speed-up, or what is to be said",
 )  # fmt: skip
+WIDE = 200
+"""Columns that the table takes where no terminal says how many there are."""
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
     """Return the rows as the terminal shows them."""
-    drawn = Table(title=title)
+    drawn = Table(title=title, box=box.SIMPLE, pad_edge=False)
     for heading in HEADINGS:
-        drawn.add_column(heading)
+        drawn.add_column(heading, no_wrap=heading != HEADINGS[-1])
     for row in rows:
         judged = (_word(None if row.graph is None else row.graph and row.rounding is not False), _word(row.runtime))
         said = "; ".join(part for part in (row.begins_in, row.note) if part)
         names = row.model, row.precision, row.artefact
         if row.rms is None:
-            drawn.add_row(*names, "–", "not run" if row.runtime is None else judged[1], said)
+            ran = "not run" if row.runtime is None else judged[1]
+            drawn.add_row(*names, "–", ran, *[""] * 6, said)
             continue
         speed = "–" if row.speedup is None else f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
         taken = (row.graph_rms, row.smallest_k, row.rms, row.eager_rms, row.p50_ms, row.device_p50_ms)
@@ -306,7 +310,7 @@ def main() -> int:
             for precision in arguments.precision:
                 network = Network(subject, precision, exported, folded, Path(folder), form)
                 rows += compare(network, artefacts(network), terms)
-    Console().print(table(rows, str(gpu)))
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(rows, str(gpu)))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_file(arguments.json, json.dumps(document(rows, str(gpu)), indent=1).encode(), replace=True)
