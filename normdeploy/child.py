@@ -12,9 +12,12 @@ import os
 import site
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from normdeploy.disk import uninterrupted
 
 _START = """
 import sys
@@ -81,6 +84,35 @@ def program(
         tied, cwd=folder, env={**_environment(), **(environment or {})}, stdin=subprocess.DEVNULL,
         stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+@contextmanager
+def running(begin: Callable[[], Process]) -> Iterator[Process]:
+    """Begin a process, and wait for its end behind the block; where the block raises, it is ended.
+
+    Popen itself waits a quarter of a second for a process after a Ctrl-C, and then leaves it alone: one that is being
+    killed would still be there, in a folder that is not.
+    """
+    process = None
+    try:
+        with uninterrupted():  # until it is known what has to be ended
+            process = begin()
+        yield process
+        process.wait()
+    finally:
+        if process is not None:
+            end(process)
+
+
+def end(process: Process) -> None:
+    """Kill ``process`` if it still runs, wait until it is gone, and close its pipes."""
+    with uninterrupted():
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def _environment() -> dict[str, str]:

@@ -37,13 +37,11 @@ def model_of(text: bytes, name: str) -> bytes:
         arguments = (str(folder), FORMATS[Path(name).suffix])
         with (
             (folder / _SAID).open("w") as stderr,
-            child.start("normdeploy.onnxtext", *arguments, folder=folder, stderr=stderr) as process,
+            child.running(
+                lambda: child.start("normdeploy.onnxtext", *arguments, folder=folder, stderr=stderr)
+            ) as process,
         ):
-            try:
-                process.communicate()
-            except BaseException:
-                process.kill()
-                raise
+            process.communicate()
         if process.returncode:
             said = (folder / _SAID).read_text(errors="replace")
             lines = said.strip().splitlines() if process.returncode > 0 else []

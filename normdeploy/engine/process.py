@@ -39,15 +39,13 @@ def run(job: Job, folder: Path, owners: Mapping[str, Owner], progress: Callable[
     job.write(folder)
     with (
         (folder / "stderr.txt").open("w") as stderr,
-        child.start("normdeploy.engine.worker", str(folder), folder=folder, stderr=stderr) as process,
+        child.running(
+            lambda: child.start("normdeploy.engine.worker", str(folder), folder=folder, stderr=stderr)
+        ) as process,
     ):
-        try:
-            for line in process.stdout or ():
-                if progress is not None:
-                    progress(Progress(**json.loads(line)))
-        except BaseException:
-            process.kill()
-            raise
+        for line in process.stdout or ():
+            if progress is not None:
+                progress(Progress(**json.loads(line)))
     if process.returncode or not (folder / RESULT).exists():
         raise _died(process.returncode, folder, owners)
     result = Result.read(folder)

@@ -112,13 +112,11 @@ def _run(folder: Path, job: Job, feed: Feed) -> dict[str, dict[str, list[float]]
     (folder / _RESULT).unlink(missing_ok=True)
     with (
         (folder / "stderr.txt").open("w") as stderr,
-        child.start("normdeploy.pipeline.latency", str(folder), folder=folder, stderr=stderr) as process,
+        child.running(
+            lambda: child.start("normdeploy.pipeline.latency", str(folder), folder=folder, stderr=stderr)
+        ) as process,
     ):
-        try:
-            process.wait()
-        except BaseException:
-            process.kill()
-            raise
+        process.wait()
     if process.returncode or not (folder / _RESULT).exists():
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

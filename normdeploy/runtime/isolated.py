@@ -166,14 +166,7 @@ def patience(model: Path) -> float:
 
 def _end(process: child.Process, remove: Callable[[], None]) -> None:
     with uninterrupted():
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+        child.end(process)
         remove()
 
 

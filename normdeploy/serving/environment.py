@@ -88,8 +88,5 @@ def _make(folder: Path) -> None:
 
 def _run(command: list[str], folder: Path, output: IO[str]) -> int:
     """Return the exit code of ``command``, which does not outlive an interrupt."""
-    process = child.program(command, folder=folder, output=output)
-    try:
+    with child.running(lambda: child.program(command, folder=folder, output=output)) as process:
         return process.wait()
-    finally:
-        process.kill()

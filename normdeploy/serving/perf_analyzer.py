@@ -98,12 +98,9 @@ def _tensor(array: np.ndarray) -> dict[str, Any]:
 
 
 def _output(command: Sequence[str], folder: Path) -> str:
-    with (folder / "output.txt").open("w") as output:
-        process = child.program(command, folder=folder, output=output)
-        try:
-            process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+    with (
+        (folder / "output.txt").open("w") as output,
+        child.running(lambda: child.program(command, folder=folder, output=output)) as process,
+    ):
+        process.wait()
     return (folder / "output.txt").read_text(errors="replace")
