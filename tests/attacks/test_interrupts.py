@@ -45,6 +45,7 @@ def interrupted(seconds: float, *arguments: str) -> tuple[int, str]:
         if child == 0:
             code = 99
             inherited = set(weakref.finalize._registry)  # type: ignore[attr-defined]  # those of the tests' own process
+            WRITTEN.clear()  # a process of its own has written nothing yet
             try:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
