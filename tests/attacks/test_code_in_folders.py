@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,12 +148,10 @@ def test_a_child_finds_the_package_where_its_parent_has_it(traps: Path, tmp_path
     """Not installed, only on PYTHONPATH, whose other folders come last: they shadow nothing, the current one is out."""
     note = set_traps(traps)
     package, other = tmp_path / "package", tmp_path / "other"
-    (package / "normdeploy").mkdir(parents=True)
+    shutil.copytree(ROOT / "normdeploy", package / "normdeploy", ignore=shutil.ignore_patterns("__pycache__"))
     other.mkdir()
     (other / "json.py").write_text((traps / "json.py").read_text())
     (other / "extra.py").write_text("")
-    (package / "normdeploy" / "__init__.py").write_text("here = True\n")
-    (package / "normdeploy" / "child.py").write_text((ROOT / "normdeploy" / "child.py").read_text())
     (package / "normdeploy" / "told.py").write_text(
         "import sys, json, extra, normdeploy\nprint(sys.path[-2:], sys.argv[1:])"
     )
