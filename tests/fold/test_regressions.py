@@ -974,3 +974,49 @@ def test_a_weight_in_a_body_of_a_function_is_copied_under_a_name_of_its_own() ->
         flat = [onnx.inliner.inline_local_functions(each) for each in (proto, new)]
         was, now = (truth(each, feeds)["y"] for each in flat)
         np.testing.assert_allclose(now, was, rtol=1e-6)
+
+
+def test_a_gemm_is_probed_with_the_axes_that_its_c_has() -> None:
+    """With transA a C of one number from a caller was probed as if there were three columns."""
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 17]>
+    g (float[8,7] x, float[1] c, float[7,1] d, float[1,1] e) => (float[7,1] y, float[7,1] z, float[7,1] u)
+    <float[8,1] w, float[8,1] v, float[8,1] s, float[8,1] t> {
+        m = Neg (x)
+        a = Mul (m, s)
+        y = Gemm <transA = 1> (a, w, c)
+        b = Mul (x, s)
+        z = Gemm <transA = 1> (b, v, d)
+        f = Mul (x, t)
+        u = Gemm <transA = 1> (f, v, e)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new) == {"Gemm": 3}
+    rng = np.random.default_rng(0)
+    shapes = {"x": (8, 7), "c": (1,), "d": (7, 1), "e": (1, 1)}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    for name, was in truth(proto, feeds).items():
+        np.testing.assert_allclose(truth(new, feeds)[name], was, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_of_unknown_rank_with_a_quantized_matrix_is_probed_with_the_rank_of_its_result() -> None:
+    """The body of a Scan says nothing of what it reads; the matrix has fewer axes than the result."""
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 19]>
+    g (float[2] h, float[5,1,4,4,4] x) => (float[2] last, float[5,1,4,1,4] y)
+    <int8[1,4] q = {1,9,-4,6}, float scale = {0.5}, float[4,1,1] k = {0.5,1.25,1.5,2}> {
+        last, y = Scan <num_scan_inputs = 1, body = one (float[] state, float[] part) =>
+            (float[2] n, float[1,4,1,4] t) {
+            n = Neg (state)
+            w = DequantizeLinear (q, scale)
+            m = MatMul (w, part)
+            o = Neg (m)
+            t = Mul (k, o)
+        }> (h, x)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert op_types(new)["Neg"] == 1  # of the state
+    feeds = {"h": np.ones(2, np.float32), "x": np.random.default_rng(1).standard_normal((5, 1, 4, 4, 4), np.float32)}
+    np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6, atol=1e-6)

@@ -288,16 +288,20 @@ def _gemm_sizes(attributes: dict[str, Any], inputs: list[np.ndarray | None]) -> 
     return {name: abs(value) if name in ("alpha", "beta") else value for name, value in attributes.items()}, inputs
 
 
-def _by_columns(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
-    """Return what is summed over, and the rows of a C that has several."""
-    del rank, maps, known
-    across = view.attr(node, "transA", 0)
-    weight = view.shape(node.inputs[1]) or (None, None)
-    pinned = {-2 if across else -1: int(weight[1 if view.attr(node, "transB", 0) else 0] or 1)}
-    c = view.shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if c is not None and len(c) == 2 and isinstance(c[0], int) and c[0] > 1:
-        pinned[-1 if across else -2] = c[0]
-    return pinned
+def _gemm_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: sizes.Known) -> list[sizes.Shape] | None:
+    """Return shapes to probe ``A B + C`` with: as many rows as a C of several has, and 1 where C has 1."""
+    del maps
+    if node.inputs[1] is None or not known(node.inputs[1]):
+        return None
+    weight = sizes.fixed(view, node.inputs[1])
+    inner, columns = weight[::-1] if view.attr(node, "transB", 0) else weight
+    c = (view.shape(node.inputs[2]) if len(node.inputs) > 2 else None) or ()
+    rows = next((dim for dim in c[:-1] if isinstance(dim, int) and dim > 1), 0)
+    rows = rows or next(size for size in (3, 4, 5) if size not in (inner, columns))
+    a = (inner, rows) if view.attr(node, "transA", 0) else (rows, inner)
+    axes = (rows, columns)[2 - len(c) :]
+    added = tuple(1 if dim == 1 else size for dim, size in zip(c, axes, strict=True))
+    return [a, weight, added][: len(node.inputs)]
 
 
 def _by_matrix(view: View, node: ir.Node, rank: int, maps: sizes.Maps, known: sizes.Known) -> dict[int, int]:
@@ -325,7 +329,7 @@ ROWS = (
     Row(
         ("Gemm",), gemm_up, gemm_down, nature=Nature.LINEAR, heavy=True, shift=Shift.TAKEN,
         parameters={1: _gemm_columns, 2: along()}, absolute=_gemm_sizes, centre=_gemm_writes,
-        probing=sizes.Probing(pins=_by_columns, size=sizes.matrix, rank=lambda view, node: 2),
+        probing=sizes.Probing(shapes=_gemm_shapes),
     ),
     Row(
         ("MatMul",), matmul_up, matmul_down, nature=Nature.LINEAR, heavy=True, shift=Shift.STOPPED,

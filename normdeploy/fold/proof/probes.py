@@ -101,13 +101,14 @@ def _pinned(view: View, node: ir.Node, maps: Maps, known: Known) -> dict[int, in
 
 def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
     """Return the rank of a data input; where inference knows none, what the operator says of it, or else the maps
-    around.
+    around: its own, those behind, and at last those of other inputs, which may have fewer axes.
     """
     rank, told = view.rank(value), states(node).probing.rank
     if rank is None and told is not None:
         rank = told(view, node)
     if rank is None:
-        rank = next((maps[v].rank for v in (*node.inputs, *node.outputs) if v is not None and v in maps), 2)
+        around = (value, *node.outputs, *node.inputs)
+        rank = next((maps[v].rank for v in around if v is not None and v in maps), 2)
     return rank
 
 
