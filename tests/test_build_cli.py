@@ -246,7 +246,7 @@ def test_ctrl_c_leaves_the_older_plan(
     def building(_: Talk) -> Iterator[Callable[[Any], None]]:
         yield interrupt
 
-    monkeypatch.setattr("normdeploy.cli.output.building", building)
+    monkeypatch.setattr("normdeploy.cli.streams.building", building)
     code, out, err = say(digits_bundle, "-o", old, "--force")
     assert (code, out) == (130, "")
     assert "interrupted; nothing was written" in err
@@ -254,9 +254,9 @@ def test_ctrl_c_leaves_the_older_plan(
 
 
 def test_the_bars_are_for_terminals(capfd: pytest.CaptureFixture[str]) -> None:
-    from normdeploy.cli import output
+    from normdeploy.cli import streams
     from normdeploy.engine.process import Progress
 
-    with output.building(Talk()) as progress:
+    with streams.building(Talk()) as progress:
         progress(Progress("Building engine", "", 0, 3))
     assert capfd.readouterr() == ("", "")

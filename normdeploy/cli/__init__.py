@@ -12,8 +12,9 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from normdeploy.cli import judging, making, output, serving
+from normdeploy.cli import judging, making, serving
 from normdeploy.cli.config import ExportConfig
+from normdeploy.cli.guard import Guard, require_folder
 from normdeploy.errors import InputError
 
 
@@ -70,8 +71,8 @@ def main(arguments: Sequence[str] | None = None, *, ends: bool = False) -> int:
     Where the process ``ends`` with it, a Ctrl-C after the command is ignored.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with output.Guard(debug="--debug" in given, ends=ends) as guard:
-        output.require_folder()
+    with Guard(debug="--debug" in given, ends=ends) as guard:
+        require_folder()
         try:
             guard.code = app(given) or 0
         except CycloptsError as error:  # in words of its own, and with names of anyone's in it

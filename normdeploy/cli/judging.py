@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from normdeploy.cli import output
+from normdeploy.cli import output, streams
 from normdeploy.cli.options import (
     EagerOptions,
     ParityOptions,
@@ -41,7 +41,7 @@ def verify(
     inputs, criteria, source, placement = parity.inputs(), parity.criteria(), eager.source(), where.placement()
     from normdeploy import pipeline
 
-    with output.working(talk) as progress:
+    with streams.working(talk) as progress:
         verdict = pipeline.verify(
             artefact, model, inputs, output_names=listed(parity.output_names), data=parity.data, seed=parity.seed,
             criteria=criteria, placement=placement, progress=progress, **source,
@@ -71,7 +71,7 @@ def bisect(
     from normdeploy import pipeline
 
     limit = byte_count(max_memory)
-    with output.working(talk) as progress:
+    with streams.working(talk) as progress:
         verdict = pipeline.bisect(
             artefact, model, inputs, output_names=listed(parity.output_names), data=parity.data, seed=parity.seed,
             criteria=criteria, max_memory=limit, placement=placement, progress=progress, **source,
@@ -90,7 +90,7 @@ def judge(report: Path, /, *, k: float | None = None, floor_eps: float | None = 
     from normdeploy import pipeline
     from normdeploy.cli.options import criteria
 
-    with output.working(talk):
+    with streams.working(talk):
         verdict = pipeline.judge_again(pipeline.report_of(report), criteria(k, floor_eps))
     return output.verdict(verdict, talk)
 
@@ -143,7 +143,7 @@ def bench(
         given = "--layernorm measures this machine alone" if layernorm else "no artefact is given"
         raise InputError(given, fix="normdeploy bench BUNDLE, or normdeploy bench --layernorm")
     if artefact is None:
-        with output.working(talk) as progress:
+        with streams.working(talk) as progress:
             file, times = pipeline.bench_layernorm(progress)
         output.layernorms(file, times, talk)
         return 0
@@ -154,7 +154,7 @@ def bench(
         raise InputError("torch.compile needs the module", where=f"--compare {compare}", fix="give --model as well")
     if against is not None and batch:
         raise InputError("an older report has one size", where="--against --batch", fix="give one of them")
-    with output.working(talk) as progress:
+    with streams.working(talk) as progress:
         before = None if against is None else pipeline.report_of(against)
         measured = {
             size: pipeline.bench(
@@ -178,7 +178,7 @@ def _bench_servers(
     if bundle is None or not at_once:
         what = "servers are measured with the bundle that they serve, and numbers of clients"
         raise InputError(what, where=" ".join(urls), fix="normdeploy bench URL --bundle BUNDLE --clients 1,8")
-    with output.working(talk):
+    with streams.working(talk):
         loads = measure(urls, bundle, model=model, clients=at_once, seconds=seconds)
     output.loads(loads, talk)
     return 0
@@ -198,7 +198,7 @@ def explain(model: Path, name: str | None = None, /, *, talk: Talk = Talk()) -> 
         return 0
     from normdeploy import pipeline
 
-    with output.working(talk):
+    with streams.working(talk):
         entries = pipeline.ledger_of(model, name)
     output.entries(entries, talk)
     return 0

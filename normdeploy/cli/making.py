@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from normdeploy.cli import output
+from normdeploy.cli import output, streams
 from normdeploy.cli.config import NAME
 from normdeploy.cli.options import (
     EagerOptions,
@@ -80,7 +80,7 @@ def export(
     from normdeploy import pipeline
 
     try:
-        with output.working(talk) as progress:
+        with streams.working(talk) as progress:
             report = pipeline.export(
                 model, inputs, out, output_names=listed(parity.output_names), data=parity.data,
                 opset=opset, keep=keep, layernorm=layernorm, target=target, tune=tune, precision=precision,
@@ -122,7 +122,7 @@ def export_all(
     from normdeploy.fleet.run import export_all as run
     from normdeploy.fleet.run import require_passed
 
-    with output.fleet(talk) as told:
+    with streams.fleet(talk) as told:
         rows = run(fleet, out, at_once=at_once, ray=ray, force=force, trust=trust, told=told)
     output.exports(rows, talk, out)
     require_passed(rows)
@@ -164,7 +164,7 @@ def fold(
     """
     from normdeploy import pipeline
 
-    with output.working(talk):
+    with streams.working(talk):
         ledger = pipeline.fold_file(
             model, out, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants,
             precision=precision, plugin=plugin, plugin_form=plugin_form, dump=dump, strict=strict, force=force,
@@ -209,7 +209,7 @@ def build(
     parse(input)
     from normdeploy import pipeline
 
-    with output.building(talk) as progress:
+    with streams.building(talk) as progress:
         built = pipeline.build(
             model, out, input, precision=precision, backend=backend, sm=listed(sm), workspace_mib=workspace,
             level=level, plugin=plugin, plugin_form=plugin_form, force=force, progress=progress,
@@ -253,7 +253,7 @@ def calibrate(
     parse(input)
     from normdeploy import pipeline
 
-    with output.working(talk), output.counting() as counted:
+    with streams.working(talk), streams.counting() as counted:
         found = pipeline.calibrate(
             model, input, out, data=data, batch=batch, only=only, momentum=momentum, pooled=pooled, partial=partial,
             merge=merge, force=force, counted=counted, **source,
@@ -287,7 +287,7 @@ def doctor(
     parse(input)
     from normdeploy import pipeline
 
-    with output.working(talk) as progress:
+    with streams.working(talk) as progress:
         found = pipeline.doctor(
             model, (*input, *values), data=data, select=select, ignore=ignore, progress=progress, **source
         )
@@ -313,7 +313,7 @@ def init(
     source = eager.source()
     from normdeploy import pipeline
 
-    with output.working(talk):
+    with streams.working(talk):
         text = pipeline.init(model, out, force=force, **source)
     print(text, end="")
     return 0

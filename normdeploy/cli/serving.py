@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from normdeploy.cli import output
+from normdeploy.cli import output, streams
 from normdeploy.cli.options import (
     KServeOptions,
     ServingOptions,
@@ -23,7 +23,7 @@ def inspect(bundle: Path, /, *, talk: Talk = Talk()) -> int:
     from normdeploy.bundle.contents import contents
     from normdeploy.serving.describe import describe
 
-    with output.working(talk):
+    with streams.working(talk):
         found = contents(bundle)
     output.document(found) if talk.json else print(describe(found), end="")
     return 0
@@ -48,7 +48,7 @@ def package(
 
     if not bundles:
         raise InputError("no bundle is given", fix="normdeploy package BUNDLE -o REPOSITORY")
-    with output.working(talk):
+    with streams.working(talk):
         made = add(bundles, out, name=name, serving=serving.serving(), kserve=kserve.service())
     output.packaged(made, talk)
     return 0
@@ -84,7 +84,7 @@ def serve(
         print(server.dry_run(repository, at))
         return 0
     with server.until_signal():
-        with output.working(talk):
+        with streams.working(talk):
             server.prepare(repository)
         with server.running(repository, at, log=log) as triton:
             output.serving(triton, talk)
@@ -104,7 +104,7 @@ def check(*urls: str, bundle: Path, model: str | None = None, model_version: str
     from normdeploy.serving.check import check as ask
     from normdeploy.serving.check import require_right
 
-    with output.working(talk):
+    with streams.working(talk):
         results = ask(urls, bundle, model=model, version=model_version)
     output.checked(results, talk)
     require_right(results)

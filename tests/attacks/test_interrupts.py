@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from normdeploy.__main__ import main as process
 from normdeploy.bundle import load_bundle
-from normdeploy.cli import main, output
+from normdeploy.cli import main
+from normdeploy.cli.guard import Guard
 from normdeploy.disk import WRITTEN
 
 MOMENTS = 40
@@ -93,7 +94,7 @@ def test_an_interrupt_is_told_as_one_at_every_moment(tmp_path: Path) -> None:
 def test_an_interrupt_that_a_library_turns_into_something_else_is_still_one(
     becomes: Exception | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with output.Guard(debug=False) as guard:
+    with Guard(debug=False) as guard:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
@@ -104,7 +105,7 @@ def test_an_interrupt_that_a_library_turns_into_something_else_is_still_one(
 
 
 def test_an_interrupt_after_the_last_rename_says_what_was_written(capsys: pytest.CaptureFixture[str]) -> None:
-    with output.Guard(debug=False) as guard:
+    with Guard(debug=False) as guard:
         WRITTEN.append(Path("out/model.plan"))
         signal.raise_signal(signal.SIGINT)
     assert guard.code == 130

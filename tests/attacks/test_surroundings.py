@@ -16,6 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from normdeploy.cli import main, output
+from normdeploy.cli.guard import Guard
 from normdeploy.errors import words
 
 
@@ -86,7 +87,7 @@ def test_too_many_open_files_are_no_fault_of_the_bundle(bundle: Path, capsys: py
 
 
 def test_no_memory_is_what_this_machine_cannot(capsys: pytest.CaptureFixture[str]) -> None:
-    with output.Guard(debug=False) as guard:
+    with Guard(debug=False) as guard:
         bytearray(2**62)
     assert guard.code == 3
     assert "error: there is not enough memory" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from support import tree
 from test_moments import CASES, NEW_FOLDER, ready
 
 from normdeploy import disk
-from normdeploy.cli import output
+from normdeploy.cli.guard import Guard
 
 EVERY = 1 if "MOMENTS" in os.environ else 41
 """Which steps are tried: each one in make test-interrupts, for some minutes."""
@@ -48,7 +48,7 @@ class Steps:
 def interrupted(work: Callable[[], object], at: int) -> tuple[int, int]:
     """Do ``work`` as a command does, interrupted at step ``at``; its exit code, and how many steps there were."""
     steps = Steps(at)
-    with output.Guard(debug=False) as guard:
+    with Guard(debug=False) as guard:
         sys.settrace(steps)
         try:
             work()
