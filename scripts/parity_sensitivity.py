@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,12 +76,13 @@ class Seen(NamedTuple):
 def seen(module: torch.nn.Module, single: ir.Model, graph: ir.Model, precision: Precision) -> Seen:
     """Return who sees that ``graph``, or the ``single`` that it was rounded from, is not the module."""
     narrow = None if precision == "fp32" else single
-    measured = measure(
-        module, SPECS, _Narrow(Float64Runner(graph)), random_feeds(SPECS), dtype=DTYPES[precision], graph=graph,
-        single=narrow,
-    )  # fmt: skip
+    measured_by = partial(
+        measure, module, SPECS, _Narrow(Float64Runner(graph)), random_feeds(SPECS), dtype=DTYPES[precision], graph=graph
+    )
+    measured = measured_by(single=narrow)
     verdict = judge(measured.measurements, Criteria(), misrounded=measured.misrounded)
-    outputs = verdict.of("graph" if narrow is None else "rounding")
+    alone = verdict if narrow is None else judge(measured_by().measurements, Criteria())
+    outputs = alone.of("graph")
     failed = not all(each.passed for each in (*verdict.of("graph"), *verdict.of("rounding")))
     return Seen(
         failed or bool(verdict.misrounded),

@@ -8,7 +8,9 @@ It has two parts, for they have different causes, and in 16 bits a third between
 2. **The rounding** to 16 bits: each constant lies within half a unit in the last place, nothing else has changed
    (:mod:`normdeploy.parity.rounding`), and all of it costs no more than twice what it costs the module:
    ``e_graph <= 2 e_rounding + 2 ε``, where e_rounding is what rounding its weights, and the scalars of its code, costs
-   the module in float64 arithmetic. Where the float32 graph is not known, this is all that is asked of the graph.
+   the module in float64 arithmetic; or, where the fold has merged constants that are rounded more coarsely together,
+   what eager itself loses in 16 bits. Where the float32 graph is not known, twice what rounding the weights costs is
+   all that is asked of the graph.
 3. **The runtime**: the artefact against the float64 run of the very same graph: ``e_runtime <= k e_eager + floor``, or
    no further off than the unfolded graph in the same runtime, whose kernels are then to blame. What the runtime alone
    may lose ends at 4096 ε in float32, and in 16 bits at 8 times eager's own error.

@@ -144,3 +144,25 @@ def test_an_output_that_all_but_vanishes_in_a_corner_is_not_judged_there() -> No
     measured = measure(Sigmoid(), specs, FunctionRunner(flushed), [usual, corner])
     assert judge(measured.measurements).passed
     assert any("all but vanishes" in note for note in measured.notes)
+
+
+class Cancelling(nn.Module):
+    """Adds a bias and takes it away again, which of tiny inputs leaves 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 0.3) - 0.3
+
+
+@pytest.mark.parametrize(("rest", "passed"), [(1e-30, True), (1e-5, False), (np.nan, False)])
+def test_an_output_that_the_module_cancels_fails_nobody_for_what_rounding_leaves(rest: float, passed: bool) -> None:
+    """A graph without the bias is right, and infinitely far from 0; a fault is far from it by the usual size too."""
+    specs = parse(["x:4x5@f32"])
+    usual = Feed("usual", {"x": np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)})
+    tiny = Feed("tiny", {"x": np.full((4, 5), 1e-30, np.float32)}, corner=True)
+
+    def without(x: np.ndarray) -> dict[str, np.ndarray]:
+        return {"output": x if np.abs(x).max() > 1e-20 else np.full_like(x, rest)}
+
+    measured = measure(Cancelling(), specs, FunctionRunner(without), [usual, tiny])
+    assert judge(measured.measurements).passed is passed
+    assert any("is 0 there but for what rounding leaves" in note for note in measured.notes) is passed

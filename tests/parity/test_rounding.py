@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from stand_ins import FunctionRunner
 from torch import nn
 
 from normdeploy.export import to_graph
 from normdeploy.fold import fold
 from normdeploy.parity.compare import Measured, measure
-from normdeploy.parity.feeds import random_feeds
+from normdeploy.parity.feeds import Feed, random_feeds
 from normdeploy.parity.rounding import UnlikeError, faults, pairs, prepared
 from normdeploy.parity.verdict import Criteria, Verdict, judge
 from normdeploy.precision import Precision, to_precision
@@ -41,7 +44,7 @@ def graphs(module: nn.Module, precision: Precision, opset: int = 22) -> tuple[ir
     return single, to_precision(single, precision)
 
 
-def changed(model: ir.Model, name: str, by: float, channel: int = 1) -> ir.Model:
+def changed(model: ir.Model, name: str, by: float, channel: int | slice = 1) -> ir.Model:
     """Return a copy with one output channel of an initializer multiplied by 1 + ``by`` in its own type."""
     copy = model.clone()
     value = copy.graph.initializers[name]
@@ -62,7 +65,8 @@ class Exact:
         self._runner = Float64Runner(model)
 
     def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: value.astype(np.float32) for name, value in self._runner(feeds).items()}
+        values = self._runner(feeds).items()
+        return {name: value.astype(np.float32) if value.dtype.kind == "f" else value for name, value in values}
 
 
 def measured(module: nn.Module, narrow: ir.Model, single: ir.Model | None, precision: Precision) -> Measured:
@@ -215,3 +219,96 @@ def test_a_mask_beyond_the_range_may_be_clipped_and_nothing_else() -> None:
 
     single, narrow = graphs(Masked(), "fp16")
     assert faults(pairs(prepared(single), prepared(narrow))) == ()
+
+
+class Merged(nn.Module):
+    """A LayerNorm whose bias a fold merges with an offset of 500, where float16 has steps of 0.5: [N, 8] → [N, 64]."""
+
+    def __init__(self, *, index: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.index = nn.Linear(8, 64), nn.LayerNorm(64), index
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.first(x)) + 500.0
+        return y.argmax(-1) if self.index else y
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_constants_that_a_fold_merged_may_cost_what_eager_loses(index: bool) -> None:
+    module = Merged(index=index)
+    single, narrow = graphs(module, "fp16")
+    biases = [
+        value.const_value.numpy() for value in narrow.graph.initializers.values() if value.const_value is not None
+    ]
+    assert any(np.abs(bias).min() > 490 for bias in biases if bias.shape == (64,))  # else nothing is merged, nor tested
+    found = verdict(module, narrow, single, "fp16")
+    assert found.passed, found.failures()
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_fault_beside_merged_constants_is_seen(index: bool) -> None:
+    module = Merged(index=index)
+    single, narrow = graphs(module, "fp16")
+    wrong = changed(single, "first.weight", -2.0, slice(None)) if index else changed(single, "first.weight", 1e-3)
+    assert not verdict(module, to_precision(wrong, "fp16"), wrong, "fp16").passed
+    assert not verdict(module, changed(narrow, "first.weight", 4e-3), single, "fp16").passed
+
+
+class Apart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(8, 64), nn.LayerNorm(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.norm(self.first(x))
+        return y
+
+
+def test_a_graph_that_16_bits_hold_worse_than_the_module_fails_by_its_rounding() -> None:
+    """1024.5 times the output minus 1023.5 times it is it, in float32; float16 has 1024 and 1023.5, and so half of it.
+
+    Each constant is rounded once, and the graph in float32 is right.
+    """
+    module = Apart()
+    single = graphs(module, "fp16")[0]
+    made = single.graph.outputs[0]
+    for name, by in (("up", 1024.5), ("down", 1023.5)):
+        tensor = ir.tensor(np.float32(by), name=name)
+        single.graph.register_initializer(ir.Value(name=name, type=made.type, shape=ir.Shape([]), const_value=tensor))
+    values = single.graph.initializers
+    nodes = [ir.node("Mul", [made, values["up"]]), ir.node("Mul", [made, values["down"]])]
+    nodes.append(ir.node("Sub", [node.outputs[0] for node in nodes]))
+    for index, node in enumerate(nodes):
+        node.outputs[0].type, node.outputs[0].shape = made.type, made.shape
+        node.name = node.outputs[0].name = f"apart_{index}"
+    single.graph.extend(nodes)
+    single.graph.outputs[0] = nodes[-1].outputs[0]
+    made.name, nodes[-1].outputs[0].name = "made", "output"
+    found = verdict(module, to_precision(single, "fp16"), single, "fp16")
+    assert all(each.passed for each in found.of("graph"))
+    assert found.misrounded == ()
+    assert not any(each.passed for each in found.of("rounding"))
+
+
+def test_of_one_index_more_feeds_tell() -> None:
+    """A runtime that takes one of many feeds wrongly, by chance, is told from one that always does."""
+    module = Merged(index=True)
+    single, narrow = graphs(module, "fp16")
+    one = Feed("one", {"x": random_feeds(SPECS)[1].arrays["x"][:1]})
+    exact = Float64Runner(narrow)
+
+    def judged(wrong: Callable[[int], bool]) -> Verdict:
+        runs = iter(range(10**6))
+
+        def run(x: np.ndarray) -> dict[str, np.ndarray]:
+            right = exact({"x": x})["output"]
+            return {"output": (right + 1) % 64 if wrong(next(runs)) else right}
+
+        found = measure(module, SPECS, FunctionRunner(run), [one], dtype=torch.float16, graph=narrow, single=single)
+        return judge(found.measurements, Criteria(), found.reference, found.notes, found.misrounded)
+
+    assert judged(lambda run: run == 0).passed
+    assert not judged(lambda run: True).passed
