@@ -398,6 +398,21 @@ def test_what_older_opsets_spell_otherwise_is_proven(opset: int, body: str) -> N
     assert "Mul" not in op_types(new)
 
 
+def test_axes_that_are_a_scalar_stand_for_one() -> None:
+    """As torch's exporter writes them for attention whose heads share keys."""
+    proto = parsed("""g (float[N,3,4,5] x) => (float[N,1,3,A,B] y) <float[3,3,1,1] w, float[3,1,1] k> {
+        axis = Constant <value_int = 1> ()
+        c = Conv (x, w)
+        q = Unsqueeze (c, axis)
+        y = Mul (q, k)
+    }""")
+    fill(proto.graph)
+    new, ledger = folded(proto)
+    assert ledger.dropped == ()
+    assert "Mul" not in op_types(new)
+    assert_same(proto, new)
+
+
 def test_a_shift_that_varies_over_the_batch_of_a_matmul_is_proven() -> None:
     proto = parsed("""g (float[1,4,3,2] x) => (float[1,4,3,5] y) <float[2,5] w, float[4,1,1] k, float[4,1,1] t> {
         a = Sub (x, k)

@@ -146,13 +146,13 @@ def pad(attributes: Attributes, x: Array, *parameters: np.ndarray | None) -> Arr
 
 def squeeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) -> Array:
     """Evaluate by the ONNX specification, Squeeze-13; the reference takes negative axes from opset 13 on only."""
-    named = attributes.get("axes") if axes is None else axes.tolist()
+    named = attributes.get("axes") if axes is None else axes.ravel().tolist()
     return np.squeeze(x, None if named is None else tuple(named))
 
 
 def unsqueeze(attributes: Attributes, x: Array, axes: np.ndarray | None = None) -> Array:
-    """Evaluate by the ONNX specification, Unsqueeze-13; negative axes are those of the result."""
-    return np.expand_dims(x, tuple(attributes["axes"] if axes is None else axes.tolist()))
+    """Evaluate by the ONNX specification, Unsqueeze-13; negative axes are those of the result, a scalar is one."""
+    return np.expand_dims(x, tuple(attributes["axes"] if axes is None else axes.ravel().tolist()))
 
 
 def dequantize_linear(attributes: Attributes, codes: np.ndarray, scale: Array, zero: np.ndarray | None = None) -> Array:

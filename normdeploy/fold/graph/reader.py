@@ -295,8 +295,9 @@ class View:
                 raise Refused("NF010", f"attribute {name} is a parameter of the function", node)
 
     def parameter(self, node: ir.Node, name: str, index: int, default: Any = None) -> Any:
-        """Return a parameter that is an attribute at older opsets and input ``index`` at newer ones, as Python
-        numbers.
+        """Return a parameter that is an attribute at older opsets and input ``index`` at newer ones, as a list.
+
+        A scalar stands for a list of one, as runtimes take it: torch's exporter writes such axes for grouped attention.
         """
         if name in node.attributes:
             return self.attr(node, name)
@@ -305,7 +306,7 @@ class View:
         array = self.array(node.inputs[index])
         if array is None:
             raise Refused("NF101", f"{name} is not constant", node)
-        return array.tolist()
+        return np.atleast_1d(array).tolist()
 
     def is_used(self, node: ir.Node, output: int) -> bool:
         """Return True if output ``output`` of ``node`` exists and anything reads it."""
