@@ -24,7 +24,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_loop import Loop as ReferenceLoop
 from onnx.reference.ops.op_resize import Resize as ReferenceResize
 from recurrence64 import RECURRENT
-from rounding64 import Rounded, imported, round_each
+from rounding64 import Rounded, RoundedNorm, imported, round_each
 from sampling64 import DeformConv, GridSample
 
 Arrays = dict[str, np.ndarray]
@@ -90,7 +90,10 @@ _ARITHMETIC: dict[str, Callable[..., np.ndarray]] = {"Add": np.add, "Sqrt": np.s
 def _is_computed(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
     if node.op_type not in _ARITHMETIC or not all(name in known for name in node.input):
         return False
-    return node.op_type != "DequantizeLinear" or known[node.input[0]].data_type == TensorProto.INT32  # a bias
+    if node.op_type != "DequantizeLinear":
+        return True
+    codes = known[node.input[0]]
+    return codes.data_type == TensorProto.INT32 and len(codes.dims) == 1 and len(node.input) == 2  # a bias
 
 
 def _compute_constants(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> None:
@@ -501,4 +504,4 @@ class Loop(ReferenceLoop):  # type: ignore[misc]
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Pad, Resize, Upsample, Squeeze, Unsqueeze]
 OPERATORS += [DequantizeLinear, QuantizeLinear, BatchNormalization, GroupNormalization]
 OPERATORS += [LayerNormalization, RMSNormalization, Attention, MultiHeadAttention, GridSample, DeformConv, *RECURRENT]
-OPERATORS += [Loop, Optional, SequenceInsert, Rounded, *TWINS]
+OPERATORS += [Loop, Optional, SequenceInsert, Rounded, RoundedNorm, *TWINS]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import onnx
-from properties import nodes
+from messages import nodes
 from strategies import Case
 
 from normdeploy.fold import Ledger

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from differences import different
 from harness import model
-from properties import check, different
+from properties import check
 from reals import Truth
 from strategies import Case
 

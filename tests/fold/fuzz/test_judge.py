@@ -1,0 +1,229 @@
+"""What the judge of random graphs allows: each allowance lets its graph pass, and a wrong fold of it is still seen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import properties
+import pytest
+from differences import different
+from harness import model
+from in_runtime import elsewhere
+from onnx import numpy_helper
+from properties import Violation, check
+from reals import Truth
+from strategies import Case
+
+from normdeploy.fold import fold
+
+
+def case_of(proto: onnx.ModelProto, **feeds: np.ndarray) -> Case:
+    return Case(proto, proto, (feeds,))
+
+
+def folded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return ir.to_proto(fold(proto).model)
+
+
+def changed(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], object]) -> onnx.ModelProto:
+    """``proto`` with another initializer of that name."""
+    copied = copy.deepcopy(proto)
+    (tensor,) = (item for item in copied.graph.initializer if item.name == name)
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(array), array.dtype), name))
+    return copied
+
+
+def normal(*shape: int) -> np.ndarray:
+    """Numbers of 32 bits, in 64."""
+    return np.random.default_rng(7).standard_normal(shape).astype(np.float32).astype(np.float64)
+
+
+def long(*shape: int) -> np.ndarray:
+    """Numbers that fill 64 bits."""
+    return np.random.default_rng(7).standard_normal(shape)
+
+
+# -- a bias of 32-bit integers is rounded by whoever dequantizes it --------------------------------
+
+BIASED = model(
+    "float[N,2,5] x",
+    """float[3,2,1] w, int32[3] q = {1073741825, 2000000011, 1500000001}, float scale = {1e-9},
+    float[3] far = {1.0737419, 2, 1.5}, float[3] b = {0, 0, 0}, float[3] ones = {1, 1, 1}""",
+    """z = Sub (x, x)
+    bias = DequantizeLinear (q, scale)
+    c = Conv (z, w, bias)
+    y = BatchNormalization <epsilon = 0.0> (c, ones, b, far, ones)""",
+)
+
+
+def test_a_bias_of_integers_is_rounded_and_a_wrong_one_is_seen() -> None:
+    """What the rounding leaves of the difference of two numbers near 1 is all there is of the result."""
+    case = case_of(BIASED, x=normal(2, 2, 5))
+    check(case)
+    new = folded(BIASED)
+    assert [node.op_type for node in new.graph.node][-1] == "Conv"
+    (bias,) = (node.input[2] for node in new.graph.node if node.op_type == "Conv")
+    assert list(different(case, changed(new, bias, lambda array: array + np.float32(1e-5))))
+
+
+# -- the largest of what should be equal is chosen by rounding -------------------------------------
+
+WHICH = """s = Add (a, c)
+    e = Add (x, d)
+    u = Unsqueeze (s, last)
+    v = Unsqueeze (e, last)
+    p = Concat <axis = 2> (u, v)
+    t, y = MaxPool <kernel_shape = [2]> (p)"""
+
+CHOSEN = model(
+    "double[N,6] x",
+    "double far = {1000.1}, double c = {-1000.1}, double[6] d = {0, 0, 0, 0, 0, 0}, int64[1] last = {2}",
+    f"a = Add (x, far)\n{WHICH}",
+    outputs="int64[] y",
+)
+"""The larger of x + 1000.1 - 1000.1 and x."""
+
+
+def choosing(**constants: float) -> onnx.ModelProto:
+    """The larger of x + c and x + d, as a fold might leave it."""
+    weights = ", ".join(f"double {name} = {{{value!r}}}" for name, value in constants.items())
+    return model(
+        "double[N,6] x", f"{weights}, int64[1] last = {{2}}", f"a = Identity (x)\n{WHICH}", outputs="int64[] y"
+    )
+
+
+def test_what_rounding_chooses_is_no_violation() -> None:
+    case = case_of(CHOSEN, x=long(4, 6))
+    check(case)
+    assert "Add" not in {node.op_type for node in folded(CHOSEN).graph.node}
+    of_two = Truth(CHOSEN)(case.feeds[0])["y"] % 2
+    assert 0 < of_two.sum() < of_two.size
+
+
+@pytest.mark.parametrize("constants", [{"c": 1e-3, "d": 0.0}, {"c": 0.0, "d": 1e-3}, {"c": 0.0, "d": 1e-9}])
+def test_a_wrong_fold_that_always_chooses_one_is_seen(constants: dict[str, float]) -> None:
+    """Rounding may choose either in the original, and so hid it; in what was made of it, rounding chooses nothing."""
+    case = case_of(CHOSEN, x=long(4, 6))
+    assert list(different(case, choosing(**constants)))
+
+
+@pytest.mark.parametrize("constants", [{"c": 0.5, "d": 0.0}, {"c": 0.0, "d": 0.5}])
+def test_a_wrong_fold_that_leaves_the_choice_to_rounding_is_seen(constants: dict[str, float]) -> None:
+    """Of one number twice the first is chosen; where that was chosen before, nothing is wrong to see."""
+    proto = choosing(**constants)
+    case = case_of(proto, x=long(4, 6))
+    assert not list(different(case, proto))
+    assert bool(list(different(case, choosing(c=0.0, d=0.0)))) == (constants["d"] > 0)
+
+
+# -- what is infinite in 16 bits -------------------------------------------------------------------
+
+HALVES = {"w": [[[1], [2]], [[-1], [1]]], "k": [[0.5], [3]], "a": 2, "one": 1}
+
+
+def halves(**constants: float) -> onnx.ModelProto:
+    """A map behind a convolution, and exp(-a h), in 16 bits."""
+    body = """c = Conv (x, w)
+    y = Mul (c, k)
+    m = Mul (h, a)
+    e = Exp (m)
+    z = Div (one, e)"""
+    weights = "float16[2,2,1] w, float16[2,1] k, float16 a, float16 one"
+    proto = model("float16[1,2,3] x, float16[1] h", weights, body, outputs="float16[] y, float16[] z")
+    for name, numbers in (HALVES | constants).items():
+        proto = changed(proto, name, lambda _, numbers=numbers: numbers)
+    return proto
+
+
+def test_what_depends_on_the_infinite_is_not_compared_and_all_else_is() -> None:
+    proto, new = halves(), halves(a=0.001)
+    infinite = case_of(proto, x=normal(1, 2, 3), h=np.array([1000.0]))
+    assert not list(elsewhere(infinite, new))
+    finite = case_of(proto, x=normal(1, 2, 3), h=np.array([2.0]))
+    assert [problem.partition(":")[0] for problem in elsewhere(finite, new)] == ["z"]
+    wrong = changed(new, "w", lambda array: -array)
+    assert [problem.partition(":")[0] for problem in elsewhere(infinite, wrong)] == ["y"]
+
+
+# -- a MaxPool of which ONNX Runtime makes fewer cells ---------------------------------------------
+
+POOLED = model(
+    "float[1,2,7,7] x",
+    "float[2,2,1,1] w = {1, 2, -1, 1}, float[2,1,1] k = {0.5, 3}",
+    """p = MaxPool <auto_pad = "SAME_UPPER", dilations = [2, 2], kernel_shape = [2, 2], strides = [2, 2]> (x)
+    c = Conv (x, w)
+    y = Mul (c, k)""",
+    outputs="float[] p, float[] y",
+)
+
+
+def test_what_a_pool_with_fewer_cells_has_no_part_in_is_compared() -> None:
+    case = case_of(POOLED, x=normal(1, 2, 7, 7))
+    check(case)
+    wrong = changed(folded(POOLED), "w", lambda array: array * 1.5)
+    assert [problem.partition(":")[0] for problem in elsewhere(case, wrong)] == ["y"]
+
+
+# -- a norm of data far from zero ------------------------------------------------------------------
+
+FAR = model(
+    "float[N,2,1] x",
+    "int64[3] to = {1, 1, 4}, float[2] s = {0.7, -0.1}, float[2] b = {0.0001, -0.0015}, float[2,1] k = {-0.2, 0.45}",
+    """e = Expand (x, to)
+    n = InstanceNormalization <epsilon = 0.01> (e, s, b)
+    y = Add (n, k)""",
+)
+
+
+def test_a_norm_of_data_far_from_zero_may_lose_its_bias_in_the_runtime_and_nowhere_else() -> None:
+    """Found by the fuzzing: ONNX Runtime computes a x + (b - a mean), here 1e8 - 1e8."""
+    case = case_of(FAR, x=np.array([[[1.78e7], [2.95e7]], [[4.14e7], [8.15e7]]]))
+    check(case)
+    new = folded(FAR)
+    assert [node.op_type for node in new.graph.node] == ["Expand", "InstanceNormalization"]
+    bias = new.graph.node[1].input[2]
+    assert list(different(case, changed(new, bias, lambda array: array * (1 + 1e-5))))
+    assert list(elsewhere(case, changed(new, bias, lambda array: array + 1e4)))
+    near = case_of(FAR, x=normal(2, 2, 1))
+    assert list(elsewhere(near, changed(new, bias, lambda array: array * 1.1)))
+
+
+# -- folding again ---------------------------------------------------------------------------------
+
+
+def test_a_norm_whose_size_shows_when_what_hid_it_is_gone_is_taken_by_the_next_fold() -> None:
+    """The output, which takes the place of what made it, declares a size that nobody can infer."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[2,3,9] x, int64[1] end) => (float[2,3,?] y, float[2,3,8] z)
+    <int64[1] first = {0}, int64[1] last = {2}, float eps = {0.1}, float one = {1}> {
+        d = Slice (x, first, end, last)
+        z = Mul (d, one)
+        m = ReduceMean <axes = [-1]> (d)
+        c = Sub (d, m)
+        q = Mul (c, c)
+        v = ReduceMean <axes = [-1]> (q)
+        e = Add (v, eps)
+        r = Sqrt (e)
+        y = Div (c, r)
+    }""")
+    check(case_of(proto, x=normal(2, 3, 9), end=np.array([8])))
+    assert "LayerNormalization" in {node.op_type for node in folded(folded(proto)).graph.node}
+
+
+def test_a_second_fold_that_finds_what_the_first_left_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = model("float[N,4] x", "float[4,4] w, float[4] k", "c = MatMul (x, w)\n y = Mul (c, k)")
+    folds = iter([False, True])
+
+    def lazy(given: object, **options: object) -> object:
+        if next(folds, True):
+            return fold(given, **options)  # type: ignore[arg-type]
+        return fold(given, keep=["*"], **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(properties, "fold", lazy)
+    with pytest.raises(Violation, match="folding twice changes something"):
+        check(case_of(proto, x=normal(3, 4)))
