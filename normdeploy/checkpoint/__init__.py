@@ -21,7 +21,7 @@ from normdeploy.checkpoint.factory import build, call, import_path, usual_app_di
 from normdeploy.checkpoint.files import Contents, read
 from normdeploy.checkpoint.fit import fit
 from normdeploy.checkpoint.names import Names, Rename
-from normdeploy.checkpoint.other_tools import adapter
+from normdeploy.checkpoint.other_tools import stored_otherwise
 from normdeploy.checkpoint.prepare import on_cpu, settle, tensors, unwrapped
 from normdeploy.doctor.statistics import require_valid_statistics
 from normdeploy.doctor.training import require_eval
@@ -113,7 +113,7 @@ def _fitted(module: nn.Module, data: Any, file: Path, names: Names) -> tuple[str
     except InputError as error:
         state = None if replace(names, ignore=(), allow=()).flags() else renamed(module, data)
         if state is None:
-            if other := adapter(data, file):
+            if other := stored_otherwise(data, module.state_dict().keys(), file):
                 raise other from error
             raise
     notes = fit(module, state, file=file, names=names)

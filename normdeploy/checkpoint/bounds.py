@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from normdeploy.checkpoint.standins import Array
 from normdeploy.errors import InputError
 from normdeploy.trust import Content
 
@@ -142,6 +143,8 @@ def plain(contents: Any, content: Content) -> Any:
     def copied(value: Any, name: str) -> Any:
         if isinstance(value, torch.Tensor):
             return _dense(value, name, content)
+        if isinstance(value, Array):
+            return _of_array(value, content)
         if not isinstance(value, dict):
             return value
         if id(value) not in copies:
@@ -162,11 +165,27 @@ def _text(key: Any) -> Any:
 
 
 def _dense(tensor: torch.Tensor, name: str, content: Content) -> torch.Tensor:
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
-        kind = "on the meta device" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.layout)
-        fix = "save it as a dense tensor"
-        raise InputError(f"a tensor is not dense: {name} is {kind}", where=str(content.path), fix=fix)
-    return tensor
+    fix = "save it as a dense tensor (.to_dense())"
+    if tensor.is_meta:
+        kind, fix = "on the meta device, without values", "save the weights themselves, of a module that has them"
+    elif tensor.is_quantized:
+        kind, fix = "quantized", "give the checkpoint that it was quantized from, or save .dequantize() of it"
+    elif tensor.is_nested:
+        kind, fix = "nested", "save its parts as dense tensors (.unbind())"
+    elif tensor.layout != torch.strided:
+        kind = str(tensor.layout)
+    else:
+        return tensor
+    raise InputError(f"a tensor is not dense: {name} is {kind}", where=str(content.path), fix=fix)
+
+
+def _of_array(array: Array, content: Content) -> Any:
+    try:
+        made = array.tensor()
+    except (ValueError, TypeError) as error:
+        what = f"the file is truncated or damaged: an array of NumPy in it cannot be read: {error}"
+        raise InputError(what, where=str(content.path), fix="save the state dict again") from error
+    return array if made is None else made
 
 
 def _too_large(content: Content, what: str) -> InputError:

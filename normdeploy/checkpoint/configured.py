@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,8 @@ def renamed(module: nn.Module, contents: Any) -> dict[str, Any] | None:
 
     What it does not find is left out, what it does not know stays. None where the module is none of its, or it refuses.
     """
-    tensors = {name: value for name, value in contents.items() if isinstance(value, Tensor)} if contents else {}
+    entries = contents.items() if isinstance(contents, Mapping) else ()
+    tensors = {name: value for name, value in entries if isinstance(value, Tensor)}
     if not (_is_of_transformers(type(module)) and hasattr(module, "config") and tensors):
         return None
     from transformers.utils import logging as told  # only here: a module of it is at hand

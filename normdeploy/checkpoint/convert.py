@@ -10,8 +10,10 @@ import os
 import shlex
 from pathlib import Path
 
-_COLLECT = (  # every tensor, at the place where it lies; what holds but one entry is that entry
-    'f = lambda x: x if torch.is_tensor(x) else torch.from_numpy(x) if type(x).__name__ == "ndarray" '
+_COLLECT = (  # every tensor, dense and whole, at the place where it lies; what holds but one entry is that entry
+    "t = lambda x: x.full_tensor() if hasattr(x, 'full_tensor') else x.dequantize() if x.is_quantized or "
+    "type(x) not in (torch.Tensor, torch.nn.Parameter) else x; "
+    'f = lambda x: t(x).detach() if torch.is_tensor(x) else torch.from_numpy(x) if type(x).__name__ == "ndarray" '
     'else f(x.state_dict()) if hasattr(x, "state_dict") '
     'else ({str(k): v for k, w in x.items() if (v := f(w)) is not None} or None) if hasattr(x, "items") else None; '
     "g = lambda x: g(*x.values()) if isinstance(x, dict) and len(x) == 1 and isinstance([*x.values()][0], dict) "

@@ -46,7 +46,7 @@ def fit(module: nn.Module, contents: Any, *, file: Path, names: Names) -> tuple[
     return (
         *_told(reading, entries, names, wanted),
         *_ties_told(reading, wanted),
-        *_casts(module.state_dict(), state, file),
+        *_casts(module, state, file),
     )
 
 
@@ -281,13 +281,21 @@ def _require_equal_ties(module: nn.Module, state: Mapping[str, Any], file: Path)
                 )
 
 
-def _casts(loaded: Mapping[str, Any], state: Mapping[str, Any], file: Path) -> Iterator[str]:
-    """Notes on the tensors whose dtype the module changed; InputError where that destroyed values."""
+def _casts(module: nn.Module, state: Mapping[str, Any], file: Path) -> Iterator[str]:
+    """Notes on the tensors whose dtype the module changed; InputError where values were destroyed, or are codes."""
+    loaded, parameters = module.state_dict(), {name for name, _ in module.named_parameters(remove_duplicate=False)}
     changed: dict[tuple[str, str, str], list[str]] = {}
     for name, given in state.items():
         held = loaded.get(name)
         if isinstance(given, Tensor) and isinstance(held, Tensor) and given.dtype != held.dtype:
             pair = _name(given.dtype), _name(held.dtype)
+            if name in parameters and held.is_floating_point() and not _rounds(given.dtype):
+                raise InputError(
+                    f"the file has integers for {name}, as for a quantized weight, and the module floats: "
+                    + " → ".join(pair),
+                    where=str(file),
+                    fix="give the checkpoint that it was quantized from, or save what dequantizing it gives",
+                )
             changed.setdefault((*pair, _loss(name, given, held.dtype, file)), []).append(name)
     for (source, target, loss), names in changed.items():
         yield f"{source} in the file and {target} in the module, {loss}: {_listed(names, 3)}"
@@ -301,10 +309,11 @@ def _loss(name: str, given: Tensor, dtype: torch.dtype, file: Path) -> str:
         overflows = bool((_wide(given).isfinite() & ~_wide(cast).isfinite()).any())
         if _rounds(given.dtype) and _rounds(dtype) and not overflows:
             return "rounded"
+    fitting = given.dtype if _rounds(given.dtype) else torch.float64
     raise InputError(
         f"the values of {name} do not survive the module's dtype: {_name(given.dtype)} → {_name(dtype)}",
         where=str(file),
-        fix="build the module in the dtype of its weights, e.g. .to(torch.float32) in the factory",
+        fix=f"build the module in the dtype of its weights, e.g. .to({fitting}) in the factory",
     )
 
 

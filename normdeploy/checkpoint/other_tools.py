@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from normdeploy.checkpoint import convert
+from normdeploy.checkpoint.readings import places
 from normdeploy.disk import read_plain
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, plain
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,60 @@ def known_layout(folder: Path, names: Collection[str], *, weights: bool) -> Inpu
     return None
 
 
-def adapter(data: Any, file: Path) -> InputError | None:
-    """Return the error for the contents of ``file`` if all of it are an adapter's: what LoRA or the like learned."""
-    names = [str(name) for name in data] if isinstance(data, Mapping) else []
-    if not names or not all(_ADAPTED.search(name) for name in names):
+def stored_otherwise(data: Any, own: Collection[str], file: Path) -> InputError | None:
+    """Return the error for the contents of ``file`` if they are an adapter's, or weights in parts or as codes.
+
+    ``own`` are the names in the module: what has such a name in it too is nothing to tell.
+    """
+    if not isinstance(data, Mapping):
         return None
-    what = "the file holds an adapter (LoRA), which holds changes to a base model and not the model"
-    return InputError(what, where=str(file), fix=_merge(file.parent))
+    if data and all(_ADAPTED.search(str(name)) for name in data):
+        what = "the file holds an adapter (LoRA), which holds changes to a base model and not the model"
+        return InputError(what, where=str(file), fix=_merge(file.parent))
+    names = [name for _, entry in places(data) for name in entry]
+    for way in _WAYS:
+        pattern = re.compile(way.pattern)
+        if not any(pattern.search(name) for name in own) and (found := [n for n in names if pattern.search(n)]):
+            layer = pattern.split(found[0])[0].strip(".")
+            return InputError(
+                f"the file holds {way.what}: {plain(found[0])} and {len(found) - 1} more",
+                where=str(file),
+                fix=way.fix.replace("LAYER", plain(layer)),
+            )
+    return None
 
 
 _ADAPTED = re.compile(r"[._](lora_\w+|hada_\w+|lokr_\w+|ia3_l|vera_lambda_\w|alpha|dora_scale)(\.|$)")
 """What PEFT, diffusers and kohya call the parts of an adapter."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How weights are stored otherwise: what in a name tells it, how it is called, and what to do about it."""
+
+    pattern: str
+    what: str
+    fix: str
+
+
+_SAME = "let the factory do what was done before the training, on the same layers: "
+_WAYS = (
+    _Way(r"\.lora_(A|B|embedding_A)\.", "an adapter of PEFT beside the weights that it changes",
+         "merge it: in Python, save the state_dict() of what merge_and_unload() of the adapted model returns"),
+    _Way(r"\.(SCB|weight_format|qweight|qzeros|g_idx|weight_packed|weight_scale(_inv)?|weight_zero_point|scale_weight"
+         r"|W_q|zero_point|_packed_params(\.\w+)*)$|\.(absmax|quant_map|quant_state\.\w+)$|(^|\.)scaled_fp8$",
+         "a quantized network, whose weights are codes",
+         "give the checkpoint that it was quantized from, or save what dequantizing it gives (in transformers, "
+         "dequantize() of the model, then save_pretrained())"),
+    _Way(r"\.parametrizations\.weight\.original1$", "weights in parts, of weight_norm",
+         _SAME + "torch.nn.utils.parametrizations.weight_norm(module.LAYER)"),
+    _Way(r"\.weight_g$", "weights in parts, of weight_norm", _SAME + "torch.nn.utils.weight_norm(module.LAYER)"),
+    _Way(r"\.parametrizations\.weight\.0\._u$", "weights in parts, of spectral_norm",
+         _SAME + "torch.nn.utils.parametrizations.spectral_norm(module.LAYER)"),
+    _Way(r"\.weight_u$", "weights in parts, of spectral_norm", _SAME + "torch.nn.utils.spectral_norm(module.LAYER)"),
+    _Way(r"\.weight_mask$", "weights in parts, pruned ones and their masks",
+         _SAME + "torch.nn.utils.prune.identity(module.LAYER, 'weight')"),
+    _Way(r"\.parametrizations\.\w+\.original\d*$", "weights in parts, of a parametrization",
+         _SAME + "torch.nn.utils.parametrize.register_parametrization(module.LAYER, ...)"),
+)  # fmt: skip
+"""The first that is found is told."""

@@ -9,6 +9,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from normdeploy.checkpoint import convert
 from normdeploy.checkpoint.formats import CODE, damaged
+from normdeploy.checkpoint.standins import STAND_INS, allowing
 from normdeploy.errors import InputError
 from normdeploy.trust import Content
 
@@ -42,7 +44,7 @@ def load_plain(content: Content, kind: str, key: str | None) -> Any:
     try:
         _check_sums(content)
         # The warnings are about the format's age.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), allowing(STAND_INS):
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(content.data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -89,12 +91,25 @@ def load_trusted(content: Content, kind: str) -> Any:
 
 def _plain(contents: Any) -> Any:
     if isinstance(contents, nn.Module):
-        return contents.state_dict()
+        return _plain(contents.state_dict())
     if isinstance(contents, np.ndarray):
         return torch.from_numpy(contents)
-    if isinstance(contents, dict) and not hasattr(contents, "_metadata"):  # else it is a state dict with versions
-        return {name: _plain(value) for name, value in contents.items()}
+    if isinstance(contents, torch.Tensor):
+        return _whole(contents)
+    if isinstance(contents, dict):
+        made = OrderedDict((name, _plain(value)) for name, value in contents.items())
+        if hasattr(contents, "_metadata"):
+            made._metadata = contents._metadata  # type: ignore[attr-defined]  # a state dict's versions
+        return made
     return contents
+
+
+def _whole(tensor: Any) -> Any:
+    """Return a tensor that is spread over processes, or quantized, as one of numbers."""
+    if hasattr(tensor, "full_tensor"):
+        return tensor.full_tensor()
+    known = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) and not tensor.is_quantized
+    return tensor if known else tensor.dequantize()
 
 
 def _check_sums(content: Content) -> None:
@@ -113,7 +128,7 @@ def unsafe_globals(content: Content) -> list[str]:
     """Return what the pickle would import beyond what weights_only allows, sorted; nothing where it cannot be told."""
     # torch's own list knows neither the older stream nor newer pickle protocols.
     for listing in (get_unsafe_globals_in_checkpoint, _disassembled):
-        with contextlib.suppress(Exception):  # of a file that may be damaged anywhere
+        with contextlib.suppress(Exception), allowing({}):  # of a file that may be damaged anywhere
             return sorted(listing(io.BytesIO(content.data)))
     return []
 

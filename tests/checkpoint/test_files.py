@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import argparse
 import hashlib
+import ipaddress
 import os
 import pickle
 import shlex
@@ -272,15 +272,20 @@ def _program(path: Path) -> None:
     torch.export.save(torch.export.export(net(), (torch.ones(2, 3),)), path)
 
 
+HOST = ipaddress.IPv4Address(1)
+"""An object of a class that nobody knows from checkpoints."""
 CODE: dict[str, tuple[Callable[[Path], None], str]] = {
     "whole module": (lambda path: torch.save(net(), path), "torch.nn.modules.batchnorm.BatchNorm1d"),
     "whole module, stream": (lambda path: WRITERS["stream"](net(), path), "torch.nn.modules.linear.Linear"),
     "module under a key": (lambda path: torch.save({"state_dict": net(), "epoch": 3}, path), "Sequential"),
-    "arguments": (
-        lambda path: torch.save({"state_dict": net().state_dict(), "args": argparse.Namespace(lr=1)}, path),
-        "argparse.Namespace",
+    "an object beside": (
+        lambda path: torch.save({"state_dict": net().state_dict(), "from": HOST}, path),
+        "IPv4Address",
     ),
-    "numpy scalars": (lambda path: torch.save({**net().state_dict(), "acc": np.float64(1)}, path), "scalar"),
+    "a generator": (
+        lambda path: torch.save({**net().state_dict(), "rng": np.random.default_rng()}, path),
+        "numpy.random",
+    ),
     "raw pickle of arrays": (
         lambda path: (
             path.write_bytes(
@@ -341,7 +346,7 @@ def coded(kind: str, path: Path) -> Path:
     ("contents", "key"),
     [
         ({"ema": net(), "state_dict": {}}, "ema"),
-        ({"ema": {"module": net().state_dict(), "updates": np.int64(7)}}, "ema.module"),
+        ({"ema": {"module": net().state_dict(), "from": HOST}}, "ema.module"),
     ],
 )
 def test_the_conversion_uses_the_given_key(tmp_path: Path, contents: Any, key: str) -> None:
@@ -362,7 +367,7 @@ def test_the_conversion_keeps_what_lies_beside_the_weights(tmp_path: Path) -> No
 
 
 def test_a_conversion_that_finds_nothing_fails(tmp_path: Path) -> None:
-    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
+    torch.save({"from": HOST}, tmp_path / "w.pt")
     command = next(line for line in refusal(tmp_path / "w.pt").fix.splitlines() if line.startswith("  "))
     done = subprocess.run([sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, check=False)
     assert done.returncode != 0

@@ -237,7 +237,7 @@ def test_an_adapter_given_as_a_file_is_named(tmp_path: Path) -> None:
                 weights=tmp_path / "w.safetensors",
             )
     save_file({**peft, "weight": torch.ones(4, 4)}, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="an adapter of PEFT beside the weights that it changes"):
         load(
             "torch.nn:Linear", model_args={"in_features": "4", "out_features": "4"}, weights=tmp_path / "w.safetensors"
         )
