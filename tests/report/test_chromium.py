@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from browser import Page, browser, executable
-from report_samples import comparison, entries, error, make, measurement, verdict
+from report_samples import comparison, entries, error, in_parts, make, measurement, verdict
 
+from normdeploy.parity.verdict import Part
 from normdeploy.pipeline import report_of
 from normdeploy.report.html import render
 from normdeploy.report.schema import Report
@@ -47,9 +48,18 @@ def long_names() -> Report:
     return make(entries(300), verdict(*many), comparison())
 
 
-@pytest.mark.parametrize("made", [long_names, None])
-def test_nothing_is_cut_off_and_nothing_complains(page: Page, tmp_path: Path, report: Report, made: object) -> None:
-    opened(page, long_names() if made else report, tmp_path)
+NO_KERNEL = "onnxruntime lacks a kernel: Could not find an implementation for MatMul(13) node with name 'node_MatMul_1'"
+MADE = {
+    "long names": long_names,
+    "a wrong graph": lambda: make(entries(5), in_parts("graph")),
+    "a wrong runtime": lambda: make(entries(5), in_parts("runtime")),
+    "not run": lambda: make(entries(5), in_parts(None, not_run=NO_KERNEL)),
+}
+
+
+@pytest.mark.parametrize("made", [*MADE, ""])
+def test_nothing_is_cut_off_and_nothing_complains(page: Page, tmp_path: Path, report: Report, made: str) -> None:
+    opened(page, MADE[made]() if made else report, tmp_path)
     page.value("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.value(CUT) == []
     assert page.value("document.documentElement.scrollWidth <= innerWidth")
@@ -95,3 +105,15 @@ def test_the_five_lines_run(digits_bundle: Path) -> None:
     assert len(lines.splitlines()) == 5
     done = subprocess.run([sys.executable, "-c", lines], cwd=digits_bundle, capture_output=True, text=True, check=True)
     assert "'output': (1, 10)" in done.stdout
+
+
+IN_VIEW = """[...document.querySelectorAll("tr.bad")].filter(each => each.checkVisibility()).length"""
+
+
+@pytest.mark.parametrize(("failing", "shown"), [("graph", 9), ("runtime", 9), (None, 0)])
+def test_a_part_that_failed_is_open_and_one_that_passed_is_not(
+    page: Page, tmp_path: Path, failing: Part | None, shown: int
+) -> None:
+    opened(page, make(entries(5), in_parts(failing)), tmp_path)
+    assert page.value(IN_VIEW) == shown
+    assert page.value("document.querySelectorAll('details[open] table').length") == (failing == "graph")

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_samples import comparison, entries, error, make, measurement, verdict
+from report_samples import comparison, entries, error, in_parts, make, measurement, verdict
 
 from normdeploy.bench.stats import compare, latency
 from normdeploy.fold.ledger import Entry
 from normdeploy.parity.metrics import EXACT
-from normdeploy.parity.verdict import Measurement, Verdict, judge
+from normdeploy.parity.verdict import Measurement, Part, Verdict, judge
 from normdeploy.report import plots
 from normdeploy.report.html import MOST_NORMS, render
 from normdeploy.report.schema import Report
@@ -230,3 +230,19 @@ def test_plots_leave_the_settings_of_matplotlib_alone(report: Report) -> None:
     before = dict(matplotlib.rcParams)
     render(report)
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("failing", "not_run", "tone"), [("runtime", "", "bad"), (None, "no kernel", "soft"), (None, "", "good")]
+)
+def test_the_sentence_has_the_tone_of_the_verdict(failing: Part | None, not_run: str, tone: str) -> None:
+    text = render(make(entries(1), in_parts(failing, not_run=not_run)))
+    assert f'<p class="{tone}">The graph is right' in text
+    assert "all within it</summary>" in text
+    assert "<details open>" not in text
+
+
+def test_a_wrong_graph_is_shown_and_a_runtime_that_nobody_ran_is_named() -> None:
+    assert "<details open>" in render(make(entries(1), in_parts("graph")))
+    text = render(make(entries(1), in_parts(None, not_run="no kernel for it")))
+    assert "It was not judged: no kernel for it." in text
