@@ -433,6 +433,48 @@ def test_branches_and_loops_are_converted_inside() -> None:
         assert error(run(narrow, **feeds), run(model, **feeds)) < 2 * EPS["fp16"]
 
 
+FILLED = f"""(float[2,{C}] x, bool c) => (float[2,{C}] y, float[2,{C}] k) {{
+    a = MatMul(x, w)
+    y = If (c) <
+        then_branch = t () => (float[2,{C}] p) {{ p = Constant<value = NUMBERS>() }},
+        else_branch = e () => (float[2,{C}] q) {{ s = Shape(a) q = ConstantOfShape<value = float[1] {{7}}>(s) }} >
+    k = Constant<value = NUMBERS>() }}"""
+
+
+def filled(number: float) -> ir.Model:
+    """A branch, and the model, that hand out a constant as it is."""
+    numbers = ", ".join([str(number)] * 2 * C)
+    return graph(FILLED.replace("NUMBERS", f"float[2,{C}] {{{numbers}}}"), w=normal(C, C))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_branch_may_hand_out_a_constant(precision: Precision) -> None:
+    """It stayed float32 where the branch was said to hand out 16 bits: no runtime loaded the model."""
+    model = filled(1.2345678)
+    narrow = to_precision(model, precision)
+    for condition, number in ((True, 1.2345678), (False, 7.0)):
+        feeds = {"x": normal(2, C), "c": np.array(condition)}
+        np.testing.assert_allclose(run(narrow, **feeds), number, rtol=EPS[precision])
+    k = ReferenceEvaluator(ir.to_proto(narrow)).run(["k"], feeds)[0]
+    np.testing.assert_array_equal(k, np.full((2, C), 1.2345678, np.float32))  # nothing rounds what the model itself is
+
+
+def test_a_constant_that_a_branch_hands_out_may_not_overflow() -> None:
+    with pytest.raises(InputError, match=r"p holds 1e\+06"):
+        to_precision(filled(1e6), "fp16")
+
+
+def test_a_tensor_filled_with_a_mask_is_clipped_and_one_filled_with_a_weight_refused() -> None:
+    """-1e9 became -inf, and a row of nothing else NaN."""
+    text = f"""(float[2,{C}] x) => (float[2,{C}] y) {{
+        a = MatMul(x, w) s = Shape(a) m = ConstantOfShape<value = float[1] {{-1e9}}>(s)
+        p = READER(a, m) y = Softmax(p) }}"""
+    model = graph(text.replace("READER", "Add"), w=normal(C, C))
+    assert np.isfinite(run(to_precision(model, "fp16"), x=normal(2, C))).all()
+    with pytest.raises(InputError, match="fills a tensor with -1e"):
+        to_precision(graph(text.replace("READER", "Div"), w=normal(C, C)), "fp16")
+
+
 def test_a_loop_carries_16_bit_values() -> None:
     model = graph(
         f"""(float[N,{C}] x) => (float[N,{C}] y) {{

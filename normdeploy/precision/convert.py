@@ -37,6 +37,7 @@ class Conversion:
         nodes = list(self.model.graph.all_nodes())
         self._refuse_heavy(nodes)
         self._round_constants()
+        self._refuse_constant_outputs(nodes)
         for node in nodes:
             self._retype_outputs(node)
         for node in nodes:
@@ -89,11 +90,14 @@ class Conversion:
                 for use in narrow:
                     use.node.replace_input_with(use.idx, copy)
         if overflows:
-            raise InputError(
-                f"weights overflow {self.target.name.lower()}, whose largest value is {LARGEST[self.target]:.6g}",
-                where="; ".join(sorted(overflows)),
-                fix="deploy in bf16 or fp32" if self.target == ir.DataType.FLOAT16 else "deploy in fp32",
-            )
+            raise self._overflowing(overflows)
+
+    def _overflowing(self, where: list[str]) -> InputError:
+        return InputError(
+            f"weights overflow {self.target.name.lower()}, whose largest value is {LARGEST[self.target]:.6g}",
+            where="; ".join(sorted(where)),
+            fix="deploy in bf16 or fp32" if self.target == ir.DataType.FLOAT16 else "deploy in fp32",
+        )
 
     def _beyond(self, value: ir.Value) -> np.ndarray:
         """The finite elements that the target type rounds to infinity."""
@@ -107,6 +111,23 @@ class Conversion:
         """Return True if what lies beyond the range is one sentinel, such as -1e9, in elementwise operators."""
         elementwise = all(operator(use.node) in _MASKING for use in value.uses())
         return elementwise and len(np.unique(self._beyond(value))) == 1
+
+    def _refuse_constant_outputs(self, nodes: list[ir.Node]) -> None:
+        """Refuse a Constant that overflows where a body hands it out: those nodes stay, and are cast."""
+        given = [node.outputs[0] for node in nodes if operator(node) == "Constant"]
+        tensors = {value: ir.convenience.get_const_tensor(value) for value in given if self._is_branch_output(value)}
+        largest = {
+            value: float(np.abs(tensor.numpy()).max())
+            for value, tensor in tensors.items()
+            if tensor is not None
+            and value in self.decision.float32
+            and tensor.size
+            and np.isfinite(tensor.numpy()).all()
+        }
+        if beyond := [
+            f"{value.name} holds {size:.6g}" for value, size in largest.items() if size > LARGEST[self.target]
+        ]:
+            raise self._overflowing(beyond)
 
     def _is_branch_output(self, value: ir.Value) -> bool:
         return any(value in graph.outputs for graph in self.model.graph.subgraphs())
@@ -123,10 +144,18 @@ class Conversion:
             elif retyped and attribute.name in _DTYPE_ATTRIBUTES and attribute.value == ir.DataType.FLOAT:
                 node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(self.target))
             elif retyped and operator(node) == "ConstantOfShape" and attribute.name == "value":
-                data = attribute.as_tensor().numpy().astype(self.target.numpy())
-                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(data, dtype=self.target))
+                node.attributes["value"] = ir.AttrTensor("value", self._filling(node, attribute.as_tensor().numpy()))
         for value in retyped:
             value.type = ir.TensorType(self.target)
+
+    def _filling(self, node: ir.Node, number: np.ndarray) -> ir.TensorProtocol:
+        """The one number that ``node`` fills a tensor with; a mask's sentinel is the largest that there is."""
+        limit = LARGEST[self.target]
+        if np.isfinite(number).all() and np.abs(number).max() > limit:
+            if not all(operator(use.node) in _MASKING for use in node.outputs[0].uses()):
+                raise self._overflowing([f"{label(node)} fills a tensor with {float(number[0]):.6g}"])
+            number = np.clip(number, -limit, limit)
+        return ir.tensor(number.astype(self.target.numpy()), dtype=self.target)
 
     def _cast_inputs(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):

@@ -41,6 +41,8 @@ class Decision:
                 self._wide.add(node)
             if not all(_is_tensor(value) for value in (*node.inputs, *node.outputs) if value is not None):
                 self._wide.add(node)  # what is in a sequence stays as it is
+            if operator(node) == "Constant":  # those that a graph hands out stay nodes
+                self._wide.add(node)
             if self._underflows(node):
                 self._wide.update(guarded(node))
             if self._is_mask_arithmetic(node, derived):
