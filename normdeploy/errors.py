@@ -26,14 +26,19 @@ def printable(text: str) -> str:
 def words(error: BaseException) -> str:
     """Return what ``error``, which anyone's code may have raised, says: at most a page, nothing where it cannot."""
     try:
-        text = str(error)
+        return cut(str(error))
     except Exception:
         return ""
-    return text if len(text) <= _PAGE else f"{text[:_PAGE]} ..."
 
 
-_PAGE = 4000
-"""Characters of a message that is shown."""
+_PAGE, _LINE = 4000, 1000
+"""Characters of a message that is shown, and of each of its lines."""
+
+
+def cut(text: str, line: int = _LINE) -> str:
+    """Return ``text``, in which there may be anyone's words: at most a page of it, of each line ``line`` characters."""
+    shown = "\n".join(part if len(part) <= line else f"{part[:line]} ..." for part in text[:_PAGE].split("\n"))
+    return shown if len(text) <= _PAGE else f"{shown} ... ({len(text):,} characters in all)"
 
 
 def _own_lines(text: str) -> str:
@@ -58,7 +63,7 @@ class NormdeployError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = _own_lines(what), plain(where), _own_lines(fix)
+        self.what, self.where, self.fix = cut(_own_lines(what)), cut(plain(where)), cut(_own_lines(fix), line=_PAGE)
         super().__init__(str(self))
 
     def __str__(self) -> str:

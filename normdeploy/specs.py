@@ -365,5 +365,14 @@ def _values(low: str | None, high: str | None, dtype: str, text: str) -> tuple[f
     return ends
 
 
+def whole_number(text: str) -> int | None:
+    """Return the whole number of 0 or more that ``text`` spells; None for what is none, or beyond 32 bits."""
+    number = int(text) if text.isdecimal() and len(text) <= _DIGITS else _LARGEST + 1
+    return number if number <= _LARGEST else None
+
+
+_DIGITS, _LARGEST = 10, 2**31 - 1
+
+
 def _error(what: str, text: str, fix: str) -> InputError:
     return InputError(what, where=f"--input {text}", fix=fix)

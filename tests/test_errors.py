@@ -26,6 +26,21 @@ def test_what_is_not_known_is_left_out() -> None:
     assert str(InputError("it is bad", fix="make it good")) == "it is bad\n  fix: make it good"
 
 
+@pytest.mark.parametrize("foreign", ["x" * 1_000_000, "\x1b" * 1_000_000, "one line\n" * 100_000])
+def test_of_words_that_have_no_end_a_page_is_shown(foreign: str) -> None:
+    error = InputError(f"it says {foreign}", where=foreign, fix=f"correct {foreign}")
+    for part, start in ((error.what, "it says "), (error.where, ""), (error.fix, "correct ")):
+        assert part.startswith(start)
+        assert "characters in all)" in part
+        assert len(part) < 5000
+    assert len(str(InputError("no", where="y" * 3000))) < 1100
+
+
+def test_a_page_of_short_lines_is_shown_whole() -> None:
+    told = "\n".join(f"{number}: a norm" for number in range(200))
+    assert InputError(told).what == told
+
+
 def test_errors_import_nothing_that_must_be_installed() -> None:
     code = "import sys; before = set(sys.modules); import normdeploy.errors; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

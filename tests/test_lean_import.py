@@ -83,6 +83,18 @@ def test_an_answer_that_runs_nothing_needs_no_torch(given: list[str], code: int)
     assert loaded(statement) & SLOW == set()
 
 
+@pytest.mark.parametrize("precision", [[], ["--precision", "fp16"]])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_folding_a_file_needs_no_torch(
+    force: list[str], precision: list[str], digits_bundle: Path, tmp_path: Path
+) -> None:
+    given = ["fold", str(digits_bundle / "model.onnx"), "-o", str(tmp_path / "a.onnx"), *precision, *force]
+    statement = f"from normdeploy import cli\nassert cli.main({given!r}) == 0\nprint()"
+    assert loaded(statement) & {"torch", "matplotlib", "onnxscript", "onnxruntime"} == set()
+    refused = f"from normdeploy import cli\nassert cli.main({[*given[:3], given[1], *force]!r}) == 2\nprint()"
+    assert "torch" not in loaded(refused)
+
+
 def test_a_bundle_runs_without_torch(digits_bundle: Path) -> None:
     statement = (
         "import numpy, normdeploy\n"

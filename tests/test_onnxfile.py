@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -244,6 +246,30 @@ def test_a_file_that_changes_under_its_model_is_named(
         onnxfile.save(given, tmp_path / "b.onnx")
     assert caught.value.where == str(tmp_path / "a.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.data"])
+def test_a_file_that_is_written_to_by_what_sets_its_time_back_is_named(name: str, tmp_path: Path) -> None:
+    """As ``cp -p`` does, ``rsync --inplace -t``, and each who restores a backup."""
+    ir.save(model(large()), tmp_path / "a.onnx", external_data="a.data" if name == "a.data" else None)
+    given, before = onnxfile.load(tmp_path / "a.onnx"), (tmp_path / name).stat()
+    time.sleep(0.02)  # the clock of a file system goes in steps
+    with (tmp_path / name).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    os.utime(tmp_path / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="was changed while it was in use"):
+        onnxfile.save(given, tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_a_file_that_gets_another_name_is_the_same(tmp_path: Path) -> None:
+    ir.save(model(large()), tmp_path / "a.onnx", external_data="a.data")
+    given = onnxfile.load(tmp_path / "a.onnx")
+    time.sleep(0.02)
+    (tmp_path / "link.data").hardlink_to(tmp_path / "a.data")
+    onnxfile.save(given, tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").exists()
 
 
 def test_a_small_file_is_read_whole_and_may_change(tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from normdeploy.bundle.load import load_bundle as load_bundle
     from normdeploy.bundle.loaded import Bundle as Bundle
     from normdeploy.bundle.manifest import Manifest as Manifest
-    from normdeploy.bundle.writing import check_target as check_target
+    from normdeploy.bundle.target import check_target as check_target
     from normdeploy.bundle.writing import write as write
 
 _HOME = {
     "Bundle": "loaded",
     "Golden": "golden",
     "Manifest": "manifest",
-    "check_target": "writing",
+    "check_target": "target",
     "load_bundle": "load",
     "remove_failed": "failed",
     "write": "writing",

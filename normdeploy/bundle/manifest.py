@@ -25,14 +25,9 @@ MOST = 1 << 24
 """Bytes that a manifest, or the interface, may have."""
 
 _OPTIMIZER = "[A-Za-z][A-Za-z0-9_]{0,63}"
-SESSION_OPTIONS = {
-    "graph_optimization_level": "disable|basic|extended|all",
-    "session.set_denormal_as_zero": "[01]",
-    "session.intra_op.allow_spinning": "[01]",
-    "disabled_optimizers": f"{_OPTIMIZER}(,{_OPTIMIZER}){{0,31}}",
-}
-"""Options that only change how the model computes, with what their values may be: others would let a bundle from
-elsewhere write files, load code. ONNX Runtime passes over the name of an optimizer that it does not have."""
+SESSION_OPTIONS = {"disabled_optimizers": f"{_OPTIMIZER}(,{_OPTIMIZER}){{0,31}}"}
+"""Options that an export writes, with what their values may be: others would let a bundle from elsewhere write files,
+load code, or change its numbers. ONNX Runtime passes over the name of an optimizer that it does not have."""
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,8 +21,6 @@ from normdeploy.bundle.manifest import (
     INTERFACE,
     MANIFEST,
     MODEL,
-    MOST,
-    NAMES,
     PAGE,
     PLAN,
     PLUGIN_DATA,
@@ -32,35 +28,15 @@ from normdeploy.bundle.manifest import (
     REPORT,
     Manifest,
 )
-from normdeploy.disk import Room, check_place, disk_errors, files_in, locked, read_plain, room, sha256_of
+from normdeploy.bundle.target import WHAT, check_target, replaceable
+from normdeploy.disk import Room, disk_errors, files_in, locked, room, sha256_of
 from normdeploy.engine import EngineBuild
-from normdeploy.errors import InputError
 from normdeploy.report.html import render
 from normdeploy.report.schema import Report
 from normdeploy.specs import parse
 
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they get a file of their own: protobuf ends at 2 GB, and the graph needs some of it."""
-
-_SHOWN_NAMES = 5
-_WHAT = "the bundle"
-
-
-def check_target(folder: Path, *, force: bool = False) -> Path:
-    """Return the real path of ``folder`` where a bundle may be written to it, InputError where not; nothing is changed.
-
-    What exists is replaced with ``force`` only, and only if it is empty or an older bundle, in which every file is what
-    its manifest says, by name and content.
-    """
-    target = Path(os.path.realpath(folder))
-    with disk_errors(target, _WHAT):
-        if folder.is_symlink() and not folder.exists():
-            what = "the output is a link, and what it leads to is not there"
-            raise InputError(what, where=str(folder), fix="choose another --out, or remove the link")
-        if os.path.lexists(target):
-            _replaceable(target, force)
-        check_place(target)
-    return target
 
 
 def write(
@@ -86,7 +62,7 @@ def write(
     left beside it. A file that somebody puts into an older bundle while it is replaced is kept.
     """
     target = check_target(folder, force=force)
-    with disk_errors(target, _WHAT), room(target) as place:
+    with disk_errors(target, WHAT), room(target) as place:
         new = place.new
         new.mkdir()
         _save_model(model, new / MODEL, EXTERNAL_DATA, external_above)
@@ -114,7 +90,7 @@ def _install(place: Room, target: Path, files: Mapping[str, str], force: bool) -
         with suppress(FileExistsError):
             place.settle(target)
             return
-    place.replace(target, {*_replaceable(target, force), *files.items()})
+    place.replace(target, {*replaceable(target, force), *files.items()})
 
 
 def _manifest(
@@ -149,42 +125,3 @@ def _save_model(model: ir.Model, path: Path, data: str, external_above: int) -> 
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     large = sum(tensor.nbytes for tensor in tensors) > external_above
     onnxfile.save(model, path, external_data=data if external or large else None)
-
-
-def _replaceable(target: Path, force: bool) -> set[tuple[str, str]]:
-    """Name and sha256 of each file in the folder ``target``; InputError unless normdeploy wrote them all so."""
-    if not target.is_dir():
-        raise InputError("there is a file where the bundle should go", where=str(target), fix="choose another --out")
-    if not force:
-        raise InputError("the output exists already", where=str(target), fix="choose another --out, or give --force")
-    present, listed = files_in(target), _listed(target)
-    if not present:
-        return set()
-    foreign = "files" if listed is None else _shown(present - listed.keys())
-    if listed is None or foreign:
-        what = f"the folder is not replaced, it holds {foreign} that no bundle's manifest lists"
-        raise InputError(what, where=str(target), fix="choose another --out, or move them away")
-    if changed := {name for name in present if sha256_of(target, name) != listed[name]}:
-        what = f"the folder is not replaced: {_shown(changed)} in it is no longer what was written there"
-        raise InputError(what, where=str(target), fix="choose another --out, or move the folder away")
-    return {(name, listed[name]) for name in present}
-
-
-def _shown(names: set[str]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(map(ascii, sorted(names)[:_SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
-
-
-def _listed(folder: Path) -> dict[str, str] | None:
-    """Return what the folder's manifest, of whatever schema version, lists of a bundle, itself included; None without
-    one.
-    """
-    try:
-        content = read_plain(folder, MANIFEST, MOST)
-        raw = json.loads(content)
-        if not isinstance(raw["normdeploy_version"], str):
-            return None
-        files = {name: str(raw["files"][name]) for name in NAMES & raw["files"].keys()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError):
-        return None
-    return files | {MANIFEST: hashlib.sha256(content).hexdigest()}

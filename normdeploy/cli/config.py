@@ -18,6 +18,7 @@ from normdeploy.errors import InputError
 NAME = "normdeploy.toml"
 _COMMAND = "export"
 _TYPED = ("trust",)
+_LARGE = 1 << 63
 _MOST = 1 << 14
 """Bytes: tomllib's time and memory grow with the square of a dotted key."""
 
@@ -46,6 +47,8 @@ class ExportConfig(Toml):
         if typed := [name for name in table if name in _TYPED]:
             what = f"{typed[0]} is only taken from the command line"
             raise InputError(what, where=NAME, fix=f"type --{typed[0]} PATH")
+        if large := [name for name, value in table.items() if isinstance(value, int) and abs(value) >= _LARGE]:
+            raise InputError(f"the number {large[0]} is too large", where=NAME, fix="correct it")
         given = {argument.name for argument in arguments if argument.tokens}
         used = [name for name in table if _option(name) not in given]
         super().__call__(app, commands, arguments)

@@ -68,7 +68,7 @@ def export(
         plugin: write a graph with LayerNorm plugins too, for the full TensorRT; with --target tensorrt.
         plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
         to_torch: a safetensors file for the weights of the module with its norms folded, to serve PyTorch.
-        force: replace an older bundle.
+        force: replace an older bundle, if every file in it is as it was written, and a .safetensors file of --to-torch.
         no_bench: leave the latency out.
         seconds: to measure the latency for, at each size.
         threads: of each runner; by default one core is left to the rest of the machine.
@@ -78,7 +78,9 @@ def export(
     """
     inputs, criteria, source, batches = parity.inputs(), parity.criteria(), eager.source(), counts(batch, "--batch")
     from normdeploy import pipeline
+    from normdeploy.pipeline.places import check_export
 
+    check_export(out, to_torch, model=model, data=parity.data, source=source, force=force)
     try:
         with streams.working(talk) as progress:
             report = pipeline.export(
@@ -160,10 +162,12 @@ def fold(
         precision: what the folded model computes in; its inputs and outputs stay float32.
         dump: an empty or new folder for the graph before and after each step.
         strict: exit 1, and write nothing, where a step failed its proof.
-        force: replace an older file.
+        force: replace the file named by --out, where that ends in .onnx.
     """
     from normdeploy import pipeline
+    from normdeploy.pipeline.places import check_model
 
+    check_model(model, out, beside={} if dump is None else {"--dump": dump}, force=force)
     with streams.working(talk):
         ledger = pipeline.fold_file(
             model, out, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants,
@@ -204,11 +208,13 @@ def build(
         layers: show each layer, with the PyTorch modules in it.
         plugin: let normdeploy's LayerNorm plugin run the norms; the full TensorRT only.
         plugin_form: aot, compiled into the engine, or python, for shapes that change, launched by Python.
-        force: replace an older plan.
+        force: replace the file named by --out, where that ends in .plan, .engine or .trt, and its sidecar.
     """
     parse(input)
     from normdeploy import pipeline
+    from normdeploy.pipeline.places import check_plan
 
+    check_plan(model, out, force=force)
     with streams.building(talk) as progress:
         built = pipeline.build(
             model, out, input, precision=precision, backend=backend, sm=listed(sm), workspace_mib=workspace,
@@ -247,12 +253,14 @@ def calibrate(
         pooled: the variance of all values together, not the average of those of the batches.
         partial: a file for what was counted, to stop and go on with, or to merge.
         merge: such files, of other machines, to be added.
-        force: replace an older file.
+        force: replace the file named by --out, where that ends in .safetensors.
     """
     source = eager.source()
     parse(input)
     from normdeploy import pipeline
+    from normdeploy.pipeline.places import check_calibrate
 
+    check_calibrate(out, partial, merge, model=model, data=data, source=source, force=force)
     with streams.working(talk), streams.counting() as counted:
         found = pipeline.calibrate(
             model, input, out, data=data, batch=batch, only=only, momentum=momentum, pooled=pooled, partial=partial,
@@ -308,11 +316,13 @@ def init(
     Args:
         model: package.module:factory, a function that returns the module.
         out: the file to write; normdeploy export reads it where it is called normdeploy.toml.
-        force: replace an older file.
+        force: replace the file named by --out, where that ends in .toml.
     """
     source = eager.source()
     from normdeploy import pipeline
+    from normdeploy.pipeline.places import check_init
 
+    check_init(out, model=model, source=source, force=force)
     with streams.working(talk):
         text = pipeline.init(model, out, force=force, **source)
     print(text, end="")

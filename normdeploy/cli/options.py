@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 
 from normdeploy.cli.paths import Data, Given
 from normdeploy.errors import InputError
-from normdeploy.specs import parse
+from normdeploy.specs import parse, whole_number
 
 if TYPE_CHECKING:
     from normdeploy.parity.verdict import Criteria
@@ -227,9 +228,9 @@ def criteria(k: float | None, floor_eps: float | None) -> Criteria:
 
 def share(text: str) -> float:
     """Return ``5%`` as 0.05; InputError for what is no share."""
-    number = text.strip().removesuffix("%")
-    if text.strip().endswith("%") and number.replace(".", "", 1).isdecimal():
-        return float(number) / 100
+    number = _amount(text.strip().removesuffix("%"))
+    if text.strip().endswith("%") and number is not None:
+        return number / 100
     raise InputError("no share that a latency may grow by", where=f"--fail-above {text}", fix="write e.g. 5%")
 
 
@@ -239,18 +240,24 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def byte_count(text: str) -> int:
     """Return how many bytes ``500MB`` are; InputError for what is no amount of memory."""
     number = text.strip().upper().rstrip("BKMGT")
-    unit = text.strip().upper()[len(number) :]
-    if unit in _UNITS and number.strip().replace(".", "", 1).isdecimal() and float(number) > 0:
-        return int(float(number) * _UNITS[unit])
+    unit, amount = text.strip().upper()[len(number) :], _amount(number.strip())
+    if unit in _UNITS and amount:
+        return int(amount * _UNITS[unit])
     raise InputError("no such amount of memory", where=f"--max-memory {text}", fix="write e.g. 500MB or 2GB")
+
+
+def _amount(text: str) -> float | None:
+    """Return the number that digits, one point among them, spell; None for others, and for one beyond 64 bits."""
+    number = float(text) if text.replace(".", "", 1).isdecimal() else math.inf
+    return number if number < 1 << 63 else None
 
 
 def counts(text: str, option: str) -> list[int]:
     """Return the whole numbers of ``1,8,64``; InputError for others."""
-    parts = listed(text)
-    if not all(part.isdecimal() and int(part) for part in parts):
+    numbers = [whole_number(part) for part in listed(text)]
+    if not all(numbers):
         raise InputError("no whole numbers of 1 or more", where=f"{option} {text}", fix=f"write e.g. {option} 1,8,64")
-    return [int(part) for part in parts]
+    return [number for number in numbers if number]
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def serve(
         http_port: by default a free one, which is printed.
         grpc_port: by default a free one, which is printed.
         metrics_port: by default a free one, which is printed.
-        log: the file for what Triton prints; by default it is shown where Triton fails.
+        log: a file that what Triton prints is added to; by default it is shown where Triton fails.
         dry_run: print the command, and start nothing.
     """
     from normdeploy.serving import server

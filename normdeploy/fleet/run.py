@@ -20,6 +20,7 @@ from normdeploy.bundle.contents import contents
 from normdeploy.bundle.failed import failed_folder
 from normdeploy.bundle.manifest import REPORT
 from normdeploy.disk import disk_errors, locked, read_plain, write_file
+from normdeploy.disk.outputs import require_apart
 from normdeploy.errors import InputError, VerdictError
 from normdeploy.fleet import work
 from normdeploy.fleet.page import Row, page, row
@@ -76,6 +77,7 @@ def export_all(
     if at_once < 1:
         raise InputError("no such number of exports at a time", where=f"-j {at_once}", fix="give 1 or more")
     jobs = read_fleet(fleet, trust)
+    require_apart({"--out": out / STATE, "--out, its page": out / PAGE}, {"the fleet": [fleet]})
     with disk_errors(out, "the fleet"):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):

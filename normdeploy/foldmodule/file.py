@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from normdeploy.disk import disk_errors, room
+from normdeploy.disk.outputs import exists
 from normdeploy.errors import InputError
 from normdeploy.foldmodule.module import Folded
 from normdeploy.foldmodule.recipe import Recipe
@@ -23,14 +24,13 @@ def write_folded(folded: Folded, path: Path, *, force: bool) -> None:
 
     Raises InputError where it is there and ``force`` is not given, or cannot be written.
     """
-    check_free(path, force=force)
     with disk_errors(path, "the folded weights"), room(path) as place:
         tensors = {**folded.recipe.tensors, **folded.module.state_dict()}
         save_file(_apart(tensors), place.new, {METADATA_KEY: folded.recipe.to_json()})
         try:
             place.settle(path, replace=force)
         except FileExistsError as error:
-            raise _exists(path) from error
+            raise exists(path, "--to-torch") from error
 
 
 def told(folded: Folded) -> str:
@@ -40,12 +40,6 @@ def told(folded: Folded) -> str:
     more = ", ..." if len(left) > _SHOWN else ""
     text = f"{len(norms) - len(left)} of {len(norms)} norms went into its weights, in whole or in part"
     return f"{text}; left: {', '.join(left[:_SHOWN])}{more}" if left else text
-
-
-def check_free(path: Path, *, force: bool) -> None:
-    """Raise InputError where ``path`` is there and not to be replaced."""
-    if path.exists() and not force:
-        raise _exists(path)
 
 
 def load_folded(module: nn.Module, path: str | Path) -> nn.Module:
@@ -84,7 +78,3 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found[name] = tensor.detach().clone().contiguous() if memory in seen else tensor.detach().contiguous()
         seen.add(memory)
     return found
-
-
-def _exists(path: Path) -> InputError:
-    return InputError("the file exists already", where=str(path), fix="choose another --to-torch, or give --force")

@@ -30,7 +30,7 @@ class File:
         self.path, self._descriptor = path, os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
-        self.size, self._state = found.st_size, _state(found)
+        self.size, self._state = found.st_size, found
 
     def read(self, start: int, end: int) -> bytes:
         """Return the bytes ``[start:end]``; InputError where the file has lost them."""
@@ -50,8 +50,15 @@ class File:
             view, start = view[count:], start + count
 
     def is_unchanged(self) -> bool:
-        """Return True if nobody wrote to the file since it was opened; another one in its place does not matter."""
-        return _state(os.fstat(self._descriptor)) == self._state
+        """Return True if nobody wrote to the file since it was opened; another one in its place does not matter.
+
+        A copy that keeps times, as of ``cp -p``, sets the time of writing back, but not that of the last change. A name
+        that is added or taken away, as by another file in its place, changes the latter too.
+        """
+        found, before = os.fstat(self._descriptor), self._state
+        named = found.st_nlink != before.st_nlink
+        kept = (found.st_size, found.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        return kept and (named or found.st_ctime_ns == before.st_ctime_ns)
 
     def is_same(self, path: Path) -> bool:
         """Return True if ``path`` is this very file."""
@@ -63,10 +70,6 @@ class File:
 
 _MOST = 1 << 30
 """Bytes that are asked of the system at once; it gives no 2 GB."""
-
-
-def _state(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, found.st_mtime_ns
 
 
 def open_given(path: Path) -> File:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from normdeploy.disk import disk_errors, room
+from normdeploy.disk.outputs import exists
 from normdeploy.doctor import calibration
 from normdeploy.doctor.calibration import Collected
 from normdeploy.doctor.checks import Layer
 from normdeploy.doctor.partial import Partial, read
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
+from normdeploy.pipeline.places import check_calibrate
 from normdeploy.pipeline.source import Data, Source, app_dir_of, data_feeds, load
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.specs import Dim, Signature, TensorSpec, parse
@@ -99,8 +100,9 @@ def calibrate(
 
     Raises InputError where the module cannot be loaded or run, there is nothing to estimate, or a file is in the way.
     """
-    _check(out, partial, merge, data, momentum, force)
-    _require_other_file(out, source.get("weights"))
+    _check(out, partial, merge, data, momentum)
+    new, kept = (None if path is None else Path(path) for path in (out, partial))
+    check_calibrate(new, kept, [*map(Path, merge)], model=model, data=data, source=source, force=force)
     module = load(model, source, check=False).module
     _to_eval(module)
     norms = calibration.calibrated(module, only)
@@ -111,15 +113,14 @@ def calibrate(
         if momentum is not None:
             batches = calibration.exponential(norms, _told(runs, counted), momentum)
         else:
-            kept = None if partial is None else Path(partial)
             part = _collected(module, norms, runs, kept, _fingerprint(data, batch) if kept else "", counted)
             moments = calibration.merged(
                 [each for each in (part.moments, *_others(merge, part.weights, norms)) if each]
             )
             calibration.store(norms, moments, pooled=pooled)
             batches = max(each.batches for each in moments.values())
-    if out is not None:
-        _write(module, Path(out), force)
+    if new is not None:
+        _write(module, new, force)
     return Calibrated(tuple(_row(layer, old) for layer, old in zip(norms, before, strict=True)), batches)
 
 
@@ -129,26 +130,14 @@ def _check(
     merge: Sequence[str | Path],
     data: Data,
     momentum: float | None,
-    force: bool,
 ) -> None:
     if out is None and partial is None:
         raise InputError("there is nowhere to write", fix="give --out, or --partial for what one machine has counted")
-    if out is not None and Path(out).exists() and not force:
-        raise _exists(Path(out))
     if not data and not merge:
         raise InputError("there are no data", where="--data", fix="give files, or module:function that yields batches")
     if momentum is not None and (partial is not None or merge):
         what = "statistics with a momentum depend on the order of the batches, and cannot be merged"
         raise InputError(what, where="--momentum", fix="leave it out: the average over all batches merges exactly")
-
-
-def _require_other_file(out: str | Path | None, weights: object) -> None:
-    """Refuse to write over the checkpoint that is read, under whatever name: no ``force`` means that."""
-    if out is None or not isinstance(weights, str | Path) or not (Path(out).exists() and Path(weights).exists()):
-        return
-    if os.path.samefile(out, weights):
-        what = "it is the checkpoint that is read, and the old one is never written over"
-        raise InputError(what, where=str(out), fix="choose another --out")
 
 
 def _to_eval(module: nn.Module) -> None:
@@ -276,11 +265,7 @@ def _write(module: nn.Module, path: Path, force: bool) -> None:
         try:
             place.settle(path, replace=force)
         except FileExistsError as error:
-            raise _exists(path) from error
-
-
-def _exists(path: Path) -> InputError:
-    return InputError("the file exists already", where=str(path), fix="choose another --out, or give --force")
+            raise exists(path) from error
 
 
 def _summary(layer: Layer) -> tuple[Tensor, Tensor]:

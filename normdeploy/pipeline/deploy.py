@@ -21,7 +21,7 @@ from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError
 from normdeploy.export import BFLOAT16_OPSET, in_float32, to_graph
 from normdeploy.fold import FoldResult, Level, Note, Target, fold
-from normdeploy.foldmodule.file import check_free, told, write_folded
+from normdeploy.foldmodule.file import told, write_folded
 from normdeploy.foldmodule.module import folded_at
 from normdeploy.parity.compare import Unfolded
 from normdeploy.parity.feeds import Feed, batch_feed
@@ -34,6 +34,7 @@ from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import NotRunError, ParityError, verdict_on, verdict_on_plugins
 from normdeploy.pipeline.latency import Job, measured, plain, require_compiled
+from normdeploy.pipeline.places import check_export
 from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
     Data,
@@ -135,13 +136,11 @@ def export(
         given = "--batch" if batches else "--compare"
         raise InputError("latency is left out", where=f"--no-bench {given}", fix="leave one of them out")
     specs = specs_of(inputs, output_names)
+    torch_file = None if to_torch is None else Path(to_torch)
+    check_export(Path(out), torch_file, model=model, data=data, source=source, force=force)
     stages = Stages(progress)
     with stages("load"):
         checkpoint = load(model, source)
-        # Behind it, so that a file that is no checkpoint is told as such, and still before anything takes long.
-        bundle.check_target(Path(out), force=force)
-        if to_torch is not None:
-            check_free(Path(to_torch), force=force)
         if precision is not None:
             specs, widened = in_float32(checkpoint.module, specs)
             checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *widened))
@@ -202,7 +201,7 @@ def export(
         kind = NotRunError if failed.unjudged else ParityError
         raise kind(failed, report, bundle.write_failed(Path(out), report))
     folded_module = None
-    if to_torch is not None:
+    if torch_file is not None:
         with stages("torch"):
             folded_module = folded_at(checkpoint.module, specs, feeds[0])
     with stages("bundle"):
@@ -211,9 +210,9 @@ def export(
             Path(out), model=kept.folded.model, report=report, golden=golden, engine=built,
             plugin_model=plugin_model, model_args=model_args, session_options=kept.options, force=force,
         )  # fmt: skip
-    if to_torch is not None and folded_module is not None:
-        write_folded(folded_module, Path(to_torch), force=force)
-        logging.getLogger("normdeploy").info("%s holds the folded module: %s", to_torch, told(folded_module))
+    if torch_file is not None and folded_module is not None:
+        write_folded(folded_module, torch_file, force=force)
+        logging.getLogger("normdeploy").info("%s holds the folded module: %s", torch_file, told(folded_module))
     bundle.remove_failed(Path(out))
     return report
 

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from normdeploy import engine, onnxfile
 from normdeploy.bundle import load_bundle
-from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose, choose_for_plugins
 from normdeploy.engine.layernorm_times import is_faster, times_for
@@ -25,7 +24,8 @@ from normdeploy.graph import operator
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.overflow import overflow_notes
 from normdeploy.parity.plugins import where_faster, with_plugins
-from normdeploy.pipeline.files import check_paths, check_plugin
+from normdeploy.pipeline.files import check_plugin
+from normdeploy.pipeline.places import check_plan
 from normdeploy.precision import DTYPES, HEAVY, Precision, to_precision, wrong_precision
 from normdeploy.specs import TensorSpec, parse
 
@@ -75,6 +75,7 @@ def build(
     """
     model, out = Path(model), Path(out)
     check_plugin(plugin, plugin_form, "tensorrt")
+    check_plan(model, out, force=force)
     try:
         require_backend(options.get("backend"), options.get("sm", ()), plugin=plugin)
     except UnavailableError:
@@ -82,7 +83,6 @@ def build(
             with_plugins(_resolved(model, inputs)[0])  # of a model that has no norms no machine could build it
         raise
     _check_workspace(options.get("workspace_mib"))
-    check_plan_path(model, out, force=force)
     graph, specs, feeds = _resolved(model, inputs)
     precision = precision or computes_in(graph)
     deployed, left = _deployed(graph, precision, plugin_form if plugin else None, options.get("backend"))
@@ -157,17 +157,6 @@ def computes_in(model: ir.Model) -> Precision:
 def read_graph(path: Path) -> ir.Model:
     """Return the graph in an ONNX file; InputError for any other file."""
     return onnxfile.load(path)
-
-
-def check_plan_path(model: Path, out: Path, *, force: bool) -> None:
-    """Raise InputError unless a plan of ``model`` may be written to ``out``; nothing is changed."""
-    check_paths(model, out, force)
-    if (out.parent / MANIFEST).exists():
-        raise InputError(
-            "a bundle takes no further files: its manifest lists them",
-            where=str(out),
-            fix="choose another --out, or give normdeploy export --engine to have the engine in the bundle",
-        )
 
 
 def _resolved(model: Path, inputs: Sequence[str]) -> tuple[ir.Model, tuple[TensorSpec, ...], tuple[Feed, ...]]:

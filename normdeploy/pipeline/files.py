@@ -16,10 +16,11 @@ import onnx_ir as ir
 from normdeploy import onnxfile
 from normdeploy.bundle.writing import EXTERNAL_ABOVE
 from normdeploy.disk import disk_errors, locked, room, sha256_of
+from normdeploy.disk.outputs import exists
 from normdeploy.engine.plugin_graph import PluginForm
 from normdeploy.errors import InputError, VerdictError
-from normdeploy.fold import Ledger, Level, Target, fold
-from normdeploy.parity.plugins import with_plugins
+from normdeploy.fold import Ledger, Level, Note, Target, fold
+from normdeploy.pipeline.places import check_model
 from normdeploy.precision import Precision, to_precision
 
 _DIGITS = 16
@@ -59,7 +60,7 @@ def fold_file(
     out = Path(os.path.realpath(out.parent), out.name)
     check_plugin(plugin, plugin_form, target, layernorm)
     with disk_errors(out, "the model"):
-        check_paths(source, out, force)
+        check_model(source, out, beside={} if dump is None else {"--dump": dump}, force=force)
         result = fold(
             source, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants, dump=dump
         )
@@ -70,9 +71,15 @@ def fold_file(
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
         model = result.model if precision is None else to_precision(result.model, precision)
-        model, said = with_plugins(model, plugin_form) if plugin else (model, ())
+        model, said = _with_plugins(model, plugin_form) if plugin else (model, ())
         _install(model, out, source, external_above, force)
     return replace(result.ledger, notes=(*result.ledger.notes, *said))
+
+
+def _with_plugins(model: ir.Model, form: PluginForm) -> tuple[ir.Model, tuple[Note, ...]]:
+    from normdeploy.parity.plugins import with_plugins  # plugins are proven with torch, which nothing else here needs
+
+    return with_plugins(model, form)
 
 
 def check_plugin(plugin: bool, form: PluginForm, target: Target, layernorm: Level = "affine") -> None:
@@ -90,27 +97,6 @@ def check_plugin(plugin: bool, form: PluginForm, target: Target, layernorm: Leve
         raise InputError(what, where="--plugin --layernorm centre", fix="leave --layernorm out")
 
 
-def check_paths(source: Path, out: Path, force: bool) -> None:
-    """Raise InputError unless something made of ``source`` may be written to the file ``out``; nothing is changed."""
-    if not source.exists():
-        raise InputError("there is no such file", where=str(source), fix="give an ONNX file")
-    if out.exists() and out.samefile(source):
-        raise InputError("the output is the input", where=str(out), fix="choose another --out")
-    if out.is_symlink():
-        what = "the output is a link, and what it leads to is not replaced"
-        raise InputError(what, where=str(out), fix=f"choose another --out; the file itself is {os.path.realpath(out)}")
-    if out.is_dir():
-        raise InputError("there is a folder where the file should go", where=str(out), fix="give --out a file name")
-    if out.exists() and not out.is_file():
-        raise InputError(
-            "there is no regular file where the file should go", where=str(out), fix="choose another --out"
-        )
-    if out.exists() and any(out.samefile(data) for data in _data_files(source) if data.exists()):
-        raise InputError("the output holds weights of the input", where=str(out), fix="choose another --out")
-    if out.exists() and not force:
-        raise _exists(out)
-
-
 def _install(model: ir.Model, out: Path, source: Path, external_above: int, force: bool) -> None:
     """Write beside ``out``, then rename, the weights first: their name tells their content, and fits no other graph."""
     with room(out) as place:
@@ -118,11 +104,11 @@ def _install(model: ir.Model, out: Path, source: Path, external_above: int, forc
         graph = place.new / out.name
         data = _written(model, graph, _needs_data(model, source, external_above))
         with locked(out.parent):
-            check_paths(source, out, force)
+            check_model(source, out, force=force)
             try:
                 place.settle_pair(out, data, replace=force)
             except FileExistsError as error:
-                raise _exists(out) from error
+                raise exists(out) from error
             _tidy(out, source)
 
 
@@ -169,10 +155,6 @@ def _holds(path: Path, text: bytes) -> bool:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(text) >= 0
-
-
-def _exists(out: Path) -> InputError:
-    return InputError("the output exists already", where=str(out), fix="choose another --out, or give --force")
 
 
 def _data_files(model: Path) -> set[Path]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from normdeploy.disk import disk_errors, write_file
-from normdeploy.errors import InputError
+from normdeploy.disk.outputs import exists
 from normdeploy.export.guess import guess_inputs, signature
+from normdeploy.pipeline.places import check_init
 from normdeploy.pipeline.source import Source, load
 
 _EXAMPLE = "x:N=1..1..8x3x224x224@f32"
@@ -21,8 +22,7 @@ def init(model: str, out: str | Path, *, force: bool = False, **source: Unpack[S
     Raises InputError where the module cannot be loaded, or ``out`` exists and ``force`` is not given.
     """
     out = Path(out)
-    if out.exists() and not force:
-        raise _exists(out)
+    check_init(out, model=model, source=source, force=force)
     module = load(model, source).module
     inputs = [str(spec) for spec in guess_inputs(module)]
     text = "\n".join(_lines(model, source, inputs, signature(module))) + "\n"
@@ -30,12 +30,8 @@ def init(model: str, out: str | Path, *, force: bool = False, **source: Unpack[S
         try:
             write_file(out, text.encode(), replace=force)
         except FileExistsError as error:
-            raise _exists(out) from error
+            raise exists(out) from error
     return text
-
-
-def _exists(out: Path) -> InputError:
-    return InputError("the file exists already", where=str(out), fix="choose another --out, or give --force")
 
 
 def _lines(model: str, source: Source, inputs: list[str], parameters: str) -> Iterator[str]:

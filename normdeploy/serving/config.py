@@ -8,7 +8,7 @@ from normdeploy.bundle import Bundle
 from normdeploy.bundle.interface import Tensor
 from normdeploy.bundle.manifest import MODEL, PLAN
 from normdeploy.errors import InputError
-from normdeploy.serving.options import GRAPH_LEVELS, Serving
+from normdeploy.serving.options import Serving
 from normdeploy.serving.schema import new_config, number_of
 
 TYPES = {
@@ -83,9 +83,6 @@ def _add_instances(config: Any, serving: Serving) -> None:
 
 
 def _add_optimization(config: Any, bundle: Bundle, serving: Serving) -> None:
-    level = bundle.manifest.session_options.get("graph_optimization_level", "all")
-    if serving.platform == "onnxruntime" and GRAPH_LEVELS[level]:
-        config.optimization.graph.level = GRAPH_LEVELS[level]
     if serving.cuda_graphs:
         config.optimization.cuda.graphs = True
     if serving.accelerate:

@@ -20,6 +20,9 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*://\S+", re.A)
 _STEP = 256
 """MiB that the memory is rounded up to; a server without a model takes twice as much."""
 
+_MOST = 1 << 31
+"""Numbers of Kubernetes have 32 bits."""
+
 Metric = Literal["concurrency", "rps", "cpu", "memory"]
 
 
@@ -49,11 +52,11 @@ def check_kserve(kserve: KServe) -> None:
     if not _URI.fullmatch(kserve.storage):
         fix = "write e.g. --kserve pvc://models/repository, where the repository will lie"
         raise InputError("no place that KServe loads from", where=f"--kserve {kserve.storage}", fix=fix)
-    if not 0 <= kserve.min_replicas <= kserve.max_replicas or kserve.max_replicas < 1:
+    if not 0 <= kserve.min_replicas <= kserve.max_replicas < _MOST or kserve.max_replicas < 1:
         given = f"--min-replicas {kserve.min_replicas} --max-replicas {kserve.max_replicas}"
         raise InputError("no range of replicas", where=given, fix="give at least 0, and at most as many or more")
     target = kserve.scale_target
-    if (kserve.scale_metric is None) != (target is None) or (target is not None and target < 1):
+    if (kserve.scale_metric is None) != (target is None) or (target is not None and not 0 < target < _MOST):
         fix = "give both, e.g. --scale-metric concurrency --scale-target 8"
         raise InputError("a metric and its target go together", where="--scale-metric, --scale-target", fix=fix)
     if kserve.canary is not None and not 0 <= kserve.canary <= 100:

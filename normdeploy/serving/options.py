@@ -8,12 +8,11 @@ from typing import Literal
 from normdeploy.bundle.manifest import Manifest
 from normdeploy.engine.sidecar import Sidecar
 from normdeploy.errors import InputError
+from normdeploy.specs import whole_number
 
 Platform = Literal["onnxruntime", "tensorrt"]
-GRAPH_LEVELS = {"all": 0, "basic": -1, "extended": 1, "disable": 2}
-"""ONNX Runtime's optimization level → ``optimization.graph.level``, as Triton's onnxruntime backend reads it."""
-_HARMLESS = ("graph_optimization_level", "session.intra_op.allow_spinning")
-"""Session options that Triton can be given, or that change no number."""
+_MOST = 1 << 31
+"""No number of a configuration reaches this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +37,17 @@ class Serving:
 
     def gpu_ids(self) -> tuple[int, ...]:
         """Return the ids of the GPUs. Raises InputError where they are none."""
-        parts = [part.strip() for part in self.gpus.split(",") if part.strip()]
-        if not all(part.isdecimal() for part in parts) or len({*parts}) != len(parts):
+        parts = [whole_number(part.strip()) for part in self.gpus.split(",") if part.strip()]
+        ids = tuple(part for part in parts if part is not None)
+        if len({*ids}) != len(parts):
             raise InputError("no ids of GPUs", where=f"--gpus {self.gpus}", fix="write e.g. --gpus 0,1, each once")
-        return tuple(map(int, parts))
+        return ids
 
 
 def check_options(serving: Serving, manifest: Manifest, engine: Sidecar | None, where: str) -> None:
     """Raise InputError where ``serving`` contradicts itself, or what the bundle at ``where`` holds and needs."""
     gpus = serving.gpu_ids()
-    if serving.instances < 1 or serving.queue_delay < 0:
+    if not (1 <= serving.instances < _MOST and 0 <= serving.queue_delay < _MOST):
         raise InputError("no such number", where="--instances, --queue-delay", fix="at least 1 instance, 0 µs or more")
     if serving.platform == "tensorrt":
         _check_engine(engine, gpus, where)
@@ -74,7 +74,7 @@ def _check_engine(engine: Sidecar | None, gpus: tuple[int, ...], where: str) -> 
 
 def _check_session(options: dict[str, str], where: str) -> None:
     """Raise InputError where the model has to be run in a way that Triton's onnxruntime backend cannot be told."""
-    lost = [f"{name} = {value}" for name, value in options.items() if name not in _HARMLESS]
+    lost = [f"{name} = {value}" for name, value in options.items()]
     if lost:
         raise InputError(
             f"the bundle is to be run with {', '.join(lost)}, which Triton's onnxruntime backend cannot be told",

@@ -216,9 +216,6 @@ def _notes(bundle: Bundle, mixed: str, batch: str | None, serving: Serving) -> l
     notes.extend(_promises(bundle, batch))
     if engine is not None and serving.platform != "tensorrt":
         notes.append(f"Triton runs the model in ONNX Runtime; the bundle's engine, of {engine.backend}, is not used")
-    spinning = bundle.manifest.session_options.get("session.intra_op.allow_spinning")
-    if spinning is not None:
-        notes.append("session.intra_op.allow_spinning, which Triton cannot be given, changes how fast it is")
     return notes
 
 

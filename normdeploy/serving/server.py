@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from normdeploy import child
-from normdeploy.disk import scratch
+from normdeploy.disk import files_in, scratch
+from normdeploy.disk.outputs import require_apart
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.serving.environment import environment, ready_environment, require_possible, site_packages
 from normdeploy.serving.faults import require_sound
@@ -157,8 +158,11 @@ def prepare(repository: Path) -> None:
 def running(repository: Path, at: Ports, *, log: Path | None = None) -> Iterator[Server]:
     """Start Triton on ``repository``, wait until it is ready, and stop it afterwards, whatever happens.
 
+    What Triton prints goes behind what is in ``log``, which may be no file of ``repository``.
     Raises what :func:`prepare` raises, and UnavailableError where Triton ends before it is ready.
     """
+    if log is not None:
+        require_apart({"--log": log}, {"a file to serve": (repository / name for name in files_in(repository))})
     prepare(repository)
     with scratch() as folder:
         backends = folder / "backends"
@@ -166,7 +170,7 @@ def running(repository: Path, at: Ports, *, log: Path | None = None) -> Iterator
         (backends / "python").symlink_to(_triton() / "backends" / "python")
         (backends / "onnxruntime").symlink_to(str(files("normdeploy.serving") / "backends" / "onnxruntime"))
         path = log or folder / "triton.log"
-        with path.open("w") as output:
+        with path.open("a") as output:
             line = command(repository, at, backends)
             process = child.program(line, folder=folder, output=output, environment=variables())
         server = Server(at, path, process)

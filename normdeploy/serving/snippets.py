@@ -42,14 +42,6 @@ def python(interface: Interface, folder: Path) -> str:
     )
 
 
-_LEVELS = {
-    "disable": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
-
-
 def cpp(interface: Interface, folder: Path, options: Mapping[str, str]) -> str:
     """Return a program on ONNX Runtime's C++ interface, which reads the model and none of the other files.
 
@@ -104,8 +96,6 @@ def triton(folder: Path) -> str:
 
 
 def _option(name: str, value: str) -> str:
-    if name == "graph_optimization_level":
-        return f"  options.SetGraphOptimizationLevel({_LEVELS[value]});"
     if name == "disabled_optimizers":
         name, value = "optimization.disable_specified_optimizers", value.replace(",", ";")
     return f"  options.AddConfigEntry({json.dumps(name)}, {json.dumps(value)});"

@@ -189,7 +189,8 @@ def option(name: str, value: str) -> Callable[[dict[str, Any]], None]:
 
 LISTS = ["", ",", "A,", "A,,B", "A B", "A;B", "../A", "A\n", "/tmp/evil.so", "1", "A" * 65, ",".join(["A"] * 33)]
 VALUES = [option("disabled_optimizers", value) for value in LISTS]
-VALUES += [option("session.set_denormal_as_zero", "2"), option("session.intra_op.allow_spinning", "")]
+VALUES += [option("session.set_denormal_as_zero", "1"), option("session.intra_op.allow_spinning", "0")]
+VALUES += [option("graph_optimization_level", "disable"), option("enable_mem_pattern", "0")]
 
 CHANGES = [newer, without_model, bad_hash, other_input, smaller_range, bad_spec, other_output, other_dtype]
 CHANGES += [loads_code, writes_files, bad_option]

@@ -75,7 +75,7 @@ def test_the_commands_for_triton_run(
 
 def test_what_triton_cannot_serve_is_said(digits_bundle: Path) -> None:
     found = contents(digits_bundle)
-    manifest = found.manifest.model_copy(update={"session_options": {"session.set_denormal_as_zero": "1"}})
+    manifest = found.manifest.model_copy(update={"session_options": {"disabled_optimizers": "SkipLayerNormFusion"}})
     text = describe(replace(found, manifest=manifest))
     assert "which Triton's onnxruntime backend cannot be told" in section(text, "in Triton:")
 
@@ -107,13 +107,7 @@ def test_a_value_lies_in_the_range_and_names_are_quoted() -> None:
 
 
 def test_session_options_are_set_in_cpp_too(digits_bundle: Path) -> None:
-    options = {
-        "graph_optimization_level": "basic",
-        "session.set_denormal_as_zero": "1",
-        "disabled_optimizers": "SkipLayerNormFusion,GeluFusion",
-    }
+    options = {"disabled_optimizers": "SkipLayerNormFusion,GeluFusion"}
     code = snippets.cpp(contents(digits_bundle).interface, digits_bundle, options)
-    assert "options.SetGraphOptimizationLevel(ORT_ENABLE_BASIC);" in code
-    assert 'options.AddConfigEntry("session.set_denormal_as_zero", "1");' in code
     disabled = '"optimization.disable_specified_optimizers", "SkipLayerNormFusion;GeluFusion"'
     assert f"options.AddConfigEntry({disabled});" in code

@@ -227,16 +227,6 @@ def test_options_are_in_the_config(small: Path, tmp_path: Path) -> None:
     assert "--gpus all" in (tmp_path / "README.md").read_text()
 
 
-def test_the_optimization_level_travels(tmp_path: Path) -> None:
-    for level, number in (("basic", -1), ("extended", 1), ("disable", 2)):
-        bundle = bundle_of(
-            tmp_path / level, "(float[N, 3] x) => (float[N, 3] y)", "y = Relu (x)", ["x:N=1..2..4x3"], {"x": X},
-            session_options={"graph_optimization_level": level},
-        )  # fmt: skip
-        package([bundle], tmp_path / "repo")
-        assert config_of(tmp_path / "repo", level).optimization.graph.level == number
-
-
 def sidecar(backend: str) -> Sidecar:
     return Sidecar.model_construct(backend=backend, backend_version="1.7", precision="float32")
 
