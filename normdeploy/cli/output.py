@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from normdeploy import codes
 from normdeploy.cli.options import Talk
 from normdeploy.cli.streams import SAID, console
-from normdeploy.errors import VerdictError, plain
+from normdeploy.errors import VerdictError, cut, plain
 
 if TYPE_CHECKING:
     from normdeploy.bench.stats import Comparison, Latency
@@ -108,11 +108,11 @@ def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
     if talk.json:
         document(ledger)
         return
-    show_norms(ledger.norms(), console(sys.stdout))
+    show_norms(ledger.norms(), console(sys.stdout), rest=f"normdeploy explain {shlex.quote(str(path))} tells of each")
     if not ledger.entries:
         print("nothing to fold: the model has no norms and no constant maps")
     for note in (*ledger.notes, *(f"dropped, its proof failed: {dropped}" for dropped in ledger.dropped)):
-        print(plain(f"note: {note}"))
+        print(cut(plain(f"note: {note}")))
     print(f"{ledger.seconds:.2f} s, of which {ledger.validation_seconds:.2f} s to prove each step in float64")
     print(plain(str(path)))
 
@@ -221,7 +221,7 @@ def entries(entries: Sequence[Entry], talk: Talk) -> None:
     if talk.json:
         document(entries)
     for entry in () if talk.json else entries:
-        print("\n  ".join(map(plain, _lines(entry))))
+        print("\n  ".join(cut(plain(line)) for line in _lines(entry)))
 
 
 def _lines(entry: Entry) -> Iterator[str]:

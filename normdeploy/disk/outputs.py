@@ -13,10 +13,11 @@ from pathlib import Path
 from normdeploy.errors import InputError
 
 
-def require_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Path]]) -> None:
+def require_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Path]], *, folder: str = "") -> None:
     """Raise InputError where an output is, or holds, one of the inputs, or lies in another output.
 
-    ``outputs`` are named by their options, ``inputs`` by what they are; those that are not there are passed over.
+    ``outputs`` are named by their options, of which ``folder`` is for a folder, ``inputs`` by what they are; those that
+    are not there are passed over.
     """
     read = [(kind, path) for kind, paths in inputs.items() for path in paths]
     for option, output in outputs.items():
@@ -24,7 +25,7 @@ def require_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Iterable[Pat
             if _is_same(path, output):
                 what = f"the output is the input: it would take the place of {kind}, {path}"
                 raise InputError(what, where=str(output), fix=f"choose another {option}")
-            if output.is_dir() and any(_is_same(parent, output) for parent in _real(path).parents):
+            if option == folder and any(_is_same(parent, output) for parent in _real(path).parents):
                 what = f"the output holds the input: {kind}, {path}, lies in it"
                 raise InputError(what, where=str(output), fix=f"choose another {option}")
     for (inner, path), (outer, other) in permutations(outputs.items(), 2):

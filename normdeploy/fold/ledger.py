@@ -6,7 +6,7 @@ It travels inside the ONNX file as ``metadata_props["normdeploy.ledger"]`` and i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,9 @@ KEPT = "NF008"
 """The code of a norm that the user wanted to stay."""
 MEAN_IS_GONE = "its mean is gone"
 """How the reason of a LayerNorm begins that lost its mean."""
+
+_SHOWN = 12
+"""Names that a sentence lists; JSON has all."""
 
 Outcome = Literal["folded", "composed", "reduced", "left"]
 
@@ -57,10 +60,15 @@ class Entry:
     codes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        path = f" through {', '.join(self.through)}" if self.through else ""
+        path = f" through {_listed(self.through)}" if self.through else ""
         if self.outcome == "left":
             return f"left: {self.reason} [{', '.join(self.codes)}]"
-        return f"{self.outcome} into {', '.join(self.into)}{path}" if self.into else self.outcome + path
+        return f"{self.outcome} into {_listed(self.into)}{path}" if self.into else self.outcome + path
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 class Note(str):

@@ -29,6 +29,10 @@ def opened(model: AnyModel) -> ir.Model:
         InputError: it cannot be read as an ONNX model, or is none, or its opset is newer than the installed onnx knows.
     """
     taken = _taken(model)
+    if not taken.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
+        kind, where = ("file", str(model)) if isinstance(model, str | Path) else ("model", str(taken.graph.name))
+        fix = "check that it is complete and an ONNX model at all"
+        raise InputError(f"the {kind} cannot be read as an ONNX model: it has no outputs", where=where, fix=fix)
     _require_known_opset(taken)
     return taken
 
@@ -42,11 +46,7 @@ def _taken(model: AnyModel) -> ir.Model:
         return onnxfile.from_message(model)
     if Path(model).is_dir():
         raise InputError("this is a folder, not an ONNX file", where=str(model), fix="name the .onnx file in it")
-    loaded = onnxfile.load(model)
-    if not loaded.graph.outputs:  # protobuf reads no bytes at all as a model of nothing
-        fix = "check that it is complete and an ONNX model at all"
-        raise InputError("the file cannot be read as an ONNX model: it has no outputs", where=str(model), fix=fix)
-    return loaded
+    return onnxfile.load(model)
 
 
 def _copied(model: ir.Model) -> ir.Model:

@@ -53,7 +53,7 @@ class Source:
             self.from_own = True
             return self.own
         if name not in self.beside:
-            self.beside[name] = open_inside(self.folder, name)
+            self.beside[name] = open_inside(self.folder, name, str(self.own.path))
         return self.beside[name]
 
     def files(self) -> list[File]:

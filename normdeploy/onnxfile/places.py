@@ -84,8 +84,10 @@ def open_given(path: Path) -> File:
         return File(file, path)
 
 
-def open_inside(folder: Path, name: str) -> File:
+def open_inside(folder: Path, name: str, where: str) -> File:
     """Open a file that a model in ``folder`` names, as :func:`normdeploy.disk.read.open_plain` does.
+
+    Messages call the model ``where``.
 
     Raises:
         InputError: the name leads out of the folder, or over a link, or to no regular file, or to none that may be
@@ -97,7 +99,7 @@ def open_inside(folder: Path, name: str) -> File:
             return File(file, folder / name)
     except InputError as error:
         what = f"the model names a file that is not read, {name!r}: {error.what}"
-        raise InputError(what, where=str(folder), fix=fix) from error
+        raise InputError(what, where=where, fix=fix) from error
     except OSError as error:
         what = f"a file that the model names cannot be read: {error.strerror}"
         raise InputError(what, where=str(folder / name), fix=fix) from error

@@ -85,7 +85,7 @@ def adopt(model: ir.Model) -> None:
             raise InputError(what, where=where, fix="give the path of the model's file instead")
         files = folders.setdefault(str(base), {})
         if name not in files:
-            files[name] = open_inside(Path(str(base)), str(name))
+            files[name] = open_inside(Path(str(base)), str(name), where or str(base))
         return in_file(tensor, files[name], where)
 
     _adopt(model, opened)

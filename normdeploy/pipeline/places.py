@@ -33,7 +33,7 @@ _MOST = 1 << 26
 def check_export(out: Path, to_torch: Path | None, *, model: str, data: Data, source: Source, force: bool) -> None:
     """Raise InputError unless an export may be written to ``out`` and ``to_torch``; nothing is changed."""
     outputs = {"--out": out} | ({} if to_torch is None else {"--to-torch": to_torch})
-    require_apart(outputs, {**_read(model, source, data), "the options": [Path(OPTIONS_FILE)]})
+    require_apart(outputs, {**_read(model, source, data), "the options": [Path(OPTIONS_FILE)]}, folder="--out")
     check_target(out, force=force)
     if to_torch is not None:
         check_file(to_torch, TENSORS, force=force, option="--to-torch")

@@ -12,6 +12,7 @@ from rich.text import Text
 from normdeploy.bench.choice import Tuning
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.engine.sidecar import Sidecar
+from normdeploy.errors import cut
 from normdeploy.fold.ledger import Entry
 from normdeploy.parity.verdict import Part, Verdict
 from normdeploy.report import batches, view
@@ -54,8 +55,8 @@ def show(report: Report, console: Console, *, path: Path | None = None, said: Co
         console.print(Text(view.plain(str(path)), "bold"), soft_wrap=True)
 
 
-def show_norms(norms: Sequence[Entry], console: Console) -> None:
-    """Print what became of each of ``norms``."""
+def show_norms(norms: Sequence[Entry], console: Console, *, rest: str = "the report lists each") -> None:
+    """Print what became of each of ``norms``; ``rest`` says where each is told of, where they are too many."""
     if not norms:
         return
     if len(norms) <= MOST_ROWS:
@@ -63,7 +64,7 @@ def show_norms(norms: Sequence[Entry], console: Console) -> None:
         console.print(_table(("module", "norm", "what became of it"), [_norm_row(*row) for row in rows]))
         return
     console.print(_table(("norms", "norm", "what became of them", "such as"), [*map(_group_row, view.groups(norms))]))
-    _line(console, f"{len(norms)} norms in all; the report lists each", "dim")
+    _line(console, f"{len(norms)} norms in all; {rest}", "dim")
 
 
 def _norm_row(module: str, kind: str, outcome: str, became: str) -> tuple[Text, ...]:
@@ -173,5 +174,5 @@ def _line(console: Console, text: str, style: str = "") -> None:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """As it is: names come from files, so neither markup nor control characters in them may act."""
-    return Text(view.plain(text), style)
+    """As it is: names come from files, so neither markup nor control characters in them may act, or fill it."""
+    return Text(cut(view.plain(text)), style)

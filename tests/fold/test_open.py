@@ -52,6 +52,29 @@ def test_missing_external_data_of_a_model_in_memory_is_named(kind: type, tmp_pat
         fold(given)
 
 
+@pytest.mark.parametrize("location", ["../weights.data", "/weights.data"])
+def test_a_model_that_names_a_file_elsewhere_is_named(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own name, also where it is given by one without a folder."""
+    proto = onnx.load(external(tmp_path), load_external_data=False)
+    for tensor in proto.graph.initializer:
+        tensor.external_data[0].value = location
+    (tmp_path / "named.onnx").write_bytes(proto.SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="names a file that is not read") as caught:
+        fold("named.onnx")
+    assert caught.value.where == "named.onnx"
+
+
+@pytest.mark.parametrize(
+    "empty", [onnx.ModelProto(), ir.from_proto(onnx.ModelProto(ir_version=8, graph={"name": "g"}))]
+)
+def test_a_model_of_nothing_is_none(empty: onnx.ModelProto | ir.Model) -> None:
+    with pytest.raises(InputError, match="cannot be read as an ONNX model: it has no outputs"):
+        fold(empty)
+
+
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
         fold(tmp_path)

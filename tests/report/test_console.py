@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+import shlex
 from pathlib import Path
 
+import onnx
 import pytest
 from report_samples import comparison, entries, error, make, measurement, verdict
 from rich.console import Console
 
-from normdeploy.fold.ledger import Entry
-from normdeploy.report.console import MOST_ROWS, show
+from normdeploy.cli import main, output
+from normdeploy.cli.options import Talk
+from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
+from normdeploy.report.console import MOST_ROWS, show, show_norms
 from normdeploy.report.schema import Report
 
 
@@ -120,3 +125,34 @@ def test_a_model_without_norms_has_no_table() -> None:
     empty = make([]).model_copy(update={"norms_before": {}, "norms_after": {}})
     assert "normalizations  none" in shown(empty)
     assert "what became of" not in shown(empty)
+
+
+def test_of_a_norm_with_many_readers_a_few_are_named() -> None:
+    readers = tuple(f"very_long_name_of_a_branch_{number}" for number in range(500))
+    entry = Entry("bn", "bn", "BatchNormalization", True, "folded", into=readers, through=readers)
+    assert str(entry).endswith("very_long_name_of_a_branch_11 and 488 more")
+    assert len(str(entry)) < 1000
+    assert all(name in Ledger((entry,)).to_json() for name in readers)
+
+
+def test_a_name_does_not_fill_the_terminal() -> None:
+    console = Console(record=True, width=10_000, file=io.StringIO())
+    show_norms([Entry("b" * 100_000, "n", "BatchNormalization", True, "left", reason="r" * 100_000)], console)
+    assert len(console.export_text()) < 30_000
+
+
+def test_a_fold_says_where_each_norm_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = tuple(Entry(f"bn{n}", f"bn{n}", "BatchNormalization", True, "folded") for n in range(20))
+    path = tmp_path / "o f.onnx"
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) {y = Relu(x)}'
+    )
+    onnx.helper.set_model_props(model, {METADATA_KEY: Ledger(entries).to_json()})
+    onnx.save(model, path)
+    output.ledger(Ledger(entries), Talk(), path)
+    said = " ".join(capsys.readouterr().out.split())
+    command = re.search(r"20 norms in all; (normdeploy explain .*) tells of each", said)
+    assert command is not None
+    assert main(shlex.split(command[1])[1:]) == 0
+    told = capsys.readouterr().out
+    assert all(f"bn{number}  BatchNormalization" in told for number in range(20))
