@@ -433,6 +433,17 @@ def test_branches_and_loops_are_converted_inside() -> None:
         assert error(run(narrow, **feeds), run(model, **feeds)) < 2 * EPS["fp16"]
 
 
+def test_a_model_of_an_old_ir_version_comes_out_valid() -> None:
+    """Its initializers are inputs too, and constants; without being inputs they need a newer version."""
+    model = graph(
+        f"(float[N,{C}] x, float[{C},5] w) => (float[N,5] y) {{ y = MatMul(x, w) }}", 9, ir_version=3, w=normal(C, 5)
+    )
+    narrow = to_precision(model, "fp16")
+    assert [value.name for value in narrow.graph.inputs] == ["x"]
+    x = normal(2, C)
+    assert error(run(narrow, x=x), run(model, x=x)) < 2 * EPS["fp16"]  # the checker runs first
+
+
 FILLED = f"""(float[2,{C}] x, bool c) => (float[2,{C}] y, float[2,{C}] k) {{
     a = MatMul(x, w)
     y = If (c) <

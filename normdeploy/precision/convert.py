@@ -226,6 +226,7 @@ def _prepare(model: ir.Model, target: ir.DataType) -> tuple[ir.Value, ...]:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if model.ir_version < 4:  # every initializer is listed as an input there, and is a constant all the same
         RemoveInitializersFromInputsPass()(model)
+        model.ir_version = 4  # the first in which they need not be inputs
     nodes = list(model.graph.all_nodes())
     if any(out.type is None for node in nodes for out in node.outputs):
         infer_types(model)
