@@ -57,7 +57,27 @@ MEGATRON = (
     "where there is one part alone, give its model_optim_rng.pt; merge several with Megatron-LM's own converter, "
     "which knows how they were cut"
 )
+QUANTIZED = "give the checkpoint that it was quantized from, or save what dequantizing it (codes times scales) gives"
 SOURCE = "give the checkpoint that it was made of"
+
+
+_NUMBERS = (  # what is stored in 8 bits or in whole numbers becomes float64, in which all of them are exact
+    "import sys, torch; from safetensors.torch import load_file; p = sys.argv[1]; "
+    'x = load_file(p) if open(p, "rb").read(9)[8:] == b"{" else torch.load(p, "cpu", weights_only=True); '
+    "f = lambda v: {k: f(w) for k, w in v.items()} if isinstance(v, dict) else v if not torch.is_tensor(v) "
+    "else v.dequantize() if v.is_quantized else v if v.is_complex() or v.is_floating_point() and v.itemsize > 1 "
+    "else v.double(); torch.save(f(x), sys.argv[2])"
+)
+
+
+def of_codes(path: Path) -> str:
+    """Return the advice for a file with codes in place of weights, with a command where it is one file."""
+    if not path.is_file() or path.suffix == ".json":
+        return QUANTIZED
+    command = f"  python -c {shlex.quote(_NUMBERS)} {shlex.quote(str(path))} "
+    plain = shlex.quote(str(path.with_suffix(".numbers.pt")))
+    plainly = "only if they are plain numbers, that need no scales, make them so, then give that"
+    return f"{QUANTIZED}; {plainly}:\n{command}{plain}"
 
 
 def filled(fix: str, path: Path) -> str:

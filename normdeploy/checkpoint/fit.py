@@ -7,19 +7,20 @@ the options that help, which are tried first.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from normdeploy.checkpoint.names import Names
-from normdeploy.checkpoint.readings import Collision, Reading, Wanted, is_state, places, readings
-from normdeploy.errors import InputError, plain
+from normdeploy.checkpoint import values
+from normdeploy.checkpoint.doubts import apart, require_certain
+from normdeploy.checkpoint.names import SHOWN, Names, listed
+from normdeploy.checkpoint.places import as_state, at, places
+from normdeploy.checkpoint.readings import Collision, Crowd, Reading, Wanted, readings
+from normdeploy.errors import InputError
 
-_SHOWN = 20
 _MAX_TRIALS = 8
 
 Entries = dict[str, Mapping[str, Any]]
@@ -30,31 +31,32 @@ def fit(module: nn.Module, contents: Any, *, file: Path, names: Names) -> tuple[
 
     Raises InputError: then the module's values are undefined.
     """
-    entries = _entries(contents, names, file)
     wanted = _wanted(module)
+    entries = _entries(contents, names, file)
     reading = _choose(module, entries, names, wanted, file)
     state = _state(entries, reading)
-    misfit = _load(module, state, reading)
-    if misfit:
+    values.require_numbers(module, state, file)
+    if misfit := _load(module, state, reading):
         spelled = _spelled(reading)
         raise InputError(
             f"the weights do not fit the module{f', read as by {spelled}' if spelled else ''}\n{misfit}",
             where=str(file),
             fix=_advice(reading, _entries(contents, replace(names, key=None), file), names, wanted),
         )
-    _require_equal_ties(module, state, file)
+    values.require_equal_ties(module, state, file)
     return (
         *_told(reading, entries, names, wanted),
         *_ties_told(reading, wanted),
-        *_casts(module, state, file),
+        *values.told(module, state, file),
     )
 
 
 def _wanted(module: nn.Module) -> Wanted:
     expected = module.state_dict()
-    twins = {name: [each for each in group if each != name] for group in _ties(expected) for name in group}
+    twins = {name: [each for each in group if each != name] for group in values.ties(expected) for name in group}
     fixed = {name: buffer for name, buffer in module.named_buffers() if name not in expected}
-    return Wanted({name: _shape(value) for name, value in expected.items()}, twins, fixed)
+    learned = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+    return Wanted({name: _shape(value) for name, value in expected.items()}, twins, fixed, learned)
 
 
 def _entries(contents: Any, names: Names, file: Path) -> Entries:
@@ -67,28 +69,42 @@ def _entries(contents: Any, names: Names, file: Path) -> Entries:
 
 def _entry(contents: Any, key: str, file: Path) -> Mapping[str, Any]:
     """Return the state dict at the dotted ``key`` of the file's contents."""
-    here, rest = contents, key
-    while rest:
-        part, _, after = (rest, "", "") if isinstance(here, Mapping) and rest in here else rest.partition(".")
-        if not isinstance(here, Mapping) or part not in here:
-            entries = _listed([str(name) for name in here]) if isinstance(here, Mapping) else "nothing: it is no dict"
-            fix = f"correct --weights-key; at this place the file has {entries}"
-            raise InputError(f"the file has no entry {key!r}", where=str(file), fix=fix)
-        here, rest = here[part], after
-    if not is_state(here):
-        what = f"{key or 'the file'} holds a {type(here).__name__}, not a state dict"
+    lying = list(at(contents, key))
+    if not lying:
+        fix = f"correct --weights-key; {_inside(contents, key)}"
+        raise InputError(f"the file has no entry {key!r}", where=str(file), fix=fix)
+    entry = next((found for each in lying if (found := as_state(each)) is not None), None)
+    if entry is None:
+        what = f"{key or 'the file'} holds a {type(lying[0]).__name__}, not a state dict"
         raise InputError(what, where=str(file), fix="save the module's state_dict()")
-    return here  # type: ignore[no-any-return] # a Mapping of str, as just seen
+    return entry
+
+
+def _inside(contents: Any, key: str) -> str:
+    """Return what the file has at the deepest part of ``key`` that is there, in words."""
+    while key:
+        key = key.rpartition(".")[0]
+        if lying := list(at(contents, key)):
+            names = [str(name) for name in lying[0]] if isinstance(lying[0], Mapping) else []
+            return f"at this place the file has {listed(names) if names else 'nothing: it is no dict'}"
+    return "the file has nothing"
 
 
 def _choose(module: nn.Module, entries: Entries, names: Names, wanted: Wanted, file: Path) -> Reading:
-    """Return the only reading that fits, else the nearest. Raises InputError where several fit."""
+    """Return the only reading that fits, else the nearest. Raises InputError where several fit, or it may be another.
+
+    A reading fits by its names, or as hooks of the module rename them.
+    """
     try:
         found = sorted(readings(entries.items(), names, wanted), key=lambda each: each.problems)
     except Collision as error:
         fix = "choose another --strip-prefix or --rename, or none"
         raise InputError(f"two entries become {str(error)!r}", where=str(file), fix=fix) from error
-    fitting = [reading for reading in found if reading.fits] or list(_by_loading(module, entries, found))
+    except Crowd as error:
+        fix = "say which are the module's, by --weights-key and --strip-prefix"
+        raise InputError(f"the file holds {error}", where=str(file), fix=fix) from error
+    fitting = [reading for reading in found if reading.fits]
+    fitting += _by_loading(module, entries, [each for each in found if _is_other(each, fitting)])
     most = max((len(reading.sources) for reading in fitting), default=0) if names.allow else 0
     fitting = [reading for reading in fitting if len(reading.sources) >= most]
     if len(fitting) > 1:
@@ -99,7 +115,15 @@ def _choose(module: nn.Module, entries: Entries, names: Names, wanted: Wanted, f
             where=str(file),
             fix=", or ".join(shown) + f"{more} (they fit alike: choose the one you mean)",
         )
+    if fitting:
+        require_certain(fitting[0], found, entries, names, wanted, file)
     return (fitting or found)[0]
+
+
+def _is_other(reading: Reading, fitting: Sequence[Reading]) -> bool:
+    """Return True if ``reading`` is of other weights than those that fit, and of about as many."""
+    enough = 2 * (len(reading.sources) + len(reading.unexpected)) > len(reading.sources) + len(reading.missing)
+    return not fitting or (not reading.fits and enough and all(apart(reading, each) for each in fitting))
 
 
 def _by_loading(module: nn.Module, entries: Entries, found: Sequence[Reading]) -> Iterator[Reading]:
@@ -141,7 +165,7 @@ def _patterns(reading: Reading, wanted: Wanted) -> list[str] | None:
         depth = next((n for n in range(1, len(parts)) if ".".join(parts[:n]) not in held), len(parts))
         inner = len(parts) - depth
         found.add(".".join([*raw.split(".")[:-inner], "*"]) if inner else raw)
-    return sorted(found) if len(found) <= _SHOWN else None
+    return sorted(found) if len(found) <= SHOWN else None
 
 
 class _State(dict[str, Any]):
@@ -177,7 +201,7 @@ class _Misfit:
             "another shape": self.misshaped,
             "refused by the module": self.other,
         }
-        return "\n".join(f"  {len(names)} {title}: {_listed(names)}" for title, names in lists.items() if names)
+        return "\n".join(f"  {len(names)} {title}: {listed(names)}" for title, names in lists.items() if names)
 
 
 def _load(module: nn.Module, state: _State, reading: Reading) -> _Misfit:
@@ -219,15 +243,6 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
 
 
-def _ties(expected: Mapping[str, Any]) -> list[list[str]]:
-    """Return groups of names that are one tensor in the module."""
-    groups: dict[object, list[str]] = {}
-    for name, value in expected.items():
-        if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) and value.numel():
-            groups.setdefault((value.data_ptr(), value.shape, value.stride()), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def _told(reading: Reading, entries: Entries, names: Names, wanted: Wanted) -> Iterator[str]:
     """Notes on how the file was read, where the user did not say it so."""
     entry = entries[reading.names.key or ""]
@@ -243,13 +258,13 @@ def _told(reading: Reading, entries: Entries, names: Names, wanted: Wanted) -> I
         yield f"read without what wrappers and older versions call things: {', '.join(reading.wrappers)}"
     skipped = [f"{name} ({type(entry[name]).__name__})" for name in entry if not _is_loaded(name, entry[name])]
     if skipped:
-        yield f"entries of the file that are not tensors were not loaded: {_listed(skipped)}"
+        yield f"entries of the file that are not tensors were not loaded: {listed(skipped)}"
     if reading.unused:
-        listed = _listed(reading.unused)
-        yield f"{len(reading.unused)} tensors of the file are not of the module and were not loaded: {listed}"
+        what = "tensors of the file are not of the module and were not loaded"
+        yield f"{len(reading.unused)} {what}: {listed(reading.unused)}"
     kept = [name for name in reading.excused if not wanted.twins.get(name) and not name.endswith("num_batches_tracked")]
     if kept:
-        yield f"not in the file, so as the factory made them: {_listed(kept)}"
+        yield f"not in the file, so as the factory made them: {listed(kept)}"
 
 
 def _spelled(reading: Reading) -> str:
@@ -269,75 +284,6 @@ def _ties_told(reading: Reading, wanted: Wanted) -> Iterator[str]:
             yield f"{name} is not in the file: it is tied to {twins[0]}"
 
 
-def _require_equal_ties(module: nn.Module, state: Mapping[str, Any], file: Path) -> None:
-    for group in _ties(module.state_dict()):
-        present = [name for name in group if name in state]
-        for name in present[1:]:
-            if not _same(state[name], state[present[0]]):
-                raise InputError(
-                    f"{name} and {present[0]} are one tensor in the module, but differ in the file",
-                    where=str(file),
-                    fix="untie them in the factory, or give the weights of a tied model",
-                )
-
-
-def _casts(module: nn.Module, state: Mapping[str, Any], file: Path) -> Iterator[str]:
-    """Notes on the tensors whose dtype the module changed; InputError where values were destroyed, or are codes."""
-    loaded, parameters = module.state_dict(), {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    changed: dict[tuple[str, str, str], list[str]] = {}
-    for name, given in state.items():
-        held = loaded.get(name)
-        if isinstance(given, Tensor) and isinstance(held, Tensor) and given.dtype != held.dtype:
-            pair = _name(given.dtype), _name(held.dtype)
-            if name in parameters and held.is_floating_point() and not _rounds(given.dtype):
-                raise InputError(
-                    f"the file has integers for {name}, as for a quantized weight, and the module floats: "
-                    + " → ".join(pair),
-                    where=str(file),
-                    fix="give the checkpoint that it was quantized from, or save what dequantizing it gives",
-                )
-            changed.setdefault((*pair, _loss(name, given, held.dtype, file)), []).append(name)
-    for (source, target, loss), names in changed.items():
-        yield f"{source} in the file and {target} in the module, {loss}: {_listed(names, 3)}"
-
-
-def _loss(name: str, given: Tensor, dtype: torch.dtype, file: Path) -> str:
-    if given.is_complex() <= dtype.is_complex:
-        cast = given.to(dtype)
-        if _same(cast.to(given.dtype), given):
-            return "converted exactly"
-        overflows = bool((_wide(given).isfinite() & ~_wide(cast).isfinite()).any())
-        if _rounds(given.dtype) and _rounds(dtype) and not overflows:
-            return "rounded"
-    fitting = given.dtype if _rounds(given.dtype) else torch.float64
-    raise InputError(
-        f"the values of {name} do not survive the module's dtype: {_name(given.dtype)} → {_name(dtype)}",
-        where=str(file),
-        fix=f"build the module in the dtype of its weights, e.g. .to({fitting}) in the factory",
-    )
-
-
-def _rounds(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    one, other = _wide(one), _wide(other)
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _advice(reading: Reading, entries: Entries, names: Names, wanted: Wanted) -> str:
     """Return what would help: options that were tried, else where to look."""
     free = replace(names, key=None, strip=None, add=None)
@@ -354,8 +300,3 @@ def _advice(reading: Reading, entries: Entries, names: Names, wanted: Wanted) ->
         if resolved(entries, ignore, wanted):
             return f"{checks}; it has less than the file: to leave the rest out all the same, {ignore.flags()}"
     return checks
-
-
-def _listed(names: Iterable[str], shown: int = _SHOWN) -> str:
-    names = list(names)
-    return ", ".join(map(plain, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from normdeploy.errors import InputError, plain
+
+SHOWN = 20
+"""How many names a message lists."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Names:
     def ignores(self, name: str) -> bool:
         """Return True if the module need not have ``name``."""
         return any(fnmatchcase(name, pattern) for pattern in self.ignore)
+
+
+def listed(names: Iterable[str], shown: int = SHOWN) -> str:
+    """Return ``names`` as a message lists them: the first ones, and how many more there are."""
+    names = list(names)
+    return ", ".join(map(plain, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _quoted(text: str) -> str:

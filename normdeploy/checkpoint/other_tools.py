@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from normdeploy.checkpoint import convert
-from normdeploy.checkpoint.readings import places
+from normdeploy.checkpoint.places import places
 from normdeploy.disk import read_plain
 from normdeploy.errors import InputError, plain
 

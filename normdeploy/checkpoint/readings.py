@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from normdeploy.checkpoint.names import Names
+from normdeploy.checkpoint.places import of_optimizer
 
 _COMPILED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _WRAPPERS: tuple[frozenset[str], ...] = (frozenset(), _COMPILED, _COMPILED | {"module"})
@@ -29,7 +30,9 @@ _NOT_WEIGHTS = frozenset(
 """Buffers that versions and tools add or drop: counters, and indices that follow from the sizes."""
 
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-_MAX_PLACES, _MAX_DEPTH, _ANCHORS = 64, 4, 8
+_ANCHORS, _LIKELY = 8, 64
+_MOST_ENTRIES, _MOST_PREFIXES = 1024, 256
+"""The most entries, and prefixes in one, that are told apart; more that could all fit are refused, not left unseen."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class Wanted:
         shapes: name → shape; None takes any, as a lazy parameter does, and what is no tensor.
         twins: name → the other names of the same tensor.
         fixed: buffers that its state dict leaves out, by name.
+        learned: names of parameters.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     twins: Mapping[str, Sequence[str]]
     fixed: Mapping[str, Tensor]
+    learned: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Reading:
         missing: names that the module has and the entry has not.
         excused: the same, where that does no harm.
         misshaped: names whose shapes differ.
+        no_tensors: those of the missing whose entry is there, but no tensor.
         unexpected: name in the entry → what it would be called in the module, which has no such name.
         unused: other names of the entry that are not read.
     """
@@ -68,6 +74,7 @@ class Reading:
     missing: tuple[str, ...]
     excused: tuple[str, ...]
     misshaped: tuple[str, ...]
+    no_tensors: tuple[str, ...]
     unexpected: Mapping[str, str]
     unused: tuple[str, ...]
 
@@ -91,42 +98,23 @@ class Collision(Exception):
     """Two names of the file become one."""
 
 
-def places(contents: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every state dict in ``contents`` with its dotted key, the outer ones first; '' is the file itself."""
-    level: list[tuple[str, Any]] = [("", contents)]
-    found = 0
-    for _ in range(_MAX_DEPTH):
-        for key, value in level:
-            if is_state(value) and any(isinstance(each, Tensor) for each in value.values()):
-                found += 1
-                if found > _MAX_PLACES:
-                    return
-                yield key, value
-        inner = ((key, value) for key, value in level if isinstance(value, Mapping))
-        level = [
-            (f"{key}.{name}" if key else name, each)
-            for key, value in inner
-            for name, each in value.items()
-            if isinstance(name, str) and isinstance(each, Mapping)
-        ][: _MAX_PLACES * _MAX_PLACES]
-
-
-def is_state(value: Any) -> bool:
-    """Return True if ``value`` is a mapping from names."""
-    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+class Crowd(Exception):
+    """More sets of weights than can all be looked at."""
 
 
 def readings(entries: Iterable[tuple[str, Mapping[str, Any]]], names: Names, wanted: Wanted) -> list[Reading]:
     """Return the different ways to read the ``entries``, by key, that agree with ``names``.
 
-    Raises Collision where the only ways make one name of two.
+    Raises Collision where the only ways make one name of two, Crowd where more could fit than can be looked at.
     """
     found: dict[object, Reading] = {}
     collision = None
-    for key, entry in entries:
+    adds = [names.add] if names.add is not None else _common_prefixes(wanted.shapes)
+    anchors = {add: _anchors(add, names, wanted) for add in adds}
+    for key, entry in _likely(entries, names, wanted):
         for wrappers, old in _variants(entry, names, wanted):
             view = _View(entry, wrappers, old)
-            for strip, add in _prefixes(view, names, wanted):
+            for strip, add in _prefixes(view, names, anchors):
                 spelled = replace(names, key=key, strip=strip, add=add)
                 try:
                     reading = _read(view, spelled, wanted, given=names.strip is not None)
@@ -141,12 +129,33 @@ def readings(entries: Iterable[tuple[str, Mapping[str, Any]]], names: Names, wan
     return list(found.values())
 
 
+def _likely(
+    entries: Iterable[tuple[str, Mapping[str, Any]]], names: Names, wanted: Wanted
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the entries with at least as many tensors as the module needs, and of the others the largest."""
+    found = list(entries)
+    sizes = {key: sum(isinstance(each, Tensor) for each in entry.values()) for key, entry in found}
+    needed = sum(not names.may_miss(name) for name in _needed(wanted))
+    taken = {key for key, size in sizes.items() if size >= needed}
+    if len(taken) > _MOST_ENTRIES:
+        raise Crowd(f"more than {_MOST_ENTRIES} sets of weights that may fit the module")
+    taken |= {*sorted(sizes, key=lambda key: -sizes[key])[:_LIKELY]}
+    return [(key, entry) for key, entry in found if key in taken]
+
+
+def _needed(wanted: Wanted) -> list[str]:
+    """Return names of the module that every file has, whatever its version, and whichever of tied names it keeps."""
+    return [name for name in wanted.shapes if not (_is_no_weight(name, wanted) or name in wanted.twins)]
+
+
 class _View:
     """An entry's names as they read without wrappers, and with today's names of a norm's weights."""
 
     def __init__(self, entry: Mapping[str, Any], wrappers: frozenset[str], old_names: bool) -> None:
         self.entry, self.wrappers, self.old_names = entry, wrappers, old_names
-        self.names = {name: self.clean(name) for name, value in entry.items() if _is_loaded(name, value)}
+        cleaned = {name: self.clean(name) for name in entry}
+        self.names = {name: short for name, short in cleaned.items() if _is_loaded(name, entry[name])}
+        self.others = {short for name, short in cleaned.items() if name not in self.names}
 
     def clean(self, name: str) -> str:
         """Return ``name`` without the wrappers' parts."""
@@ -179,18 +188,13 @@ def _variants(entry: Mapping[str, Any], names: Names, wanted: Wanted) -> Iterato
     yield from itertools.product(sorted(sets, key=len), old)
 
 
-def _prefixes(view: _View, names: Names, wanted: Wanted) -> Iterator[tuple[str, str]]:
+def _prefixes(
+    view: _View, names: Names, anchors: Mapping[str, Mapping[str, tuple[int, ...] | None]]
+) -> Iterator[tuple[str, str]]:
     """Yield the prefixes to strip and to add under which some weight of the module is found."""
-    seen = set()
-    for add in [names.add] if names.add is not None else _common_prefixes(wanted.shapes):
-        if names.strip is not None:
-            strips = {view.clean(names.strip)}
-        else:
-            strips = {"", *_strips(view, names, _anchors(add, names, wanted))}
-        for strip in sorted(strips):
-            if (strip, add) not in seen:
-                seen.add((strip, add))
-                yield strip, add
+    for add in anchors:
+        strips = {view.clean(names.strip)} if names.strip is not None else {"", *_strips(view, names, anchors[add])}
+        yield from ((strip, add) for strip in sorted(strips))
 
 
 def _common_prefixes(shapes: Iterable[str]) -> list[str]:
@@ -202,8 +206,7 @@ def _common_prefixes(shapes: Iterable[str]) -> list[str]:
 
 def _anchors(add: str, names: Names, wanted: Wanted) -> dict[str, tuple[int, ...] | None]:
     """Return names of the module, without ``add``, that a fitting entry must have; some of all lengths."""
-    needed = [name for name in wanted.shapes if not (_is_no_weight(name) or name in wanted.twins)]
-    needed = [name for name in needed if not names.may_miss(name)] or list(wanted.shapes)
+    needed = [name for name in _needed(wanted) if not names.may_miss(name)] or list(wanted.shapes)
     ranked = sorted(needed, key=len, reverse=True)
     return {name.removeprefix(add): wanted.shapes[name] for name in ranked[:: max(1, len(ranked) // _ANCHORS)]}
 
@@ -219,8 +222,11 @@ def _strips(view: _View, names: Names, anchors: Mapping[str, tuple[int, ...] | N
             if (short := _renamed(name[cut:], names)) in anchors:
                 named[name[:cut]] += 1
                 shaped[name[:cut]] += not _differ(anchors[short], view.entry[raw])
-    likely = +shaped or named
-    return [prefix for prefix, _ in likely.most_common(_MAX_PLACES)]
+    likely = [prefix for prefix, _ in (+shaped or named).most_common() if not of_optimizer(prefix)]
+    fitting = sum(shaped[prefix] == len(anchors) for prefix in likely)
+    if fitting > _MOST_PREFIXES:
+        raise Crowd(f"more than {_MOST_PREFIXES} sets of weights that may fit the module, each behind a prefix")
+    return likely[: max(_LIKELY, fitting)]
 
 
 def _renamed(name: str, names: Names) -> str:
@@ -229,8 +235,8 @@ def _renamed(name: str, names: Names) -> str:
     return name
 
 
-def _is_no_weight(name: str) -> bool:
-    return name.rpartition(".")[2] in _NOT_WEIGHTS
+def _is_no_weight(name: str, wanted: Wanted) -> bool:
+    return name.rpartition(".")[2] in _NOT_WEIGHTS and name not in wanted.learned
 
 
 def _read(view: _View, names: Names, wanted: Wanted, *, given: bool) -> Reading:
@@ -261,17 +267,27 @@ def _match(view: _View, inside: Mapping[str, str], names: Names, wanted: Wanted)
             rest[raw] = name
     absent = [name for name in wanted.shapes if name not in sources]
     excused = [
-        n for n in absent if _is_no_weight(n) or names.may_miss(n) or sources.keys() & {*wanted.twins.get(n, ())}
+        name
+        for name in absent
+        if _is_no_weight(name, wanted) or names.may_miss(name) or sources.keys() & {*wanted.twins.get(name, ())}
     ]
     unexpected = {r: n for r, n in rest.items() if not (names.ignores(r) or _is_surplus(view.entry[r], n, wanted))}
     used = {*sources.values(), *unexpected}
+    start = names.strip or ""
+    others = {
+        (names.add or "") + _renamed(short.removeprefix(start), names)
+        for short in view.others
+        if short.startswith(start)
+    }
+    missing = tuple(name for name in absent if name not in excused)
     return Reading(
         names=names,
         wrappers=view.parts(),
         sources=sources,
-        missing=tuple(name for name in absent if name not in excused),
+        missing=missing,
         excused=tuple(excused),
         misshaped=tuple(n for n, raw in sources.items() if _differ(wanted.shapes[n], view.entry[raw])),
+        no_tensors=tuple(name for name in missing if name in others),
         unexpected=unexpected,
         unused=tuple(raw for raw in view.names if raw not in used),
     )
@@ -286,4 +302,4 @@ def _is_surplus(value: Any, name: str, wanted: Wanted) -> bool:
     held = wanted.fixed.get(name)
     if held is not None and isinstance(value, Tensor):
         return held.shape == value.shape and torch.equal(held.to(value.dtype), value)
-    return _is_no_weight(name) or name == "n_averaged"
+    return _is_no_weight(name, wanted) or name == "n_averaged"
