@@ -136,6 +136,25 @@ def test_a_failed_parity_writes_no_bundle_but_its_report(tmp_path: Path) -> None
     assert judge_again(report_of(failed), Criteria(floor_eps=1e5)).passed
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_and_no_pass(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    (tmp_path / "lost_net.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(4, 3)\n")
+    torch.save({"weight": torch.full((3, 4), value), "bias": torch.zeros(3)}, tmp_path / "lost.pt")
+    source: Source = {"app_dir": tmp_path, "weights": tmp_path / "lost.pt"}
+    with caplog.at_level("INFO"), pytest.raises(ParityError, match="cannot be judged") as caught:
+        normdeploy.export("lost_net:make", ["input:N=1..1..4x4"], tmp_path / "out", bench=False, **source)
+    assert "weight holds 12 NaN or infinite values of 12" in caplog.text
+    assert "'output'" in caught.value.what
+    assert caught.value.exit_code == 1
+    report = report_of(tmp_path / "out.failed")
+    assert report.parity is not None
+    assert report.parity.blind == ("output",)
+    assert not judge_again(report, Criteria(floor_eps=1e5)).passed
+    assert "cannot be judged" in (tmp_path / "out.failed" / "report.html").read_text()
+
+
 def test_a_failed_parity_names_the_module_and_leaves_the_old_bundle(
     digits_bundle: Path, tmp_path: Path, fold_is_wrong: str
 ) -> None:

@@ -102,7 +102,9 @@ def load(
     if check:
         notes += require_eval(module, force=force_eval)
         require_valid_statistics(module)
-        notes += _not_finite(module)
+        for note in (not_finite := _not_finite(module)):
+            _log.info(note)
+        notes += not_finite
     digest, trusted = (contents.sha256, contents.trusted) if contents else (None, {})
     return Checkpoint(module.requires_grad_(False), factory, weights, digest, trusted, notes)
 

@@ -41,6 +41,7 @@ class Errors:
         cosine: cosine of the angle between the two; 0 where one of them is zero and the other is not.
         sqnr_db: power of the reference over power of the difference, in decibels.
         finite: whether NaN and infinities stand where the reference has them, and nowhere else.
+        compared: whether there was a finite value to compare; False where the reference has none.
     """
 
     # inf is no JSON number; pydantic, which writes the reports, would turn it into null and could not read it again
@@ -54,6 +55,7 @@ class Errors:
     cosine: float
     sqnr_db: float
     finite: bool
+    compared: bool = True
 
 
 EXACT = Errors(rms=0.0, max=0.0, max_abs=0.0, max_rel=0.0, ulp=0.0, cosine=1.0, sqnr_db=math.inf, finite=True)
@@ -86,6 +88,8 @@ def errors(actual: Array, reference: Array, dtype: str) -> Errors:
     finite = np.isfinite(r)
     if not np.array_equal(a[~finite], r[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
         return _INCOMPARABLE
+    if finite.size and not finite.any():
+        return replace(EXACT, compared=False)
     with np.errstate(over="ignore"):  # two huge numbers of opposite sign lie infinitely far apart
         return _of_difference(np.abs(a[finite] - r[finite]), a[finite], r[finite], dtype)
 

@@ -201,6 +201,7 @@ class Verdict:
         first_node: the node whose kernel is the furthest off, in words, where the runtime is to blame.
         misrounded: the constants of a 16-bit graph that are no rounding of the float32 graph's, in words.
         not_run: why no runtime here could run the graph, which was judged alone; empty where one did.
+        blind: outputs of which eager PyTorch gave NaN and infinities alone, on every feed: nothing was compared.
     """
 
     passed: bool
@@ -215,6 +216,7 @@ class Verdict:
     rounding_formula: str = ""
     misrounded: tuple[str, ...] = ()
     not_run: str = ""
+    blind: tuple[str, ...] = ()
 
     @property
     def smallest_k(self) -> float:
@@ -229,7 +231,7 @@ class Verdict:
     @property
     def unjudged(self) -> bool:
         """Return True if all that it lacks to pass is a runtime that runs the graph."""
-        return bool(self.not_run) and not self.failures() and not self.misrounded
+        return bool(self.not_run) and not self.failures() and not self.misrounded and not self.blind
 
     def of(self, part: Part) -> tuple[Judgement, ...]:
         """Return the judgements of one part."""
@@ -247,7 +249,7 @@ def judge(
     """Return the verdict on ``measurements``; ``reference`` "eager" holds for all of them, whatever they say.
 
     Constants that are ``misrounded`` fail it, whatever the outputs are, and where nothing ran the graph, as ``not_run``
-    says, it does not pass.
+    says, it does not pass; nor where an output has no finite value on any feed.
 
     Raises InputError where there is nothing to judge: no evidence is no pass.
     """
@@ -256,12 +258,14 @@ def judge(
     criteria = criteria or Criteria()
     judgements = tuple(judge_one(measurement, criteria, reference) for measurement in measurements)
     wrong = tuple(misrounded)
-    passed = all(judgement.passed for judgement in judgements) and not wrong and not not_run
+    seen = {each.output for each in measurements if each.deployed.compared}
+    blind = tuple(dict.fromkeys(each.output for each in measurements if each.output not in seen))
+    passed = all(judgement.passed for judgement in judgements) and not (wrong or not_run or blind)
     graph = [each.dtype in SIXTEEN for each in measurements if each.part == "graph"]
     rounded = any(each.part == "rounding" for each in measurements)
     return Verdict(
         passed, reference, criteria, judgements, criteria.formula(reference), tuple(notes),
-        misrounded=wrong, not_run=not_run,
+        misrounded=wrong, not_run=not_run, blind=blind,
         graph_formula=criteria.graph_formula(rounded=all(graph)) if graph else "",
         rounding_formula=criteria.graph_formula(rounded=True) if rounded else "",
     )  # fmt: skip

@@ -223,6 +223,8 @@ def _with_module(
 def summary(verdict: Verdict) -> str:
     """Return one sentence on a verdict that failed."""
     failures = verdict.failures()
+    if not failures and verdict.blind:
+        return f"parity cannot be judged: {view.nothing_compared(verdict)}"
     if not failures:
         return f"parity failed by the rounding to 16 bits: {'; '.join(verdict.misrounded)}"
     first = failures[0].measurement
@@ -238,6 +240,8 @@ def summary(verdict: Verdict) -> str:
 
 
 def _advice(verdict: Verdict) -> str:
+    if verdict.blind:
+        return "look for NaN and infinity in the weights, which loading tells by name, and in the inputs' ranges"
     if f" {OVERFLOWS} " in (verdict.first_node or ""):
         return "deploy in bf16 or fp32, or scale what goes in"
     return "look at that module first; --k and --floor-eps set the bound, --keep leaves norms as they are"

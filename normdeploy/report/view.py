@@ -128,7 +128,14 @@ def word(verdict: Verdict) -> str:
 
 def sentence(verdict: Verdict) -> str:
     """Return what a colleague should know of the verdict."""
+    if verdict.blind:
+        return f"Parity cannot be judged: {nothing_compared(verdict)}."
     return " ".join(said for said in (_of_graph(verdict), _of_rounding(verdict), _of_runtime(verdict)) if said)
+
+
+def nothing_compared(verdict: Verdict) -> str:
+    """Return of which outputs nothing could be compared, in words."""
+    return f"eager PyTorch gives NaN or infinity alone on every feed, for {', '.join(map(repr, verdict.blind))}"
 
 
 def plugins(verdict: Verdict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -110,7 +111,8 @@ def test_non_finite_values_in_the_same_places_are_equal() -> None:
     assert result.max_abs == 0.5
     assert result.max == 0.25  # among the finite ones only
     assert errors(reference.astype(np.float32), reference, "float32") == EXACT
-    assert errors(np.full(3, np.nan, np.float32), np.full(3, np.nan), "float32") == EXACT
+    nothing = replace(EXACT, compared=False)
+    assert errors(np.full(3, np.nan, np.float32), np.full(3, np.nan), "float32") == nothing
 
 
 @pytest.mark.parametrize(
@@ -197,3 +199,16 @@ def test_errors_survive_json_with_their_infinities() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(Errors)
     for value in (EXACT, errors(np.ones(1), np.zeros(1), "float64"), errors(np.full(1, np.nan), np.ones(1), "float64")):
         assert adapter.validate_json(adapter.dump_json(value)) == value
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_where_nothing_is_finite_nothing_was_compared(value: float) -> None:
+    lost = np.full((2, 3), value, np.float32)
+    found = errors(lost, lost, "float32")
+    assert found.finite
+    assert not found.compared
+    partly = lost.copy()
+    partly[0, 0] = 1
+    assert errors(partly, partly, "float32").compared
+    assert not errors(np.zeros((2, 3), np.float32), lost, "float32").finite
+    assert errors(lost[:0], lost[:0], "float32").compared, "there was nothing to compare"

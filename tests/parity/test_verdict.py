@@ -141,3 +141,16 @@ def test_a_graph_that_nothing_ran_is_no_pass_and_no_failure() -> None:
         assert (verdict.passed, verdict.unjudged) == (False, False)
         require_run(verdict)
     require_run(judge([good]))
+
+
+def test_an_output_without_a_finite_value_on_any_feed_is_no_pass() -> None:
+    blind = replace(EXACT, compared=False)
+    seen, nothing = measurement(EXACT, EXACT), measurement(EXACT, blind)
+    assert judge([seen, nothing]).passed, "NaN on one feed alone"
+    verdict = judge([nothing, nothing])
+    assert not verdict.passed
+    assert verdict.blind == (nothing.output,)
+    assert not judge([seen, replace(nothing, output="other")]).passed
+    adapter = TypeAdapter(Verdict)
+    assert adapter.validate_json(adapter.dump_json(verdict)) == verdict
+    require_run(replace(verdict, not_run="no kernel"))  # it has failed: another runtime would not help
