@@ -25,21 +25,26 @@ def of_optimizer(key: str) -> bool:
 def places(contents: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield every state dict in ``contents`` with its dotted key, the outer ones first; '' is the file itself.
 
-    Places in lists are keyed by their number. What lies at several keys is yielded once.
+    Places in lists are keyed by their number. What lies at several keys is a set at each; nothing is walked twice.
     """
     level: list[tuple[str, Any]] = [("", contents)]
-    seen: set[int] = set()
+    seen: dict[int, Mapping[str, Any] | None] = {}
     while level:
         inner: list[tuple[str, Any]] = []
         for key, value in level:
-            if id(value) in seen or of_optimizer(key):
+            if of_optimizer(key):
                 continue
-            seen.add(id(value))
-            entry = as_state(value)
-            if entry is not None and any(isinstance(each, Tensor) for each in entry.values()):
+            if id(value) not in seen:
+                seen[id(value)] = _with_tensors(value)
+                inner += _inner(key, value)
+            if (entry := seen[id(value)]) is not None:
                 yield key, entry
-            inner += _inner(key, value)
         level = inner
+
+
+def _with_tensors(value: Any) -> Mapping[str, Any] | None:
+    entry = as_state(value)
+    return entry if entry is not None and any(isinstance(each, Tensor) for each in entry.values()) else None
 
 
 def as_state(value: Any) -> Mapping[str, Any] | None:

@@ -134,7 +134,9 @@ def _likely(
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the entries with at least as many tensors as the module needs, and of the others the largest."""
     found = list(entries)
-    sizes = {key: sum(isinstance(each, Tensor) for each in entry.values()) for key, entry in found}
+    once = {id(entry): entry for _, entry in found}
+    counts = {name: sum(isinstance(each, Tensor) for each in entry.values()) for name, entry in once.items()}
+    sizes = {key: counts[id(entry)] for key, entry in found}
     needed = sum(not names.may_miss(name) for name in _needed(wanted))
     taken = {key for key, size in sizes.items() if size >= needed}
     if len(taken) > _MOST_ENTRIES:

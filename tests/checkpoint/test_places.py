@@ -109,10 +109,10 @@ def test_it_is_read_where_it_is_asked_for() -> None:
     assert same(module.state_dict(), state())
 
 
-def test_what_lies_at_several_keys_is_one_and_nothing_is_walked_twice() -> None:
+def test_what_lies_at_several_keys_is_a_set_at_each_and_nothing_is_walked_twice() -> None:
     shared = state()
-    assert [key for key, _ in places({"a": shared, "b": {"c": shared}})] == ["a"]
+    assert [key for key, _ in places({"a": shared, "b": {"c": shared}})] == ["a", "b.c"]
     tree: Any = {"w": ONE}
     for _ in range(60):
         tree = {"a": tree, "b": tree}
-    assert len(list(places(tree))) == 1
+    assert len(list(places(tree))) == 2

@@ -119,7 +119,8 @@ def test_codes_are_no_weights(dtype: str, more: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_the_command_makes_plain_numbers_of_them(tmp_path: Path, suffix: str) -> None:
-    contents = {**CODES, "half": torch.full((3, 4), 0.5, dtype=torch.float16)}
+    contents = {f"w_{name}": codes for name, codes in CODES.items()}
+    contents["w_f16"] = torch.full((3, 4), 0.5, dtype=torch.float16)
     file = tmp_path / f"a net{suffix}"
     torch.save(contents, file) if suffix == ".pt" else save_file(contents, file)
     module = nn.ParameterDict({name: nn.Parameter(torch.zeros(3, 4)) for name in contents})
