@@ -218,11 +218,20 @@ def test_where_eager_is_far_from_float64_zeros_do_not_pass(fault: float, passed:
 @pytest.mark.parametrize(("artefact", "passed"), [(np.inf, True), (65504.0, False), (np.nan, False)])
 def test_where_eager_overflows_the_artefact_must_overflow_alike(artefact: float, passed: bool) -> None:
     big = Module(lambda x, w: x * 60000)
-    feeds = [Feed("data", {"x": np.full((2, 5), 2, np.float32)})]
-    runner = FunctionRunner(lambda x: {"output": np.full((2, 5), artefact, np.float16)})
+    feeds = [Feed("data", {"x": np.array([[2.0] * 5, [0.5] * 5], np.float32)})]
+    runner = FunctionRunner(lambda x: {"output": np.array([[artefact] * 5, [30000] * 5], np.float16)})
     measured = measure(big, SPECS, runner, feeds, dtype=torch.float16)
     assert any("NaN or infinite" in note for note in measured.notes)
     assert judge(measured.measurements).passed is passed
+
+
+def test_where_eager_overflows_everywhere_there_is_nothing_to_judge() -> None:
+    feeds = [Feed("data", {"x": np.full((2, 5), 2, np.float32)})]
+    runner = FunctionRunner(lambda x: {"output": np.full((2, 5), np.inf, np.float16)})
+    measured = measure(Module(lambda x, w: x * 60000), SPECS, runner, feeds, dtype=torch.float16)
+    verdict = judge(measured.measurements)
+    assert not verdict.passed
+    assert verdict.blind == ("output",)
 
 
 def spelled_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
