@@ -108,9 +108,41 @@ class Words(nn.Module):
     def forward(self, ids, mask, scale=1.0):
         return (self.embed(ids) * mask[..., None]).sum(1)
 
+class Signal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm1d(12), nn.Conv1d(4, 12, 5)
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+class PreActivated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+class Entries(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.LayerNorm(5), nn.Linear(5, 2)
+    def forward(self, batch):
+        return self.conv(batch["image"]).mean((1, 2, 3)) + self.fc(self.norm(batch["meta"])).sum(1)
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(7, 4)
+    def forward(self, image, facts):
+        return self.conv(image).mean((2, 3)) + self.fc(facts)
+
 class Odd(nn.Linear):
     def forward(self, x):
         raise ValueError
+
+class OddEntries(nn.Linear):
+    def forward(self, batch):
+        raise ValueError(batch["facts"])
 """
 
 
@@ -118,6 +150,10 @@ class Odd(nn.Linear):
     ("factory", "inputs"),
     [
         ("Picture", ["image:N=1..1..8x3x224x224@f32"]),
+        ("Signal", ["x:N=1..1..8x4x14336@f32"]),
+        ("PreActivated", ["x:N=1..1..8x3x224x224@f32"]),
+        ("Entries", ["batch.image:N=1..1..8x3x224x224@f32", "batch.meta:N=1..1..8x5@f32"]),
+        ("Pair", ["image:N=1..1..8x3x224x224@f32", "facts:N=1..1..8x7@f32"]),
         ("Words", ["ids:N=1..1..8xT=2..16..64@i64[0..49]", "mask:N=1..1..8xT=2..16..64@i64[0..1]"]),
     ],
 )
@@ -134,14 +170,24 @@ def test_init_writes_what_export_reads(factory: str, inputs: list[str], exported
     assert main(["init", "--model", f"nets_of_init:{factory}", "--app-dir", ".", "--force"]) == 0
 
 
-def test_init_leaves_inputs_that_it_cannot_tell_to_the_user(exported: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("factory", "parameter", "likely"),
+    [("Odd", "x", ["x:N=1..1..8x3@f32"]), ("OddEntries", "batch", ["batch.facts:N=1..1..8x3@f32"])],
+)
+def test_init_leaves_inputs_that_it_cannot_tell_to_the_user(
+    factory: str, parameter: str, likely: list[str], exported: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("nets_of_init.py").write_text(NETS)
     arguments = ["--model-arg", "in_features=3", "--model-arg", "out_features=2"]
-    assert main(["init", "--model", "nets_of_init:Odd", "--app-dir", ".", *arguments]) == 0
+    assert main(["init", "--model", f"nets_of_init:{factory}", "--app-dir", ".", *arguments]) == 0
+    assert "correct the line marked FILL IN in normdeploy.toml" in " ".join(capsys.readouterr().err.split())
     text = Path("normdeploy.toml").read_text()
-    assert "# forward(x)" in text
+    assert f"# forward({parameter})" in text
+    assert "# FILL IN: " in text
     assert "input" not in tomllib.loads(text)["export"]
-    assert tomllib.loads(text.replace("# input", "input"))["export"]["input"] == ["x:N=1..1..8x3x224x224@f32"]
+    Path("normdeploy.toml").write_text(text.replace("# input", "input"))
+    assert main(["export"]) == 130
+    assert list(exported["inputs"]) == likely
 
 
 def test_help_shows_defaults_and_nothing_where_nothing_is_given(capsys: pytest.CaptureFixture[str]) -> None:

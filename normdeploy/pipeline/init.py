@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
 from normdeploy.disk import disk_errors, write_file
 from normdeploy.disk.outputs import exists
-from normdeploy.export.guess import guess_inputs, signature
+from normdeploy.export.guess import Guess, guess, signature
 from normdeploy.pipeline.places import check_init
 from normdeploy.pipeline.source import Source, load
 
-_EXAMPLE = "x:N=1..1..8x3x224x224@f32"
+_MARK = "FILL IN"
 
 
 def init(model: str, out: str | Path, *, force: bool = False, **source: Unpack[Source]) -> str:
@@ -24,17 +25,20 @@ def init(model: str, out: str | Path, *, force: bool = False, **source: Unpack[S
     out = Path(out)
     check_init(out, model=model, source=source, force=force)
     module = load(model, source).module
-    inputs = [str(spec) for spec in guess_inputs(module)]
-    text = "\n".join(_lines(model, source, inputs, signature(module))) + "\n"
+    found = guess(module)
+    text = "\n".join(_lines(model, source, found, signature(module))) + "\n"
     with disk_errors(out, "the file"):
         try:
             write_file(out, text.encode(), replace=force)
         except FileExistsError as error:
             raise exists(out) from error
+    if not found.runs:
+        what = f"no inputs were found on which forward runs: correct the line marked {_MARK} in {out}"
+        logging.getLogger("normdeploy").info("%s", what)
     return text
 
 
-def _lines(model: str, source: Source, inputs: list[str], parameters: str) -> Iterator[str]:
+def _lines(model: str, source: Source, found: Guess, parameters: str) -> Iterator[str]:
     yield "# Options of normdeploy export, by their names; what is typed wins."
     yield "[export]"
     yield f"model = {_toml(model)}"
@@ -43,12 +47,12 @@ def _lines(model: str, source: Source, inputs: list[str], parameters: str) -> It
         if arguments and name != "trust":
             yield f"{name.replace('model_args', 'model_arg').replace('_', '-')} = {_toml(arguments)}"
     yield f"# forward({parameters})"
-    if inputs:
+    if found.runs:
         yield "# forward was run at the smallest and the largest sizes; make them those of your data"
-        yield f"input = {_toml(inputs)}"
+        yield f"input = {_toml(found.texts)}"
     else:
-        yield "# no inputs were found on which forward runs: describe each of them, then take the # away"
-        yield f"# input = {_toml([_EXAMPLE])}"
+        yield f"# {_MARK}: forward does not run on these, which are likely; correct each, then take the # away"
+        yield f"# input = {_toml(found.texts)}"
     yield f"out = {_toml('out/' + model.rpartition(':')[2])}"
 
 
