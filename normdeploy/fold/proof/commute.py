@@ -13,6 +13,7 @@ The executors know nothing of the rules. After Alive2 (Lopes et al., PLDI 2021),
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,22 +59,26 @@ def residual(plan: Plan, view: View, committed: Mapping[Slot, Edit]) -> float:
     for value in (*plan.up, *plan.down):
         if value.is_graph_output():
             raise Refused("NF404", f"validation: {view.told_output(value)} and would change")
+    last: dict[ir.Node, int] = {}  # looked for once: a plan may edit thousands of nodes
+    for node, index in plan.edits:
+        last[node] = max(index, last.get(node, 0))
     for node in plan.touched():
-        worst = max(worst, square(plan, view, committed, node))
+        worst = max(worst, _Square(plan, view, committed, node, last.get(node, 0)).error())
     return worst
 
 
 def square(plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> float:
     """Return the largest relative error, per channel, of ``node`` alone; raises as :func:`residual`."""
-    return _Square(plan, view, committed, node).error()
+    last = max((index for edited, index in plan.edits if edited is node), default=0)
+    return _Square(plan, view, committed, node, last).error()
 
 
 class _Square:
-    """One operator, run before and after the plan on related inputs."""
+    """One operator, run before and after the plan on related inputs; ``last`` is the last of them that it edits."""
 
-    def __init__(self, plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node) -> None:
-        self.plan, self.view, self.committed, self.node = plan, view, committed, node
-        self.maps: Mapping[ir.Value, AffineMap] = {**plan.up, **plan.down}
+    def __init__(self, plan: Plan, view: View, committed: Mapping[Slot, Edit], node: ir.Node, last: int) -> None:
+        self.plan, self.view, self.committed, self.node, self.last = plan, view, committed, node, last
+        self.maps: Mapping[ir.Value, AffineMap] = ChainMap(plan.down, plan.up)
         self.random = np.random.default_rng(_SEED)
         self.parameters: dict[int, Pair] = {}
         self.row = states(node)
@@ -199,8 +204,7 @@ class _Square:
                 if value not in drawn:
                     drawn[value] = self._drawn(value, index, zero)
                 pairs.append(drawn[value])
-        last = max((index for node, index in self.plan.edits if node is self.node), default=0)
-        pairs.extend(self._new_parameter(index) for index in range(len(pairs), last + 1))
+        pairs.extend(self._new_parameter(index) for index in range(len(pairs), self.last + 1))
         return pairs
 
     def _drawn(self, value: ir.Value, index: int, zero: bool) -> Pair:
