@@ -20,7 +20,9 @@ import sympy
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import TruncToInt
 
+from normdeploy.errors import InputError
 from normdeploy.specs import Dim, TensorSpec
 
 _TORCH, _HERE = Path(torch.__file__).parent, Path(__file__).parent
@@ -55,6 +57,41 @@ def recorded(module: nn.Module) -> Iterator[list[Asked]]:
         yield asked
     finally:
         owner._log_guard = original
+
+
+@contextlib.contextmanager
+def fixed_by_int(module: nn.Module) -> Iterator[list[Asked]]:
+    """Yield the list of what ``int()`` makes constants of while ``module`` is traced, in order.
+
+    Of a float that is computed of sizes it takes the value at the traced sizes, and torch.export mostly says nothing.
+    """
+    fixed: list[Asked] = []
+    owner: Any = torch.SymFloat
+    original = owner.__int__
+
+    def whole(number: Any) -> int:
+        expression, value = number.node.expr, int(original(number))
+        condition = sympy.Eq(TruncToInt(expression), value)
+        if places := _places(number.node.shape_env, condition):
+            fixed.append(Asked(condition, places, place(_stack(), module)))
+        return value
+
+    owner.__int__ = whole
+    try:
+        yield fixed
+    finally:
+        owner.__int__ = original
+
+
+def require_none_broken(fixed: Sequence[Asked], specs: Sequence[TensorSpec]) -> None:
+    """Raise InputError where what ``int()`` made a constant is another number at some size of ``specs``."""
+    for each in fixed:
+        if _breaks(each, specs):
+            raise InputError(
+                "int() of a number that is computed of sizes takes its value at the size that is traced, for all sizes",
+                where=f"{each.where}; {', '.join(f'--input {spec}' for spec in specs)}",
+                fix="write math.trunc() for int(), or integer arithmetic such as T // 2 for int(T * 0.5)",
+            )
 
 
 def _places(env: ShapeEnv, condition: Any) -> dict[Any, tuple[int, int]]:

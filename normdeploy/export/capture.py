@@ -63,8 +63,14 @@ def _torch_dim(symbol: str, dim: Dim) -> TorchDim:
 
 def capture(module: nn.Module, specs: Sequence[TensorSpec]) -> ExportedProgram:
     """Trace ``module`` at sizes of at least 2. Raises InputError at a size, and torch's errors at all else."""
-    with blame.recorded(module) as asked:
-        return _capture(module, specs, asked)
+    with blame.recorded(module) as asked, blame.fixed_by_int(module) as fixed:
+        try:
+            program = _capture(module, specs, asked)
+        except Exception:
+            blame.require_none_broken(fixed, specs)  # which tells more
+            raise
+        blame.require_none_broken(fixed, specs)
+        return program
 
 
 def _capture(module: nn.Module, specs: Sequence[TensorSpec], asked: Sequence[blame.Asked]) -> ExportedProgram:

@@ -37,7 +37,7 @@ def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec], asked: S
     told: dict[str, None] = {}
     working: dict[str, Dim] = {}
     for condition, dims in _conditions(program, size_symbols(program, specs)):
-        holding = {sizes: _holds(condition, dims, sizes) for sizes in _sizes(list(dims.values()))}
+        holding = {sizes: _holds(condition, dims, sizes) for sizes in sizes_of(list(dims.values()))}
         if all(holding.values()):
             continue
         left = None
@@ -97,7 +97,8 @@ def _is_assertion(node: torch.fx.Node) -> bool:
     return node.target is torch.ops.aten._assert_scalar.default and isinstance(node.args[0], torch.fx.Node)
 
 
-def _sizes(dims: Sequence[Dim]) -> Iterator[tuple[int, ...]]:
+def sizes_of(dims: Sequence[Dim]) -> Iterator[tuple[int, ...]]:
+    """Yield every combination of sizes from two units on; of longer ranges, some all over them."""
     each = max(2, int(_MOST ** (1 / len(dims)))) if dims else 1
     return itertools.product(*(_of_one(dim, each) for dim in dims))
 

@@ -120,6 +120,11 @@ def require_inference(program: ExportedProgram, module: nn.Module) -> None:
                 )
 
 
+def place_of(node: torch.fx.Node, module: nn.Module) -> str:
+    """Return the part of ``module`` that ``node`` was traced in, and the line of the user's own code."""
+    return blame.module_label(_module_of(node), module) + _line_of(node)
+
+
 def _module_of(node: torch.fx.Node) -> str:
     """The dotted name of the innermost module that ``node`` was traced in."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -156,7 +161,7 @@ def _where(chain: list[BaseException], module: nn.Module) -> str:
     """The module that was being traced or translated, and the line of its code, as far as that is known."""
     for node in _locals(chain, "node", torch.fx.Node):
         if node.meta.get("nn_module_stack"):
-            return blame.module_label(_module_of(node), module) + _line_of(node)
+            return place_of(node, module)
     for cause in reversed(chain):
         frames = reversed(list(traceback.walk_tb(cause.__traceback__)))
         told = blame.place(frames, module)

@@ -14,11 +14,13 @@ from torch.utils import _pytree as pytree
 
 from normdeploy.errors import InputError, NormdeployError
 from normdeploy.export import refusals
+from normdeploy.export.arithmetic import write_sizes
 from normdeploy.export.capture import capture, dynamic_shapes, run_example, symbols
 from normdeploy.export.conditions import size_symbols, unit_name
 from normdeploy.export.constraints import replace_words
 from normdeploy.export.quiet import quiet, unchanged
 from normdeploy.export.recurrent import dynamic_kernels
+from normdeploy.export.resizing import with_exact_resizing
 from normdeploy.export.translations import translations
 from normdeploy.specs import TensorSpec, dynamic_dims
 
@@ -44,6 +46,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
         try:
             program = capture(module, specs)
             refusals.require_inference(program, module)
+            program = with_exact_resizing(program, module, specs)
             with dynamic_kernels():
                 translated = torch.onnx.export(
                     program,
@@ -60,6 +63,7 @@ def trace(module: nn.Module, specs: Sequence[TensorSpec], *, opset: int, verbose
             raise refusals.translate(error, module, specs, lambda sizes: run_example(module, specs, sizes)) from error
     if translated is None or translated.exported_program is None:
         raise InputError("torch.onnx.export returned no graph", fix="--verbose shows what torch says")
+    write_sizes(translated.model, translated.exported_program)
     _rename_dims(translated.model, _size_names(program, specs))
     check_dims(translated.model, specs)
     _check_outputs(program, translated.exported_program)

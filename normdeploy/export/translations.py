@@ -158,6 +158,13 @@ def _exists(x: Any, dims: list[int] | None, keepdim: bool) -> Any:
     return op.Greater(count, op.Constant(value_int=0))
 
 
+def _round(x: Any, ndigits: Any = None) -> Any:
+    """Round a size as Python does, to even; torch has no translation."""
+    if ndigits is not None:
+        raise NotImplementedError("a size that is rounded to decimals")
+    return op.Cast(op.Round(x), to=ir.DataType.INT64)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: _instance_norm,
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
@@ -165,6 +172,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.any.default: _any,
     torch.ops.aten.any.dim: _any_dim,
     torch.ops.aten.any.dims: _any_dims,
+    round: _round,
 }
 """Those of every opset."""
 
