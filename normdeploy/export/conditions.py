@@ -48,12 +48,13 @@ def require_hold(program: ExportedProgram, specs: Sequence[TensorSpec], asked: S
             named = condition.xreplace({symbol: sympy.Symbol(unit_name(dim)) for symbol, dim in dims.items()})
             told[_Printer().doprint(named)] = None
         else:
-            working[str(left.name)] = left
-            told[f"{dim.name!r} must be {_described(left, dim)}"] = None
-    if told:
+            working[str(left.name)] = _both(working.get(str(left.name), left), left)
+    asked_for = {str(dim.name): dim for dim in size_symbols(program, specs).values()}
+    reasons = [f"{name!r} must be {_described(left, asked_for[name])}" for name, left in working.items()]
+    if reasons := [*reasons, *told]:
         fix = f"ask for these: {advice.spelled(specs, working)}" if working else "ask for the sizes that work"
         raise InputError(
-            f"the module does not work for every size that was asked for: {'; '.join(told)}",
+            f"the module does not work for every size that was asked for: {'; '.join(reasons)}",
             where=blame.where(asked, specs),
             fix=f"{fix}, or change the code that depends on the size",
         )
@@ -128,6 +129,16 @@ def _left(dim: Dim, sizes: Sequence[int]) -> Dim | None:
             opt = min(max(round(dim.opt / multiple) * multiple, low), high)
             return replace(dim, min=low, opt=opt, max=high, multiple=multiple)
     return None
+
+
+def _both(one: Dim, other: Dim) -> Dim:
+    """Return what two conditions leave of a dimension; ``one`` where no size of its range is left to both."""
+    low, high = max(one.min, other.min), min(one.max, other.max)
+    if low > high:
+        return one
+    narrowed = replace(one, min=low, opt=min(max(one.opt, low), high), max=high)
+    multiple = math.lcm(one.multiple, other.multiple)
+    return narrowed if low == high else advice.of_multiple(narrowed, multiple) or one
 
 
 def _steady(condition: Any, dims: Roots) -> Dim | None:
