@@ -52,7 +52,7 @@ class Masked(nn.Module):
 
 def halved_twice(x: torch.Tensor) -> torch.Tensor:
     """A U-Net of bare bones: the inner skip asks for multiples of 4, the outer for multiples of 2."""
-    kernel = torch.ones(1, 1, 2, 2)
+    kernel = torch.ones(1, 1, 2, 2, dtype=x.dtype)
     inner = F.max_pool2d(x, 2)
     deep = F.conv_transpose2d(F.max_pool2d(inner, 2), kernel, stride=2)
     return torch.cat([x, F.conv_transpose2d(inner + deep, kernel, stride=2)], 1)
