@@ -198,10 +198,13 @@ class RuntimePart:
             if not comparable(eager[name], actual[name], wider=self._wider):
                 problems.append(f"{name} is {_kind(actual[name])}, eager's is {_kind(eager[name])}")
         if problems:
+            fix = "export the module again; a shape that follows a traced size belongs to a dimension given as fixed"
+            if missing and len(missing) == len(unexpected):
+                fix = f"where they are called otherwise in the artefact, give --output-names {','.join(actual)}"
             raise RuntimeFailureError(
                 f"the outputs of {runner} are not eager's: {'; '.join(sorted(problems))}",
                 where=f"feed {feed.name!r}",
-                fix="export the module again; a shape that follows a traced size belongs to a dimension given as fixed",
+                fix=fix,
                 feed=feed,
             )
 

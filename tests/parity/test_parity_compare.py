@@ -116,6 +116,14 @@ def test_outputs_that_are_not_eagers_are_refused(outputs: Any, message: str) -> 
     assert "random N=2" in caught.value.where
 
 
+def test_outputs_of_other_names_are_compared_by_the_option_that_is_told() -> None:
+    runner = FunctionRunner(lambda x: {"logits": x @ WEIGHT})
+    with pytest.raises(VerdictError) as caught:
+        measure(LINEAR, SPECS, runner, FEEDS)
+    names = caught.value.fix.rpartition("--output-names ")[2]
+    assert judge(measure(LINEAR, SPECS.with_outputs(names.split(",")), runner, FEEDS).measurements).passed
+
+
 def test_an_artefact_that_does_not_run_on_a_feed_fails_by_its_name() -> None:
     def breaks(x: np.ndarray) -> dict[str, np.ndarray]:
         if len(x) == 4:
