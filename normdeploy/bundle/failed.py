@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from normdeploy.bundle.manifest import PAGE, REPORT
 from normdeploy.disk.rooms import room
 from normdeploy.disk.words import disk_errors
+from normdeploy.errors import NormdeployError
 from normdeploy.report.html import render
-from normdeploy.report.schema import Report
-
-_OURS = {REPORT, PAGE}
+from normdeploy.report.schema import Report, read
 
 
 def failed_folder(folder: Path) -> Path:
@@ -38,9 +38,22 @@ def remove_failed(folder: Path) -> bool:
     target = failed_folder(folder)
     if not os.path.lexists(target):
         return True
-    if target.is_symlink() or not target.is_dir() or {path.name for path in target.iterdir()} - _OURS:
+    if target.is_symlink() or not target.is_dir() or not _is_ours(target):
         return False
-    for path in target.iterdir():
-        path.unlink()
+    for name in (PAGE, REPORT):  # without its report a page would be nobody's
+        (target / name).unlink(missing_ok=True)
     target.rmdir()
     return True
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether ``folder`` holds what :func:`write_failed` writes, by content, and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    if names - {REPORT, PAGE} or any(not stat.S_ISREG((folder / name).lstat().st_mode) for name in names):
+        return False
+    try:
+        given = {name: (folder / name).read_bytes() for name in names}
+        report = read(Report, given[REPORT], where=str(folder / REPORT)) if REPORT in given else None
+    except (NormdeployError, OSError):
+        return False
+    return not names or (report is not None and given.get(PAGE) in (None, render(report).encode()))
