@@ -57,8 +57,8 @@ def test_what_is_bound_arrives(dtype: str, shape: tuple[int, ...], tmp_path: Pat
 def test_a_captured_session_gives_new_answers_for_new_arrays_and_shapes(tmp_path: Path) -> None:
     """As with --cuda-graph: memory by shape, which is written anew; what was given out before stays as it was."""
     made = runner(tmp_path, TensorProto.FLOAT, 2, "Neg")
-    made._placement = Placement("cuda", "cuda", cuda_graph=True)
-    object.__setattr__(made._placement, "device", "cpu")  # there is no GPU whose memory could be taken
+    made.placement = Placement("cuda", "cuda", cuda_graph=True)
+    object.__setattr__(made.placement, "device", "cpu")  # there is no GPU whose memory could be taken
     generator, given = np.random.default_rng(0), []
     for shape in ((2, 3), (4, 3), (2, 3), (2, 3)):
         x = generator.standard_normal(shape).astype(np.float32)
@@ -70,8 +70,8 @@ def test_a_captured_session_gives_new_answers_for_new_arrays_and_shapes(tmp_path
 
 def test_threads_do_not_write_into_each_others_memory(tmp_path: Path) -> None:
     made = runner(tmp_path, TensorProto.FLOAT, 1, "Neg")
-    made._placement = Placement("cuda", "cuda", cuda_graph=True)
-    object.__setattr__(made._placement, "device", "cpu")
+    made.placement = Placement("cuda", "cuda", cuda_graph=True)
+    object.__setattr__(made.placement, "device", "cpu")
 
     def right(value: int) -> bool:
         return bool((made({"x": np.full(4096, value, np.float32)})["y"] == -value).all())
@@ -82,8 +82,8 @@ def test_threads_do_not_write_into_each_others_memory(tmp_path: Path) -> None:
 
 def test_bfloat16_is_read_as_its_bits(tmp_path: Path) -> None:
     made = runner(tmp_path, TensorProto.BFLOAT16, 1)
-    made._placement = Placement("cuda", "cuda", cuda_graph=True)
-    object.__setattr__(made._placement, "device", "cpu")
+    made.placement = Placement("cuda", "cuda", cuda_graph=True)
+    object.__setattr__(made.placement, "device", "cpu")
     x = np.array([1.5, -2.25], ml_dtypes.bfloat16)
     np.testing.assert_array_equal(made({"x": x})["y"], x)
 
