@@ -96,7 +96,7 @@ def measure(
         measurements = [each for feed in feeds for each in session.measured(feed)]
     reference: Reference = "float64" if session.served else "eager"
     misrounded = setting.single.misrounded if setting.single is not None else ()
-    return Measured(tuple(measurements), reference, (*notes, *oracle.notes, *setting.notes), misrounded)
+    return Measured(tuple(measurements), reference, (*notes, *oracle.told(), *setting.notes), misrounded)
 
 
 def _takes_any(graph: ir.Model | None) -> bool:

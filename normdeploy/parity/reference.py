@@ -7,6 +7,7 @@ rounds in another way, or fails in float64, ends the float64 reference, and is s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class Oracle:
     ) -> None:
         self._module, self._specs, self._dtype, self._placement = module, specs, dtype, placement
         self.notes: dict[str, None] = {}
+        self._fused: dict[str, tuple[float, list[str]]] = {}
         self._eager: Runner | None = None
         self._float64: EagerRunner | None = None
         self._rounded: dict[int, EagerRunner] = {}
@@ -132,16 +134,27 @@ class Oracle:
         for output, value in eager.items():
             other = fused[output]
             off = errors(other, value, value.dtype.name) if other.shape == value.shape else None
-            if off is None or not off.finite or off.rms > _SAME_EPS * max(eps(value.dtype.name), eps("float32")):
-                told = "has another shape" if off is None else f"is off by {off.rms:.2g}"
-                self.notes[
-                    f"{output} on {name} {told} where PyTorch takes its fused path of attention (nested tensors), as "
-                    "in inference: judged without it"
-                ] = None
+            size = off.rms if off is not None and off.finite else math.inf
+            if size > _SAME_EPS * max(eps(value.dtype.name), eps("float32")):
+                worst, feeds = self._fused.get(output, (0.0, []))
+                self._fused[output] = max(worst, size), [*feeds, name]
+
+    def told(self) -> tuple[str, ...]:
+        """Return what is to be noted of the reference, after all feeds."""
+        return (*self.notes, *(_of_fused(output, *found) for output, found in self._fused.items()))
 
     def _give_up(self, reason: str) -> None:
         self._float64 = None
         self.notes[f"{reason}: judged against eager in its own dtype, with the floor raised"] = None
+
+
+def _of_fused(output: str, worst: float, feeds: Sequence[str]) -> str:
+    how = f"differs by up to {worst:.2g}" if math.isfinite(worst) else "gives NaN, infinity or another shape"
+    more = f" and {len(feeds) - 1} more" if len(feeds) > 1 else ""
+    return (
+        f"{output}: PyTorch's fused path of attention (nested tensors, which it may take in inference) {how} on "
+        f"{feeds[0]}{more}; the deployed model is held to its plain path, and follows that"
+    )
 
 
 def _moved(dtype: torch.dtype, into: torch.dtype, draw: int) -> Convert:

@@ -207,3 +207,31 @@ def test_an_error_of_eager_itself_is_the_users() -> None:
 
     with pytest.raises(InputError, match="no such size"):
         Oracle(Lambda(fails), SPECS).eager({"x": X})
+
+
+class Encoder(nn.Module):
+    """An encoder whose padding is masked: PyTorch may fuse it, and then gives NaN for a row of padding alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.layers(x, src_key_padding_mask=mask)
+
+
+def test_what_the_fused_path_gives_otherwise_is_told_once_an_output() -> None:
+    torch.manual_seed(0)
+    module = Encoder().eval()
+    oracle = Oracle(module, parse(["x:2xT=2..4..8x8@f32", "mask:2xT@bool"]))
+    x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    masks = {"whole": [[False] * 4] * 2, "short": [[False] * 4, [True] * 4], "none": [[True] * 4] * 2}
+    for name, mask in masks.items():
+        feed = {"x": x, "mask": np.array(mask)}
+        oracle.other_path(name, feed, oracle.eager(feed))
+    with torch.inference_mode():
+        assert module(torch.from_numpy(x), torch.tensor(masks["short"]))[1].isnan().all()
+    (note,) = oracle.told()
+    assert note.startswith("output: PyTorch's fused path of attention")
+    assert "gives NaN, infinity or another shape on short and 1 more" in note
