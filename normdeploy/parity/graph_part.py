@@ -52,7 +52,8 @@ class GraphPart:
         for name, value in run.eager.items():
             wanted = value if exact is None else exact[name]
             if meant[name].shape != wanted.shape:
-                self._setting.note(f"{name} on {run.feed.name}: its shape follows its values, which float64 changes")
+                why = "its shape in float64 is not the module's"
+                self._setting.note(f"{name} on {run.feed.name} is not judged in float64: {why}")
                 continue
             yield self._of_output(run.feed, name, value, None if exact is None else wanted, meant[name])
 
