@@ -68,9 +68,21 @@ def require_sound(
         NormdeployError: a mistake of the fold; nothing may be written.
     """
     _require_interface(model, before, constants)
-    problem = _problem(light(model))
-    if problem is not None and _problem(given()) is None:
+    if problem := _new_problem(model, given):
         raise _mistake(f"the model is not valid any more: {problem}")
+
+
+def require_converted(model: ir.Model, folded: ir.Model) -> None:
+    """Refuse to hand out what a conversion to another precision made of a ``folded`` model, where it is not valid.
+
+    Raises:
+        NormdeployError: a mistake of the conversion; nothing may be written.
+    """
+    if problem := _new_problem(model, lambda: light(folded)):
+        raise NormdeployError(
+            f"the conversion made a mistake, and nothing is written: the model is not valid any more: {problem}",
+            fix="report it with the model; without --precision it folds",
+        )
 
 
 def _require_interface(model: ir.Model, before: Interface, constants: frozenset[str]) -> None:
@@ -125,6 +137,12 @@ def _bodies(model: ir.Model) -> Iterator[ir.Graph]:
     yield from model.graph.subgraphs()
     for function in model.functions.values():
         yield from function.subgraphs()
+
+
+def _new_problem(model: ir.Model, given: Callable[[], onnx.ModelProto]) -> str | None:
+    """Return what the full checker has against ``model``; None where it has something against ``given`` too."""
+    problem = _problem(light(model))
+    return None if problem is None or _problem(given()) is not None else problem
 
 
 def _problem(proto: onnx.ModelProto) -> str | None:

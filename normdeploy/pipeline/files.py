@@ -70,10 +70,18 @@ def fold_file(
                 where="; ".join(map(str, result.ledger.dropped)),
                 fix="leave --strict out: a dropped plan changes nothing in the model",
             )
-        model = result.model if precision is None else to_precision(result.model, precision)
+        model = result.model if precision is None else _converted(result.model, precision)
         model, said = _with_plugins(model, plugin_form) if plugin else (model, ())
         _install(model, out, source, external_above, force)
     return replace(result.ledger, notes=(*result.ledger.notes, *said))
+
+
+def _converted(folded: ir.Model, precision: Precision) -> ir.Model:
+    from normdeploy.fold.closing import require_converted
+
+    model = to_precision(folded, precision)
+    require_converted(model, folded)
+    return model
 
 
 def _with_plugins(model: ir.Model, form: PluginForm) -> tuple[ir.Model, tuple[Note, ...]]:

@@ -11,7 +11,9 @@
 - Arithmetic on integers and masks alone (``(1 - mask) * -3.4e38``) stays float32 up to where it meets an activation,
   and is clipped to the finite range there if one of its constants lies beyond it; so is a mask constant that meets
   activations in an elementwise operator. In 16 bits both would be infinite, and 0 * inf is NaN.
-- So does what an index or a size is computed by in floats: 2049 is no float16.
+- So does what an index, a size or the angle of a sine is computed by in floats of no activations (rotary and
+  sinusoidal positions, timesteps): 2049 is no float16. What operators make by themselves (random numbers, windows), and
+  quantized weights whose scale float16 holds with fewer digits, are float32 up to their Cast.
 - Any other constant that overflows is refused by the name of its module.
 - Operators that ONNX does not know, and what goes through sequences, stay float32.
 

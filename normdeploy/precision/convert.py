@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
@@ -12,15 +15,18 @@ from onnx_ir.passes.common import (
 
 from normdeploy.errors import InputError
 from normdeploy.graph import MODULE_KEY, infer_types, is_of_onnx, label, module_name, operator
-from normdeploy.precision.decide import LARGEST, Decision, array
+from normdeploy.precision.decide import LARGEST, Decision, array, float32_values, values, varies
 from normdeploy.precision.kinds import HEAVY
+from normdeploy.precision.positions import multiply_positions
 
 _MASKING = frozenset({"Add", "Sub", "Mul", "Where", "Max", "Min", "Clip", "Pad", "Expand", "Slice"})
 _LEAST_OPSET = {ir.DataType.FLOAT16: 7, ir.DataType.BFLOAT16: 13}
 _BFLOAT16 = 22
 """The first opset in which convolutions and recurrent layers take bfloat16; Einsum never does."""
 _CLIP_READS_LIMITS = 11
-_DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
+_ZERO = np.zeros(1, np.float32)
+"""What ConstantOfShape fills a tensor with where it is not told."""
+_DTYPE_ATTRIBUTES = ("to", "output_dtype")
 
 
 class Conversion:
@@ -29,7 +35,9 @@ class Conversion:
     def __init__(self, model: ir.Model, target: ir.DataType) -> None:
         self._assumed = _prepare(model, target)
         self.model, self.target = model, target
+        multiply_positions(model, partial(varies, float32_values(model)))
         self.decision = Decision(model, target)
+        self._names = {value.name for value in values(model)}
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
@@ -84,7 +92,7 @@ class Conversion:
             if len(narrow) == len(value.uses()):
                 value.const_value, value.type = tensor, ir.TensorType(self.target)
             elif value.graph is not None:  # read in both types
-                name = f"{value.name}_{self.target.name.lower()}"
+                name = self._free_name(value, self.target)
                 copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self.target), const_value=tensor)
                 value.graph.register_initializer(copy)
                 for use in narrow:
@@ -130,7 +138,9 @@ class Conversion:
             raise self._overflowing(beyond)
 
     def _is_branch_output(self, value: ir.Value) -> bool:
-        return any(value in graph.outputs for graph in self.model.graph.subgraphs())
+        return any(
+            value in graph.outputs for graph in self.model.graph.subgraphs() if self.decision.gives_narrow(graph)
+        )
 
     def _retype_outputs(self, node: ir.Node) -> None:
         retyped = [
@@ -139,14 +149,21 @@ class Conversion:
             if out in self.decision.float32 and self.decision.makes_narrow(node, index)
         ]
         for attribute in list(node.attributes.values()):
-            if attribute.type == ir.AttributeType.GRAPH:
+            if attribute.type == ir.AttributeType.GRAPH and self.decision.gives_narrow(attribute.as_graph()):
                 retyped += [value for value in attribute.as_graph().inputs if value in self.decision.float32]
-            elif retyped and attribute.name in _DTYPE_ATTRIBUTES and attribute.value == ir.DataType.FLOAT:
-                node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(self.target))
-            elif retyped and operator(node) == "ConstantOfShape" and attribute.name == "value":
-                node.attributes["value"] = ir.AttrTensor("value", self._filling(node, attribute.as_tensor().numpy()))
+        if retyped:
+            self._retype_attributes(node)
         for value in retyped:
             value.type = ir.TensorType(self.target)
+
+    def _retype_attributes(self, node: ir.Node) -> None:
+        """Let ``node`` make the target type where an attribute says that it makes float32."""
+        for name in _DTYPE_ATTRIBUTES:
+            if name in node.attributes and node.attributes[name].as_int() == ir.DataType.FLOAT:
+                node.attributes[name] = ir.AttrInt64(name, int(self.target))
+        if operator(node) == "ConstantOfShape":
+            number = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else _ZERO
+            node.attributes["value"] = ir.AttrTensor("value", self._filling(node, number))
 
     def _filling(self, node: ir.Node, number: np.ndarray) -> ir.TensorProtocol:
         """The one number that ``node`` fills a tensor with; a mask's sentinel is the largest that there is."""
@@ -167,12 +184,12 @@ class Conversion:
                 node.replace_input_with(index, self._cast(value, wanted, module_name(island)))
 
     def _cast_outputs(self, graph: ir.Graph) -> None:
-        """The model's own outputs stay float32 under their names; those of a branch or a loop body become narrow."""
-        wanted = ir.DataType.FLOAT if graph is self.model.graph else self.target
+        """The model's own outputs stay float32 under their names; those of a body become what its node makes."""
+        wanted = self.target if self.decision.gives_narrow(graph) else ir.DataType.FLOAT
         for index, value in enumerate(graph.outputs):
             if value in self.decision.float32 and value.dtype != wanted:
                 name, producer = value.name, value.producer()
-                value.name = f"{name}_{self.target.name.lower()}"
+                value.name = self._free_name(value, self.target)
                 graph.outputs[index] = self._cast(value, wanted, module_name(producer) if producer else "")
                 graph.outputs[index].name = name
 
@@ -186,13 +203,23 @@ class Conversion:
                 source.type, source.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
             nodes.append(ir.node("Cast", [source], {"to": int(dtype)}))
             made = nodes[-1].outputs[0]
-            made.name = f"{value.name}_{dtype.name.lower()}"
+            made.name = self._free_name(value, dtype)
             made.type, made.shape = ir.TensorType(dtype), value.shape
             for node in nodes:
                 node.metadata_props[MODULE_KEY] = module
             _insert_behind(value, nodes)
             self.casts[value, dtype] = made
         return self.casts[value, dtype]
+
+    def _free_name(self, value: ir.Value, dtype: ir.DataType) -> str:
+        """Return a name for ``value`` in ``dtype`` that no other value has."""
+        name = first = f"{value.name}_{dtype.name.lower()}"
+        for index in itertools.count(1):
+            if name not in self._names:
+                break
+            name = f"{first}_{index}"
+        self._names.add(name)
+        return name
 
     def _clip(self, value: ir.Value) -> ir.Node:
         if self.model.opset_imports.get("", 1) < _CLIP_READS_LIMITS:

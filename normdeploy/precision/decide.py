@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import onnx
@@ -13,14 +13,16 @@ from normdeploy.errors import InputError
 from normdeploy.graph import operator
 from normdeploy.precision.kinds import HEAVY, NORMS
 from normdeploy.precision.norms import guarded, norm_chains
+from normdeploy.precision.positions import bodies, position_chain
 
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 """The largest finite value of each 16-bit type."""
 
 _SMALLEST = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
-
-
-_WHOLE = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT16, ir.DataType.UINT64, ir.DataType.UINT32})
+_SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
+"""Below these, numbers have fewer and fewer digits: the scale of quantized weights, which are normal numbers, may."""
+_MAKES = frozenset({"dtype", "output_datatype"})
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 class Decision:
@@ -33,8 +35,9 @@ class Decision:
 
     def __init__(self, model: ir.Model, target: ir.DataType) -> None:
         self.model, self.target = model, target
-        self.float32 = {value for value in _values(model) if _is_tensor(value) and value.dtype == ir.DataType.FLOAT}
+        self.float32 = float32_values(model)
         self._wide = {node for chain in norm_chains(model) for node in chain}
+        self._owners = {body: node for node in model.graph.all_nodes() for body in bodies(node)}
         derived: dict[ir.Value, bool] = {}
         for node in model.graph.all_nodes():
             if operator(node) in NORMS and not _stashes(self._schema(node)):
@@ -43,13 +46,17 @@ class Decision:
                 self._wide.add(node)  # what is in a sequence stays as it is
             if operator(node) == "Constant":  # those that a graph hands out stay nodes
                 self._wide.add(node)
+            if self._is_source(node):
+                self._wide.add(node)
+            if operator(node) in _QUANTIZING and self._is_subnormal(node.inputs[1]):
+                self._wide.add(node)
             if self._underflows(node):
                 self._wide.update(guarded(node))
             if self._is_mask_arithmetic(node, derived):
                 self._wide.add(node)
                 beyond = any(derived.get(value, False) or self._exceeds(value) for value in node.inputs if value)
                 derived.update(dict.fromkeys(node.outputs, beyond))
-            self._wide |= self._counting(node)
+            self._wide |= position_chain(node, partial(varies, self.float32))
         self.beyond = {value for value, beyond in derived.items() if beyond}
 
     def reads_narrow(self, node: ir.Node, index: int) -> bool:
@@ -64,6 +71,10 @@ class Decision:
             return False
         return self._narrow(node, index, schema.outputs if schema else ())
 
+    def gives_narrow(self, graph: ir.Graph) -> bool:
+        """Return True if ``graph`` is the body of a node that makes, and hands in, values of the target type."""
+        return graph in self._owners and self._owners[graph] not in self._wide
+
     def constants(self) -> list[ir.Value]:
         """Return the float32 initializers that the caller of the model cannot replace."""
         return [value for value in self.float32 if _is_constant(value)]
@@ -71,7 +82,7 @@ class Decision:
     def _narrow(self, node: ir.Node, index: int, formals: Sequence[onnx.defs.OpSchema.FormalParameter]) -> bool:
         if node in self._wide:
             return False
-        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+        if any(True for _ in bodies(node)):
             return True
         schema = self._schema(node)
         if schema is None:
@@ -91,28 +102,29 @@ class Decision:
 
     def _is_mask_arithmetic(self, node: ir.Node, derived: dict[ir.Value, bool]) -> bool:
         """Return True if ``node`` makes floats of integers and constants alone, or of values that were so made."""
-        if operator(node) in HEAVY or not any(out in self.float32 for out in node.outputs):
+        if operator(node) in HEAVY or any(True for _ in bodies(node)):  # what goes on in a body is decided there
+            return False
+        if not any(out in self.float32 for out in node.outputs):
             return False
         values = [value for value in node.inputs if value in self.float32]
         if not all(value in derived or _is_constant(value) for value in values):
             return False
         return operator(node) in ("Cast", "Range", "Where") or any(value in derived for value in values)
 
-    def _counting(self, node: ir.Node) -> set[ir.Node]:
-        """Return what makes the whole number that ``node`` casts to, an index or a size, of no activations."""
-        if operator(node) != "Cast" or node.outputs[0].dtype not in _WHOLE or node.inputs[0] not in self.float32:
-            return set()
-        found, pending = {node}, [node]
-        while pending:
-            for value in pending.pop().inputs:
-                if value not in self.float32 or value is None or _is_constant(value):
-                    continue
-                maker = value.producer()
-                if maker is None or operator(maker) in HEAVY:
-                    return set()
-                pending += [maker] if maker not in found else []
-                found.add(maker)
-        return found
+    def _is_source(self, node: ir.Node) -> bool:
+        """Return True if an attribute of ``node`` says what it makes: random numbers, a window, a unit matrix.
+
+        A runtime that has no 16-bit kernel for an operator casts what that reads, and these may read nothing.
+        """
+        schema = self._schema(node)
+        return schema is not None and not _MAKES.isdisjoint(schema.attributes)
+
+    def _is_subnormal(self, scale: ir.Value | None) -> bool:
+        """Return True if a constant scale has numbers that the target type holds with fewer digits, or not at all."""
+        if scale not in self.float32 or scale is None or not _is_constant(scale):
+            return False
+        sizes = np.abs(array(scale))
+        return bool(((sizes > 0) & (sizes < _SMALLEST_NORMAL[self.target])).any())
 
     def _exceeds(self, value: ir.Value) -> bool:
         if value not in self.float32 or not _is_constant(value):
@@ -127,7 +139,18 @@ def array(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
+def float32_values(model: ir.Model) -> set[ir.Value]:
+    """Return every float32 tensor of ``model``, bodies included."""
+    return {value for value in values(model) if _is_tensor(value) and value.dtype == ir.DataType.FLOAT}
+
+
+def varies(float32: set[ir.Value], value: ir.Value | None) -> bool:
+    """Return True if ``value`` is one of ``float32``, and not constant."""
+    return value is not None and value in float32 and not _is_constant(value)
+
+
+def values(model: ir.Model) -> Iterator[ir.Value]:
+    """Return every value of ``model``, bodies included."""
     for graph in (model.graph, *model.graph.subgraphs()):
         yield from graph.inputs
         yield from graph.initializers.values()
