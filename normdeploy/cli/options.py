@@ -90,7 +90,7 @@ class ParityOptions:
         output_names: of what forward returns, in order, with commas between; by default its keys, fields, indices.
         data: real inputs, judged beside the random ones: .npz, safetensors, or module:function; several times.
         seed: of the random inputs.
-        k: an error of k times eager's own passes (4).
+        k: an error of k times eager's own passes (4); of no effect where the floor alone lets all pass, which is said.
         floor_eps: and that many ε of the output's dtype on top (8).
     """
 

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, added, differing, errors, is_float, usable
+from normdeploy.parity.metrics import EXACT, Errors, added, allowance, differing, errors, is_float, usable
 from normdeploy.parity.output import no_reference
 from normdeploy.parity.reference import Arrays
 from normdeploy.parity.setting import Run, Setting
+from normdeploy.parity.shapes import of_another_shape
 from normdeploy.parity.single import DRAWS, beside_draws
 from normdeploy.parity.verdict import Measurement, Part, judge_one
 from normdeploy.parity.whole import over_more_feeds
@@ -48,14 +49,18 @@ class GraphPart:
         if meant is None:
             return
         if single is not None and exact is not None:
-            yield from single.measured(run.feed, exact, self._setting.criteria)
+            yield from single.measured(run.feed, exact, self._setting.criteria, self._setting.note)
         for name, value in run.eager.items():
-            wanted = value if exact is None else exact[name]
-            if meant[name].shape != wanted.shape:
-                why = "its shape in float64 is not the module's"
-                self._setting.note(f"{name} on {run.feed.name} is not judged in float64: {why}")
-                continue
-            yield self._of_output(run.feed, name, value, None if exact is None else wanted, meant[name])
+            wanted = None if exact is None else exact[name]
+            if meant[name].shape == (value if wanted is None else wanted).shape:
+                yield self._of_output(run.feed, name, value, wanted, meant[name])
+            elif meant[name].shape == value.shape:  # the module has another in float64, which the runtime's part says
+                yield self._of_output(run.feed, name, value, None, meant[name])
+            else:
+                base = replace(self._base(run.feed, name, value), part=self._part)
+                yield from of_another_shape(
+                    self._setting.oracle, run.feed, base, wanted, meant[name], self._setting.note
+                )
 
     def rounding(self, feed: Feed, name: str, exact: Array, draw: int) -> Errors:
         """Return what rounding the weights costs the output ``name``, ``exact`` in float64."""
@@ -67,23 +72,30 @@ class GraphPart:
         real = is_float(exact.dtype.name)
         return errors(rounded, exact, self._setting.computes) if real else differing(rounded, exact)
 
+    @property
+    def _part(self) -> Part:
+        """Return what is judged: of a graph in 16 bits whose float32 graph is known, the rounding."""
+        return "rounding" if self._setting.sixteen and self._setting.single is not None else "graph"
+
+    def _base(self, feed: Feed, name: str, eager: Array) -> Measurement:
+        wide = self._setting.wide(eager.dtype.name)
+        return Measurement(feed.name, name, eager.shape, eager.dtype.name, EXACT, EXACT, part="graph", computes=wide)
+
     def _of_output(self, feed: Feed, name: str, eager: Array, exact: Array | None, meant: Array) -> Measurement:
         dtype, sixteen = eager.dtype.name, self._setting.sixteen
-        wide = self._setting.wide(dtype)
-        base = Measurement(feed.name, name, eager.shape, dtype, EXACT, EXACT, part="graph", computes=wide)
+        base = self._base(feed, name, eager)
         if exact is None:
             return replace(base, deployed=errors(meant, eager, dtype), reference="eager")
         found = errors(meant, exact, dtype) if is_float(dtype) or not sixteen else differing(meant, exact)
         if not is_float(dtype) and found != EXACT and np.array_equal(meant, eager):
             return replace(base, reference="eager")
-        own = usable(self.rounding(feed, name, exact, 0) if sixteen else errors(eager, exact, dtype))
-        part: Part = "rounding" if sixteen and self._setting.single is not None else "graph"
+        own = usable(self.rounding(feed, name, exact, 0)) if sixteen else allowance(eager, exact, dtype)
         measured = beside_draws(
-            replace(base, eager=own, deployed=found, part=part),
+            replace(base, eager=own, deployed=found, part=self._part),
             self._setting.criteria,
             lambda draw: usable(self.rounding(feed, name, exact, draw)),
         )
-        return self._beside_constants(feed, measured, eager, exact) if part == "rounding" else measured
+        return self._beside_constants(feed, measured, eager, exact) if self._part == "rounding" else measured
 
     def _beside_constants(self, feed: Feed, measured: Measurement, eager: Array, exact: Array) -> Measurement:
         """Return ``measured``, of a rounding that costs more than that of the weights, with what else may cost it.

@@ -61,7 +61,7 @@ class Errors:
 EXACT = Errors(rms=0.0, max=0.0, max_abs=0.0, max_rel=0.0, ulp=0.0, cosine=1.0, sqnr_db=math.inf, finite=True)
 USELESS = 0.25
 """Eager's own RMS error from which on ``4 * e_eager`` lets zeros pass: float64 is no reference of that output."""
-_INCOMPARABLE = Errors(math.inf, math.inf, math.inf, math.inf, math.inf, cosine=0.0, sqnr_db=-math.inf, finite=False)
+INCOMPARABLE = Errors(math.inf, math.inf, math.inf, math.inf, math.inf, cosine=0.0, sqnr_db=-math.inf, finite=False)
 
 
 def is_float(dtype: str) -> bool:
@@ -87,7 +87,7 @@ def errors(actual: Array, reference: Array, dtype: str) -> Errors:
     a, r = _wide(actual), _wide(reference)
     finite = np.isfinite(r)
     if not np.array_equal(a[~finite], r[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
-        return _INCOMPARABLE
+        return INCOMPARABLE
     if finite.size and not finite.any():
         return replace(EXACT, compared=False)
     with np.errstate(over="ignore"):  # two huge numbers of opposite sign lie infinitely far apart
@@ -175,6 +175,11 @@ def differing(actual: Array, reference: Array) -> Errors:
 def usable(found: Errors) -> Errors:
     """Return ``found``, or no error where it has no bound: that says nothing about what is allowed."""
     return found if found.finite and found.rms < USELESS else EXACT
+
+
+def allowance(own: Array, exact: Array, dtype: str) -> Errors:
+    """Return the errors of ``own`` as what may be lost: none where they have no bound, or it has another shape."""
+    return usable(errors(own, exact, dtype)) if own.shape == exact.shape else EXACT
 
 
 def larger(one: Errors, other: Errors) -> Errors:

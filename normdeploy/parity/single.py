@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, added, eps, errors, is_float, larger, usable
+from normdeploy.parity.metrics import EXACT, Errors, added, allowance, eps, errors, is_float, larger
 from normdeploy.parity.reference import Arrays, Oracle
 from normdeploy.parity.rounding import (
     Pair,
@@ -25,6 +25,7 @@ from normdeploy.parity.rounding import (
     with_constants,
     without_limits,
 )
+from normdeploy.parity.shapes import of_another_shape
 from normdeploy.parity.verdict import Criteria, Measurement, judge_one
 from normdeploy.runtime.float64 import Float64Runner
 from normdeploy.specs import TensorSpec
@@ -61,15 +62,19 @@ class Single:
             notes[f"{told}: it is judged by its outputs alone, which see less"] = None
             return None
 
-    def measured(self, feed: Feed, exact: Arrays, criteria: Criteria) -> Iterator[Measurement]:
-        """Return the errors of the float32 graph, beside those of eager in float32."""
+    def measured(
+        self, feed: Feed, exact: Arrays, criteria: Criteria, note: Callable[[str], None]
+    ) -> Iterator[Measurement]:
+        """Return the errors of the float32 graph, beside those of eager in float32; ``note`` says what has none."""
         eager, meant = self._oracle.eager(feed.arrays), self._graph(feed.arrays)
         for name, value in eager.items():
             dtype = value.dtype.name
+            base = Measurement(feed.name, name, value.shape, dtype, EXACT, EXACT, part="graph")
             if meant[name].shape != exact[name].shape:
-                continue  # judged in 16 bits, as the other outputs without a bound of their own
-            own, found = usable(errors(value, exact[name], dtype)), errors(meant[name], exact[name], dtype)
-            first = Measurement(feed.name, name, value.shape, dtype, own, found, part="graph")
+                yield from of_another_shape(self._oracle, feed, base, exact[name], meant[name], note)
+                continue
+            own, found = allowance(value, exact[name], dtype), errors(meant[name], exact[name], dtype)
+            first = replace(base, eager=own, deployed=found)
             if is_float(dtype):
                 yield beside_draws(first, criteria, partial(self._cost, feed, exact, name))
             else:  # at a tie as eager decides it, too
@@ -78,12 +83,12 @@ class Single:
     def _cost(self, feed: Feed, exact: Arrays, name: str, draw: int) -> Errors:
         """Return what rounding the weights to float32 costs the module."""
         rounded = self._oracle.rounded(feed.arrays, draw)[name]
-        return usable(errors(rounded, exact[name], "float32")) if rounded.shape == exact[name].shape else EXACT
+        return allowance(rounded, exact[name], "float32")
 
     def of_float32(self, feed: Feed, exact: Arrays, name: str) -> Errors:
         """Return what eager in float32 loses of the output ``name``."""
         own = self._oracle.eager(feed.arrays)[name]
-        return usable(errors(own, exact[name], own.dtype.name)) if own.shape == exact[name].shape else EXACT
+        return allowance(own, exact[name], own.dtype.name)
 
     def hang_on_limits(self, feed: Feed, meant: Arrays) -> list[str]:
         """Return the outputs, ``meant`` by the graph, that are others with masks at full length.
@@ -99,7 +104,7 @@ class Single:
     def of_constants(self, feed: Feed, name: str, dtype: str) -> Errors:
         """Return what rounding the constants of the code costs, which are no weights."""
         rounded, meant = self._constants(feed.arrays)[name], self._graph(feed.arrays)[name]
-        return usable(errors(rounded, meant, dtype)) if rounded.shape == meant.shape else EXACT
+        return allowance(rounded, meant, dtype)
 
 
 def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:

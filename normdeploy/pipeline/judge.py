@@ -201,7 +201,17 @@ def _first_module(
         with suppress(NormdeployError):  # it tells what it can, and its failure must not hide the verdict
             if first := first_divergent_module(module, specs, graphs.exported(), feed, criteria, dtype=dtype):
                 return first
-    return first_divergent_module(module, specs, graph, feed, criteria, dtype=dtype, options=graphs.options)
+    first = first_divergent_module(module, specs, graph, feed, criteria, dtype=dtype, options=graphs.options)
+    if first is None and not failed.deployed.finite:
+        return _of_another_shape(module, specs, graph, feed) or None
+    return first
+
+
+def _of_another_shape(module: nn.Module, specs: Sequence[TensorSpec], model: ir.Model, feed: Feed) -> str:
+    """Return the first module whose value has another shape in ``model``, or which that cannot run; else empty."""
+    observed = observe(module, specs, feed, None)
+    once = [name for name, calls in observed.calls().items() if len(calls) == 1]  # of the others the order is not known
+    return stuck_at(model, feed, {name: observed.eager[name].shape for name in once}, taps_of(model))
 
 
 def _with_module(
@@ -210,10 +220,7 @@ def _with_module(
     """Return ``error`` with the module that it happens in, where that can be told."""
     if model is None:
         return error
-    observed = observe(module, specs, error.feed, None)
-    once = [name for name, calls in observed.calls().items() if len(calls) == 1]  # of the others the order is not known
-    shapes = {name: observed.eager[name].shape for name in once}
-    named = stuck_at(model, error.feed, shapes, taps_of(model)) or named_in(str(error), model)
+    named = _of_another_shape(module, specs, model, error.feed) or named_in(str(error), model)
     if not named:
         return error
     fix = "replace that module, or fix the sizes it depends on in --input"

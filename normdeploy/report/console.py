@@ -92,7 +92,7 @@ def show_parity(verdict: Verdict, console: Console) -> None:
     rows = [row for part, _ in parts for row in _worst_rows(verdict, part)]
     console.print(_table(columns, rows, right=3))
     if verdict.of("runtime"):
-        _line(console, f"smallest k that passes the runtime: {view.sig(view.smallest_k(verdict))}")
+        _line(console, view.least_k(verdict))
     _line(console, view.sentence(verdict), "" if verdict.passed else "red")
     if verdict.first_divergent is not None:
         _line(console, f"first module outside the bound: {verdict.first_divergent}", "red")

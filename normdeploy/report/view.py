@@ -111,6 +111,13 @@ def smallest_k(verdict: Verdict) -> float:
     return max((_nan_last(judgement.smallest_k) for judgement in verdict.of("runtime")), default=0.0)
 
 
+def least_k(verdict: Verdict) -> str:
+    """Return the smallest k in words: where the floor alone lets all pass, that k decides nothing."""
+    by_floor = not smallest_k(verdict) and part_passed(verdict, "runtime")
+    why = " (all errors lie within the floor, so k decides nothing; --floor-eps sets the floor)" if by_floor else ""
+    return f"smallest k that passes the runtime: {sig(smallest_k(verdict))}{why}"
+
+
 def part_passed(verdict: Verdict, part: Part) -> bool | None:
     """Return True if everything of ``part`` passed, None where nothing of it was judged."""
     judged = verdict.of(part)
@@ -154,6 +161,9 @@ def _of_graph(verdict: Verdict) -> str:
     if judged.passed:
         return f"The graph is right: in float64 it is off from the module by {sig(rms)} at most, in {at}."
     where = f", beginning at module {verdict.first_divergent}" if verdict.first_divergent else ""
+    if not judged.measurement.deployed.finite:
+        what = "another shape than the module's, or NaN or infinity elsewhere"
+        return f"The graph is wrong: in float64 {at} has {what}{where}."
     allowed = sig(judged.bound_rms)
     return f"The graph is wrong: in float64 it is off from the module by {sig(rms)} in {at}, {allowed} allowed{where}."
 

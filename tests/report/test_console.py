@@ -14,6 +14,7 @@ from rich.console import Console
 from normdeploy.cli import main, output
 from normdeploy.cli.options import Talk
 from normdeploy.fold.ledger import METADATA_KEY, Entry, Ledger
+from normdeploy.parity.verdict import judge
 from normdeploy.report.console import MOST_ROWS, show, show_norms
 from normdeploy.report.schema import Report
 
@@ -62,6 +63,19 @@ def test_the_worst_output_stands_with_its_bound() -> None:
     row = next(line.split() for line in text.splitlines() if "max" in line and "boxes" in line)
     assert row[-3:] == ["2e-07", "0.0009", "1.75e-06"]
     assert "smallest k that passes the runtime: 4,495" in text  # (9e-4 − 8 ε) / 2e-7
+
+
+def test_where_the_floor_lets_all_pass_it_is_said_that_k_decides_nothing(tmp_path: Path) -> None:
+    """Eager's error is 1e-7 and the deployed one's 3e-7, within 8 ε = 9.5e-7: any k passes, but for another floor."""
+    said = "smallest k that passes the runtime: 0 (all errors lie within the floor, so k decides nothing; --floor-eps"
+    report = make(parity=judge([measurement("boxes", error(1e-7, 1e-7), error(3e-7, 3e-7))]))
+    assert said in shown(report)
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert main(["judge", str(tmp_path), "--k", "0.01"]) == 0
+    assert main(["judge", str(tmp_path), "--k", "0.01", "--floor-eps", "0"]) == 1, "the advice works"
+    assert main(["judge", str(tmp_path), "--k", "3.1", "--floor-eps", "0"]) == 0
+    needed = measurement("boxes", error(1e-6, 1e-6), error(3e-6, 3e-6))
+    assert "k decides nothing" not in shown(make(parity=judge([needed])))
 
 
 def test_each_size_of_a_batch_has_its_row(report: Report) -> None:
