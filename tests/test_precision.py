@@ -539,6 +539,31 @@ def test_sequences_keep_what_is_in_them() -> None:
     assert error(run(to_precision(model, "fp16"), x=x), run(model, x=x)) < 2 * EPS["fp16"]
 
 
+@pytest.mark.parametrize(
+    "operator", ["ScatterElements <axis=0, reduction=REDUCTION>", "ScatterND <reduction=REDUCTION>"]
+)
+@pytest.mark.parametrize(("reduction", "narrow"), [("add", False), ("max", False), ("none", True)])
+def test_a_scatter_that_reduces_does_so_in_float32(operator: str, reduction: str, narrow: bool) -> None:
+    """1 + 4096 times 1: float16 stops at 2048. ONNX Runtime has no kernel for it, and runs it so as well."""
+    spelled = operator.replace("REDUCTION", f'"{reduction}"')
+    model = graph(
+        f"""(float[1] zero, float[4096] x) => (float[1] y)
+        <int64[4096{"" if "Elements" in operator else ",1"}] index> {{
+          one = Constant <value_float = 1.0> ()
+          begin = Add (zero, one)
+          scattered = {spelled} (begin, index, x)
+          y = Mul (scattered, one)
+        }}""",
+        index=np.zeros(4096 if "Elements" in operator else (4096, 1), np.int64),
+    )
+    converted = to_precision(model, "fp16")
+    made = {value.name: value.dtype for node in converted.graph for value in node.outputs}
+    assert (made["scattered"] == ir.DataType.FLOAT16) is narrow
+    if reduction == "add":
+        feeds = {"zero": np.zeros(1, np.float32), "x": np.ones(4096, np.float32)}
+        assert in_onnxruntime(converted, **feeds) == 4096 + 1 - 1, "4097 is 4096 in float16"
+
+
 def test_resize_scales_stay_float32_as_its_schema_asks() -> None:
     model = graph(
         f"(float[N,{C},4,4] x) => (float[N,{C},8,8] y) {{ r = Resize(x, , scales) y = Relu(r) }}",

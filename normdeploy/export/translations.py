@@ -13,7 +13,7 @@ from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided, aten_na
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 from torch.onnx._internal.exporter._torchlib.ops.nn import aten_scaled_dot_product_attention_23
 
-from normdeploy.export import packed, pooling, recurrent
+from normdeploy.export import bags, packed, pooling, recurrent
 
 op: Any = opset18  # its type stubs know no value of unknown dtype
 
@@ -180,4 +180,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 def translations(program: torch.export.ExportedProgram, opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the ``custom_translation_table`` of torch.onnx.export for ``program``."""
     attention = {torch.ops.aten.scaled_dot_product_attention.default: _attention if opset < 23 else _attention_23}
-    return TRANSLATIONS | attention | recurrent.TRANSLATIONS | packed.TRANSLATIONS | pooling.translations(program)
+    return (
+        TRANSLATIONS | attention | bags.TRANSLATIONS | recurrent.TRANSLATIONS | packed.TRANSLATIONS
+        | pooling.translations(program)
+    )  # fmt: skip

@@ -22,6 +22,7 @@ _SMALLEST = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
 _SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 """Below these, numbers have fewer and fewer digits: the scale of quantized weights, which are normal numbers, may."""
 _MAKES = frozenset({"dtype", "output_datatype"})
+_SCATTERS = frozenset({"ScatterElements", "ScatterND"})
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -49,6 +50,8 @@ class Decision:
             if self._is_source(node):
                 self._wide.add(node)
             if operator(node) in _QUANTIZING and self._is_subnormal(node.inputs[1]):
+                self._wide.add(node)
+            if _accumulates(node):
                 self._wide.add(node)
             if self._underflows(node):
                 self._wide.update(guarded(node))
@@ -164,6 +167,12 @@ def _is_tensor(value: ir.Value) -> bool:
 
 def _is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and not value.is_graph_input()
+
+
+def _accumulates(node: ir.Node) -> bool:
+    """Return True if ``node`` adds or compares one element after the other in its own type, as no other sum does."""
+    reduction = node.attributes.get("reduction")
+    return operator(node) in _SCATTERS and reduction is not None and reduction.as_string() != "none"
 
 
 def _stashes(schema: onnx.defs.OpSchema | None) -> bool:

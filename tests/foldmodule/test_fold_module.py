@@ -11,6 +11,7 @@ import pytest
 import torch
 from module_cases import CASES, ModuleCase, randomize
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 import normdeploy
 from normdeploy.errors import InputError
@@ -153,7 +154,7 @@ def test_a_norm_in_training_mode_is_refused() -> None:
 
 
 class Bag(nn.Module):
-    """An EmbeddingBag, which is exported as a loop."""
+    """An EmbeddingBag, which is exported as scatters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,6 +162,21 @@ class Bag(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.norm(self.linear(self.bag(ids)))  # type: ignore[no-any-return]  # a module returns anything
+
+
+class Steps(nn.Module):
+    """A scan over the rows, whose body is a graph of its own, and a norm behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(carry: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            carry = 0.5 * carry + row
+            return carry.clone(), carry.clone()
+
+        return self.norm(self.linear(scan(step, torch.zeros_like(x[0]), x)[1]))  # type: ignore[no-any-return]  # a module returns anything
 
 
 class Branch(nn.Module):
@@ -178,10 +194,15 @@ class Branch(nn.Module):
 
 @pytest.mark.parametrize(
     ("make", "inputs"),
-    [(Bag, torch.randint(0, 20, (3, 5))), (Branch, torch.ones(3, 4)), (Branch, -torch.ones(3, 4))],
-    ids=["loop", "branch", "other branch"],
+    [
+        (Bag, torch.randint(0, 20, (3, 5))),
+        (Steps, torch.ones(3, 4)),
+        (Branch, torch.ones(3, 4)),
+        (Branch, -torch.ones(3, 4)),
+    ],
+    ids=["bag", "scan", "branch", "other branch"],
 )
-def test_norms_beside_loops_and_branches_fold(make: type[nn.Module], inputs: Tensor) -> None:
+def test_norms_beside_bags_scans_and_branches_fold(make: type[nn.Module], inputs: Tensor) -> None:
     torch.manual_seed(0)
     module = make().eval()
     randomize(module)
