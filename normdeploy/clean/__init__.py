@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from normdeploy.clean.constants import Budget, evaluate_constants, keep_parameter_names
 from normdeploy.clean.functions import NORMS, inline_functions
+from normdeploy.clean.gelu import order_gelus
 from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
 from normdeploy.clean.scope import Scope, scopes
 from normdeploy.clean.sequences import open_sequences
@@ -32,10 +33,12 @@ class Cleaned:
     Attributes:
         done: a sentence for each kind of what was done.
         unknown: a sentence for each way in which the shapes of the model could not be inferred.
+        gelus: the nodes of every GELU that is spelled out as runtimes know it.
     """
 
     done: tuple[str, ...]
     unknown: tuple[str, ...]
+    gelus: frozenset[ir.Node]
 
 
 def clean(
@@ -65,10 +68,15 @@ def clean(
         gone = remove_dead_ends(scope)  # what only the evaluated read, or nothing any more in a sequence
         done["unread"] += Counter({operator: count for operator, count in gone.items() if operator in NORMS})
         _drop_unread(scope, unread)
+    gelus: set[ir.Node] = set()
+    for scope in known:
+        found, moved = order_gelus(scope)
+        gelus |= found
+        done["gelu"] += Counter({"GELU": moved})
     keep_parameter_names(model.graph, budget)
-    notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found]
+    notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found.total()]
     taken = [f"inlined, as a norm meets their border: {', '.join(inlined)}"] if inlined else []
-    return Cleaned((*taken, *notes), tuple(shapes.notes))
+    return Cleaned((*taken, *notes), tuple(shapes.notes), frozenset(gelus))
 
 
 def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter[str]]) -> None:
@@ -105,6 +113,7 @@ _WORDS = {
     "sequence": "opened, as their elements are read one by one: {}",
     "identity": "taken out, as they change nothing: {}",
     "cast": "written as Cast, as the type is known: {}",
+    "gelu": "multiplied in the order that runtimes fuse: {}",
     "bias": "taken out, the zero biases that were computed for: {}",
 }
 

@@ -131,7 +131,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
     session.show("before")
     names, cache = all_names(model), WeightCache(require_unchanged, proven=session.validate)
     for graph, opset in opening.graphs(model):
-        view = View(opset, model.ir_version, main=model.graph)
+        view = View(opset, model.ir_version, main=model.graph, gelus=cleaned.gelus)
         reducer.recognise(Writer(GraphState.of(view, graph), {}, names, model.graph, cache))
         edits: dict[Slot, Edit] = {}
         state = replace(GraphState.of(view.renewed(), graph), committed=edits)

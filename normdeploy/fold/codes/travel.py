@@ -150,5 +150,12 @@ PAGES = (
         "Add of (N, C, H, W) and (N, 1, H, W) in front of a BatchNorm.",
         "None without a change of the network.",
     ),
+    Page(
+        "NF021", "part of a GELU",
+        "A GELU is spelled out, as opsets before 20 have to, and the map is one of its factors or would change one.",
+        "Runtimes know a GELU by its numbers, and compute it in one operator that is faster than a Mul that is saved.",
+        "The factor 1/2 of torch.nn.GELU in front of a Linear, exported at opset 17.",
+        "None is needed. Exported at opset 20 or newer it is one operator.",
+    ),
 )  # fmt: skip
 """The pages, in the order of their codes."""

@@ -64,6 +64,7 @@ class View:
     main: ir.Graph | None = None
     allowance: Allowance = field(default_factory=Allowance)
     recent: Recent = field(default_factory=Recent)
+    gelus: frozenset[ir.Node] = frozenset()
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
     _depths: dict[ir.Value, int] = field(default_factory=dict)
 
@@ -307,6 +308,11 @@ class View:
         if array is None:
             raise Refused("NF101", f"{name} is not constant", node)
         return np.atleast_1d(array).tolist()
+
+    def require_no_gelu(self, node: ir.Node) -> None:
+        """Refuse a node of a GELU that is spelled out: with another factor in it no runtime knows it any more."""
+        if node in self.gelus:
+            raise Refused("NF021", "it is part of a GELU, which runtimes compute as one operator", node)
 
     def is_used(self, node: ir.Node, output: int) -> bool:
         """Return True if output ``output`` of ``node`` exists and anything reads it."""

@@ -29,6 +29,8 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
     """
     row = states(node)
     found = row.map(view, node) if row.map else None
+    if found is not None:
+        view.require_no_gelu(node)
     if found is not None and not (found.scale.size and found.shift.size):
         raise Refused("NF107", "it acts on nothing: an axis of its constants is empty", node)
     if found is not None and not found.is_finite:

@@ -153,8 +153,10 @@ def row_of(view: View, node: ir.Node) -> Row | None:
     """Return the row of the operator that ``node`` calls, where it holds at the opset in force.
 
     Raises:
-        Refused: an attribute is a parameter of the function that the node stands in, so it is not known.
+        Refused: an attribute is a parameter of the function that the node stands in, so it is not known; or the node
+            is part of a GELU.
     """
+    view.require_no_gelu(node)
     row = TABLE.get(operator(node))
     if row is None or view.opset < row.since or (row.until is not None and view.opset > row.until):
         return None
