@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normdeploy import onnxfile
+from normdeploy.bundle.contents import contents
 from normdeploy.bundle.interface import Axis, Interface, Tensor
 from normdeploy.bundle.manifest import INTERFACE, MANIFEST, PLAN
 from normdeploy.disk import read_plain
@@ -45,6 +46,15 @@ def require_sound(
         what = "Triton cannot serve this repository:\n  " + "\n  ".join(found[:_SHOWN]) + more
         raise InputError(what, where=str(repository), fix="correct each config.pbtxt, or package the bundle again")
     return names
+
+
+def require_unaltered(repository: Path) -> None:
+    """Raise InputError where a version that was packaged from a bundle holds other files than that, by sha256."""
+    for name in model_names(repository):
+        for number in versions(repository / name):
+            folder = repository / name / str(number)
+            if (folder / MANIFEST).is_file():
+                contents(folder)
 
 
 def model_names(repository: Path) -> list[str]:

@@ -22,7 +22,7 @@ from normdeploy.disk import files_in, scratch
 from normdeploy.disk.outputs import require_apart
 from normdeploy.errors import InputError, UnavailableError
 from normdeploy.serving.environment import environment, ready_environment, require_possible, site_packages
-from normdeploy.serving.faults import require_sound
+from normdeploy.serving.faults import require_sound, require_unaltered
 
 HOST = "127.0.0.1"
 BACKENDS = ("onnxruntime", "python")
@@ -104,7 +104,7 @@ def dry_run(repository: Path, at: Ports) -> str:
     Raises what :func:`running` raises for a repository, or a machine, that will not do.
     """
     require_possible()
-    require_sound(repository, backends=BACKENDS, gpus=0)
+    _require_servable(repository)
     words = [f"{name}={value}" for name, value in variables().items() if name != "PATH"]
     return shlex.join(["env", *words, *command(repository, at, Path("BACKENDS"))])
 
@@ -148,10 +148,16 @@ class Server:
 def prepare(repository: Path) -> None:
     """Find what is wrong with ``repository``, and make Triton's environment where it is not there.
 
-    Raises InputError for a repository with faults, UnavailableError where Triton cannot be had.
+    Raises InputError for a repository with faults, or with a version that is not as it was packaged, by sha256;
+    UnavailableError where Triton cannot be had.
     """
-    require_sound(repository, backends=BACKENDS, gpus=0)
+    _require_servable(repository)
     ready_environment()
+
+
+def _require_servable(repository: Path) -> None:
+    require_sound(repository, backends=BACKENDS, gpus=0)
+    require_unaltered(repository)
 
 
 @contextmanager

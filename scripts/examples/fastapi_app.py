@@ -6,6 +6,8 @@
     BUNDLE=out/digits_resnet uvicorn --app-dir scripts/examples fastapi_app:app
 
 POST /predict takes ``{"inputs": {"x": [[...], ...]}}``, rows along the first axis, and gives ``{"outputs": {...}}``.
+JSON has no number for what is none: it is one of the strings "NaN", "Infinity" and "-Infinity" both ways, as in
+Protocol Buffers' JSON. ``null`` is refused.
 """
 
 from __future__ import annotations
@@ -132,13 +134,25 @@ async def predict(request: Request, inputs: Annotated[dict[str, Any], Body(embed
         raise HTTPException(422, str(error)) from error
     except asyncio.QueueFull as error:
         raise HTTPException(503, "too many requests wait") from error
-    return {"outputs": {name: array.tolist() for name, array in outputs.items()}}
+    return {"outputs": {name: listed(array) for name, array in outputs.items()}}
+
+
+def listed(array: np.ndarray) -> Any:
+    """Return ``array`` as nested lists, with a string for what JSON has no number for: a library may write null."""
+    if array.dtype.kind in "iub" or np.isfinite(array).all():
+        return array.tolist()
+    values = array.astype(object)
+    for is_so, text in ((np.isnan, "NaN"), (np.isposinf, "Infinity"), (np.isneginf, "-Infinity")):
+        values[is_so(array)] = text
+    return values.tolist()
 
 
 def typed(value: Any, dtype: str | None) -> np.ndarray:
     """Return nested lists as an array of ``dtype``; InputError where they are none, or lose something in it."""
     try:
         given = np.asarray(value)
+        if given.dtype == object:  # null, which NumPy would take for NaN
+            raise TypeError("there is null, an object or a number beyond 64 bits among them")
         array = given.astype(dtype or given.dtype)
     except (TypeError, ValueError) as error:
         raise InputError(f"these are no numbers: {error}") from error

@@ -101,7 +101,14 @@ def test_fastapi_answers_many_clients_at_once(digits_bundle: Path, tmp_path: Pat
 
         with ThreadPoolExecutor(THREADS) as pool:
             assert max(pool.map(call, range(CALLS))) < 1e-5
-        for body in ({"x": [[1.0]]}, {"x": "words"}, {"x": [[1.0], [1.0, 2.0]]}, {"y": [1]}, {}):
+        huge = np.full((1, 1, 8, 8), 1e38, np.float32)
+        assert np.isnan(bundle(x=huge)["output"]).all()
+        status, answer = asked(port, "/predict", {"inputs": {"x": huge.tolist()}})
+        assert (status, answer["outputs"]["output"]) == (200, [["NaN"] * 10]), "null is no answer"
+        status, answer = asked(port, "/predict", {"inputs": {"x": [[[["Infinity"] * 8] * 8]]}})
+        assert (status, answer["outputs"]["output"]) == (200, [["NaN"] * 10])
+        wrong = ([[[[None] * 8] * 8]], [[1.0]], "words", [[1.0], [1.0, 2.0]])
+        for body in (*({"x": each} for each in wrong), {"y": [1]}, {}):
             status, answer = asked(port, "/predict", {"inputs": body})
             assert (status, "inputs of the bundle" in str(answer) or "no numbers" in str(answer)) == (422, True)
         assert asked(port, "/predict", [1])[0] == 422

@@ -236,6 +236,30 @@ def test_a_new_version_and_back_while_clients_ask(triton: Path, small: Path, tmp
     assert min(answers.versions["1"], answers.versions["2"]) > 10
 
 
+def test_a_version_that_is_half_copied_is_not_taken(triton: Path, small: Path, tmp_path: Path) -> None:
+    """Weights of which the end is missing run, and answer wrong: the version before goes on, until all is there."""
+    repository = tmp_path / "repo"
+    package([small], repository)
+    whole = package([scaled(tmp_path / "second", 3.0)], repository, name="small")[0].folder
+    half = repository / "small" / "2" / "model.onnx"
+    model = ir.load(whole / "model.onnx")
+    weight = next(iter(model.graph.initializers.values()))
+    weight.const_value = ir.tensor(np.zeros_like(weight.const_value.numpy()), name=weight.name)
+    content = half.read_bytes()
+    ir.save(model, half)
+    with pytest.raises(InputError, match=r"not as it was written; altered: 'model\.onnx'"):
+        dry_run(repository, ports())
+    shutil.move(repository / "small" / "2", tmp_path / "2")
+    with running(repository, ports()) as server:
+        shutil.move(tmp_path / "2", repository / "small" / "2")
+        status, told = post(server, "/v2/repository/models/small/load", b"")
+        assert (status, b"model.onnx is not as it was packaged" in told) == (400, True)
+        assert server.models() == [("small", "1")]
+        half.write_bytes(content)
+        load_again(server)
+        assert server.models() == [("small", "2")]
+
+
 def test_a_server_that_is_killed_gives_errors_and_no_wrong_answer(triton: Path, small: Path, tmp_path: Path) -> None:
     package([small], tmp_path / "repo")
     at = ports()

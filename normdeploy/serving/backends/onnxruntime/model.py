@@ -6,6 +6,7 @@ runs on GPUs too. This one reads of a config what concerns the CPU, and refuses 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -38,7 +39,9 @@ class TritonPythonModel:
         if args["model_instance_kind"] != "CPU":
             raise triton.TritonModelException("this onnxruntime backend runs on the CPU: serve it with Triton's image")
         file = config.get("default_model_filename") or "model.onnx"
-        path = os.path.join(args["model_repository"], args["model_version"], file)
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        _require_unaltered(folder)
+        path = os.path.join(folder, file)
         self._session = onnxruntime.InferenceSession(path, _options(config), providers=["CPUExecutionProvider"])
         self._outputs = [output["name"] for output in config["output"]]
         self._batched = config["max_batch_size"] > 0
@@ -70,6 +73,26 @@ class TritonPythonModel:
     def _response(self, arrays: Sequence[np.ndarray]) -> Any:
         tensors = [triton.Tensor(name, array) for name, array in zip(self._outputs, arrays, strict=True)]
         return triton.InferenceResponse(tensors)
+
+
+def _require_unaltered(folder: str) -> None:
+    """Raise TritonModelException where the model is not the one that the manifest beside it lists, by sha256.
+
+    A version may be loaded while it is still being copied, and weights of which a part is missing give an answer too.
+    """
+    manifest = os.path.join(folder, "manifest.json")
+    if not os.path.isfile(manifest):
+        return
+    with open(manifest, encoding="utf-8") as text:
+        listed = json.load(text)["files"]
+    for name in (name for name in listed if name.startswith("model.")):
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise triton.TritonModelException(f"{name} of the version cannot be read: {error.strerror}") from error
+        if digest != listed[name]:
+            raise triton.TritonModelException(f"{name} is not as it was packaged: copy the whole version again")
 
 
 def _options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
