@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from normdeploy.errors import InputError, NormdeployError, words
-from normdeploy.export import blame, dtypes
+from normdeploy.export import blame, dtypes, parts
 from normdeploy.export.advice import multiples_that_run, of_lengths, packs, spelled
 from normdeploy.export.call import HOW
 from normdeploy.export.capture import symbols
@@ -56,8 +56,13 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
             fix=_UNPACKED,
         )
     try:
-        eager(None)
+        with parts.recorded(module) as ran:
+            eager(None)
     except Exception as failure:
+        if parts.lacks_operators(failure):
+            behind = "what chooses boxes by their values is no graph, so do that behind it"
+            fix = f"{parts.advice(ran) or parts.INSTALL}; {behind}"
+            return InputError(parts.LACKS_OPERATORS, where=_where([failure], module), fix=fix)
         return InputError(
             f"forward raises {type(failure).__name__}: {_first_line(words(failure))}",
             where=_where([failure], module),
@@ -66,11 +71,12 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
             or _sizes_that_run(specs, eager)
             or f"check the input specs against forward; dimensions that must be equal need one name; {HOW}",
         )
+    part = parts.advice(ran)
     if "data-dependent" in text.lower() or "DataDependent" in type(chain[-1]).__name__:
         return InputError(
             "the module's control flow depends on the values of its tensors, which a graph cannot follow",
             where=where,
-            fix="write it with torch.where or torch.cond, or move it out of forward",
+            fix=f"write it with torch.where or torch.cond, or move it out of forward{part and f'; or {part}'}",
         )
     if "torch._C.Generator" in text or "Optional[Generator]" in text:
         return InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from typing import Any
 
@@ -106,6 +107,51 @@ def test_control_flow_on_values_is_refused_by_module() -> None:
     error = refused(inside(module_of(lambda x: x * 2 if x.sum() > 0 else x)), "x:N=1..2..8x6")
     assert "control flow" in error.what
     assert "'blocks.1'" in error.where
+
+
+class Detector(nn.Module):
+    """A backbone, and boxes that are chosen of what it gives by their values."""
+
+    def __init__(self, choose: Any) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head, self.choose = nn.Conv2d(8, 4, 1), choose
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        boxes = self.head(self.backbone(torch.stack([2.0 * image for image in images])))
+        return [self.choose(each) for each in boxes]
+
+
+def without_operators(boxes: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError(
+        "Couldn't load custom C++ ops. Please check your torchvision version with torchvision.__version__"
+    )
+
+
+def while_large(boxes: torch.Tensor) -> torch.Tensor:
+    while boxes.max() > 1e9:
+        boxes = boxes / 2
+    return boxes
+
+
+@pytest.mark.parametrize(
+    ("choose", "said"), [(without_operators, r"C\+\+ operators of torchvision"), (while_large, "control flow depends")]
+)
+def test_of_a_detector_the_part_that_is_a_graph_is_advised(choose: Any, said: str) -> None:
+    detector = lived_in(Detector(choose))
+    error = refused(detector, "images.0:3x9x9")
+    assert re.search(said, error.what)
+    told = re.search(r'let the factory return module\.(\w+), with --input "([^"]+)"', error.fix)
+    assert told, error.fix
+    assert (told[1], told[2]) == ("backbone", "input:1x3x9x9@f32")
+    hold(getattr(detector, told[1]), told[2])
+    assert not detector.backbone._forward_hooks
+
+
+def test_a_part_with_few_of_the_weights_is_not_advised() -> None:
+    detector = Detector(while_large)
+    detector.heavy = nn.Linear(100, 100)  # does not run
+    assert "module." not in refused(detector, "images.0:3x9x9").fix
 
 
 def test_an_operator_without_translation_is_refused_by_operator_and_module() -> None:

@@ -250,3 +250,33 @@ def test_an_adapter_of_peft_is_merged_as_advised(tmp_path: Path) -> None:
     )
     run(f"python -c {shlex.quote(answers)}", tmp_path, PACKAGES)
     assert read(tmp_path / "adapter.merged").data
+
+
+DETECT = """
+import re, sys
+import torch
+from torchvision.models import detection
+from normdeploy.errors import InputError
+from normdeploy.export import to_graph
+from normdeploy.specs import parse
+torch.manual_seed(0)
+module = getattr(detection, sys.argv[1])(weights=None, weights_backbone=None).eval()
+try:
+    to_graph(module, parse(["images.0:3x160x160"]))
+except InputError as error:
+    told = re.search(r'return module\\.([.\\w]+), with --input "([^"]+)"', error.fix)
+    assert told, error
+else:
+    raise AssertionError("exported")
+part = to_graph(module.get_submodule(told[1]), parse([told[2]]))
+print(told[1], [output for output in part.outputs])
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fasterrcnn_mobilenet_v3_large_320_fpn", "keypointrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16"],
+)
+def test_the_backbone_of_a_detector_is_advised_and_exported(name: str, tmp_path: Path) -> None:
+    """Without torchvision's C++ operators, as in this environment; with them the choice of boxes is refused alike."""
+    assert run(f"python -c {shlex.quote(DETECT)} {name}", tmp_path, FOREIGN, PACKAGES).startswith("backbone ")
