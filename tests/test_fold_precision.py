@@ -100,3 +100,34 @@ def test_an_opset_without_the_type_is_refused_with_what_works(
     assert main(["fold", str(source), "-o", str(tmp_path / "out.onnx"), "--precision", "bf16"]) == 2
     assert "opset 12 has no bfloat16" in capsys.readouterr().err
     assert not (tmp_path / "out.onnx").exists()
+
+
+def scaled_by(scale: float, kind: str) -> onnx.ModelProto:
+    """A product of a weight and a map that makes it too small for float16: a Mul, or a BatchNormalization."""
+    inits = {"w": np.random.default_rng(0).standard_normal((64, 8)) * 0.01, "s": np.full(8, scale)}
+    nodes = "y = Mul(c, s)"
+    if kind == "BatchNormalization":
+        inits |= {"b": np.zeros(8), "m": np.zeros(8), "v": np.full(8, 4.0)}
+        nodes = "y = BatchNormalization(c, s, b, m, v)"
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> g (float[N,64] x) => (float[N,8] y) {{ c = MatMul(x, w) {nodes} }}'
+    )
+    arrays = {name: array.astype(np.float32) for name, array in inits.items()}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return proto
+
+
+@pytest.mark.parametrize("kind", ["Mul", "BatchNormalization"])
+@pytest.mark.parametrize("scale", [1e-2, 1e-5, 1e-6, 1e-7])
+def test_weights_that_would_vanish_in_float16_are_left_as_they_are(kind: str, scale: float, tmp_path: Path) -> None:
+    source, out = tmp_path / "model.onnx", tmp_path / "half.onnx"
+    proto = scaled_by(scale, kind)
+    onnx.save(proto, source)
+    assert main(["fold", str(source), "-o", str(out), "--precision", "fp16"]) == 0
+    assert types_read(out, "MatMul") == {onnx.TensorProto.FLOAT16}
+    assert bool(types_read(out, kind)) is (scale < 1e-2)
+    x = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32) * 1000
+    w = onnx.numpy_helper.to_array(proto.graph.initializer[0]).astype(np.float64)
+    exact = x @ w * np.float32(scale) / (np.sqrt(4 + 1e-5) if kind == "BatchNormalization" else 1)
+    (actual,) = OnnxRuntimeRunner(out, threads=1)({"x": x}).values()
+    assert np.abs(actual - exact).max() < 8 * 2.0**-11 * np.abs(exact).max()

@@ -35,6 +35,7 @@ from normdeploy.fold.search import plans
 from normdeploy.fold.session import Session
 from normdeploy.fold.weights import WeightCache
 from normdeploy.graph import label
+from normdeploy.precision import DTYPES, Precision
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def fold(
     validate: bool = True,
     dump: str | Path | None = None,
     inputs_are_constants: Sequence[str] = (),
+    precision: Precision = "fp32",
 ) -> FoldResult:
     """Push everything that is linear in every norm of ``model`` into the neighbouring weights.
 
@@ -80,23 +82,27 @@ def fold(
         dump: an empty or new folder to write the graph into before the first and after each step.
         inputs_are_constants: names of inputs of the model that have a default value, which no caller will override, or
             ``all``: they are constants of the folded model, and no inputs any more.
+        precision: what the float32 tensors of the folded model will be converted to, as by
+            :func:`normdeploy.precision.to_precision`: no plan counts whose weights or values that does not hold.
 
     Raises:
         InputError: the file cannot be read as an ONNX model, or is none, or its opset is newer than the installed onnx
-            knows; there is no such level or target; nothing has a name that ``keep`` or ``inputs_are_constants`` asks
-            for; ``dump`` is in use.
+            knows; there is no such level, target or precision; nothing has a name that ``keep`` or
+            ``inputs_are_constants`` asks for; ``dump`` is in use.
         NormdeployError: what came out is not valid, or not to others what it was: a mistake of the fold.
     """
     begin = time.perf_counter()
     opening.require_one_of(layernorm, get_args(Level), "layernorm")
     opening.require_one_of(target, get_args(Target), "target")
+    opening.require_one_of(precision, get_args(Precision), "precision")
     opening.require_list(keep, "keep")
     opening.require_list(inputs_are_constants, "inputs_are_constants")
     opened = opening.opened(model)
     before = closing.interface(opened)
     constants = opening.make_constants(opened, inputs_are_constants)
     require_unchanged = None if isinstance(model, ir.Model) else partial(onnxfile.require_unchanged, opened)
-    session = Session(opened, tuple(keep), validate, opening.dump_folder(dump))
+    narrow = None if precision == "fp32" else DTYPES[precision]
+    session = Session(opened, tuple(keep), validate, opening.dump_folder(dump), narrow=narrow)
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
             _fold_model(session, Reducer(session, layernorm, target), require_unchanged)

@@ -32,6 +32,7 @@ Slot = tuple[ir.Node, int]
 class Plan:
     """What would change: values, stored tensors, attributes, operator types, and what remains in place of each map.
 
+    ``growth`` tells how much larger values become, see :mod:`normdeploy.fold.ranges`.
     ``choices`` are the inputs that may take the map of an operator of which one takes all of it: the first does.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     through: list[ir.Node] = field(default_factory=list)
     into: list[ir.Node] = field(default_factory=list)
     choices: dict[ir.Node, list[int]] = field(default_factory=dict)
+    growth: dict[ir.Value, float] = field(default_factory=dict)
 
     @property
     def has_norm(self) -> bool:

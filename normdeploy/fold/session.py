@@ -19,9 +19,10 @@ from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.plan import Plan
 from normdeploy.fold.proof import commute
+from normdeploy.fold.ranges import growth
 from normdeploy.fold.record import Record
 from normdeploy.fold.rewrite import Writer
-from normdeploy.fold.weights import require_storable
+from normdeploy.fold.weights import require_narrow, require_storable
 from normdeploy.graph import label
 
 _LARGE = 2**30
@@ -38,6 +39,8 @@ class Session:
         validate: prove each plan before it is carried out.
         dump: a folder for the graph of each step.
         record: what became of everything.
+        narrow: the 16-bit type that float32 tensors will be converted to; None where they stay.
+        grown: how many times larger values have become, see :mod:`normdeploy.fold.ranges`.
         proof_seconds: how long the proofs took.
         steps: how many graphs were dumped.
     """
@@ -47,6 +50,8 @@ class Session:
     validate: bool
     dump: Path | None
     record: Record = field(default_factory=Record)
+    narrow: ir.DataType | None = None
+    grown: dict[ir.Value, float] = field(default_factory=dict)
     proof_seconds: float = 0.0
     steps: int = 0
 
@@ -72,7 +77,8 @@ class Session:
 
     def _proven(self, plan: Plan, state: GraphState) -> float | None:
         """Return the residual of the plan's proof; a refusal where rounding or the proof fails."""
-        notes = require_storable(plan, state.view, proven=self.validate)
+        plan.growth = growth(plan, state, self.grown, self.narrow)
+        notes = require_storable(plan, state.view, proven=self.validate, narrow=self.narrow)
         residual = None
         if self.validate:
             with self.proving(plan.source):
@@ -88,7 +94,10 @@ class Session:
             return commute.square(plan, state.view, state.committed, node)
 
     def merger(self, state: GraphState, found: merge.Merger) -> float | None:
-        """Return the residual of the proof of a merger."""
+        """Return the residual of the proof of a merger; a refusal where rounding or the proof fails."""
+        for edit in (found.weight, found.bias):
+            if edit is not None and self.narrow is not None:
+                require_narrow(edit, self.narrow)
         if not self.validate:
             return None
         with self.proving(found.total):
@@ -113,6 +122,7 @@ class Session:
         """Change the graph as ``plan`` says, and record what became of every map it took."""
         self.record.begin(plan, writer.state.maps, residual, refusals)
         writer.carry_out(plan)
+        self.grown |= plan.growth
         for node, rest in plan.remainders.items():
             if rest is not None:
                 self._succeeded(plan, node, writer.state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -10,22 +11,31 @@ from normdeploy.errors import NormdeployError
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.graph.edits import EACH, WHOLE, Channels, Edit, fingerprint
 from normdeploy.fold.graph.reader import Refused, View
+from normdeploy.fold.operators.basics import DEQUANTIZE
 from normdeploy.fold.operators.maps import Spelling, spelled
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan, Slot, Step
 from normdeploy.fold.proof.stored import require_stored
+from normdeploy.graph import operator
+from normdeploy.precision import NORMS
 
 COPY_LIMIT = 64 * 2**20
 """Bytes above which a shared weight is not copied for one of its readers."""
+
+_CONVERTED = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+"""What a conversion takes to another of them."""
+STAYS_FLOAT32 = NORMS | {DEQUANTIZE}
+"""Operators whose parameters stay float32 in a 16-bit graph, or may."""
 
 HELD = 256 * 2**20
 """Bytes of edited weights that are held until they are written."""
 
 
-def require_storable(plan: Plan, view: View, *, proven: bool) -> list[str]:
+def require_storable(plan: Plan, view: View, *, proven: bool, narrow: ir.DataType | None = None) -> list[str]:
     """Return notes on what the plan's rounding does; a refusal where it would lose what cannot be lost.
 
     Where the plan is ``proven`` afterwards, what is rounded here is the exact tensor that the proof needs as well.
+    What is float32, and will be converted to the type ``narrow``, must fit that as well.
     """
     notes = []
     for (node, index), edit in plan.edits.items():
@@ -34,7 +44,10 @@ def require_storable(plan: Plan, view: View, *, proven: bool) -> list[str]:
             raise Refused("NF113", f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
         if proven:
             edit.exact()
-        lost = edit.require_storable(_channels(Step(view, node, plan), index))
+        channels_of = _channels(Step(view, node, plan), index)
+        lost = edit.require_storable(channels_of)
+        if narrow is not None and operator(node) not in STAYS_FLOAT32:
+            notes += require_narrow(edit, narrow, channels_of, str(old.name if old else "a bias"))
         if lost.small:
             name, dtype = old.name if old else "a bias", edit.dtype.name.lower()
             rest = f", {lost.small - lost.zeros} are below its smallest normal number and keep fewer digits"
@@ -43,7 +56,26 @@ def require_storable(plan: Plan, view: View, *, proven: bool) -> list[str]:
         for spelling in () if left is None else spellings(node, left, norm=plan.has_norm):
             for name, edit in constants(node, spelling).items():
                 edit.require_storable(EACH if name == "scale" else WHOLE)
+                if narrow is not None and spelling.kind not in STAYS_FLOAT32:
+                    require_narrow(edit, narrow)
     return notes
+
+
+def require_narrow(edit: Edit, narrow: ir.DataType, channels: Channels = WHOLE, name: str = "") -> list[str]:
+    """Refuse a tensor of a model that will be converted to ``narrow``, if it does not fit that; return notes on it.
+
+    A channel that alone is too small for it is told, not refused: beside the others of its tensor it is a dead one.
+    """
+    if edit.dtype not in _CONVERTED:
+        return []
+    later = replace(edit, dtype=narrow)
+    if not later.require_storable(WHOLE).small:
+        return []
+    try:
+        later.require_storable(channels)
+    except Refused as refusal:
+        return [f"{name}: {refusal.reason}, and so do the channels that these are in"]
+    return []
 
 
 def _channels(step: Step, index: int) -> Channels:

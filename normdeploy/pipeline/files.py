@@ -62,8 +62,9 @@ def fold_file(
     with disk_errors(out, "the model"):
         check_model(source, out, beside={} if dump is None else {"--dump": dump}, force=force)
         result = fold(
-            source, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants, dump=dump
-        )
+            source, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants, dump=dump,
+            precision=precision or "fp32",
+        )  # fmt: skip
         if strict and result.ledger.dropped:
             raise VerdictError(
                 "a step failed its proof and was dropped, so nothing was written",

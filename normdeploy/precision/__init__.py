@@ -13,7 +13,8 @@
   activations in an elementwise operator. In 16 bits both would be infinite, and 0 * inf is NaN.
 - So does what an index, a size or the angle of a sine is computed by in floats of no activations (rotary and
   sinusoidal positions, timesteps): 2049 is no float16. What operators make by themselves (random numbers, windows), and
-  quantized weights whose scale float16 holds with fewer digits, are float32 up to their Cast.
+  quantized weights whose scale float16 holds with fewer digits, are float32 up to their Cast; so is a product with a
+  constant that is that small.
 - A scatter that adds up does so in float32: one element after the other, and ONNX Runtime has no 16-bit kernel for it.
 - Any other constant that overflows is refused by the name of its module.
 - Operators that ONNX does not know, and what goes through sequences, stay float32.

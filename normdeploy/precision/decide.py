@@ -24,6 +24,7 @@ _SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-1
 _MAKES = frozenset({"dtype", "output_datatype"})
 _SCATTERS = frozenset({"ScatterElements", "ScatterND"})
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_SCALING = frozenset({"Mul", "Div"})
 
 
 class Decision:
@@ -52,6 +53,8 @@ class Decision:
             if operator(node) in _QUANTIZING and self._is_subnormal(node.inputs[1]):
                 self._wide.add(node)
             if _accumulates(node):
+                self._wide.add(node)
+            if operator(node) in _SCALING and any(map(self._is_all_subnormal, node.inputs)):
                 self._wide.add(node)
             if self._underflows(node):
                 self._wide.update(guarded(node))
@@ -128,6 +131,12 @@ class Decision:
             return False
         sizes = np.abs(array(scale))
         return bool(((sizes > 0) & (sizes < _SMALLEST_NORMAL[self.target])).any())
+
+    def _is_all_subnormal(self, factor: ir.Value | None) -> bool:
+        """Return True if a constant factor is one that the target type holds with fewer digits, or not at all."""
+        if factor not in self.float32 or factor is None or not _is_constant(factor):
+            return False
+        return bool(0 < np.abs(array(factor)).max(initial=0.0) < _SMALLEST_NORMAL[self.target])
 
     def _exceeds(self, value: ir.Value) -> bool:
         if value not in self.float32 or not _is_constant(value):

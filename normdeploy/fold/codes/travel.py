@@ -157,5 +157,14 @@ PAGES = (
         "The factor 1/2 of torch.nn.GELU in front of a Linear, exported at opset 17.",
         "None is needed. Exported at opset 20 or newer it is one operator.",
     ),
+    Page(
+        "NF022", "a value in between would outgrow float16",
+        "The plan makes a float16 value more than 16 times larger than the original computes there: a large scale went "
+        "up through an average or a sum, or a small one was taken off in front of one.",
+        "float16 ends at 65504, and what the average made small again would be infinite before it. How large the "
+        "values are, no graph tells.",
+        "A float16 BatchNorm whose scale is 300, behind a global average pooling.",
+        "None is needed: the norm stays. To fold it, deploy in bf16 or fp32.",
+    ),
 )  # fmt: skip
 """The pages, in the order of their codes."""

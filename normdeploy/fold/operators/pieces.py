@@ -13,6 +13,7 @@ from normdeploy.fold.graph.reader import Dim
 from normdeploy.fold.operators import moved
 from normdeploy.fold.operators.rows import (
     MOVES,
+    Magnitude,
     Maps,
     Nature,
     Row,
@@ -224,8 +225,8 @@ ROWS = (
     Row(("Split",), split_up, split_down, probing=moved.SPLIT, **MOVES),
     Row(("Concat",), concat_up, concat_down, probing=moved.CONCAT, **MOVES),
     Row(
-        ("Gather",), gather_up, gather_down, nature=Nature.LINEAR, probing=moved.GATHER, carries=True,
-        parameters={0: _table},
+        ("Gather",), gather_up, gather_down, nature=Nature.LINEAR, magnitude=Magnitude.KEPT, probing=moved.GATHER,
+        carries=True, parameters={0: _table},
     ),
     Row(("DepthToSpace",), **both_ways(depth_to_space), probing=moved.DEPTH_TO_SPACE, **MOVES),
     Row(("SpaceToDepth",), **both_ways(space_to_depth), probing=moved.SPACE_TO_DEPTH, **MOVES),

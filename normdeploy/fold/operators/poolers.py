@@ -9,6 +9,7 @@ from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.float64 import execute, windows
 from normdeploy.fold.operators import moved, sizes, windowed
 from normdeploy.fold.operators.rows import (
+    Magnitude,
     Maps,
     Nature,
     Parameters,
@@ -231,30 +232,48 @@ _PLANE = sizes.Probing(size=sizes.whole_plane, same_axes=True)
 SUMMED: Parameters = {None: along()}
 
 ROWS = (
-    Row(("Dropout",), **both_ways(dropout), evaluate=execute.identity, probing=sizes.ELEMENTWISE, carries=True),
-    Row(("Cast",), **both_ways(cast), evaluate=execute.identity, probing=sizes.ELEMENTWISE),
+    Row(
+        ("Dropout",), **both_ways(dropout), magnitude=Magnitude.KEPT, evaluate=execute.identity,
+        probing=sizes.ELEMENTWISE, carries=True,
+    ),
+    Row(
+        ("Cast",), **both_ways(cast), magnitude=Magnitude.KEPT, evaluate=execute.identity, probing=sizes.ELEMENTWISE,
+    ),
     # averages, whose weights sum to 1
     Row(
-        ("AveragePool",), **both_ways(average_pool), shift=Shift.STOPPED, evaluate=windows.average_pool,
-        probing=windowed.POOL, carries=True,
+        ("AveragePool",), **both_ways(average_pool), magnitude=Magnitude.BOUNDED, shift=Shift.STOPPED,
+        evaluate=windows.average_pool, probing=windowed.POOL, carries=True,
     ),
-    Row(("GlobalAveragePool",), **both_ways(global_pool), probing=_PLANE, carries=True),
-    Row(("ReduceMean",), **both_ways(reduce_mean), carries=True),
-    Row(("Resize",), **both_ways(resize), evaluate=execute.resize, probing=moved.RESIZE, carries=True),
-    Row(("Upsample",), **both_ways(resize), evaluate=execute.resize, carries=True),
     Row(
-        ("Pad",), **both_ways(pad), nature=Nature.LINEAR, evaluate=execute.pad, carries=True, parameters={2: along()},
+        ("GlobalAveragePool",), **both_ways(global_pool), magnitude=Magnitude.BOUNDED, probing=_PLANE, carries=True,
+    ),
+    Row(("ReduceMean",), **both_ways(reduce_mean), magnitude=Magnitude.BOUNDED, carries=True),
+    Row(
+        ("Resize",), **both_ways(resize), magnitude=Magnitude.BOUNDED, evaluate=execute.resize, probing=moved.RESIZE,
+        carries=True,
+    ),
+    Row(("Upsample",), **both_ways(resize), magnitude=Magnitude.BOUNDED, evaluate=execute.resize, carries=True),
+    Row(
+        ("Pad",), **both_ways(pad), nature=Nature.LINEAR, magnitude=Magnitude.KEPT, evaluate=execute.pad, carries=True,
+        parameters={2: along()},
     ),
     # sums of branches
     Row(("Sum",), sum_up, sum_down, nature=Nature.LINEAR, probing=sizes.ELEMENTWISE, parameters=SUMMED, sums=True),
     # not linear, but some maps commute with them
-    Row(("MaxPool",), **both_ways(max_pool), nature=Nature.MONOTONE, evaluate=windows.max_pool, probing=windowed.POOL),
     Row(
-        ("GlobalMaxPool",), **both_ways(max_pool), nature=Nature.MONOTONE, evaluate=execute.global_max_pool,
-        probing=_PLANE,
+        ("MaxPool",), **both_ways(max_pool), nature=Nature.MONOTONE, magnitude=Magnitude.KEPT,
+        evaluate=windows.max_pool, probing=windowed.POOL,
     ),
     Row(
-        ("Relu", "LeakyRelu"), **both_ways(positively_homogeneous), nature=Nature.HOMOGENEOUS, shift=Shift.STOPPED,
+        ("GlobalMaxPool",), **both_ways(max_pool), nature=Nature.MONOTONE, magnitude=Magnitude.KEPT,
+        evaluate=execute.global_max_pool, probing=_PLANE,
+    ),
+    Row(
+        ("Relu",), **both_ways(positively_homogeneous), nature=Nature.HOMOGENEOUS, magnitude=Magnitude.KEPT,
+        shift=Shift.STOPPED, probing=sizes.ELEMENTWISE,
+    ),
+    Row(
+        ("LeakyRelu",), **both_ways(positively_homogeneous), nature=Nature.HOMOGENEOUS, shift=Shift.STOPPED,
         probing=sizes.ELEMENTWISE,
     ),
     Row(

@@ -73,6 +73,16 @@ class Nature(Enum):
     """It is probed at random values, at exact zeros and around the breakpoint of the map."""
 
 
+class Magnitude(Enum):
+    """How large what an operator makes is, beside what it reads: of that float16 has a largest."""
+
+    KEPT = "kept"
+    """Each element that it makes is one that it reads, or 0: what is too large shows, or is not asked for."""
+    BOUNDED = "bounded"
+    """It makes nothing larger than the largest that it reads, but for what an interpolation overshoots."""
+    FREE = "free"
+
+
 class Shift(Enum):
     """What becomes of a shift that comes up to an operator, as a sum asks that looks for a branch to send it to."""
 
@@ -95,6 +105,7 @@ class Row:
         heavy: its arithmetic dominates: no plan may add one.
         norm: the ledger calls it a norm.
         map: reads the affine map that a node is, on the one input that is not constant; None where it is none.
+        magnitude: how large what it makes is.
         shift: whether a shift that comes up to it is taken, passed or stopped.
         parameters: its weights and biases by input, each with the axes of it that tell output channels apart.
         evaluate: runs it in float64, by formula; None: ``onnx.reference`` does.
@@ -119,6 +130,7 @@ class Row:
     heavy: bool = False
     norm: bool = False
     map: Callable[..., AffineMap | None] | None = None
+    magnitude: Magnitude = Magnitude.FREE
     shift: Shift = Shift.PASSED
     parameters: Parameters = field(default_factory=dict)
     evaluate: Evaluate | None = None
@@ -216,7 +228,9 @@ def both_ways(rule: Callable[[Step, AffineMap, bool], AffineMap]) -> dict[str, A
     return {"up": up, "down": down}
 
 
-MOVES: dict[str, Any] = {"nature": Nature.LINEAR, "parameters": {None: lambda step: VARIED}}
+MOVES: dict[str, Any] = {
+    "nature": Nature.LINEAR, "magnitude": Magnitude.KEPT, "parameters": {None: lambda step: VARIED},
+}  # fmt: skip
 """What a row states of an operator that moves elements and computes nothing."""
 
 
