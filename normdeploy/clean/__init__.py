@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from normdeploy.clean.constants import Budget, evaluate_constants, keep_parameter_names
+from normdeploy.clean.defaults import spell_defaults
 from normdeploy.clean.functions import NORMS, inline_functions
 from normdeploy.clean.gelu import order_gelus
 from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
@@ -53,7 +54,10 @@ def clean(
     """
     done: dict[str, Counter[str]] = {kind: Counter() for kind in _WORDS}
     inlined = inline_functions(model, keep)
-    known, shapes, budget = list(scopes(model)), Shapes(model, declared=declared_shapes), Budget()
+    known, budget = list(scopes(model)), Budget()
+    for scope in known:
+        spell_defaults(scope)
+    shapes = Shapes(model, declared=declared_shapes)
     given = {value for scope in known for value in _constants(scope)}
     unread = {value for value in given if not value.uses()}
     for scope in reversed(known):  # what a body does not read any more may be dead around it

@@ -1,0 +1,96 @@
+"""What shape inference says of each operator, against what onnx's own node cases are known to give."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from normdeploy.clean import clean
+from normdeploy.clean.inference import inferred
+from normdeploy.fold import fold
+
+
+def cases() -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cases divide by zero when they are made
+        from onnx.backend.test.case.node import collect_testcases
+
+        return [case for case in collect_testcases(None) if all(map(is_plain, case.data_sets[0]))]
+
+
+def is_plain(arrays: list[Any]) -> bool:
+    return all(isinstance(array, np.ndarray) and array.dtype.kind in "biufU" for array in arrays)
+
+
+def with_small_constants(case: Any) -> onnx.ModelProto:
+    """The case with inputs of the sizes that they have, small ones as constants, and outputs of any shape."""
+    proto = copy.deepcopy(case.model)
+    for info, array in zip(list(proto.graph.input), case.data_sets[0][0], strict=True):
+        if array.size < 10 and array.dtype.kind in "iu":
+            proto.graph.input.remove(info)
+            proto.graph.initializer.append(numpy_helper.from_array(array, info.name))
+        else:
+            shape = helper.make_tensor_type_proto(info.type.tensor_type.elem_type, array.shape)
+            info.type.CopyFrom(shape)
+    for info in proto.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    return proto
+
+
+def spelled(proto: onnx.ModelProto) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    clean(model)
+    return ir.to_proto(model)
+
+
+def contradicts(proto: onnx.ModelProto, outputs: list[np.ndarray]) -> bool:
+    """Return True if an inferred size is another than that of the output."""
+    found, _ = inferred(proto)
+    for info, array in zip(proto.graph.output if found is None else found.graph.output, outputs, strict=True):
+        tensor = info.type.tensor_type
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+        known = zip(sizes, array.shape, strict=False)
+        if tensor.HasField("shape") and (len(sizes) != array.ndim or any(a not in (None, b) for a, b in known)):
+            return True
+    return False
+
+
+def test_no_inferred_shape_is_another_than_what_comes_out() -> None:
+    known = cases()
+    wrong = {case.name: case for case in known if contradicts(with_small_constants(case), case.data_sets[0][1])}
+    assert len(known) > 1000
+    assert set(wrong) == {"test_stft", "test_stft_with_window"}, "what ONNX's inference is wrong about has changed"
+    for case in wrong.values():
+        assert not contradicts(spelled(with_small_constants(case)), case.data_sets[0][1])
+
+
+STFT = """<ir_version: 8, opset_import: ["": 17]> g (float[1,128,1] x) => (float[] y)
+<int64 step = {8}, int64 length = {16}, int64 two = {2}, float s = {2}, float t = {3}, float[1,1,9,2] w> {
+    a = Mul(x, s) b = Add(a, t) f = STFT%s(b, step, , length)
+    shape = Shape(f) bins = Gather(shape, two) many = Cast<to = 1>(bins) g = %s total = ReduceSum<keepdims = 0>(g)
+    y = Div(total, many)
+}"""
+
+
+@pytest.mark.parametrize(("attribute", "made"), [("", "Mul(f, w)"), ("<onesided = 1>", "Mul(f, w)"),
+                                                 ("<onesided = 0>", "Identity(f)")])  # fmt: skip
+def test_frequencies_are_counted_as_the_standard_says(attribute: str, made: str) -> None:
+    proto = onnx.parser.parse_model(STFT % (attribute, made))
+    random = np.random.default_rng(0)
+    proto.graph.initializer.append(numpy_helper.from_array(random.random((1, 1, 9, 2)).astype(np.float32), "w"))
+    folded = ir.to_proto(fold(proto).model)
+    x = random.standard_normal((1, 128, 1)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    for each in (proto, folded):
+        session = onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-4)
+    assert "Shape" not in {node.op_type for node in folded.graph.node}, "the number is known, and right"
