@@ -17,7 +17,7 @@ from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import groups, region
 from normdeploy.fold.layernorm.region import Norm
-from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at
+from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at, statistics
 from normdeploy.fold.layernorm.targets import operator_type
 from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
 from normdeploy.fold.levels import Target
@@ -115,7 +115,18 @@ def _seen(
             found.append(norm)
     insides = {norm: region.inside(view, norm) for norm in found}
     inner = {node for nodes in insides.values() for node in nodes}  # a part of a norm is none that was refused
-    return insides, {node: why for node, why in refused.items() if node not in inner}
+    ends = _ends(view, [node for node in refused if node not in inner])
+    return insides, {node: why for node, why in refused.items() if node in ends}
+
+
+def _ends(view: View, refused: Sequence[ir.Node]) -> set[ir.Node]:
+    """Return where norms end that were ``refused``: of the nodes that divide by the same statistics, the last.
+
+    Multiplied out, as Keras writes it, a norm has two products that look like one too.
+    """
+    read = {node: statistics(view, node) for node in refused}
+    last = {value: node for node, values in read.items() for value in values}
+    return {node for node, values in read.items() if not values or any(last[value] is node for value in values)}
 
 
 # -- what a node is --------------------------------------------------------------------------------

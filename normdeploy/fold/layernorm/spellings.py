@@ -77,6 +77,22 @@ def core_at(view: View, node: ir.Node) -> Core | None:
     return None
 
 
+def statistics(view: View, node: ir.Node) -> set[ir.Value]:
+    """Return the means of squares that ``node`` divides by, where it looks like a norm; of a sum, all of its terms."""
+    found: set[ir.Value] = set()
+    pending = [node]
+    while pending:
+        term = pending.pop()
+        if operator(term) in ("Add", "Sub", "Neg"):
+            makers = [value.producer() for value in term.inputs if value is not None]
+            pending += [maker for maker in makers if maker is not None and operator(maker) in TERMINALS | {"Neg"}]
+            continue
+        for _, factor, power in _quotients(term) if operator(term) in ("Mul", "Div") else ():
+            base, exponent = parts.power(view, _unscaled(view, factor)[0], power)
+            found |= {base} if exponent in (-0.5, -1) else set()
+    return found
+
+
 def _quotients(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value, float]]:
     """Return what ``node`` multiplies by what, to which power."""
     left, right = node.inputs

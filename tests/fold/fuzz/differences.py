@@ -27,6 +27,10 @@ NEAR = 8.0
 RUNS, SAMPLES = 40, 12.0
 """Runs with moved weights, if so many are needed, and how many times the largest move they show an error may be."""
 
+_LAST = 2.0**-1074
+"""The last place of every float64 below the smallest normal one: what is left of a product or a softmax may be there,
+in which no moved weight shows."""
+
 _TIE = 16.0
 """Units in the last place by which numbers that should be equal may differ in float64: a sum has so many terms."""
 
@@ -154,7 +158,7 @@ def _unexplained(expected: np.ndarray, actual: np.ndarray, spread: np.ndarray, d
     finite = np.isfinite(expected) & np.isfinite(actual)
     if np.any(~finite & ~differs & (expected != actual)):
         return "not finite where the original is"
-    worst = _worst(_distance(expected, actual, finite), spread)
+    worst = _worst(_distance(expected, actual, finite), np.fmax(spread, _LAST))
     error = relative_error(expected, actual)
     return (
         f"relative error {error:.3g}, {worst:.3g} times what rounding the weights can do" if worst > SAMPLES else None

@@ -150,6 +150,30 @@ def test_what_depends_on_the_infinite_is_not_compared_and_all_else_is() -> None:
     assert [problem.partition(":")[0] for problem in elsewhere(infinite, wrong)] == ["y"]
 
 
+@pytest.mark.parametrize(("x", "told"), [(1.0, ["y"]), (20000.0, [])])
+def test_what_only_the_fold_makes_infinite_in_16_bits_is_seen(x: float, told: list[str]) -> None:
+    """It is right over the real numbers, and ONNX Runtime, which computes it in float32, gives the right ones too."""
+    numbers = np.array(HALVES["w"], np.float64), np.array(HALVES["k"], np.float64)
+    new = halves(w=numbers[0] * 2.0**15, k=numbers[1] * 2.0**-15)
+    case = case_of(halves(), x=np.full((1, 2, 3), x), h=np.array([2.0]))
+    assert not list(different(case, new))
+    assert not list(elsewhere(case, halves()))
+    assert [problem.partition(":")[0] for problem in elsewhere(case, new)] == told
+
+
+# -- numbers below the smallest normal one ---------------------------------------------------------
+
+VANISHING = model("double[N,3] x", "double[3] k = {0.5, 1.5, 3}", "s = Softmax <axis = 1> (x)\n y = Mul (s, k)")
+
+
+@pytest.mark.parametrize(("factor", "seen"), [(1 + 2.0**-52, False), (1 + 1e-9, True)])
+def test_the_last_place_of_what_vanishes_is_rounding_and_no_more(factor: float, seen: bool) -> None:
+    """Found by the fuzzing: 1.6e-312 has 11 digits, of which no moved weight shows the last."""
+    case = case_of(VANISHING, x=np.array([[300.0, -436.4, -416.4]]))
+    constant = {tensor.name for tensor in VANISHING.graph.initializer}.pop()
+    assert bool(list(different(case, changed(VANISHING, constant, lambda k: k * factor)))) == seen
+
+
 # -- a MaxPool of which ONNX Runtime makes fewer cells ---------------------------------------------
 
 POOLED = model(

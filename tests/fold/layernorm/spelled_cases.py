@@ -310,6 +310,15 @@ LOOKALIKES = [
     Lookalike("multiplied out, and the mean added", ROOT + "i = Reciprocal (r)\n a = Mul (x, i)\n"
               "b = Mul (m, i)\n c = Add (b, beta)\n y = Add (a, c)", "NF312",
               weights="float[6] beta"),
+    Lookalike("multiplied out, of an unbiased variance", MEAN + "s = Mul (d, d)\n a = ReduceMean (s, last)\n"
+              "b = Mul (a, six)\n v = Div (b, five)\n e = Add (v, eps)\n r = Sqrt (e)\n i = Reciprocal (r)\n"
+              "k = Mul (i, gamma)\n p = Mul (x, k)\n q = Mul (m, k)\n c = Sub (beta, q)\n y = Add (p, c)", "NF310",
+              weights="float six = {6.0}, float five = {5.0}, float[6] gamma, float[6] beta"),
+    Lookalike("multiplied out, of a size that is not fixed", ROOT + "i = Reciprocal (r)\n p = Mul (x, i)\n"
+              "q = Mul (m, i)\n y = Sub (p, q)", "NF014", inputs="float[N,7,T] x"),
+    Lookalike("multiplied out, below opset 17", MEAN_OLD + "s = Mul (d, d)\n v = ReduceMean <axes=[-1]> (s)\n"
+              "e = Add (v, eps)\n r = Sqrt (e)\n i = Reciprocal (r)\n p = Mul (x, i)\n n = Neg (m)\n"
+              "q = Mul (n, i)\n c = Add (q, beta)\n y = Add (p, c)", "NF315", weights="float[6] beta", opset=16),
     Lookalike("a negative epsilon", VARIANCE + "e = Add (v, minus)\n r = Sqrt (e)\n y = Div (d, r)", "NF311",
               weights="float minus = {-0.001}"),
     Lookalike("an epsilon that is no float32", "m = ReduceMean (x, last)\n d = Sub (x, m)\n s = Mul (d, d)\n"
