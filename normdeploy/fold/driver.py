@@ -171,6 +171,9 @@ def _fold_one(session: Session, state: GraphState, writer: Writer, node: ir.Node
         node = state.successors[node]
     if node not in state.maps:
         return False
+    if node.graph is None:  # of constants: a weight that it made was edited, and is stored as it is now
+        session.record.go_with_weights(node)
+        return False
     plan, residual, refusals = session.first_proven(plans(state, node), state)
     if plan is not None:
         session.carry_out(plan, writer, residual, refusals)

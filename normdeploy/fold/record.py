@@ -50,6 +50,10 @@ class Record:
         """Enter that ``node`` is left, where nothing is said of it yet."""
         self.entries.setdefault(self._given(node), replace(blank(self._given(node)), **_why(refusals)))
 
+    def go_with_weights(self, node: ir.Node) -> None:
+        """Enter that ``node``, a map of constants, is part of the weights that it was computed for."""
+        self.entries[self._given(node)] = replace(blank(self._given(node)), outcome="folded")
+
     def forget(self, node: ir.Node) -> None:
         """Take back what was said of ``node``: it is looked at anew."""
         self.entries.pop(node, None)

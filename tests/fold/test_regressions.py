@@ -1035,3 +1035,34 @@ def test_a_product_of_unknown_rank_with_a_quantized_matrix_is_probed_with_the_ra
     assert op_types(new)["Neg"] == 1  # of the state
     feeds = {"h": np.ones(2, np.float32), "x": np.random.default_rng(1).standard_normal((5, 1, 4, 4, 4), np.float32)}
     np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6, atol=1e-6)
+
+
+STANDARDIZED = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[1,3,4,4] x) => (float[1,2,4,4] y)
+<float[1,6,1] w = {1,2,3,4,5,6}, float[6] s = {1,2,1,2,1,2}, float[6] b = {0,1,0,1,0,1}, float[6] m = {1,1,2,1,1,1},
+ float[6] v = {1,2,3,4,5,6}, int64[4] to = {2,3,1,1}, float k = {0.5}> {
+    n = BatchNormalization (w, s, b, m, v)
+    r = NAME (n, to)
+    c = Conv (x, r)
+    y = Mul (c, k)
+}"""
+
+
+@pytest.mark.parametrize("is_evaluated", [True, False])
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_norm_of_weights_goes_with_them(is_local: bool, is_evaluated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks without norms standardize their weights by one: once the weights were edited, it was looked at again."""
+    if not is_evaluated:  # as where weights are too large for that
+        monkeypatch.setattr("normdeploy.clean.constants.KNOWN", frozenset())
+    text = STANDARDIZED.replace("NAME", "local.Reshape" if is_local else "Reshape")
+    if is_local:
+        text = text.replace('"" : 17', '"" : 17, "local" : 1')
+        text += '<domain: "local", opset_import: ["" : 17]> Reshape (a, d) => (e) { e = Reshape (a, d) }'
+    proto = onnx.parser.parse_model(text)
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert {entry.outcome for entry in ledger} == {"folded"}
+    assert len(list(ledger)) == (1 if is_evaluated else 2)
+    assert op_types(new) == {"Conv": 1}
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 4, 4), np.float32)}
+    np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6, atol=1e-6)

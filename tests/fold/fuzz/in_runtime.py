@@ -79,11 +79,12 @@ def _each_number(flat: onnx.ModelProto, feed: Arrays) -> Arrays:
 
 
 def _reaching(numbers: Arrays, size: float) -> set[str]:
-    """The values in 16 bits that have numbers of at least that ``size``, or no numbers."""
+    """The values that are infinite, or no numbers, or in 16 bits have numbers of at least that ``size``."""
     return {
         _value(name)
         for name, array in numbers.items()
-        if array.dtype == np.float16 and not (np.abs(array.astype(np.float64)) < size).all()
+        if array.dtype.kind == "f"
+        and not (np.abs(array.astype(np.float64)) < (size if array.dtype == np.float16 else np.inf)).all()
     }
 
 
