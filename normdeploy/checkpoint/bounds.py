@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from normdeploy.checkpoint import convert
 from normdeploy.checkpoint.standins import Array
 from normdeploy.errors import InputError
 from normdeploy.trust import Content
@@ -165,11 +166,11 @@ def _text(key: Any) -> Any:
 
 
 def _dense(tensor: torch.Tensor, name: str, content: Content) -> torch.Tensor:
-    fix = "save it as a dense tensor (.to_dense())"
+    fix = convert.of_layouts(content.path)
     if tensor.is_meta:
         kind, fix = "on the meta device, without values", "save the weights themselves, of a module that has them"
     elif tensor.is_quantized:
-        kind, fix = "quantized", "give the checkpoint that it was quantized from, or save .dequantize() of it"
+        kind, fix = "quantized", f"give the checkpoint that it was quantized from, or {fix}"
     elif tensor.is_nested:
         kind, fix = "nested", "save its parts as dense tensors (.unbind())"
     elif tensor.layout != torch.strided:

@@ -70,14 +70,50 @@ _NUMBERS = (  # what is stored in 8 bits or in whole numbers becomes float64, in
 )
 
 
+_DENSE = (
+    'import sys, torch; x = torch.load(sys.argv[1], "cpu", weights_only=True); '
+    "f = lambda v: {k: f(w) for k, w in v.items()} if isinstance(v, dict) else v if not torch.is_tensor(v) "
+    "else v.dequantize() if v.is_quantized else v.to_dense(); torch.save(f(x), sys.argv[2])"
+)
+_ARRAYS = (
+    "import sys, numpy, torch; torch.save({k: torch.from_numpy(numpy.array(v)) "
+    "for k, v in numpy.load(sys.argv[1]).items()}, sys.argv[2])"
+)
+_MATRIX = (
+    "import sys, numpy, torch; z = numpy.load(sys.argv[1]); s = tuple(z['shape']); "
+    "t = {k: torch.from_numpy(z[k]) for k in z if k != 'format'}; "
+    "x = torch.sparse_coo_tensor(torch.stack([t['row'], t['col']]), t['data'], s) if 'row' in t else "
+    "getattr(torch, 'sparse_%s_tensor' % z['format'].item().decode())(t['indptr'], t['indices'], t['data'], s); "
+    "torch.save({sys.argv[3]: x.to_dense()}, sys.argv[2])"
+)
+
+
+def of_arrays(path: Path) -> str:
+    """Return the advice for an .npz file: a command that makes a state dict of it, under the names that it has."""
+    return f"make a state dict of it, under its own names, then give that:\n{_command(_ARRAYS, path, '.weights.pt')}"
+
+
+def of_matrix(path: Path) -> str:
+    """Return the advice for one sparse matrix of SciPy, which has no name."""
+    said = "make a state dict of it, with the name of its parameter for NAME, then give that"
+    return f"{said}:\n{_command(_MATRIX, path, '.weights.pt')} NAME"
+
+
+def of_layouts(path: Path) -> str:
+    """Return the advice for a file of torch.save in which tensors are sparse or quantized."""
+    return f"make them dense, then give that:\n{_command(_DENSE, path, '.dense.pt')}"
+
+
+def _command(code: str, path: Path, suffix: str) -> str:
+    return f"  python -c {shlex.quote(code)} {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(suffix)))}"
+
+
 def of_codes(path: Path) -> str:
     """Return the advice for a file with codes in place of weights, with a command where it is one file."""
     if not path.is_file() or path.suffix == ".json":
         return QUANTIZED
-    command = f"  python -c {shlex.quote(_NUMBERS)} {shlex.quote(str(path))} "
-    plain = shlex.quote(str(path.with_suffix(".numbers.pt")))
     plainly = "only if they are plain numbers, that need no scales, make them so, then give that"
-    return f"{QUANTIZED}; {plainly}:\n{command}{plain}"
+    return f"{QUANTIZED}; {plainly}:\n{_command(_NUMBERS, path, '.numbers.pt')}"
 
 
 def filled(fix: str, path: Path) -> str:

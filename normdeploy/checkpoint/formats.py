@@ -120,7 +120,9 @@ def _kind_of_zip(content: Content) -> str:
         fix = convert.filled(convert.KERAS, content.path)
         raise InputError("a model of Keras", where=where, fix=fix)
     if full and all(name.endswith(".npy") for name in full):
-        raise InputError("an archive of NumPy arrays (.npz)", where=where, fix=_PLAIN)
+        if {"format.npy", "shape.npy", "data.npy"} <= set(full):
+            raise InputError("a sparse matrix of SciPy (.npz)", where=where, fix=convert.of_matrix(content.path))
+        raise InputError("an archive of NumPy arrays (.npz)", where=where, fix=convert.of_arrays(content.path))
     raise InputError("a zip archive, but not one of torch.save", where=where, fix=_PLAIN)
 
 

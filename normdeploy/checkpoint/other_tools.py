@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from normdeploy.checkpoint import convert
 from normdeploy.checkpoint.places import places
@@ -67,6 +70,13 @@ def _merge(folder: Path) -> str:
     return f"{advice} (pip install peft):\n  python -c {shlex.quote(code)} {convert.filled('{path} {merged}', folder)}"
 
 
+def _networks(folder: Path) -> str:
+    """Return the advice for a pipeline: the folders in it that hold weights."""
+    found = sorted(path.parent for path in folder.glob("*/*") if path.suffix in (".safetensors", ".bin"))
+    named = ", ".join(shlex.quote(str(path)) for path in dict.fromkeys(found))
+    return f"give the folder of the one that is deployed: {named}" if named else "give the folder of one of them"
+
+
 LAYOUTS = (
     Layout(lambda names: ".metadata" in names, "a distributed checkpoint, in shards of one file a process",
            _fixed(convert.DISTRIBUTED)),
@@ -88,6 +98,7 @@ OTHERS = (
     Layout(_has(r"(tf_model\.h5|flax_model\.msgpack)"), "weights of transformers for TensorFlow or flax alone",
            _fixed(convert.OTHER)),
     Layout(_has(r"model\.json"), "a model of TensorFlow.js", _fixed(convert.OTHER)),
+    Layout(lambda names: "model_index.json" in names, "a pipeline of diffusers, which is several networks", _networks),
     Layout(lambda names: {"Manifest.json", "Data"} <= set(names), "a model of Core ML", _fixed(convert.SOURCE)),
 )  # fmt: skip
 """Told where there is nothing that could be weights of PyTorch."""
@@ -114,7 +125,13 @@ def stored_otherwise(data: Any, own: Collection[str], file: Path) -> InputError 
     if data and all(_ADAPTED.search(str(name)) for name in data):
         what = "the file holds an adapter (LoRA), which holds changes to a base model and not the model"
         return InputError(what, where=str(file), fix=_merge(file.parent))
-    names = [name for _, entry in places(data) for name in entry]
+    entries = [entry for _, entry in places(data)]
+    if any(_is_hollow(entry, own) for entry in entries):
+        what = "the file holds names without a number, as of a network that was cut up (DeepSpeed's ZeRO, stage 3)"
+        step = Path(os.path.abspath(file)).parent
+        whole = step.parent if step.name.startswith("global_step") else step
+        return InputError(what, where=str(file), fix=convert.filled(convert.DEEPSPEED, whole))
+    names = [name for entry in entries for name in entry]
     for way in _WAYS:
         pattern = re.compile(way.pattern)
         if not any(pattern.search(name) for name in own) and (found := [n for n in names if pattern.search(n)]):
@@ -125,6 +142,12 @@ def stored_otherwise(data: Any, own: Collection[str], file: Path) -> InputError 
                 fix=way.fix.replace("LAYER", plain(layer)),
             )
     return None
+
+
+def _is_hollow(entry: Mapping[str, Any], own: Collection[str]) -> bool:
+    """Return True if ``entry`` has names of the module, and nothing at any of them."""
+    found = [entry[name] for name in own if isinstance(entry.get(name), torch.Tensor)]
+    return bool(found) and not any(tensor.numel() for tensor in found)
 
 
 _ADAPTED = re.compile(r"[._](lora_\w+|hada_\w+|lokr_\w+|ia3_l|vera_lambda_\w|alpha|dora_scale)(\.|$)")

@@ -91,6 +91,7 @@ _SEQUENCES = "builtins.list collections.deque"
 _OBJECTS = (
     "argparse.Namespace types.SimpleNamespace typing.Any uuid.UUID enum.Enum decimal.Decimal fractions.Fraction "
     "builtins.int builtins.float builtins.bool builtins.str builtins.tuple builtins.object builtins.slice "
+    "builtins.getattr "  # how a method of one of these is stored, as in mmengine's message hub
     "pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath "
     "pathlib._local.PosixPath pathlib._local.WindowsPath "
     "datetime.datetime datetime.date datetime.time datetime.timedelta datetime.timezone "

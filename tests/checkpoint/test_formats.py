@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +242,52 @@ def test_an_adapter_given_as_a_file_is_named(tmp_path: Path) -> None:
         load(
             "torch.nn:Linear", model_args={"in_features": "4", "out_features": "4"}, weights=tmp_path / "w.safetensors"
         )
+
+
+def test_the_command_for_arrays_makes_a_state_dict_of_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **{"0.weight": np.arange(6.0).reshape(2, 3), "0.bias": np.ones(2, np.int64)})
+    converted(refusal(tmp_path / "w.npz").fix)
+    found = read(tmp_path / "w.weights.pt").data
+    np.testing.assert_array_equal(found["0.weight"].numpy(), np.arange(6.0).reshape(2, 3))
+    assert found["0.bias"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo"])
+def test_the_command_for_a_sparse_matrix_makes_a_dense_weight_of_it(kind: str, tmp_path: Path) -> None:
+    """As scipy.sparse.save_npz lays it out."""
+    matrix = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
+    if kind == "coo":
+        row, col = (each.numpy().astype(np.int32) for each in matrix.nonzero(as_tuple=True))
+        parts = {"row": row, "col": col, "data": matrix[matrix != 0].numpy()}
+    else:
+        sparse = matrix.to_sparse_csr() if kind == "csr" else matrix.to_sparse_csc()
+        starts = sparse.crow_indices() if kind == "csr" else sparse.ccol_indices()
+        indices = sparse.col_indices() if kind == "csr" else sparse.row_indices()
+        parts = {"indptr": starts.int().numpy(), "indices": indices.int().numpy(), "data": sparse.values().numpy()}
+    np.savez(tmp_path / "w.npz", format=np.array(kind.encode()), shape=np.array(matrix.shape), **parts)
+    error = refusal(tmp_path / "w.npz")
+    assert error.what == "a sparse matrix of SciPy (.npz)"
+    converted(error.fix.replace(" NAME", " fc.weight"))
+    assert torch.equal(read(tmp_path / "w.weights.pt").data["fc.weight"], matrix)
+
+
+@pytest.mark.parametrize("made", ["to_sparse", "to_sparse_csr", "quantized"])
+def test_the_command_for_sparse_and_quantized_tensors_makes_them_dense(made: str, tmp_path: Path) -> None:
+    weight = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    stored = torch.quantize_per_tensor(weight, 0.5, 0, torch.qint8) if made == "quantized" else getattr(weight, made)()
+    torch.save({"model": {"weight": stored, "bias": torch.ones(2)}, "epoch": 3}, tmp_path / "w.pt")
+    converted(refusal(tmp_path / "w.pt").fix)
+    found = read(tmp_path / "w.dense.pt").data
+    assert torch.equal(found["model"]["weight"], weight)
+    assert found["epoch"] == 3
+
+
+def test_of_a_pipeline_the_folders_of_its_networks_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "a pipeline" / "unet"
+    folder.mkdir(parents=True)
+    (folder.parent / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
+    save_file({"weight": torch.ones(2)}, folder / "diffusion_pytorch_model.safetensors")
+    error = refusal(folder.parent)
+    assert error.what == "a pipeline of diffusers, which is several networks"
+    (named,) = shlex.split(error.fix.partition(": ")[2])
+    assert torch.equal(read(Path(named)).data["weight"], torch.ones(2))

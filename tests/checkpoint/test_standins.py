@@ -36,6 +36,7 @@ BESIDE: dict[str, Any] = {
     "objects": np.array([None, "text"], dtype=object),
     "names": np.array(["one", "two"]),
     "identity": uuid.UUID(int=7),
+    "a method": collections.deque.append,
     "ratio": fractions.Fraction(1, 3),
 }
 
@@ -98,6 +99,26 @@ def test_an_array_that_claims_what_it_has_not_is_damage(claimed: tuple[Any, ...]
 
 class Ran(enum.Enum):
     NEVER = 1
+
+
+class Calls:
+    """Stored as a method of a file's path that is called."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (getattr, (self.path, "unlink")) if self.path else (Calls(Path("w.pt")), ())
+
+    def __call__(self) -> None: ...
+
+
+def test_a_method_that_is_stored_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"0.weight": torch.ones(2), "x": Calls(None)}, tmp_path / "w.pt")
+    with pytest.raises(InputError):
+        read(tmp_path / "w.pt")
+    assert (tmp_path / "w.pt").exists()
 
 
 def test_what_is_no_stand_in_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -133,3 +133,16 @@ def test_a_module_that_has_such_names_itself_misses_what_it_misses(app: Path) ->
 def test_what_is_no_mapping_is_one_message(contents: object, app: Path) -> None:
     torch.save(contents, app / "w.pt")
     assert "not a state dict" in refusal(app / "w.pt", app).what
+
+
+@pytest.mark.parametrize("step", ["global_step10", "elsewhere"])
+def test_names_without_numbers_are_told_as_a_part_of_deepspeeds(step: str, app: Path) -> None:
+    """As ZeRO's third stage leaves them in the model states: the numbers are in the files beside."""
+    file = app / "run" / step / "mp_rank_00_model_states.pt"
+    file.parent.mkdir(parents=True)
+    torch.save({"module": {name: torch.empty(0) for name in Net().state_dict()}, "ds_version": "0.14.0"}, file)
+    error = refusal(file, app)
+    assert "DeepSpeed's ZeRO, stage 3" in error.what
+    assert f"zero_to_fp32 {app / 'run' if step == 'global_step10' else file.parent} " in error.fix
+    torch.save({"module": Net().state_dict()}, file)
+    assert load("kept_nets:plain", app_dir=app, weights=file).notes
