@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import shlex
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -131,3 +136,75 @@ def test_weights_that_would_vanish_in_float16_are_left_as_they_are(kind: str, sc
     exact = x @ w * np.float32(scale) / (np.sqrt(4 + 1e-5) if kind == "BatchNormalization" else 1)
     (actual,) = OnnxRuntimeRunner(out, threads=1)({"x": x}).values()
     assert np.abs(actual - exact).max() < 8 * 2.0**-11 * np.abs(exact).max()
+
+
+NETS = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    return module.requires_grad_(False)
+"""
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write what torch.onnx.export makes of ``told_nets:net``, whose weights lie in net.pt, and return the file."""
+    (tmp_path / "told_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def write(**options: Any) -> Path:
+        module = importlib.import_module("told_nets").net()
+        torch.save(module.state_dict(), "net.pt")
+        names = {"input_names": ["input"], "output_names": ["output"]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, (torch.zeros(1, 3, 8, 8),), tmp_path / "net.onnx", **names, **options)
+        return tmp_path / "net.onnx"
+
+    yield write
+    sys.modules.pop("told_nets", None)
+
+
+def test_what_16_bits_cost_is_told_as_not_judged_with_the_command_that_judges(
+    exported: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = exported(dynamo=True, optimize=False), tmp_path / "half .onnx"
+    assert main(["fold", str(source), "-o", str(tmp_path / "wide.onnx"), "--precision", "fp32"]) == 0
+    assert "not judged" not in capsys.readouterr().out
+    assert main(["fold", str(source), "-o", str(out), "--precision", "fp16"]) == 0
+    said = capsys.readouterr().out
+    assert "note: what fp16 costs is not judged here" in said
+    line = next(line for line in said.splitlines() if line.startswith("  normdeploy verify"))
+    told = line.replace("PACKAGE.MODULE:FACTORY", "told_nets:net").replace("FILE", "net.pt")
+    assert main(shlex.split(told.replace("SPEC", "input:1x3x8x8"))[1:]) == 0
+    assert "parity passed" in capsys.readouterr().out
+    model = onnx.load(out)
+    weight = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    weight.raw_data = (onnx.numpy_helper.to_array(weight) * np.float16(1.01)).tobytes()
+    onnx.save(model, out)
+    assert main(shlex.split(told.replace("SPEC", "input:1x3x8x8"))[1:]) == 1, "the command judges"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"dynamo": True, "optimize": True},
+            "torch.onnx.export has folded 1 BatchNormalization itself (optimize=True)",
+        ),
+        ({"dynamo": False}, "folds BatchNormalization itself, but with dynamo=True, optimize=False"),
+        ({"dynamo": True, "optimize": False}, None),
+    ],
+)
+def test_where_torch_has_folded_it_is_told_why_there_is_nothing(
+    exported: Callable[..., Path], tmp_path: Path, options: Any, said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = exported(**options)
+    assert main(["fold", str(source), "-o", str(tmp_path / "out.onnx")]) == 0
+    told = capsys.readouterr().out
+    assert ("nothing to fold" in told) is (said is not None)
+    assert said is None or said in told

@@ -173,7 +173,7 @@ def fold(
             model, out, keep=keep, layernorm=layernorm, target=target, inputs_are_constants=inputs_are_constants,
             precision=precision, plugin=plugin, plugin_form=plugin_form, dump=dump, strict=strict, force=force,
         )  # fmt: skip
-    output.ledger(ledger, talk, out)
+    output.ledger(ledger, talk, out, precision or "fp32")
     return 0
 
 

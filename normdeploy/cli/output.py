@@ -101,8 +101,11 @@ def latencies(measured: Mapping[int | None, Comparison | Latency], talk: Talk) -
         latency(each, talk)
 
 
-def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
-    """Print what became of each norm on the way into ``path``; in JSON what the report has as ``ledger``."""
+def ledger(ledger: Ledger, talk: Talk, path: Path, precision: str = "fp32") -> None:
+    """Print what became of each norm on the way into ``path``; in JSON what the report has as ``ledger``.
+
+    Of a ``precision`` of 16 bits it is said that nobody has judged what it costs, and what does.
+    """
     from normdeploy.report.console import show_norms
 
     if talk.json:
@@ -110,11 +113,30 @@ def ledger(ledger: Ledger, talk: Talk, path: Path) -> None:
         return
     show_norms(ledger.norms(), console(sys.stdout), rest=f"normdeploy explain {shlex.quote(str(path))} tells of each")
     if not ledger.entries:
-        print("nothing to fold: the model has no norms and no constant maps")
+        print(_nothing_to_fold(path))
     for note in (*ledger.notes, *(f"dropped, its proof failed: {dropped}" for dropped in ledger.dropped)):
         print(cut(plain(f"note: {note}")))
+    if precision != "fp32":
+        file = shlex.quote(str(path))
+        print(f"note: what {precision} costs is not judged here; beside the PyTorch module it is, by")
+        print(plain(f"  normdeploy verify {file} --model PACKAGE.MODULE:FACTORY --weights FILE --input SPEC"))
     print(f"{ledger.seconds:.2f} s, of which {ledger.validation_seconds:.2f} s to prove each step in float64")
     print(plain(str(path)))
+
+
+def _nothing_to_fold(path: Path) -> str:
+    """Return that there is nothing to fold, and where that is so because the exporter of torch has done it, that."""
+    from normdeploy import onnxfile
+
+    maker, folded = onnxfile.made_by(path)
+    has = "the model has no norms and no constant maps"
+    if folded:
+        return (
+            f"nothing to fold: {has}; torch.onnx.export has folded {folded} BatchNormalization itself (optimize=True)"
+        )
+    if maker == "pytorch":
+        has += "; torch.onnx.export folds BatchNormalization itself, but with dynamo=True, optimize=False"
+    return f"nothing to fold: {has}"
 
 
 def engine(sidecar: Sidecar, talk: Talk, path: Path, *, layers: bool) -> None:

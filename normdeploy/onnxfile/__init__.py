@@ -12,6 +12,7 @@ from normdeploy.lazy import loaded_from
 if TYPE_CHECKING:
     from normdeploy.onnxfile.look import check as check
     from normdeploy.onnxfile.look import data_files as data_files
+    from normdeploy.onnxfile.look import made_by as made_by
     from normdeploy.onnxfile.look import metadata as metadata
     from normdeploy.onnxfile.look import shapes as shapes
     from normdeploy.onnxfile.read import adopt as adopt
@@ -30,6 +31,7 @@ _HOME = {
     "from_message": "read",
     "had_training_info": "read",
     "load": "read",
+    "made_by": "look",
     "metadata": "look",
     "require_unchanged": "read",
     "save": "write",
@@ -43,6 +45,7 @@ __all__ = [
     "from_message",
     "had_training_info",
     "load",
+    "made_by",
     "metadata",
     "require_unchanged",
     "save",

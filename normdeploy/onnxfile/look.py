@@ -18,13 +18,14 @@ import onnx
 
 from normdeploy.errors import InputError
 from normdeploy.onnxfile.claims import require_inside, require_sound
-from normdeploy.onnxfile.functions import require_bounded_calls
+from normdeploy.onnxfile.functions import all_nodes, require_bounded_calls
 from normdeploy.onnxfile.names import require_unique_names
 from normdeploy.onnxfile.nodes import require_sound_nodes
 from normdeploy.onnxfile.places import File, open_given, open_inside
 from normdeploy.onnxfile.skeleton import skeleton
 from normdeploy.onnxtext import FORMATS, LARGEST, model_of
 
+_RULE, _FOLDING = "pkg.onnxscript.rewriter.rule_name", "FuseBatchNormInto"
 _MOST = 300
 """Characters of a library's message."""
 
@@ -79,6 +80,19 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return the metadata of the model in ``path``. Raises InputError as :func:`reading` does."""
     with reading(Path(path)) as (proto, _):
         return {prop.key: prop.value for prop in proto.metadata_props}
+
+
+def made_by(path: str | os.PathLike[str]) -> tuple[str, int]:
+    """Return what wrote the model in ``path``, and how many nodes are BatchNormalizations that it has folded itself.
+
+    onnxscript's rewriter, which torch.onnx.export runs, notes its rule at the node that it makes. Raises InputError as
+    :func:`reading` does.
+    """
+    with reading(Path(path)) as (proto, _):
+        rules = (
+            prop.value for node in all_nodes(proto.graph.node) for prop in node.metadata_props if prop.key == _RULE
+        )
+        return proto.producer_name, sum(rule.startswith(_FOLDING) for rule in rules)
 
 
 def data_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
