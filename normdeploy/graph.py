@@ -115,13 +115,20 @@ _READS_SEQUENCES = {
 def infer_types(model: ir.Model) -> None:
     """Give each value the shape and type that follow from the graph's inputs.
 
-    onnx_ir takes a sequence without a type for a tensor of its elements, which makes the model invalid.
+    onnx_ir takes a sequence or an optional without a type for a tensor of its elements, which makes the model invalid.
     """
-    untyped = [value for value in _values(model.graph) if value.type is None and _is_sequence(value)]
+    untyped = [value for value in _values(model.graph) if value.type is None]
+    sequences = [value for value in untyped if _is_sequence(value)]
+    optionals = [value for value in untyped if _is_optional(value)]
     ShapeInferencePass()(model)
-    for value in untyped:
+    for value in sequences:
         if value.dtype is not None:
             value.type, value.shape = ir.SequenceType(ir.TensorType(value.dtype)), None
+    for value in optionals:
+        producer = value.producer()
+        held = None if producer is None or not producer.inputs else producer.inputs[0]
+        if held is not None and isinstance(held.type, ir.TensorType | ir.SequenceType):
+            value.type, value.shape = ir.OptionalType(held.type), None
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -130,6 +137,11 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 yield from attribute.as_graph().inputs
+
+
+def _is_optional(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and is_of_onnx(producer) and producer.op_type == "Optional"
 
 
 def _is_sequence(value: ir.Value) -> bool:

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from normdeploy.errors import NormdeployError
 from normdeploy.pipeline import files, fold_file
@@ -85,6 +86,44 @@ def test_a_mask_that_goes_through_a_loop_is_clipped_in_front_of_it() -> None:
         k=np.array([[0, 1, 0, 1], [1, 0, 0, 0]]),
     )  # fmt: skip
     assert "Clip" in {node.op_type for node in narrow.graph.node}
+
+
+@pytest.mark.parametrize("held", ["m", "SequenceConstruct(m, m)"])
+def test_an_optional_stays_one(held: str) -> None:
+    """Its type was lost where a function hands it on, and it was taken for a tensor."""
+    is_sequence = "(" in held
+    body = "k = SequenceConstruct(a, a) o = Optional(k)" if is_sequence else "o = Optional(a)"
+    get = "r = OptionalGetElement(o) e = SequenceAt(r, zero)" if is_sequence else "e = OptionalGetElement(o)"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 18, "local" : 1]>
+        g (float[2,4] x) => (float[2,4] y) <float[4,4] w> {{ m = MatMul(x, w) e = local.f(m) y = Relu(e) }}
+        <domain: "local", opset_import: ["" : 18]> f (a) => (e) {{
+            zero = Constant<value_int = 0>() {body} {get} }}"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(W, "w"))
+    require_agreement(proto)
+
+
+@pytest.mark.parametrize(
+    ("control", "opset"),
+    [
+        ("y = If(go) <then_branch = b () => (float[2,4] a) { a = Neg(m) }, else_branch = e () => (float[2,4] d)"
+         " { d = Relu(m) }>", 13),
+        ("y = Loop(n, go, m) <body = b (int64 i, bool c, float[2,4] a) => (bool d, float[2,4] o) {"
+         " d = Identity(c) o = MatMul(a, w) }>", 13),
+        ("y = Scan<num_scan_inputs = 1, body = b (float[2,4] s, float[4] r) => (float[2,4] t) { t = Add(s, r) }>(m, x)",
+         13),
+    ],
+)  # fmt: skip
+def test_a_body_hands_on_bfloat16_only_at_an_opset_that_has_it(control: str, opset: int) -> None:
+    proto = graph(
+        f"(float[2,4] x, bool go) => (float[2,4] y) {{ m = MatMul(x, w) {control} }}", opset, n=np.array(2),
+    )  # fmt: skip
+    narrow = ir.to_proto(to_precision(ir.from_proto(proto), "bf16"))
+    onnx.checker.check_model(narrow, full_check=True)
+    feeds = {"x": X, "go": np.array(True)}
+    exact, actual = (ReferenceEvaluator(each).run(None, feeds)[0] for each in (proto, narrow))
+    np.testing.assert_allclose(actual, exact, atol=6 * 2.0**-8 * float(np.abs(exact).max()), rtol=0)
 
 
 @pytest.mark.parametrize(

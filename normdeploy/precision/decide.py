@@ -48,7 +48,7 @@ class Decision:
                 self._wide.add(node)  # what is in a sequence stays as it is
             if operator(node) == "Constant":  # those that a graph hands out stay nodes
                 self._wide.add(node)
-            if self._is_source(node):
+            if self._is_source(node) or not self._carries(node):
                 self._wide.add(node)
             if operator(node) in _QUANTIZING and self._is_subnormal(node.inputs[1]):
                 self._wide.add(node)
@@ -124,6 +124,14 @@ class Decision:
         """
         schema = self._schema(node)
         return schema is not None and not _MAKES.isdisjoint(schema.attributes)
+
+    def _carries(self, node: ir.Node) -> bool:
+        """Return False for a branch or loop that at this opset hands no values of the target type on."""
+        schema = self._schema(node)
+        if schema is None or not any(True for _ in bodies(node)):
+            return True
+        allowed = {item.type_param_str: item.allowed_type_strs for item in schema.type_constraints}
+        return f"tensor({self.target.name.lower()})" in allowed.get(schema.outputs[-1].type_str, ())
 
     def _is_subnormal(self, scale: ir.Value | None) -> bool:
         """Return True if a constant scale has numbers that the target type holds with fewer digits, or not at all."""
