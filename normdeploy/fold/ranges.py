@@ -66,6 +66,8 @@ def _scaled(size: float, m: AffineMap) -> float:
 
 
 def _unscaled(size: float, m: AffineMap) -> float:
+    if not np.all(m.scale):  # what was 0 may have been of any size
+        return np.inf
     with np.errstate(all="ignore"):
         inverse = AffineMap(1.0 / m.scale, m.shift / m.scale)
     return _scaled(size, inverse)

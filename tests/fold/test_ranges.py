@@ -158,3 +158,15 @@ def test_a_dead_channel_is_told_and_folds() -> None:
 def test_a_precision_that_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="'int4' is none of fp32, fp16, bf16"):
         fold(scaled(SHOWS["nothing"], 1), precision="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("between", ["p = Identity (m)", "p = Transpose <perm=[0,1,3,2]> (m)"])
+def test_a_scale_of_zero_goes_down_where_the_value_is_what_it_was_before(between: str) -> None:
+    """It was refused, as one that "would become up to nan times larger"."""
+    body = f"r = Relu (x) m = Mul (r, s) {between} y = Conv (p, w)"
+    proto = model("float16[2,3,8,8] x", "float16[3,1,1] s, float16[4,3,1,1] w", body, outputs="float16[] y", opset=22)
+    proto = with_values(proto, s=np.array([0.0, 0.5, 2.0]).reshape(3, 1, 1))
+    new, _ = folded(proto)
+    assert op_types(new)["Mul"] == 0
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16)
+    np.testing.assert_allclose(in_float16(new, x), in_float16(proto, x), atol=0.02, rtol=0)
