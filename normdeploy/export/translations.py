@@ -153,9 +153,21 @@ def _exists(x: Any, dims: list[int] | None, keepdim: bool) -> Any:
     holds = op.Cast(x, to=ir.DataType.BOOL)
     if len(x.shape) == 0:
         return holds
-    axes = None if dims is None else op.Constant(value_ints=dims)
-    count = op.ReduceSum(op.Cast(holds, to=ir.DataType.INT64), axes, keepdims=keepdim)
+    count = op.ReduceSum(op.Cast(holds, to=ir.DataType.INT64), _axes(dims or ()), keepdims=keepdim)
     return op.Greater(count, op.Constant(value_int=0))
+
+
+def _amax(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    """Take the maximum over ``dim``, over all where there is none; torch's own asks for one."""
+    return op.ReduceMax(x, _axes(dim), keepdims=keepdim)
+
+
+def _amin(x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    return op.ReduceMin(x, _axes(dim), keepdims=keepdim)
+
+
+def _axes(dim: Sequence[int]) -> Any:
+    return op.Constant(value_ints=list(dim)) if dim else None
 
 
 def _round(x: Any, ndigits: Any = None) -> Any:
@@ -169,6 +181,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: _instance_norm,
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
     torch.ops.aten.as_strided.default: _as_strided,
+    torch.ops.aten.amax.default: _amax,
+    torch.ops.aten.amin.default: _amin,
     torch.ops.aten.any.default: _any,
     torch.ops.aten.any.dim: _any_dim,
     torch.ops.aten.any.dims: _any_dims,

@@ -121,6 +121,29 @@ def test_any_of_nothing_is_false() -> None:
                 np.testing.assert_array_equal(got[name], expected.numpy(), err_msg=name)
 
 
+class Extremes(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "all": x.amax(),
+            "kept": x.amin(keepdim=True),
+            "dim": x.amin(1),
+            "dims": x.abs().amax((0, -1), keepdim=True),
+            "scalar": x.sum().amax(),
+            "both": torch.aminmax(x).min,
+        }
+
+
+def test_extremes_over_some_and_over_all_dimensions() -> None:
+    graph = to_graph(Extremes().eval(), parse(["x:N=1..2..4xT=1..3..9@f32"])).model
+    served = OnnxRuntimeRunner(ir.serde.serialize_model(graph).SerializeToString(), threads=1)
+    for x in (X[0, :2, :1], X[0, :4, :3], X[1, :1, :9]):
+        for run in (Float64Runner(graph), served):
+            got = run({"x": x})
+            for name, expected in Extremes()(torch.from_numpy(x)).items():
+                assert got[name].shape == tuple(expected.shape), name
+                np.testing.assert_allclose(got[name], expected.numpy(), rtol=1e-6, err_msg=name)
+
+
 class Quantized(nn.Module):
     def __init__(self, quantize: Any) -> None:
         super().__init__()
