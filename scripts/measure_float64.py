@@ -9,7 +9,6 @@ takes more than 20 times as long as eager float32.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -21,9 +20,10 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "real")]
 
 from architectures import library  # type: ignore[import-not-found]  # noqa: E402  # of the tests, behind the path to it
+from by_network import options  # noqa: E402
 
 from normdeploy.export import to_graph  # noqa: E402
 from normdeploy.fold import fold  # noqa: E402
@@ -92,9 +92,8 @@ def seconds(name: str, rounds: int) -> dict[str, float]:
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, NETS)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--net", nargs="+", choices=[*NETS], default=[*NETS])
     asked = parser.parse_args()
     print("| network | eager float32, s | eager float64, s | graph in float64, s | times eager float32 |")
     print("|---|--:|--:|--:|--:|")

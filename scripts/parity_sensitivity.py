@@ -9,7 +9,6 @@ runtime would see.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,9 +21,11 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from models import digits  # noqa: E402  # behind the path to it
+from by_network import options  # noqa: E402  # behind the path to it
+
+from models import digits  # noqa: E402
 from normdeploy.export import to_graph  # noqa: E402
 from normdeploy.fold import fold  # noqa: E402
 from normdeploy.parity.compare import measure  # noqa: E402
@@ -145,8 +146,7 @@ def rows(name: str, precision: Precision) -> Iterator[tuple[str, ...]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", nargs="+", choices=NETS, default=NETS)
+    parser = options(__doc__, NETS)
     parser.add_argument("--precision", nargs="+", choices=[*DTYPES], default=[*DTYPES])
     asked = parser.parse_args()
     print("| network | precision | weight | fault of | smallest δ seen | by the outputs alone | by one bound |")

@@ -11,7 +11,6 @@ Exit code 1 where one fails.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "real")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests" / "real")]
 
+from by_network import options  # noqa: E402
 from trained import NETWORKS  # type: ignore[import-not-found]  # noqa: E402  # of the tests, behind the path to it
 
 from normdeploy.parity.verdict import Judgement, Part, Verdict  # noqa: E402
@@ -48,8 +48,7 @@ def cells(verdict: Verdict, part: Part) -> Iterator[str]:
 
 def main() -> int:
     """Print a row a network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
+    parser = options(__doc__, NETWORKS)
     asked = parser.parse_args()
     print("| network | graph | eager | bound | runtime | eager | bound | excused by the unfolded graph |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
