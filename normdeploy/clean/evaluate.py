@@ -114,11 +114,8 @@ ROUNDED: Mapping[str, Size] = {
     "Tanh": _no_larger, "Sigmoid": _no_larger, "Erf": _no_larger, "Atan": _no_larger, "Pow": _broadcast,
     "Reciprocal": _no_larger, "Softmax": _no_larger, "MatMul": _multiplied, "CumSum": _no_larger,
     "ReduceSum": _no_larger, "ReduceProd": _no_larger, "ReduceMean": _no_larger, "ReduceL2": _no_larger,
-    "ReduceSumSquare": _no_larger, "BatchNormalization": _no_larger,
+    "ReduceSumSquare": _no_larger,
 }  # fmt: skip
-
-_PLAIN_BATCH_NORM = 9
-"""The opset from which a BatchNormalization of one output is one at inference, unless ``training_mode`` says other."""
 
 KNOWN = frozenset({*MOVES, *EXACT, *INTEGERS, *ROUNDED})
 
@@ -166,18 +163,10 @@ def _evaluated(operator: str, opset: int, inputs: Arrays, attributes: Attributes
         return _range(given)
     if operator in EXACT or (operator in INTEGERS and not has_floats):
         return _reference(operator, opset, inputs, attributes)
-    if operator == "BatchNormalization":
-        _require_inference(opset, attributes)
     if operator in ROUNDED and given[0].dtype in FLOATS:
         precise = [None if array is None else _precise(array) for array in inputs]
         return np.asarray(_reference(operator, opset, precise, attributes)).astype(given[0].dtype)
     raise NotEvaluated(operator)
-
-
-def _require_inference(opset: int, attributes: Attributes) -> None:
-    """Refuse a BatchNormalization of its own statistics; below opset 9 it has other attributes that tell."""
-    if opset < _PLAIN_BATCH_NORM or ("training_mode" in attributes and attributes["training_mode"].as_int()):
-        raise NotEvaluated("BatchNormalization")
 
 
 def _precise(array: np.ndarray) -> np.ndarray:

@@ -278,33 +278,9 @@ def test_products_powers_and_running_sums_of_floats_are_rounded_once() -> None:
         np.testing.assert_array_equal(got, want.astype(np.float32), err_msg=name)
 
 
-@pytest.mark.parametrize(("dtype", "of_statistics"), [("f", "f"), ("e", "e"), ("e", "f"), ("d", "d")])
-@pytest.mark.parametrize("attributes", [{}, {"epsilon": 0.25, "momentum": 1.0}])
-def test_a_batch_norm_at_inference_is_rounded_once(
-    dtype: str, of_statistics: str, attributes: dict[str, object]
-) -> None:
-    x, scale, bias, mean = draw(dtype, 2, 5, 3), draw(dtype, 5), draw(dtype, 5), draw(of_statistics, 5)
-    var = np.abs(nonzero(of_statistics, 5))
-    s, b, m, v = (array.astype(np.float64)[:, None] for array in (scale, bias, mean, var))
-    exact = (x.astype(np.float64) - m) / np.sqrt(v + float(np.float32(attributes.get("epsilon", 1e-5)))) * s + b
-    got = ours("BatchNormalization", [x, scale, bias, mean, var], attributes)
-    assert got.dtype == x.dtype
-    spacing = np.spacing(np.abs(got)).astype(np.float64)
-    assert np.all(np.abs(got.astype(np.float64) - exact) <= spacing * (0.5001 if dtype != "d" else 64))
-
-
-@pytest.mark.parametrize(("opset", "attributes"), [(21, {"training_mode": 1}), (7, {}), (6, {})])
-def test_a_batch_norm_that_may_be_of_its_own_statistics_is_not_evaluated(
-    opset: int, attributes: dict[str, object]
-) -> None:
-    node = ir.from_proto(helper.make_node("BatchNormalization", list("xsbmv"), ["y"], **attributes))
-    with pytest.raises(NotEvaluated):
-        evaluate("BatchNormalization", opset, [draw("f", 2, 5, 3), *(np.ones(5, F) for _ in range(4))], node.attributes)
-
-
 def test_every_operator_that_is_evaluated_is_tested_here() -> None:
     tested = {op for op, *_ in SHAPED} | {*COMPARISONS, *TWO, *FLOAT_ONLY, *ONE, *EXPECTED}
-    tested |= {"And", "Or", "Xor", "Not", "Cast", "Mod", "Range", "CumSum", "MatMul", "Pow", "BatchNormalization"}
+    tested |= {"And", "Or", "Xor", "Not", "Cast", "Mod", "Range", "CumSum", "MatMul", "Pow"}
     tested |= {"ReduceMax", "ReduceMin"}
     elsewhere = {"ConstantOfShape", "CastLike", "Erf", "Clip"}  # test_clean.py
     assert {*MOVES, *EXACT, *INTEGERS, *ROUNDED} == tested | elsewhere
