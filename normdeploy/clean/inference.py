@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.uncertain import hide_uncertain
 from normdeploy.limits import more_memory
 
 _MEMORY = 2**30
@@ -30,7 +31,7 @@ def inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]
     for checks_types, follows_values in ((True, True), (True, False), (False, True), (False, False)):
         try:
             with more_memory(_MEMORY):
-                found = onnx.shape_inference.infer_shapes(given, check_type=checks_types, data_prop=follows_values)
+                found = _certain(given, check_type=checks_types, data_prop=follows_values)
         except Exception as error:  # it raises its own, and what its C++ has
             said = said or " ".join(str(error).split())[:_MOST]
             continue
@@ -38,6 +39,14 @@ def inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]
         note = f"the types of the model are not what its opset lists, so shapes were inferred without: {said}"
         return found, [] if checks_types else [note]
     return None, [f"ONNX's shape inference fails on the model, so less can be folded: {said}"]
+
+
+def _certain(given: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """Return ``given`` with what is inferred, without the sizes that inference computes otherwise than runtimes."""
+    found = onnx.shape_inference.infer_shapes(given, **options)
+    if hide_uncertain(given, found):
+        found = onnx.shape_inference.infer_shapes(given, **options)
+    return found
 
 
 def _forget_sizes_of_elements(graph: onnx.GraphProto) -> None:

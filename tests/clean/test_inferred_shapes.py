@@ -94,3 +94,76 @@ def test_frequencies_are_counted_as_the_standard_says(attribute: str, made: str)
         session = onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"])
         np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-4)
     assert "Shape" not in {node.op_type for node in folded.graph.node}, "the number is known, and right"
+
+
+# What ONNX's inference and ONNX Runtime size otherwise; for each a neighbour that both know.
+SIZED = {
+    "backward": ("r = Slice(x, zero, last, two, minus)", "r = Slice(x, minus, first, two, minus)"),
+    "behind": (
+        'r = MaxPool<auto_pad = "VALID", ceil_mode = 1, kernel_shape = [1], strides = [2]>(x)',
+        "r = MaxPool<ceil_mode = 1, kernel_shape = [3], strides = [2], pads = [1, 1]>(x)",
+    ),
+    "behind a pad": (
+        "r = LpPool<ceil_mode = 1, kernel_shape = [2], strides = [2], pads = [0, 1]>(x)",
+        "r = AveragePool<ceil_mode = 1, kernel_shape = [2], strides = [2]>(x)",
+    ),
+    "dilated": (
+        'r = AveragePool<auto_pad = "SAME_UPPER", kernel_shape = [3], dilations = [2]>(x)',
+        'r = MaxPool<auto_pad = "SAME_LOWER", kernel_shape = [3], strides = [2]>(x)',
+    ),
+    "given": (
+        "r = ConvTranspose<strides = [2], output_shape = [17]>(x, w)",
+        'r = ConvTranspose<strides = [2], auto_pad = "SAME_UPPER">(x, w)',
+    ),
+    "padded": (
+        'r = ConvTranspose<strides = [3], auto_pad = "SAME_LOWER", output_padding = [2]>(x, w)',
+        "r = ConvTranspose<strides = [3], output_padding = [2]>(x, w)",
+    ),
+    "scaled": ('r = Resize<mode = "linear">(x, , scales)', 'r = Resize<mode = "linear">(x, , halves)'),
+}
+
+
+def sized(node: str) -> onnx.ModelProto:
+    """A model that multiplies by the size of what ``node`` makes, as the graph itself computes it."""
+    return onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 19]> g (float[1,2,10] x) => (float[] y)
+        <float[2,2,3] w = {{1,1,1,1,1,1,1,1,1,1,1,1}}, int64[1] zero = {{0}}, int64[1] minus = {{-1}},
+        int64[1] last = {{9223372036854775807}}, int64[1] first = {{-9223372036854775807}}, int64[1] two = {{2}},
+        float[3] scales = {{1, 1, 0.9}}, float[3] halves = {{1, 1, 1.5}}> {{
+            {node} s = Shape(r) k = Gather(s, two) f = Cast<to = 1>(k) m = ReduceMax<keepdims = 0>(r) y = Mul(m, f)
+        }}"""
+    )
+
+
+def run(proto: onnx.ModelProto, **feeds: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it infers as ONNX does
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": np.ones((1, 2, 10), np.float32), **feeds})[0])
+
+
+@pytest.mark.parametrize("kind", SIZED)
+def test_no_size_is_taken_from_inference_that_runtimes_compute_otherwise(kind: str) -> None:
+    uncertain, certain = map(sized, SIZED[kind])
+    for proto in (uncertain, certain):
+        folded = ir.to_proto(fold(proto).model)
+        np.testing.assert_allclose(run(folded), run(proto), rtol=1e-6)
+        assert ("Shape" in {node.op_type for node in folded.graph.node}) is (proto is uncertain)
+
+
+def test_channels_stay_known_where_a_size_is_uncertain() -> None:
+    for uncertain, _ in SIZED.values():
+        found, _ = inferred(sized(uncertain))
+        (info,) = (info for info in found.graph.value_info if info.name == "r")
+        assert [dim.dim_value for dim in info.type.tensor_type.shape.dim] == [1, 2, 0]
+
+
+def test_a_size_in_a_body_is_uncertain_too() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 19]>
+        g (float[1,2,10] x, bool go) => (float[] y) <float[3] scales = {1, 1, 0.9}, int64 two = {2}> {
+            y = If(go) <then_branch = a () => (float[] p) {
+                r = Resize<mode = "linear">(x, , scales) s = Shape(r) k = Gather(s, two) p = Cast<to = 1>(k) },
+            else_branch = b () => (float[] q) { q = ReduceMax<keepdims = 0>(x) }>
+        }""")
+    folded = ir.to_proto(fold(proto).model)
+    assert run(folded, go=np.array(True)) == run(proto, go=np.array(True)) == 9
