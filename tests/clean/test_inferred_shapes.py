@@ -139,7 +139,7 @@ def run(proto: onnx.ModelProto, **feeds: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it infers as ONNX does
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": np.ones((1, 2, 10), np.float32), **feeds})[0])
+    return np.asarray(session.run(None, {"x": np.ones((1, 2, 10), np.float32)} | feeds)[0])
 
 
 @pytest.mark.parametrize("kind", SIZED)
@@ -167,3 +167,29 @@ def test_a_size_in_a_body_is_uncertain_too() -> None:
         }""")
     folded = ir.to_proto(fold(proto).model)
     assert run(folded, go=np.array(True)) == run(proto, go=np.array(True)) == 9
+
+
+def stale(batch: str) -> onnx.ModelProto:
+    """A model that multiplies by its own batch, which was 1 when the shapes in between were written."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 19]> g (float[{batch},2,10] x) => (float[{batch},2,3] y)
+        <float[10] s = {{1,2,3,4,5,6,7,8,9,10}}, float[10,3] w = {{{",".join(["0.5"] * 30)}}}, int64 zero = {{0}}> {{
+            a = Mul(x, s) b = MatMul(a, w) h = Shape(b) k = Gather(h, zero) f = Cast<to = 1>(k) y = Mul(b, f)
+        }}"""
+    )
+    for name, sizes in {"a": [1, 2, 10], "b": [1, 2, 3]}.items():
+        proto.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes))
+    return proto
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sizes_in_a_file_are_not_believed_where_its_inputs_are_dynamic(batch: int) -> None:
+    folded = ir.to_proto(fold(stale("N")).model)
+    x = np.random.default_rng(0).standard_normal((batch, 2, 10)).astype(np.float32)
+    exact = (x.astype(np.float64) * np.arange(1, 11)) @ np.full((10, 3), 0.5) * batch
+    np.testing.assert_allclose(run(folded, x=x), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_that_follow_from_the_inputs_are_constants() -> None:
+    folded = ir.to_proto(fold(stale("1")).model)
+    assert [node.op_type for node in folded.graph.node] == ["MatMul"]

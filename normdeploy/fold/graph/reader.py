@@ -180,9 +180,8 @@ class View:
         given = [item for item in node.inputs if item is not None]
         if operator(node) == basics.CAST_LIKE and given[0] is not value and given[1].dtype is not None:
             return self._cast_like(given[0], given[1].dtype)
-        if operator(node) == basics.SHAPE and given[0].shape is not None and given[0].shape.is_static():
-            shape = np.array(given[0].shape.numpy(), np.int64)
-            return ir.tensor(shape[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
+        if operator(node) == basics.SHAPE and (sizes := self._certain_sizes(given[0])) is not None:
+            return ir.tensor(sizes[slice(self.attr(node, "start", 0), self.attr(node, "end"))], name=value.name)
         if not given or not all(self.is_constant(item) for item in given):
             return None
         # The node is gone when an edit of its result is written, so what it computes from is held here.
@@ -207,6 +206,17 @@ class View:
             return evaluate(anew=False)
         except Exception:  # the reference has no kernel for it: then it is no constant to us
             return None
+
+    def _certain_sizes(self, value: ir.Value) -> np.ndarray | None:
+        """Return the sizes of ``value``, if it has them for all inputs.
+
+        What a file says of a value in the main graph may be from before its inputs were made dynamic; what follows from
+        those was evaluated when the model was cleaned.
+        """
+        is_made = value.producer() is not None and value.graph is self.main
+        if is_made or value.shape is None or not value.shape.is_static():
+            return None
+        return np.array(value.shape.numpy(), np.int64)
 
     def _cast_like(self, value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol | None:
         array = self.array(value)
