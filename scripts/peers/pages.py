@@ -77,8 +77,8 @@ ONNX Runtime's extended level hides activations and attention in operators of it
 SPEED = """Seconds to load, fold and save large models: as normdeploy exports them, and raw, as torch writes them with
 `optimize=False`. Each round is a fresh process, imports and a small graph before the clock starts, and the folders take
 turns; the median of the rounds, in brackets the fastest and the slowest, and the median of the CPU seconds. The last
-row folds nothing: it is what loading and saving cost in Python. The raw files were measured at another time, on a
-machine with other work: a column compares with itself alone."""
+row folds nothing: it is what loading and saving cost in Python. The raw files were measured at another time: a
+column compares with itself alone."""
 
 MODULES = """Folders of PyTorch modules, on those of `tests/foldmodule`. Folded is what lost all that normdeploy's own
 table says can go, in part what lost less, refused what stayed as it was; wrong is off by more than 1e-4 in float64."""
