@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normdeploy.fold.affine import Array
+from normdeploy.fold.graph.alone import alone, is_evaluated
 from normdeploy.fold.graph.growth import Allowance
 from normdeploy.fold.graph.recent import Recent
 from normdeploy.fold.operators import basics
@@ -332,27 +332,8 @@ class View:
         return bool(value.uses()) or value.is_graph_output()
 
 
-def is_evaluated(node: ir.Node) -> bool:
-    """Return True if ``node`` computes the same of the same inputs, and nothing but that."""
-    drawn = operator(node) in basics.NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values())
-    return is_of_onnx(node) and not drawn
-
-
-def alone(node: ir.Node, opset: int) -> onnx.ModelProto:
-    """Return a model of ``node`` at ``opset`` and nothing else."""
-    make, proto = onnx.helper, ir.to_proto(node)
-    inputs = [make.make_empty_tensor_value_info(name) for name in dict.fromkeys(proto.input) if name]
-    outputs = [make.make_empty_tensor_value_info(name) for name in proto.output if name]
-    graph = make.make_graph([proto], "one", inputs, outputs)
-    return make.make_model(graph, opset_imports=[make.make_opsetid("", opset)])
-
-
 def _constant_tensor(node: ir.Node, value: ir.Value) -> ir.TensorProtocol | None:
     attr = node.attributes.get("value")
     if attr is not None and not attr.is_ref():
         return attr.as_tensor()  # onnx_ir's own reader would rename it, in the model that was given
     return ir.convenience.get_const_tensor(value)
-
-
-def _holds_graph(attr: ir.Attr) -> bool:
-    return attr.is_ref() or attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
