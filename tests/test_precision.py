@@ -387,6 +387,32 @@ def test_weights_that_overflow_are_refused_together_by_module_name() -> None:
     assert wrong_precision(to_precision(model, "bf16"), "bf16") == ()
 
 
+def test_a_weight_of_which_nothing_is_left_is_refused_by_module_name() -> None:
+    model = graph(
+        f"(float[N,{C}] x) => (float[N,5] y) {{ fc = MatMul(x, w) y = MatMul(fc, v) }}",
+        w=normal(C, 5, scale=1e-9),
+        v=normal(5, 5),
+    )
+    with pytest.raises(InputError, match="all weights become 0 in float16") as caught:
+        to_precision(model, "fp16")
+    assert "net.fc: w holds" in str(caught.value)
+    assert "bf16" in str(caught.value)
+    x = normal(2, C)
+    assert error(run(to_precision(model, "bf16"), x=x), run(model, x=x)) < 8 * EPS["bf16"]
+
+
+def test_a_weight_that_loses_some_numbers_and_a_bias_that_vanishes_pass() -> None:
+    heavy = normal(C, 5)
+    heavy[:, 2] = 1e-9
+    model = graph(
+        f"(float[N,{C}] x) => (float[N,5] y) {{ fc = MatMul(x, w) y = Add(fc, b) }}",
+        w=heavy,
+        b=np.full(5, 1e-9, np.float32),
+    )
+    x = normal(2, C)
+    assert error(run(to_precision(model, "fp16"), x=x), run(model, x=x)) < 4 * EPS["fp16"]
+
+
 def test_a_weight_just_above_the_largest_float16_that_rounds_to_it_is_no_overflow() -> None:
     model = graph(f"(float[N,{C}] x) => (float[N,5] y) {{ y = MatMul(x, w) }}", w=np.full((C, 5), 65519, np.float32))
     assert to_precision(model, "fp16").graph.initializers["w"].const_value.numpy().max() == 65504

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import (
 
 from normdeploy.errors import InputError
 from normdeploy.graph import MODULE_KEY, infer_types, is_of_onnx, label, module_name, operator
-from normdeploy.precision.decide import LARGEST, Decision, array, float32_values, values, varies
+from normdeploy.precision.decide import LARGEST, SMALLEST, Decision, array, float32_values, values, varies
 from normdeploy.precision.kinds import HEAVY
 from normdeploy.precision.positions import multiply_positions
 
@@ -80,14 +80,16 @@ class Conversion:
         return "fp16 or fp32" if self.target == ir.DataType.BFLOAT16 else "fp32"
 
     def _round_constants(self) -> None:
-        overflows = []
+        overflows, vanished = [], []
         for value in self.decision.constants():
             narrow = [use for use in value.uses() if self.decision.reads_narrow(use.node, use.idx)]
             if not narrow and not self._is_branch_output(value):
                 continue
             saturate = self._is_mask(value)
             if not saturate and (beyond := self._beyond(value)).size:
-                overflows.append(_overflow(value, float(np.abs(beyond).max())))
+                overflows.append(_told(value, float(np.abs(beyond).max())))
+            if any(operator(use.node) in HEAVY and use.idx < 2 for use in narrow) and (largest := self._lost(value)):
+                vanished.append(_told(value, largest))
             tensor = _rounded(value, self.target, LARGEST[self.target] if saturate else None)
             if len(narrow) == len(value.uses()):
                 value.const_value, value.type = tensor, ir.TensorType(self.target)
@@ -99,13 +101,27 @@ class Conversion:
                     use.node.replace_input_with(use.idx, copy)
         if overflows:
             raise self._overflowing(overflows)
+        if vanished:
+            raise InputError(
+                f"all weights become 0 in {self.target.name.lower()}, the largest of them too",
+                where="; ".join(sorted(vanished)),
+                fix=self._wider(),
+            )
 
     def _overflowing(self, where: list[str]) -> InputError:
         return InputError(
             f"weights overflow {self.target.name.lower()}, whose largest value is {LARGEST[self.target]:.6g}",
             where="; ".join(sorted(where)),
-            fix="deploy in bf16 or fp32" if self.target == ir.DataType.FLOAT16 else "deploy in fp32",
+            fix=self._wider(),
         )
+
+    def _wider(self) -> str:
+        return "deploy in bf16 or fp32" if self.target == ir.DataType.FLOAT16 else "deploy in fp32"
+
+    def _lost(self, value: ir.Value) -> float:
+        """Return the largest size in a weight of which nothing is left in the target type; 0 where something is."""
+        largest = float(np.abs(array(value)).max(initial=0.0))
+        return largest if largest <= SMALLEST[self.target] / 2 else 0.0  # a tie goes to the even one, which is 0
 
     def _beyond(self, value: ir.Value) -> np.ndarray:
         """The finite elements that the target type rounds to infinity."""
@@ -285,7 +301,8 @@ def _rounded(value: ir.Value, target: ir.DataType, limit: float | None) -> ir.La
     return ir.LazyTensor(evaluate, dtype=target, shape=ir.Shape(array(value).shape), name=name)
 
 
-def _overflow(value: ir.Value, largest: float) -> str:
+def _told(value: ir.Value, largest: float) -> str:
+    """Return whose constant ``value`` is, and its largest size."""
     modules = sorted({module_name(use.node) or label(use.node) for use in value.uses()})
     return f"{', '.join(modules)}: {value.name} holds {largest:.6g}"
 

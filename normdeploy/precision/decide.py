@@ -18,7 +18,8 @@ from normdeploy.precision.positions import bodies, position_chain
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 """The largest finite value of each 16-bit type."""
 
-_SMALLEST = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
+SMALLEST = {ir.DataType.FLOAT16: 2.0**-24, ir.DataType.BFLOAT16: 2.0**-133}
+"""The smallest number above 0 of each 16-bit type."""
 _SMALLEST_NORMAL = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 """Below these, numbers have fewer and fewer digits: the scale of quantized weights, which are normal numbers, may."""
 _MAKES = frozenset({"dtype", "output_datatype"})
@@ -104,7 +105,7 @@ class Decision:
         """Return True if a scalar that ``node`` reads, such as an epsilon, would become zero."""
         constants = [value for value in node.inputs if value in self.float32 and _is_constant(value)]
         scalars = [array(value) for value in constants if value.shape is not None and value.shape.rank() == 0]
-        return any(0 < abs(float(scalar)) <= _SMALLEST[self.target] / 2 for scalar in scalars)
+        return any(0 < abs(float(scalar)) <= SMALLEST[self.target] / 2 for scalar in scalars)
 
     def _is_mask_arithmetic(self, node: ir.Node, derived: dict[ir.Value, bool]) -> bool:
         """Return True if ``node`` makes floats of integers and constants alone, or of values that were so made."""
