@@ -78,7 +78,7 @@ def clean(
         gelus |= found
         done["gelu"] += Counter({"GELU": moved})
     keep_parameter_names(model.graph, budget)
-    notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found.total()]
+    notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found]
     taken = [f"inlined, as a norm meets their border: {', '.join(inlined)}"] if inlined else []
     return Cleaned((*taken, *notes), tuple(shapes.notes), frozenset(gelus))
 

@@ -4,7 +4,7 @@
 
 ½, x and the curve are three factors, and exporters multiply them in each order. ONNX Runtime makes one operator of the
 first where ½ meets x, or the product of the others; of the second where ½ meets x. torch.onnx lets ½ meet the curve.
-To halve a number changes its exponent only, so the order changes no result that is not subnormal.
+To halve a number changes its exponent only, so the order changes no result but of subnormal numbers and overflow.
 """
 
 from __future__ import annotations

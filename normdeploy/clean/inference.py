@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
-from normdeploy.clean.uncertain import hide_uncertain
+from normdeploy.clean.uncertain import graphs, hide_uncertain
 from normdeploy.limits import more_memory
 
 _MEMORY = 2**30
@@ -54,7 +54,7 @@ def _forget_sizes_of_elements(graph: onnx.GraphProto) -> None:
 
     All elements bear the name, whatever their sizes are, and a runtime takes values of one name to be of one size.
     """
-    told = [info.type for message in _graphs(graph) for info in (*message.input, *message.value_info, *message.output)]
+    told = [info.type for message in graphs(graph) for info in (*message.input, *message.value_info, *message.output)]
     elements = [kind for kind in map(_element, told) if kind is not None]
     sizes = (dim.dim_param for kind in elements for dim in kind.tensor_type.shape.dim)
     names = {name for name in sizes if name.startswith(MADE_UP)}
@@ -69,14 +69,6 @@ def _element(kind: onnx.TypeProto) -> onnx.TypeProto | None:
     if kind.HasField("optional_type"):
         kind = kind.optional_type.elem_type
     return kind.sequence_type.elem_type if kind.HasField("sequence_type") else None
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(body)
 
 
 def pairs(graph: ir.Graph, message: onnx.GraphProto) -> Iterator[Pair]:

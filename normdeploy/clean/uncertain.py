@@ -7,7 +7,7 @@ integer, and slices that run backward to the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ def hide_uncertain(given: onnx.ModelProto, found: onnx.ModelProto) -> bool:
         given: the model to infer anew; of what such nodes make it is told the type, and the sizes that are certain.
         found: the same model, with the shapes that were inferred.
     """
-    pairs = list(zip(_graphs(given.graph), _graphs(found.graph), strict=True))
+    pairs = list(zip(graphs(given.graph), graphs(found.graph), strict=True))
     arrays = {name: array for graph, _ in pairs for name, array in _constants(graph)}
     hidden = [_hide(node, *pair) for pair in pairs for node in pair[0].node if _is_uncertain(node, arrays)]
     if any(hidden):
@@ -42,13 +42,13 @@ def hide_uncertain(given: onnx.ModelProto, found: onnx.ModelProto) -> bool:
     return any(hidden)
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    found = [graph]
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield ``graph`` and every body in it."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                found += _graphs(body)
-    return found
+                yield from graphs(body)
 
 
 def _constants(graph: onnx.GraphProto) -> list[tuple[str, np.ndarray]]:

@@ -8,6 +8,7 @@ on how much larger they become than the largest value of the original that they 
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,7 +33,7 @@ Growth = dict[ir.Value, float]
 """How many times larger values are than the values of the original that bound them; 1 for what is not listed."""
 
 
-def growth(plan: Plan, state: GraphState, grown: Mapping[ir.Value, float], narrow: ir.DataType | None) -> Growth:
+def growth(plan: Plan, state: GraphState, grown: Growth, narrow: ir.DataType | None) -> Growth:
     """Return the growth of all values that ``plan`` maps, if none of those in float16 outgrows it.
 
     Args:
@@ -47,7 +48,7 @@ def growth(plan: Plan, state: GraphState, grown: Mapping[ir.Value, float], narro
     halves = _HALVES if narrow is None else _CONVERTED if narrow == ir.DataType.FLOAT16 else frozenset()
     if not any(value.dtype in halves for value in (*plan.up, *plan.down)):
         return {}
-    found = dict(grown)
+    found = ChainMap[ir.Value, float]({}, grown)  # not a copy for each plan
     own = {value: found.get(value, 1.0) for value in (*plan.up, *plan.down)}
     for value, m in plan.up.items():  # readers come before what they read
         found[value] = min(_scaled(own[value], m), _shown(plan, value, found))
@@ -77,13 +78,13 @@ def _largest(array: np.ndarray) -> float:
     return float(np.abs(array).max(initial=0.0))
 
 
-def _shown(plan: Plan, value: ir.Value, found: Growth) -> float:
+def _shown(plan: Plan, value: ir.Value, found: Mapping[ir.Value, float]) -> float:
     """Return the growth of what shows ``value`` as large as it is; infinity where a reader of it does not."""
     readers = [use.node for use in value.uses() if not states(use.node).shape_only]
     return max((_shown_by(plan, reader, found) for reader in readers), default=np.inf)
 
 
-def _shown_by(plan: Plan, reader: ir.Node, found: Growth) -> float:
+def _shown_by(plan: Plan, reader: ir.Node, found: Mapping[ir.Value, float]) -> float:
     if reader in plan.remainders:  # from now on the value is what this map made
         return found.get(reader.outputs[0], 1.0)
     if states(reader).magnitude is not Magnitude.KEPT:
@@ -91,7 +92,7 @@ def _shown_by(plan: Plan, reader: ir.Node, found: Growth) -> float:
     return max((found[out] for out in reader.outputs if out in plan.up), default=np.inf)
 
 
-def _made(plan: Plan, state: GraphState, value: ir.Value, found: Growth) -> float:
+def _made(plan: Plan, state: GraphState, value: ir.Value, found: Mapping[ir.Value, float]) -> float:
     """Return the growth of ``value`` by that of what it is made of; infinity where that does not bound it."""
     maker = value.producer()
     if maker is None:

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.scope import bodies
 from normdeploy.errors import InputError
 from normdeploy.graph import operator
 from normdeploy.precision.kinds import HEAVY, NORMS
 from normdeploy.precision.norms import guarded, norm_chains
-from normdeploy.precision.positions import bodies, position_chain
+from normdeploy.precision.positions import position_chain
 
 LARGEST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 """The largest finite value of each 16-bit type."""

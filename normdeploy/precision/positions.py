@@ -7,11 +7,12 @@ many networks write as a MatMul or an Einsum, sums nothing: as a Mul it stays in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
+from normdeploy.clean.scope import bodies
 from normdeploy.graph import operator
 from normdeploy.precision.kinds import HEAVY
 
@@ -21,15 +22,6 @@ _AXES_ARE_READ = 13
 """The opset from which Unsqueeze reads its axes."""
 
 Reads = Callable[[ir.Value | None], bool]
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """Return the graphs in the attributes of ``node``: the branches of an If, the body of a Loop or Scan."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def position_chain(node: ir.Node, varies: Reads) -> set[ir.Node]:
