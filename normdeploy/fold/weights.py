@@ -43,7 +43,7 @@ def require_storable(plan: Plan, view: View, *, proven: bool, narrow: ir.DataTyp
         if old is not None and len(old.uses()) > 1 and edit.nbytes > COPY_LIMIT:
             raise Refused("NF113", f"{old.name} is shared and too large to copy ({edit.nbytes >> 20} MiB)", node)
         if proven:
-            edit.exact()
+            edit.evaluate()
         channels_of = _channels(Step(view, node, plan), index)
         lost = edit.require_storable(channels_of)
         if narrow is not None and operator(node) not in STAYS_FLOAT32:

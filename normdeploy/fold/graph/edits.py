@@ -117,6 +117,11 @@ class Edit:
         original = () if self.original is None else tuple(self.original.shape.numpy())
         return np.broadcast_shapes(original, self.left.shape, self.right.shape, self.shift.shape)
 
+    def untouched(self) -> np.ndarray | None:
+        """Return the tensor as it is stored, in its own dtype, where nothing is done to it; else None."""
+        is_same = self.left is ONE and self.right is ONE and self.shift is ZERO and self.centred is None
+        return self._terms.original if is_same else None
+
     @property
     def nbytes(self) -> int:
         """Return the size of the edited tensor in bytes."""
@@ -166,22 +171,37 @@ class Edit:
         rows = max(1, _BLOCK // max(1, math.prod(shape[1:])))
         return [slice(start, start + rows) for start in range(0, shape[0], rows)]
 
+    def evaluate(self) -> None:
+        """Evaluate the exact tensor and the rounded one together, part by part: each part is in the cache for both."""
+        if self.dtype.is_integer() or "_rounded" in self.__dict__:
+            return
+        exact = np.empty(self.shape)
+        self.__dict__.update(_rounded=self._round(exact), _exact=exact)
+
     @cached_property
     def _rounded(self) -> _Rounded:
         if self.dtype.is_integer():
             integers = self._exact.astype(self.dtype.numpy())
             return _Rounded(integers, bool(np.all(integers.astype(np.float64) == self._exact)), 0, 0, 0.0)
-        array, terms, whole = np.empty(self.shape, self.dtype.numpy()), self._terms, self.__dict__.get("_exact")
+        return self._round(None)
+
+    def _round(self, whole: Array | None) -> _Rounded:
+        """Return what is stored; the exact tensor is left in ``whole``."""
+        array, terms, known = np.empty(self.shape, self.dtype.numpy()), self._terms, self.__dict__.get("_exact")
         smallest = _finfo(array.dtype).smallest_normal
         fits, small, zeros, ulps = True, 0, 0, 0.0 if terms.original is not None else math.inf
         with np.errstate(all="ignore"):
             for part in self._parts():
                 stored = array[part]
-                exact = self._evaluate(terms, part, np.empty(stored.shape)) if whole is None else whole[part]
+                if known is not None:
+                    exact = known[part]
+                else:
+                    exact = self._evaluate(terms, part, np.empty(stored.shape) if whole is None else whole[part])
                 stored[...] = exact
                 sizes = np.abs(stored)
                 fits &= bool(np.isfinite(sizes.max(initial=0)))
-                if sizes.min(initial=1) < smallest:
+                least = sizes.min(initial=1)
+                if least < smallest:
                     below = sizes < smallest
                     lost = below & (exact != 0)
                     small += int(np.count_nonzero(lost))
@@ -190,7 +210,9 @@ class Edit:
                         stored[below] = 0.0
                     zeros += int(np.count_nonzero(lost & (stored == 0)))
                 if terms.original is not None:
-                    ulps = max(ulps, _largest_change(stored, terms.original[part]))
+                    if not least >= smallest:  # to take the maximum takes longer than all the rest
+                        sizes = np.maximum(sizes, smallest, dtype=sizes.dtype)
+                    ulps = max(ulps, _largest_change(stored, terms.original[part], sizes))
         return _Rounded(array, fits, small, zeros, ulps)
 
     def summands(self) -> Array:
@@ -293,15 +315,12 @@ _EXPONENT = {np.dtype(np.float32): 0x7F800000, np.dtype(np.float64): 0x7FF000000
 """The exponent bits of a float; a float with nothing else is the power of 2 below it."""
 
 
-def _largest_change(new: np.ndarray, old: np.ndarray) -> float:
-    """Return the largest change of an element, in units in the last place of ``new``, or of the smallest normal
-    number.
+def _largest_change(new: np.ndarray, old: np.ndarray, sizes: np.ndarray) -> float:
+    """Return the largest change of an element, in units in the last place of its size, which is that of ``new`` or the
+    smallest normal number; ``sizes`` are used up.
     """
     limits, dtype = _finfo(new.dtype), np.promote_types(np.float32, new.dtype)
-    after, before = (np.atleast_1d(array).astype(dtype, copy=False) for array in (new, old))
-    power, smallest = np.abs(after), dtype.type(limits.smallest_normal)
-    if not power.min(initial=smallest) >= smallest:  # to take the maximum takes longer than all the rest
-        power = np.maximum(power, smallest)
+    after, before, power = (np.atleast_1d(array).astype(dtype, copy=False) for array in (new, old, sizes))
     bits = power.view(f"u{dtype.itemsize}")
     bits &= _EXPONENT[dtype]
     worst = _largest_ratio(after - before, power)

@@ -16,6 +16,9 @@ from normdeploy.fold.layernorm.values import first, made_by
 from normdeploy.fold.levels import Target
 from normdeploy.graph import operator
 
+INSTANCES = "InstanceNormalization"
+"""The norm of each channel, which is that of each group where groups are its channels."""
+
 
 def of_core(view: View, core: Core, target: Target | None) -> Norm | None:
     """Return the GroupNormalization whose groups ``core`` normalizes; None where it is another norm."""
@@ -29,7 +32,7 @@ def of_core(view: View, core: Core, target: Target | None) -> Norm | None:
 
 def of_instances(view: View, node: ir.Node, target: Target | None) -> Norm | None:
     """Return the GroupNormalization that an InstanceNormalization of groups is; None where it normalizes channels."""
-    if operator(node) != "InstanceNormalization" or node.inputs[0] is None:
+    if operator(node) != INSTANCES or node.inputs[0] is None:
         return None
     return _around(view, node, node.inputs[0], float(view.attr(node, "epsilon", 1e-5)), target)
 

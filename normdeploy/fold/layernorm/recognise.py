@@ -23,7 +23,7 @@ from normdeploy.fold.layernorm.values import bare, first, fixed, made_by
 from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.session import Session
-from normdeploy.graph import is_of_onnx, label, operator
+from normdeploy.graph import label, operator
 
 
 @dataclass
@@ -131,6 +131,9 @@ def _ends(view: View, refused: Sequence[ir.Node]) -> set[ir.Node]:
 
 # -- what a node is --------------------------------------------------------------------------------
 
+_ENDS = TERMINALS | {groups.INSTANCES}
+"""Operators that a norm can end in, or lie around."""
+
 
 def _norm_at(view: View, node: ir.Node, target: Target | None) -> Norm | None:
     """Return the norm that ends in ``node``, or around it; None where there is none.
@@ -138,11 +141,12 @@ def _norm_at(view: View, node: ir.Node, target: Target | None) -> Norm | None:
     Raises:
         _NotRecognised: it looks like one, and is none.
     """
-    if not is_of_onnx(node) or view.is_constant(node.outputs[0]):
+    name = operator(node)
+    if name not in _ENDS or view.is_constant(node.outputs[0]):  # what is large is not evaluated to see what it is not
         return None
-    kind = "LayerNormalization" if operator(node) in TERMINALS else "GroupNormalization"
+    kind = "LayerNormalization" if name in TERMINALS else "GroupNormalization"
     try:
-        if operator(node) not in TERMINALS:
+        if name not in TERMINALS:
             return groups.of_instances(view, node, target)
         core = core_at(view, node)
         if core is None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.fold.affine import Array
+from normdeploy.fold.float64 import products
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.plan import Step
 from normdeploy.graph import operator
@@ -38,6 +39,18 @@ def weight_shape(step: Step) -> tuple[int, ...]:
     if not all(isinstance(dim, int) for dim in shape):
         raise step.refuse("NF014", "the shape of its weight is not fixed")
     return tuple(int(dim) for dim in shape if dim is not None)
+
+
+def times_weight(step: Step, shift: Array, *, transposed: bool = False) -> Array:
+    """Return ``shift @ weight`` in float64 for the matrix at input 1 as the plan would leave it, or its transpose.
+
+    What the plan has not touched is converted in parts, where it is used: few weights are wanted in float64 as a whole.
+    """
+    edit = step.edit(1)
+    untouched = None if edit is None else edit.untouched()
+    weight = exact_weight(step) if untouched is None else untouched
+    matrix = weight.T if transposed else weight
+    return products.matmul(np.broadcast_to(shift, (*shift.shape[:-1], matrix.shape[0])), matrix)
 
 
 def exact_weight(step: Step, index: int = 1) -> Array:

@@ -20,7 +20,14 @@ from normdeploy.fold.graph.edits import Channels, Edit
 from normdeploy.fold.graph.reader import Dim, View
 from normdeploy.fold.operators import bilinear, sizes, windowed
 from normdeploy.fold.operators.basics import is_quantized
-from normdeploy.fold.operators.biases import add_bias, bias_dtype, exact_weight, scale_bias, weight_shape
+from normdeploy.fold.operators.biases import (
+    add_bias,
+    bias_dtype,
+    exact_weight,
+    scale_bias,
+    times_weight,
+    weight_shape,
+)
 from normdeploy.fold.operators.rows import (
     Feature,
     Maps,
@@ -134,8 +141,7 @@ def gemm_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     scale, shift = vector(step, only_first(step, ins), axis=rows)
     transposed = step.attr("transB", 0)
     if np.any(shift):
-        weight = exact_weight(step).T if transposed else exact_weight(step)
-        moved = step.attr("alpha", 1.0) * (np.broadcast_to(shift, weight.shape[:1]) @ weight)
+        moved = step.attr("alpha", 1.0) * times_weight(step, np.atleast_1d(shift), transposed=bool(transposed))
         _gemm_bias(step, np.ones(()), moved)
     step.scale_weight(1, right=scale if transposed else scale.reshape(-1, 1))
     return [None]
@@ -186,10 +192,13 @@ def matmul_down(step: Step, ins: Maps) -> list[AffineMap | None]:
     if not m.shifts_nothing:
         if shift.shape[-2 if right else -1] != 1:
             raise step.refuse("NF016", "the map varies over an axis that the weight does not have")
-        weight = _as_matrix(exact_weight(step, int(right)), vectors[0] and not right, vectors[1] and right)
-        inner = weight.shape[-2 if right else -1]
-        shift = np.broadcast_to(shift, (*shift.shape[:-2], *((1, inner) if right else (inner, 1))))
-        product = shift @ weight if right else weight @ shift
+        if right and step.rank(1) == 2:
+            product = times_weight(step, shift)
+        else:
+            weight = _as_matrix(exact_weight(step, int(right)), vectors[0] and not right, vectors[1] and right)
+            inner = weight.shape[-2 if right else -1]
+            shift = np.broadcast_to(shift, (*shift.shape[:-2], *((1, inner) if right else (inner, 1))))
+            product = shift @ weight if right else weight @ shift
         gone = tuple(axis for axis, vector in zip((-2, -1), vectors, strict=True) if vector)
         remainder = AffineMap.of(1.0, np.squeeze(product, gone), rank)
     step.scale_weight(int(right), right=factor)
