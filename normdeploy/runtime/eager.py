@@ -67,6 +67,7 @@ class EagerRunner:
         self._emulate, self._compiled, self._outputs = emulate, compiled, tuple[str, ...]()
         self._call: Callable[..., Any] = torch.compile(module, dynamic=False) if compiled else module
         self._held = {} if dtype is None else converted(module, weights or _conversion(dtype, emulate))
+        self._own = {tensor: tensor.dtype for tensor in self._held}
         self.widened = 0
         self.name = "eager" if dtype is None else f"eager {str(dtype).removeprefix('torch.')}"
         self.inputs = tuple(spec.name for spec in specs)
@@ -127,7 +128,8 @@ class EagerRunner:
             with RoundResults(self._dtype):
                 yield
         elif self._dtype == torch.float64:
-            before, keep = torch.get_default_dtype(), KeepFloat64()
+            before = torch.get_default_dtype()
+            keep = KeepFloat64(self._own, before)
             torch.set_default_dtype(torch.float64)
             try:
                 with keep:

@@ -6,7 +6,7 @@ module that they were put on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,19 +16,12 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_NARROW_COMPLEX = (torch.complex64, torch.complex32)
+from normdeploy.runtime.decisions import Decisions, nearest
+from normdeploy.runtime.dtypes import is_wide, widened
 
 
 class RoundedError(Exception):
     """An operator rounded a float64 value to a narrower dtype, where no cast could be held back."""
-
-
-def widened(dtype: torch.dtype) -> torch.dtype:
-    """Return float64 for a narrower real dtype, complex128 for a narrower complex one, any other as it is."""
-    if dtype in _NARROW:
-        return torch.float64
-    return torch.complex128 if dtype in _NARROW_COMPLEX else dtype
 
 
 class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -37,14 +30,17 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     A narrower dtype among the arguments is replaced by the wide one; a narrower tensor that meets a wide one, such as a
     plain attribute of a module, is widened. ``widened`` counts the casts of wide values that were held back. Raises
     RoundedError where a wide value becomes a narrower one all the same, e.g. written into a float32 tensor, and where
-    its bits are read.
+    its bits are read. Decisions that no input has a part in are those of the module's own dtype
+    (:mod:`normdeploy.runtime.decisions`): ``weights`` are its parameters and buffers, which hold float64 values, with
+    the dtypes that they have themselves, and ``default`` is torch's default dtype outside.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[torch.Tensor, torch.dtype], default: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.widened = 0
+        self._decisions = Decisions(weights, default)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,7 +50,7 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
             return _run_under(self, func, args, kwargs)
         given = (args, kwargs or {})
         leaves = tree_leaves(given)
-        reads_wide = any(isinstance(leaf, torch.Tensor) and _is_wide(leaf.dtype) for leaf in leaves)
+        reads_wide = any(isinstance(leaf, torch.Tensor) and is_wide(leaf.dtype) for leaf in leaves)
         if reads_wide and func is torch.ops.aten.view.dtype:
             raise RoundedError("forward reads the bits of its values, which are others in float64")
         if any(_is_narrow_dtype(leaf) for leaf in leaves):
@@ -62,10 +58,12 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
             given = tree_map(lambda leaf: widened(leaf) if isinstance(leaf, torch.dtype) else leaf, given)
         if reads_wide:
             given = tree_map(_wide_tensor, given) if not _writes_narrow(func, given[0]) else given
+            if "upsample_nearest" in func._schema.name:
+                return nearest(func, *given[0], *given[1].values())
         result = func(*given[0], **given[1])
         if reads_wide and any(_is_narrow(leaf) for leaf in tree_leaves(result)):
             raise RoundedError(f"{func} rounds float64 to less")
-        return result
+        return self._decisions.taken(func, (args, kwargs or {}), result)
 
 
 def _run_under(
@@ -82,10 +80,6 @@ def _run_under(
 
     given, named = tree_map(lambda leaf: under(leaf) if callable(leaf) else leaf, (args, kwargs or {}))
     return func(*given, **named)
-
-
-def _is_wide(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float64, torch.complex128)
 
 
 def _is_narrow_dtype(leaf: object) -> bool:

@@ -1,5 +1,8 @@
 """Resize in float64: one matrix of weights an axis, by the formulas of ONNX's Resize-19.
 
+Which cell is the nearest is decided in float32, in which the operator has its scales and runtimes count: see
+:mod:`normdeploy.runtime.float64.decisions`. How cells are mixed is computed in float64.
+
 onnx.reference interpolates point by point in Python, minutes for an image.
 """
 
@@ -66,7 +69,9 @@ def _coordinates(step: Step, new: int, old: int, scale: float, corners: tuple[fl
     mode = step.attribute("coordinate_transformation_mode", "half_pixel")
     if step.op_type == "Upsample" or step.opset < 11:
         mode = "asymmetric"
-    index = np.arange(new, dtype=np.float64)
+    real: Any = np.float32 if step.attribute("mode", "nearest") == "nearest" else np.float64
+    index: Array = np.arange(new, dtype=real)
+    scale = real(scale)
     if mode == "asymmetric":
         return np.asarray(index / scale)
     if mode == "align_corners":

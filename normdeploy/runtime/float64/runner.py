@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx_ir.passes.common import InlinePass
 from normdeploy.errors import InputError
 from normdeploy.graph import label
 from normdeploy.runtime.float64 import operators
+from normdeploy.runtime.float64.decisions import Decisions
 from normdeploy.runtime.float64.step import Array, Step, UnknownOperatorError, Value, wide
 from normdeploy.runtime.runner import check_names, first_line
 
@@ -92,6 +94,7 @@ class _Walk:
 
     def __init__(self, versions: Mapping[str, int]) -> None:
         self.versions = versions
+        self._decisions = Decisions()
 
     def graph(
         self, graph: ir.Graph, scope: dict[ir.Value, Value], watch: Watch | None = None, free: bool = True
@@ -135,7 +138,8 @@ class _Walk:
         while inputs and inputs[-1] is None and not node.op_type.startswith(("Optional", "Loop")):
             inputs = inputs[:-1]
         try:
-            return self._run(step, inputs)
+            outputs = self._run(step, inputs)
+            return self._decisions.taken(node, inputs, outputs, partial(self._run, step))
         except NoFloat64Error:
             raise
         except UnknownOperatorError as error:
