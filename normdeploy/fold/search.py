@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -35,32 +36,40 @@ def plans(state: GraphState, node: ir.Node) -> Iterator[Plan | Refused]:
 Attempt = Callable[[GraphState, ir.Node, AffineMap], Plan]
 
 
-def _attempts(state: GraphState, node: ir.Node, m: AffineMap) -> list[Attempt]:
-    """Return all ways to try: first what leaves nothing of the map, then nothing of this node, then an Add."""
+def _attempts(state: GraphState, node: ir.Node, m: AffineMap) -> Iterator[Attempt]:
+    """Yield all ways to try: first what leaves nothing of the map, then nothing of this node, then an Add."""
     both = not m.scales_nothing and not m.shifts_nothing
     twins, partners = _twins(state, node, m), _partners(state, node)
-    return [
-        _up_whole,
-        *([_up_with_twins] if twins else []),
-        _down_whole,
-        *([_down_past_adds] if m.shifts_nothing else []),
-        *([_scale_up_shift_down] if both else []),
-        *([_down_together] if partners else []),
-        *([_down_with_partners] if partners and not m.scales_nothing else []),
-        _down_until_maps,
-        _down_to_last_map,
-        *([_scale_up_shift_stays] if both else []),
-        *([_scale_up_shift_stays_with_twins] if both and twins else []),
-        *([_scale_down_shift_stays] if both else []),
-    ]
+    whole = new_plan(state, node)
+    yield _up_whole
+    if twins:
+        yield _up_with_twins
+    yield partial(_down_whole, whole)
+    # A journey that treats maps in another way is another one only where it met one, or was given up.
+    meets = len(whole.remainders) > 1 or state.is_given_up
+    if meets and m.shifts_nothing:
+        yield _down_past_adds
+    if both:
+        yield _scale_up_shift_down
+    if partners:
+        yield _down_together
+        if not m.scales_nothing:
+            yield _down_with_partners
+    if meets:
+        yield _down_until_maps
+        yield _down_to_last_map
+    if both:
+        yield _scale_up_shift_stays
+        if twins:
+            yield _scale_up_shift_stays_with_twins
+        yield _scale_down_shift_stays
 
 
 def _up_whole(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     return journey_up(state, [node], m)
 
 
-def _down_whole(state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
-    plan = new_plan(state, node)
+def _down_whole(plan: Plan, state: GraphState, node: ir.Node, m: AffineMap) -> Plan:
     travel_down(state, plan, node, m)
     return plan
 

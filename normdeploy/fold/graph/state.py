@@ -45,10 +45,15 @@ class GraphState:
         """Return the maps as they are to travel: what changes nothing goes first."""
         return sorted(self.maps, key=lambda node: not self.maps[node].is_identity)
 
+    @property
+    def is_given_up(self) -> bool:
+        """Return True if all journeys together have been too long."""
+        return self.steps > _STEPS + _STEPS_PER_NODE * len(self.nodes)
+
     def step(self, node: ir.Node) -> None:
         """Count an operator that a journey visits; Refused where all journeys together have been too long."""
         self.steps += 1
-        if self.steps > _STEPS + _STEPS_PER_NODE * len(self.nodes):
+        if self.is_given_up:
             raise Refused(
                 "NF007", "the search was given up: the maps of this graph have too many operators to pass", node
             )
