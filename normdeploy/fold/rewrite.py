@@ -154,12 +154,20 @@ class Writer:
         new.outputs[0].name = output.name
 
     def add(
-        self, before: ir.Node, kind: str, data: ir.Value, like: ir.Value, attributes: Mapping[str, Any] | None = None
+        self,
+        before: ir.Node,
+        kind: str,
+        data: ir.Value,
+        like: ir.Value,
+        attributes: Mapping[str, Any] | None = None,
+        *others: ir.Value,
     ) -> ir.Node:
-        """Return a new node in front of another, of its module, whose output has the type and shape of ``like``."""
-        new = ir.node(
-            kind, [data], attributes, name=self.unused_name(f"{before.name or before.outputs[0].name}/{kind}")
-        )
+        """Return a new node in front of another, of its module, whose output has the type and shape of ``like``.
+
+        It reads ``data``, and ``others``.
+        """
+        name = self.unused_name(f"{before.name or before.outputs[0].name}/{kind}")
+        new = ir.node(kind, [data, *others], attributes, name=name)
         if module_name(before):
             new.metadata_props[MODULE_KEY] = module_name(before)
         new.outputs[0].shape, new.outputs[0].type = like.shape, like.type

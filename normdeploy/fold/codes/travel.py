@@ -166,5 +166,14 @@ PAGES = (
         "A float16 BatchNorm whose scale is 300, behind a global average pooling.",
         "None is needed: the norm stays. To fold it, deploy in bf16 or fp32.",
     ),
+    Page(
+        "NF023", "the scale or bias of a norm that stays spelled out",
+        "The map is the scale or bias of a LayerNorm or RMSNorm that is spelled out, in an opset that has no operator "
+        "for it, or by one who wanted it left as it is.",
+        "ONNX Runtime makes one operator of such a norm, and knows it by its scale. Moved into the Linear behind, it "
+        "would leave seven operators that are slower than the two that it saves.",
+        "torch.nn.LayerNorm in front of a Linear, exported at opset 14.",
+        "Export at opset 17 or newer (RMSNorm: 23, or fold for onnxruntime), where the norm is one operator.",
+    ),
 )  # fmt: skip
 """The pages, in the order of their codes."""

@@ -65,6 +65,7 @@ class View:
     allowance: Allowance = field(default_factory=Allowance)
     recent: Recent = field(default_factory=Recent)
     gelus: frozenset[ir.Node] = frozenset()
+    tails: frozenset[ir.Node] = frozenset()
     _constants: dict[ir.Value, ir.TensorProtocol | None] = field(default_factory=dict)
     _depths: dict[ir.Value, int] = field(default_factory=dict)
 
@@ -323,6 +324,12 @@ class View:
         """Refuse a node of a GELU that is spelled out: with another factor in it no runtime knows it any more."""
         if node in self.gelus:
             raise Refused("NF021", "it is part of a GELU, which runtimes compute as one operator", node)
+
+    def require_no_tail(self, node: ir.Node) -> None:
+        """Refuse the scale or bias of a norm that is spelled out: without it no runtime knows the norm any more."""
+        if node in self.tails:
+            what = "it is the scale or bias of a norm that stays spelled out, which runtimes compute as one operator"
+            raise Refused("NF023", what, node)
 
     def is_used(self, node: ir.Node, output: int) -> bool:
         """Return True if output ``output`` of ``node`` exists and anything reads it."""

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
-from normdeploy.fold.layernorm import affine, centre
+from normdeploy.fold.layernorm import affine, centre, fused
 from normdeploy.fold.layernorm.recognise import Recogniser
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.stream import Stream
@@ -36,10 +36,14 @@ class Reducer:
         return levels.index(self.level) >= levels.index(level)
 
     def recognise(self, writer: Writer) -> None:
-        """Write one operator for each norm that is spelled out; maps behind it then fold into it."""
+        """Write one operator for each norm that is spelled out; maps behind it then fold into it.
+
+        What the opset has no operator for is spelled as runtimes know it.
+        """
         if not self.goes_to("recognise"):
             return
         written = Recogniser(writer, self.target, self.session).run()
+        fused.divide(writer)
         self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
             self.session.show("recognised")

@@ -24,10 +24,12 @@ from normdeploy.graph import operator
 
 
 def product_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
-    """Give the scale to one factor, or its reciprocal to the divisor."""
+    """Give the scale to one factor, or its reciprocal to the divisor; behind a norm that stays, to its own scale."""
     m = _only_scale(step, only_first(step, outs))
-    shapes = _shapes(step)
-    index = step.choose([i for i in (0, 1) if not step.view.is_constant(step.data(i)) and _carries(m, shapes[i])])
+    shapes, is_tail = _shapes(step), step.node in step.view.tails
+    index = step.choose(
+        [i for i in (0, 1) if step.view.is_constant(step.data(i)) is is_tail and _carries(m, shapes[i])]
+    )
     if operator(step.node) == "Div" and index == 1:
         _require_no_zero(step, m)
         m = AffineMap(1.0 / m.scale, m.shift)

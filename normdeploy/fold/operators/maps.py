@@ -17,7 +17,7 @@ import onnx_ir as ir
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import INFER, Refused, View
 from normdeploy.fold.operators import bilinear, poolers, sizes
-from normdeploy.fold.operators.rows import Nature, Row, states
+from normdeploy.fold.operators.rows import Nature, Row, all_but, states
 from normdeploy.graph import operator
 
 
@@ -31,6 +31,7 @@ def map_of(view: View, node: ir.Node) -> AffineMap | None:
     found = row.map(view, node) if row.map else None
     if found is not None:
         view.require_no_gelu(node)
+        view.require_no_tail(node)
     if found is not None and not (found.scale.size and found.shift.size):
         raise Refused("NF107", "it acts on nothing: an axis of its constants is empty", node)
     if found is not None and not found.is_finite:
@@ -174,7 +175,7 @@ def _taken(constant: Array, first: bool) -> tuple[Array, Array] | None:
 ROWS = (
     Row(
         ("Mul",), bilinear.product_up, bilinear.product_down, map=_elementwise(_scaled), nature=Nature.LINEAR,
-        probing=sizes.ELEMENTWISE,
+        probing=sizes.ELEMENTWISE, parameters={None: all_but()},
     ),
     Row(
         ("Div",), bilinear.product_up, bilinear.product_down, map=_elementwise(_divide), nature=Nature.LINEAR,
