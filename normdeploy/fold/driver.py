@@ -23,7 +23,6 @@ from normdeploy.fold.graph.light import light
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
 from normdeploy.fold.graph.state import GraphState, all_names
-from normdeploy.fold.layernorm.fused import tails
 from normdeploy.fold.layernorm.reduce import Reducer
 from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
 from normdeploy.fold.levels import Level, Target
@@ -142,7 +141,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
         reducer.recognise(Writer(GraphState.of(view, graph), {}, names, model.graph, cache))
         edits: dict[Slot, Edit] = {}
         view = view.renewed()
-        view = replace(view, tails=tails(view, list(graph)))
+        view = replace(view, tails=reducer.tails(view, graph))
         state = replace(GraphState.of(view, graph), committed=edits)
         writer = Writer(state, edits, names, model.graph, cache)
         _read_maps(session, state)

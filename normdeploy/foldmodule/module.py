@@ -141,7 +141,8 @@ class _Folding:
         """Return the largest fold without ``kept`` that can be read back, its recipe, and all that it keeps."""
         kept = {**kept, **self._readback.untouchable()}
         while True:
-            folded = fold(self._graph, keep=[*kept])
+            # PyTorch runs what stands there, so no norm need keep its scale for a runtime that knows it by that.
+            folded = fold(self._graph, keep=[*kept], target="tensorrt")
             recipe = self._readback.read(folded.model, folded.ledger)
             new = _to_keep(self._readback.refusals, folded.ledger, kept)
             if not new:

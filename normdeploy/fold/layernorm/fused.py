@@ -10,17 +10,21 @@ torch.onnx writes torch.rsqrt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from normdeploy.fold.graph.reader import View
 from normdeploy.fold.layernorm import parts
 from normdeploy.fold.layernorm.values import bare, first, made_by, scalar, second
+from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
 
+RUNTIMES: tuple[Target, ...] = ("onnx", "onnxruntime")
+"""The targets that make one operator of such a norm; TensorRT fuses what stands there, and PyTorch nothing."""
 
-def tails(view: View, nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
+
+def tails(view: View, nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
     """Return the scale of each such norm among ``nodes``, all of a graph, and the bias of each LayerNorm."""
     found: set[ir.Node] = set()
     for node in nodes:

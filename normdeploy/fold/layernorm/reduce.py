@@ -8,7 +8,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
-from normdeploy.fold.graph.reader import Refused
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm import affine, centre, fused
 from normdeploy.fold.layernorm.recognise import Recogniser
@@ -43,10 +43,15 @@ class Reducer:
         if not self.goes_to("recognise"):
             return
         written = Recogniser(writer, self.target, self.session).run()
-        fused.divide(writer)
+        if self.target in fused.RUNTIMES:
+            fused.divide(writer)
         self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
             self.session.show("recognised")
+
+    def tails(self, view: View, nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
+        """Return the scales and biases by which who runs the model knows the norms that stay spelled out."""
+        return fused.tails(view, nodes) if self.target in fused.RUNTIMES else frozenset()
 
     def reduce(self, state: GraphState, writer: Writer) -> None:
         """Reduce what is left of the norms when all maps have travelled."""

@@ -133,6 +133,13 @@ def test_a_reciprocal_stays_where_no_runtime_would_know_the_norm(change: tuple[s
     assert "Reciprocal" in [node.op_type for node in new.graph.node]
 
 
+@pytest.mark.parametrize("spelling", [ONE_OPERATOR["divided"], RECIPROCAL])
+def test_tensorrt_knows_no_norm_by_its_scale(spelling: str, tmp_path: Path) -> None:
+    result, new = folded(model("rms", spelling), truth("rms"), tmp_path, target="tensorrt")
+    assert "NF023" not in codes(result)
+    assert not [node for node in new.graph.node if "gamma" in node.input]
+
+
 BEHIND = {
     "a scale": ("z = Mul (y0, scale)", lambda y: 1.75 * y),
     "a vector": ("z = Mul (beta, y0)", lambda y: WEIGHTS["beta"] * y),
