@@ -35,11 +35,13 @@ class Cleaned:
         done: a sentence for each kind of what was done.
         unknown: a sentence for each way in which the shapes of the model could not be inferred.
         gelus: the nodes of every GELU that is spelled out as runtimes know it.
+        shapes: those that follow from the inputs of the model.
     """
 
     done: tuple[str, ...]
     unknown: tuple[str, ...]
     gelus: frozenset[ir.Node]
+    shapes: Shapes
 
 
 def clean(
@@ -80,7 +82,7 @@ def clean(
     keep_parameter_names(model.graph, budget)
     notes = [_WORDS[kind].format(_counted(found)) for kind, found in done.items() if found]
     taken = [f"inlined, as a norm meets their border: {', '.join(inlined)}"] if inlined else []
-    return Cleaned((*taken, *notes), tuple(shapes.notes), frozenset(gelus))
+    return Cleaned((*taken, *notes), tuple(shapes.notes), frozenset(gelus), shapes)
 
 
 def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter[str]]) -> None:

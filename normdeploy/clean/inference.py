@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -47,6 +47,13 @@ def _certain(given: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     if hide_uncertain(given, found):
         found = onnx.shape_inference.infer_shapes(given, **options)
     return found
+
+
+def forget_shapes(infos: Iterable[onnx.ValueInfoProto]) -> None:
+    """Take the shapes off what is declared of tensors."""
+    for info in infos:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
 
 
 def _forget_sizes_of_elements(graph: onnx.GraphProto) -> None:

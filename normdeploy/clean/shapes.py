@@ -1,7 +1,8 @@
 """Static shapes that follow from the inputs of a model, whatever its file says of the values in between.
 
 What a file declares of a value may be from before its inputs were made dynamic: a size read from it would be stored as
-a constant, and wrong. So the declared shapes are put aside, and shapes are inferred anew where they are asked for.
+a constant, and wrong. So the declared shapes are put aside, in bodies too, and shapes are inferred anew where they are
+asked for.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
-from normdeploy.clean.inference import MADE_UP, inferred, pairs
+from normdeploy.clean.inference import MADE_UP, forget_shapes, inferred, pairs
 from normdeploy.clean.scope import Scope
+from normdeploy.clean.uncertain import graphs
 from normdeploy.graph import is_of_onnx
 from normdeploy.onnxfile.maps import has_map
 
@@ -24,7 +26,7 @@ _SMALL = 2**10
 
 
 class Shapes:
-    """The shapes of the values of one model's main graph.
+    """The shapes of the values of one model's main graph and its bodies.
 
     Where the model does not tell the type of a value, in a body too, it is added to it; nothing declared is changed.
 
@@ -39,7 +41,7 @@ class Shapes:
         self._model = model
         self.declared = declared
         self.notes: list[str] = []
-        self._inferred: dict[str, onnx.TypeProto] | None = None
+        self._inferred: dict[ir.Graph, dict[str, onnx.TypeProto]] | None = None
         if any(value.shape is None or value.dtype is None for graph in model.graphs() for value in _made(graph)):
             self._add_types()
 
@@ -50,33 +52,38 @@ class Shapes:
         tensor = scope.constant(value)
         if tensor is not None:
             return tuple(tensor.shape.numpy())
-        if value.graph is not self._model.graph:
-            return None
-        if value.is_graph_input() or self.declared:
+        main = self._model.graph
+        if value.graph is main and (value.is_graph_input() or self.declared):
             return _dims(value.shape)
-        found = self._types().get(str(value.name))
-        return None if found is None else _dims(ir.serde.deserialize_type_proto_for_shape(found))
+        found = self._types().get(value.graph, {}).get(str(value.name)) if isinstance(value.graph, ir.Graph) else None
+        return None if found is None else _told(found)
+
+    def follow(self) -> dict[ir.Value, Dims]:
+        """Return the shapes of what nodes make and bodies are given, as far as they follow from the inputs."""
+        found: dict[ir.Value, Dims] = {}
+        for graph, types in self._types().items():
+            for value in (*_made(graph), *(() if graph is self._model.graph else graph.inputs)):
+                kind = types.get(str(value.name))
+                if kind is not None and (shape := _told(kind)) is not None:
+                    found[value] = tuple(None if is_made_up(size) else size for size in shape)
+        return found
 
     def renew(self) -> None:
         """Forget what was inferred: constants have been found that tell more."""
         self._inferred = None
 
-    def _types(self) -> dict[str, onnx.TypeProto]:
+    def _types(self) -> dict[ir.Graph, dict[str, onnx.TypeProto]]:
         if self._inferred is None:
-            self._inferred = _types(self._infer().graph)
+            given = _skeleton(self._model)
+            found, notes = inferred(given)
+            self.notes += [note for note in notes if note not in self.notes]
+            known = pairs(self._model.graph, (given if found is None else found).graph)
+            self._inferred = {graph: _types(message) for graph, message in known}
         return self._inferred
 
     def _add_types(self) -> None:
-        found = self._infer().graph
-        self._inferred = _types(found)
-        for graph, message in pairs(self._model.graph, found):
-            _add_types(_made(graph), _types(message))
-
-    def _infer(self) -> onnx.ModelProto:
-        given = _skeleton(self._model)
-        found, notes = inferred(given)
-        self.notes += [note for note in notes if note not in self.notes]
-        return given if found is None else found
+        for graph, types in self._types().items():
+            _add_types(_made(graph), types)
 
 
 def _made(graph: ir.Graph) -> list[ir.Value]:
@@ -85,7 +92,8 @@ def _made(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _types(message: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
-    return {info.name: info.type for info in (*message.value_info, *message.output) if info.HasField("type")}
+    infos = (*message.input, *message.value_info, *message.output)
+    return {info.name: info.type for info in infos if info.HasField("type")}
 
 
 def _add_types(values: Sequence[ir.Value], types: Mapping[str, onnx.TypeProto]) -> None:
@@ -108,7 +116,17 @@ def _named(shape: ir.Shape | None) -> ir.Shape | None:
 
 def is_made_up(size: int | str | None) -> bool:
     """Return True for no size at all, and for a name that inference made up for one."""
-    return size is None or str(size).startswith(MADE_UP)
+    return size is None or (size < 0 if isinstance(size, int) else size.startswith(MADE_UP))  # Paddle declares -1
+
+
+def _told(kind: onnx.TypeProto) -> Dims | None:
+    """Return the shape of a tensor or of the elements of a sequence; of a map there is none."""
+    if not kind.HasField("tensor_type"):
+        return None if has_map(kind) else _dims(ir.serde.deserialize_type_proto_for_shape(kind))
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
 
 
 def _dims(shape: ir.Shape | None) -> Dims | None:
@@ -120,18 +138,23 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     proto.opset_import.extend(onnx.helper.make_opsetid(*item) for item in model.opset_imports.items())
     proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
-    graph, initializers = proto.graph, model.graph.initializers.values()
+    graph = proto.graph
     graph.name = "shapes"
-    for value in {*model.graph.inputs, *initializers}:
-        graph.input.append(ir.serde.serialize_value(value))
-    for value in initializers:
-        tensor = value.const_value
-        is_constant = not value.is_graph_input() or model.ir_version < 4  # before that every initializer is an input
-        if tensor is not None and tensor.nbytes <= _SMALL and is_constant:
+    # Below IR version 4 every initializer is an input.
+    held = [v for v in model.graph.initializers.values() if model.ir_version < 4 or not v.is_graph_input()]
+    stored = {value: tensor for value in held if (tensor := value.const_value) is not None}
+    graph.input.extend(ir.serde.serialize_value(value) for value in model.graph.inputs if value not in stored)
+    for value, tensor in stored.items():  # what is declared of it may be wrong
+        dims = list(tensor.shape.numpy())
+        graph.input.append(onnx.helper.make_tensor_value_info(str(value.name), tensor.dtype.value, dims))
+        if tensor.nbytes <= _SMALL:
             graph.initializer.append(ir.serde.serialize_tensor(tensor))
     for node in model.graph:
         graph.node.append(ir.serde.serialize_node(node))
         graph.value_info.extend(() if is_of_onnx(node) else _told_types(node))
+    for body in graphs(graph):
+        if body is not graph:
+            forget_shapes((*body.input, *body.value_info, *body.output))
     return proto
 
 

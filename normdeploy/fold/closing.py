@@ -5,6 +5,7 @@ The checker sees the graph with weights as inputs of their types and shapes, so 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.inference import forget_shapes, inferred
+from normdeploy.clean.uncertain import graphs
 from normdeploy.errors import NormdeployError
 from normdeploy.fold.graph.light import light
 from normdeploy.fold.operators.basics import UNKNOWN_TO_ONNX
@@ -54,7 +57,12 @@ def interface(model: ir.Model) -> Interface:
 
 
 def require_sound(
-    model: ir.Model, before: Interface, given: Callable[[], onnx.ModelProto], *, constants: frozenset[str] = frozenset()
+    model: ir.Model,
+    before: Interface,
+    given: Callable[[], onnx.ModelProto],
+    *,
+    constants: frozenset[str] = frozenset(),
+    believed: bool = True,
 ) -> None:
     """Refuse to hand out what a fold made of a model, where it is not valid or not what it was to others.
 
@@ -63,12 +71,16 @@ def require_sound(
         before: its interface, as it was.
         given: the model as it was given, its weights as inputs; what the checker has against that is not the fold's.
         constants: inputs that went, as was asked for.
+        believed: False where the sizes that the model declares are known to be wrong.
 
     Raises:
         NormdeployError: a mistake of the fold; nothing may be written.
     """
     _require_interface(model, before, constants)
-    if problem := _new_problem(model, given):
+    problem = _new_problem(model, given)
+    if problem and not believed:  # of what is evaluated the inference finds sizes that it did not find before
+        problem = _problem(_without_sizes(light(model)))
+    if problem:
         raise _mistake(f"the model is not valid any more: {problem}")
 
 
@@ -143,6 +155,20 @@ def _new_problem(model: ir.Model, given: Callable[[], onnx.ModelProto]) -> str |
     """Return what the full checker has against ``model``; None where it has something against ``given`` too."""
     problem = _problem(light(model))
     return None if problem is None or _problem(given()) is not None else problem
+
+
+def _without_sizes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``proto`` with no size but those that follow from its inputs; an output must have some."""
+    told = {info.name: info.type for info in copy.deepcopy(proto.graph.output)}
+    for graph in graphs(proto.graph):
+        forget_shapes((*graph.value_info, *graph.output, *(() if graph is proto.graph else graph.input)))
+    for function in proto.functions:
+        forget_shapes(function.value_info)
+    found = inferred(proto)[0] or proto
+    for info in found.graph.output:
+        if not info.type.tensor_type.HasField("shape"):
+            info.type.CopyFrom(told[info.name])
+    return found
 
 
 def _problem(proto: onnx.ModelProto) -> str | None:

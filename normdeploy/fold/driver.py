@@ -18,6 +18,7 @@ from normdeploy.errors import NormdeployError
 from normdeploy.fold import closing, merge, opening
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.collector import young_objects_only
+from normdeploy.fold.graph.declared import put_aside
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.light import light
 from normdeploy.fold.graph.reader import Refused, View
@@ -105,14 +106,14 @@ def fold(
     session = Session(opened, tuple(keep), validate, opening.dump_folder(dump), narrow=narrow)
     try:
         with threadpool_limits(limits=1, user_api="blas"):  # the products of a proof are small: threads would only wait
-            _fold_model(session, Reducer(session, layernorm, target), require_unchanged)
+            believed = _fold_model(session, Reducer(session, layernorm, target), require_unchanged)
     except NormdeployError:
         raise
     except Exception as error:
         opening.require_validity(model, error)
         raise
     checked = time.perf_counter()
-    closing.require_sound(opened, before, lambda: light(opening.opened(model)), constants=constants)
+    closing.require_sound(opened, before, lambda: light(opening.opened(model)), constants=constants, believed=believed)
     session.proof_seconds += (time.perf_counter() - checked) * validate
     ledger = session.record.ledger(time.perf_counter() - begin, session.proof_seconds)
     previous = opened.metadata_props.get(METADATA_KEY)
@@ -120,18 +121,20 @@ def fold(
     return FoldResult(opened, ledger)
 
 
-def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[[], None] | None) -> None:
-    """Fold every graph of the model, bodies and functions included."""
+def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[[], None] | None) -> bool:
+    """Fold every graph of the model, bodies and functions included; return whether what it declares was believed."""
     model = session.model
     opening.require_known_names(model, session.keep)
     session.record.note("NF417", opening.training_note(model))
     unread = {value for value in model.graph.inputs if not value.uses()}
     if left := opening.put_in_order(model):
         session.record.note("NF413", left)
-        return
+        return True
     cleaned = clean(model, keep=session.is_kept)
     session.record.note("NF415", cleaned.done)
     opening.drop_spare_outputs(model)
+    declared = put_aside(model, cleaned.shapes.follow())
+    session.record.note("NF420", declared.notes)
     session.record.note("NF414", (*cleaned.unknown, *infer(model)))
     session.record.note("NF412", opening.overridable_note(model))
     session.show("before")
@@ -148,8 +151,10 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
         _fold_graph(session, state, writer)
         reducer.reduce(state, writer)
     store_as_read(model)
+    declared.put_back(model)
     if model.ir_version < 4:  # every initializer is an input there, and yet a constant
         opening.drop_unread(model.graph, unread)
+    return not declared.notes
 
 
 def _fold_graph(session: Session, state: GraphState, writer: Writer) -> None:

@@ -289,7 +289,7 @@ def test_an_output_whose_type_changed_is_not_handed_out(monkeypatch: Patch) -> N
     proto = spelled("c = Conv (x, w)\n" + norm("c", "y"), outputs="float[2,channels,6,6] y")
 
     def wrong(value: ir.Value, output: ir.Value) -> None:
-        value.name = output.name
+        value.name, value.type = output.name, ir.TensorType(ir.DataType.DOUBLE)
 
     monkeypatch.setattr(rewrite, "take_over", wrong)
     with pytest.raises(NormdeployError, match="the declared outputs of the model changed"):

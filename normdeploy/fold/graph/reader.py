@@ -209,13 +209,12 @@ class View:
             return None
 
     def _certain_sizes(self, value: ir.Value) -> np.ndarray | None:
-        """Return the sizes of ``value``, if it has them for all inputs.
+        """Return the sizes of ``value``, an input of the model, if it has them always.
 
-        What a file says of a value in the main graph may be from before its inputs were made dynamic; what follows from
-        those was evaluated when the model was cleaned.
+        What follows from those was evaluated when the model was cleaned.
         """
-        is_made = value.producer() is not None and value.graph is self.main
-        if is_made or value.shape is None or not value.shape.is_static():
+        is_input = value.is_graph_input() and value.graph is self.main
+        if not is_input or value.shape is None or not value.shape.is_static():
             return None
         return np.array(value.shape.numpy(), np.int64)
 

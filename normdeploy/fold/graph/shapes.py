@@ -48,18 +48,17 @@ def _complete(value: ir.Value, told: onnx.TypeProto) -> None:
         return
     if value.shape is None:
         value.shape = shape
-    elif len(value.shape) == len(shape):
-        value.shape = _filled(value, shape)
+    else:
+        value.shape = filled(value.shape, shape, names=not value.is_graph_output())
 
 
-def _filled(value: ir.Value, shape: ir.Shape) -> ir.Shape:
-    """Return the declared shape of ``value``, with what is found for its unknown dimensions; of an output no made-up
-    names.
-    """
-    assert value.shape is not None
-    filled: ir.Shape = value.shape.copy(frozen=False)
-    for axis, (declared, found) in enumerate(zip(value.shape, shape, strict=True)):
-        is_open = declared < 0 if isinstance(declared, int) else declared.value is None  # Paddle declares -1
-        if is_open and (isinstance(found, int) or not value.is_graph_output()):
-            filled[axis] = found
-    return filled
+def filled(declared: ir.Shape, found: ir.Shape | None, *, names: bool) -> ir.Shape:
+    """Return the ``declared`` shape, with what is found for its unknown dimensions; ``names`` only where asked."""
+    if found is None or len(found) != len(declared):
+        return declared
+    sizes: ir.Shape = declared.copy(frozen=False)
+    for axis, (told, size) in enumerate(zip(declared, found, strict=True)):
+        is_open = told < 0 if isinstance(told, int) else told.value is None  # Paddle declares -1
+        if is_open and (isinstance(size, int) or names):
+            sizes[axis] = size
+    return sizes

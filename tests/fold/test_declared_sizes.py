@@ -1,0 +1,183 @@
+"""Sizes that a file declares wrongly: folded, it computes what it computes without them, and declares them still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx
+import onnx_ir as ir
+import pytest
+from cases import Case
+from cases_downward import DOWNWARD_THROUGH
+from cases_refusals import NOT_PER_CHANNEL
+from cases_upward import UPWARD_THROUGH
+from harness import assert_same, bn, model, norm, op_types, parsed
+from onnx import TensorProto, helper
+
+from normdeploy.fold import Ledger, fold
+from normdeploy.fold.graph.declared import put_aside
+
+Dims = list[int | str | None]
+
+NOT_TOLD = {"Dropout in training mode", "Slice of channels from an unknown start"}
+"""What is not the same twice, and what has no feed."""
+CASES = [case for case in (*UPWARD_THROUGH, *DOWNWARD_THROUGH, *NOT_PER_CHANNEL) if case.name not in NOT_TOLD]
+
+WRONG: dict[str, Callable[[Dims], Dims]] = {
+    "ones": lambda dims: [1] * len(dims),
+    "fewer axes": lambda dims: dims[1:],
+    "more axes": lambda dims: [5, *dims],
+}
+
+
+def dims_of(info: onnx.ValueInfoProto) -> Dims | None:
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim]
+
+
+def declare(info: onnx.ValueInfoProto, dims: Dims) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, dims)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for attr in (attr for node in graph.node for attr in node.attribute if attr.HasField("g")):
+        yield from graphs(attr.g)
+
+
+def wrongly_declared(proto: onnx.ModelProto, wrong: Callable[[Dims], Dims]) -> onnx.ModelProto:
+    """``proto`` with every size of what nodes make declared as ``wrong`` makes it, in bodies too."""
+    found = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for graph in graphs(found.graph):
+        for info in (*graph.value_info, *graph.output):
+            if (dims := dims_of(info)) is not None:
+                info.CopyFrom(declare(info, wrong(dims)))
+    return found
+
+
+def told(proto: onnx.ModelProto) -> dict[str, Dims | None]:
+    return {info.name: dims_of(info) for info in (*proto.graph.value_info, *proto.graph.output)}
+
+
+def folded(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Ledger]:
+    """``proto`` folded; what it declares stays."""
+    result = fold(proto)
+    after = ir.to_proto(result.model)
+    stored = {tensor.name for tensor in after.graph.initializer}
+    before, now = told(proto), told(after)
+    assert {name: now[name] for name in now if name in before and name not in stored} == {
+        name: before[name] for name in before if name in now and name not in stored
+    }
+    return after, result.ledger
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_is_computed_follows_from_the_inputs(case: Case, wrong: str) -> None:
+    proto = case.model()
+    assert_same(proto, folded(wrongly_declared(proto, WRONG[wrong]))[0])
+
+
+# -- one of many -----------------------------------------------------------------------------------
+
+
+def declaring(proto: onnx.ModelProto, name: str, dims: Dims) -> onnx.ModelProto:
+    proto.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
+    return proto
+
+
+def test_a_norm_of_tokens_does_not_pass_for_one_of_channels() -> None:
+    proto = model("float[N,5,3] x", f"float[3,5] w, {bn(5)}", "c = MatMul (x, w)\n" + norm("c", "y"))
+    after, ledger = folded(declaring(proto, "c", ["N", 5]))
+    assert op_types(after) == op_types(proto)
+    assert [note.code for note in ledger.notes] == ["NF420"]
+    assert "c is declared as [N, 5], and the inputs make it [N, 5, 5]" in ledger.notes[0].text
+
+
+def behind_an_unknown(**told: Dims) -> onnx.ModelProto:
+    """A scale behind an operator that only its runtime knows, with what is declared of values in front of it."""
+    proto = parsed("""<ir_version: 10, opset_import: ["": 21, "my.own": 1]> g (float[N,3] x) => (float[N,5,4] y)
+    <float[3,20] w, int64[3] z = {-1, 5, 4}, float[5,1] k> {
+        a = Relu (x) s = my.own.Scale (a) c = MatMul (s, w) r = Reshape (c, z) y = Mul (r, k)
+    }""")
+    for name, dims in told.items():
+        declaring(proto, name, dims)
+    return proto
+
+
+def test_what_no_inference_knows_is_believed_where_nothing_is_contradicted() -> None:
+    after, ledger = folded(behind_an_unknown(a=["N", 3], s=["N", 3]))
+    assert op_types(after)["Mul"] == 0
+    assert "NF420" not in {note.code for note in ledger.notes}
+
+
+@pytest.mark.parametrize("a", [[1, 3], ["N", 4], ["N"]])
+def test_one_contradiction_makes_all_others_doubtful(a: Dims) -> None:
+    proto = behind_an_unknown(a=a, s=["N", 3])
+    after, ledger = folded(proto)
+    assert op_types(after) == op_types(proto)
+    assert "NF420" in {note.code for note in ledger.notes}
+
+
+def test_a_name_that_stands_for_two_sizes_stands_for_none() -> None:
+    proto = behind_an_unknown(a=["T", "T"], s=["T", "M"])
+    ir_model = ir.from_proto(proto)
+    values = {value.name: value for node in ir_model.graph for value in node.outputs}
+    declared = put_aside(ir_model, {values["a"]: ("N", 3)})
+    assert [dim.value for dim in values["s"].shape] == [None, "M"]
+    assert list(values["a"].shape) == ["N", 3]
+    declared.put_back(ir_model)
+    assert [dim.value for name in "as" for dim in values[name].shape] == ["T", "T", "T", "M"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_constant_has_the_sizes_of_its_numbers(wrong: str) -> None:
+    proto = model("float[2,3,8,11] x", "float[5,3,3,3] w, float[5,1,1] k", "c = Conv (x, w)\n y = Mul (c, k)")
+    for tensor in proto.graph.initializer:
+        declaring(proto, tensor.name, WRONG[wrong](list(tensor.dims)))
+    after, _ = folded(proto)
+    assert_same(proto, after)
+    assert op_types(after)["Mul"] == 0
+
+
+# -- in bodies and functions -----------------------------------------------------------------------
+
+BRANCHES = """<ir_version: 10, opset_import: ["": 21]> g (float[N,5,3] x, bool go) => (float[N,5,5] y)
+<float[3,5] w, float[5] gamma, float[5] beta, float[5] mean, float[5] var> {{
+    y = If (go) <then_branch = yes () => ({told} p) <{told} c> {{
+        c = MatMul (x, w) p = BatchNormalization (c, gamma, beta, mean, var)
+    }}, else_branch = no () => ({told} q) {{ q = MatMul (x, w) }}>
+}}"""
+
+
+@pytest.mark.parametrize(("told", "codes"), [("float[N,5]", ["NF420"]), ("float[N,5,5]", [])])
+def test_bodies_too(told: str, codes: list[str]) -> None:
+    proto = parsed(BRANCHES.format(told=told))
+    after, ledger = folded(proto)
+    assert op_types(after) == op_types(proto)
+    assert [note.code for note in ledger.notes if note.code == "NF420"] == codes
+
+
+def test_a_function_declares_no_size_for_all_its_calls() -> None:
+    proto = parsed("""<ir_version: 10, opset_import: ["": 21, "my": 1]> g (float[N,5,3] x) => (float[N,5,5] y)
+    <float[3,5] w, float[5] gamma, float[5] beta, float[5] mean, float[5] var> {
+        y = my.Norm (x, w, gamma, beta, mean, var)
+    }
+    <domain: "my", opset_import: ["": 21]> Norm (x, w, gamma, beta, mean, var) => (y) {
+        c = MatMul (x, w) y = BatchNormalization (c, gamma, beta, mean, var)
+    }""")
+    proto.functions[0].value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["N", 5]))
+    after, _ = folded(proto)
+    assert_same(proto, after)
+
+
+def test_the_size_of_a_branch_is_no_constant_where_the_branch_declares_it() -> None:
+    proto = parsed("""<ir_version: 10, opset_import: ["": 21]> g (float[N,4] x, bool go) => (float[N,4] y)
+    <int64 zero = {0}> {
+        b = If (go) <then_branch = yes () => (float[1,4] p) { p = Relu (x) },
+                     else_branch = no () => (float[1,4] q) { q = Sigmoid (x) }>
+        h = Shape (b) k = Gather (h, zero) f = Cast <to = 1> (k) y = Mul (b, f)
+    }""")
+    assert_same(proto, folded(proto)[0])
