@@ -45,7 +45,7 @@ class Plan:
     kinds: dict[ir.Node, str] = field(default_factory=dict)
     remainders: dict[ir.Node, AffineMap | None] = field(default_factory=dict)
     through: list[ir.Node] = field(default_factory=list)
-    into: list[ir.Node] = field(default_factory=list)
+    into: dict[ir.Node, None] = field(default_factory=dict)
     choices: dict[ir.Node, list[int]] = field(default_factory=dict)
     growth: dict[ir.Value, float] = field(default_factory=dict)
 
@@ -132,8 +132,7 @@ class Step:
 
     def absorbed(self) -> None:
         """Note that this node's weights took a map."""
-        if self.node not in self.plan.into:
-            self.plan.into.append(self.node)
+        self.plan.into[self.node] = None
 
     def weight(self, index: int) -> Array | None:
         """Return the weight at input ``index`` in float64, as this plan would leave it; None if it is not constant."""

@@ -244,6 +244,5 @@ def _carry(state: GraphState, plan: Plan, queue: list[int], value: ir.Value, m: 
     if value.is_graph_output():
         raise Refused("NF002", state.view.told_output(value), node)
     plan.down[value] = m
-    for position in {state.position(use.node) for use in value.uses()}:
-        if position not in queue:
-            heapq.heappush(queue, position)
+    for position in {state.position(use.node) for use in value.uses()}.difference(queue):
+        heapq.heappush(queue, position)
