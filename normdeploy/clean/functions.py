@@ -52,13 +52,19 @@ def _blocking(model: ir.Model) -> set[Identifier]:
     for scope in scopes(model):
         for node in scope.graph:
             kind = scope.operator(node)
-            if kind not in NORMS:
+            if kind not in NORMS and not _is_deviation(scope, node):
                 continue
             above, has_weights = _borders(scope, node, _upward)
             found |= above
             if kind != "BatchNormalization" or not (above or has_weights):
                 found |= _borders(scope, node, _downward)[0]
     return _with_callers(model, found)
+
+
+def _is_deviation(scope: Scope, node: ir.Node) -> bool:
+    """Return True for the root of a mean and something: every norm that is spelled out divides by one."""
+    total = scope.made_by(node.inputs[0], "Add") if scope.operator(node) in ("Sqrt", "Pow") and node.inputs else None
+    return total is not None and any(scope.made_by(value, "ReduceMean") for value in total.inputs)
 
 
 def _with_callers(model: ir.Model, functions: set[Identifier]) -> set[Identifier]:

@@ -35,7 +35,8 @@ def _named(model: onnx.ModelProto) -> Iterator[tuple[str, Iterable[str]]]:
     for function in model.functions:
         yield f"inputs of the function {function.name[:80]!r}", function.input
     yield "functions", (f"{each.domain}::{each.name}:{each.overload}" for each in model.functions)
-    yield "opsets", ("" if each.domain in _OWN else each.domain for each in model.opset_import)
+    opsets = {("" if each.domain in _OWN else each.domain, each.version) for each in model.opset_import}
+    yield "opsets", (domain for domain, _ in opsets)  # one that is listed twice, as by skl2onnx, is no choice
 
 
 def _weights(graph: onnx.GraphProto) -> Iterator[str]:

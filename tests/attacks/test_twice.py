@@ -89,6 +89,16 @@ def test_a_name_that_is_given_twice_is_one_error(name: str, tmp_path: Path, caps
         normdeploy.fold(made)
 
 
+def test_an_opset_that_is_listed_twice_is_no_choice(tmp_path: Path) -> None:
+    """As skl2onnx lists it."""
+    made = model()
+    made.opset_import.append(made.opset_import[0])
+    made.opset_import.append(helper.make_opsetid("ai.onnx", made.opset_import[0].version))
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    assert main(["fold", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.onnx")]) == 0
+    onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
+
+
 @pytest.mark.parametrize(
     ("version", "said"),
     [(2**62, f"the model has opset {2**62}"), (-5, "there is no opset -5"), (None, "the model does not say its opset")],

@@ -487,6 +487,24 @@ def test_a_function_in_a_function_is_inlined_with_it() -> None:
     assert not model.functions
 
 
+SPELLED = """<domain: "local", opset_import: ["" : 17]> norm (x, gamma, eps) => (y) {
+    two = Constant <value = float {2.0}> ()
+    square = Pow (x, two) mean = ReduceMean <axes = [-1]> (square) sum = Add (ADDED)
+    root = Sqrt (sum) n = Div (x, root) y = Mul (n, gamma) }"""
+
+
+@pytest.mark.parametrize(("added", "left"), [("mean, eps", 0), ("eps, mean", 0), ("x, eps", 1)])
+def test_a_function_with_a_norm_that_is_spelled_out_is_inlined(added: str, left: int) -> None:
+    """As onnxscript writes it, with the scale as an input: where what lies behind the root is no mean, it is no norm."""
+    weights = "float[4] gamma = {1,2,3,4}, float eps = {0.1}"
+    nodes = "e = Exp (x) y = local.norm (e, gamma, eps)"
+    graph = f"g (float[2,6,4] x) => (float[2,6,4] y) <{weights}> {{ {nodes} }}"
+    opsets = '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'
+    proto = onnx.parser.parse_model(f"{opsets} {graph} {SPELLED.replace('ADDED', added)}")
+    model = cleaned(proto)
+    assert len(model.functions) == left
+
+
 def test_a_function_whose_border_no_norm_meets_stays() -> None:
     text = f"""g (float[2,6,4] x) => (float[2,6,4] y) <{BN}{WEIGHT}> {{
         t = Conv (x, w) n = BatchNormalization (t, s, b, m, v) y = local.f (n) }}

@@ -168,8 +168,8 @@ PAGES = (
     ),
     Page(
         "NF023", "the scale or bias of a norm that stays spelled out",
-        "The map is the scale or bias of a LayerNorm or RMSNorm that is spelled out, in an opset that has no operator "
-        "for it, or by one who wanted it left as it is.",
+        "The map is the scale or bias of a LayerNorm or RMSNorm that stays spelled out: the opset has no operator for "
+        "it, or --layernorm off was asked for.",
         "ONNX Runtime makes one operator of such a norm, and knows it by its scale. Moved into the Linear behind, it "
         "would leave seven operators that are slower than the two that it saves.",
         "torch.nn.LayerNorm in front of a Linear, exported at opset 14.",
