@@ -495,7 +495,7 @@ SPELLED = """<domain: "local", opset_import: ["" : 17]> norm (x, gamma, eps) => 
 
 @pytest.mark.parametrize(("added", "left"), [("mean, eps", 0), ("eps, mean", 0), ("x, eps", 1)])
 def test_a_function_with_a_norm_that_is_spelled_out_is_inlined(added: str, left: int) -> None:
-    """As onnxscript writes it, with the scale as an input: where what lies behind the root is no mean, it is no norm."""
+    """As onnxscript writes it, with the scale as an input; where the root is of no mean, it is no norm."""
     weights = "float[4] gamma = {1,2,3,4}, float eps = {0.1}"
     nodes = "e = Exp (x) y = local.norm (e, gamma, eps)"
     graph = f"g (float[2,6,4] x) => (float[2,6,4] y) <{weights}> {{ {nodes} }}"
