@@ -99,11 +99,17 @@ class Oracle:
         """Return the outputs in float64 of the module with its weights rounded to the deployed dtype.
 
         Draw 0 rounds to nearest, others at random: the error is what a rounding of the weights costs, and the draws
-        tell chance from size.
+        tell chance from size. In float32 all constants are rounded, those that the code makes of weights and of
+        numbers too, after they were computed in their own dtype: a graph stores them so.
         """
         if draw not in self._rounded:
+            narrow = self._dtype in (torch.float16, torch.bfloat16)
             convert = rounded_to(self._dtype or torch.float32, torch.float64, draw)
-            self._rounded = {draw: EagerRunner(self._module, self._specs, dtype=torch.float64, weights=convert)}
+            weights, constants = (convert, None) if narrow else (None, convert)
+            runner = EagerRunner(
+                self._module, self._specs, dtype=torch.float64, weights=weights, constants=constants
+            )  # fmt: skip
+            self._rounded = {draw: runner}
         with np.errstate(all="ignore"), one_path():
             return self._rounded[draw](feed)
 

@@ -26,7 +26,7 @@ from normdeploy.parity.rounding import (
     without_limits,
 )
 from normdeploy.parity.shapes import of_another_shape
-from normdeploy.parity.verdict import Criteria, Measurement, judge_one
+from normdeploy.parity.verdict import Criteria, Judgement, Measurement, judge_one
 from normdeploy.runtime.float64 import Float64Runner
 from normdeploy.specs import TensorSpec
 
@@ -81,7 +81,7 @@ class Single:
                 yield replace(first, deployed=EXACT) if np.array_equal(meant[name], value) else first
 
     def _cost(self, feed: Feed, exact: Arrays, name: str, draw: int) -> Errors:
-        """Return what rounding the weights to float32 costs the module."""
+        """Return what rounding the constants to float32 costs the module."""
         rounded = self._oracle.rounded(feed.arrays, draw)[name]
         return allowance(rounded, exact[name], "float32")
 
@@ -117,23 +117,33 @@ def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
 DRAWS = (1, 2, 3)
 """Roundings of the weights at random."""
 MANY_DRAWS = tuple(range(1, 13))
-"""As many for whole numbers: that one of few is another is rare, and known by many draws alone."""
+"""As many for whole numbers, where one of few is rarely another, and in float32 for what nearly passes."""
+_FAR = 2.0
+"""How far above its bound after a few draws many more are of no use: none of a dozen is so much larger."""
 
 
 def beside_draws(
-    measured: Measurement, criteria: Criteria, cost: Callable[[int], Errors], draws: Sequence[int] = DRAWS
+    measured: Measurement, criteria: Criteria, cost: Callable[[int], Errors], draws: Sequence[int] = ()
 ) -> Measurement:
     """Return ``measured`` with what a rounding of the weights costs allowed, where it fails without.
 
     Eager's error, and the cost of rounding to nearest, are one draw of chance each, and the folded graph's weights were
-    rounded by another draw. Where an output has few elements one draw may happen to cost next to nothing. So up to
-    three more are made, which move each weight by at most half a unit in the last place: as far as a weight may lie
-    from what training meant. In float32 that is allowed beside eager's error, which has no rounding of weights in it;
-    in 16 bits the largest draw counts.
+    rounded by another draw. Where an output has few elements, or hangs on the sum of a weight's errors, one draw may
+    happen to cost next to nothing. So more ``draws`` are made, which move each weight by at most half a unit in the
+    last place: as far as a weight may lie from what training meant. The largest counts. In float32 it is allowed beside
+    eager's error, which has no rounding of weights in it.
     """
     own, narrow = measured.eager, (measured.computes or measured.dtype) in ("float16", "bfloat16")
-    for draw in draws:
-        if judge_one(measured, criteria).passed or not measured.deployed.finite:
+    most = own if narrow else EXACT
+    for draw in draws or (DRAWS if narrow else MANY_DRAWS):
+        judged = judge_one(measured, criteria)
+        if judged.passed or not measured.deployed.finite or (not narrow and draw > DRAWS[-1] and _is_far(judged)):
             break
-        measured = replace(measured, eager=larger(measured.eager, cost(draw)) if narrow else added(own, cost(draw)))
+        most = larger(most, cost(draw))
+        measured = replace(measured, eager=most if narrow else added(own, most))
     return measured
+
+
+def _is_far(judged: Judgement) -> bool:
+    found = judged.measurement.deployed
+    return found.rms > _FAR * judged.bound_rms or found.max > _FAR * judged.bound_max

@@ -13,7 +13,7 @@ cells, and the graph fails. What an input has a part in is decided in float64 on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ JUMPS = frozenset(
     {"floor", "ceil", "round", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide", "sign", "sgn", "heaviside"}
 )
 """Operators of real results that jump where their inputs do not, by their names in ATen."""
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Decisions:
@@ -61,6 +62,31 @@ class Decisions:
             return result
         jumps = func._schema.name.partition("::")[2].rstrip("_") in JUMPS or _rounds(given)
         return tree_map(lambda value, own: self._decided(value, own, jumps), result, twin)
+
+    def met(self, func: Any, given: tuple[Any, Any], rounded: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """Return what was ``given`` to ``func`` with its constants rounded, where an input has a part in the rest.
+
+        These are the constants of a graph: its weights, what it stores evaluated (a standardized weight, a table of
+        positions), and the numbers of the code. ``rounded`` is asked for each tensor, computed in its own dtype; a
+        number becomes the nearest of float32.
+        """
+        read = [leaf for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+        if all(self._twin(tensor) is not None for tensor in read):
+            return given
+        written = {id(tensor) for tensor in _written(func, given)}
+
+        def constant(leaf: Any) -> Any:
+            if isinstance(leaf, float) and abs(leaf) <= _LARGEST:
+                return torch.tensor(leaf, dtype=torch.float32).item()
+            if not isinstance(leaf, torch.Tensor) or not is_real(leaf.dtype) or id(leaf) in written:
+                return leaf
+            twin = self._twin(leaf)
+            return leaf if twin is None else rounded(twin)
+
+        with_constants = tree_map(constant, given)
+        if "upsample" in func._schema.name and _sizes(func, with_constants) != _sizes(func, given):
+            return given  # a size is Python's
+        return with_constants
 
     def _twin(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return ``tensor`` in its own dtype; None where an input has a part in it."""
@@ -112,6 +138,13 @@ def _written(func: Any, given: tuple[Any, Any]) -> Iterator[torch.Tensor]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _sizes(func: Any, given: tuple[Any, Any]) -> torch.Size:
+    """Return the shape of what ``func`` makes, without making it."""
+    args, kwargs = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf, given)
+    made: torch.Size = func(*args, **kwargs).shape
+    return made
 
 
 def _rounds(given: tuple[Any, Any]) -> bool:

@@ -40,6 +40,7 @@ class EagerRunner:
         threads: torch's threads while it runs; 0 leaves them as they are.
         emulate: for 16 bits, round weights and results of the float32 module instead of running it in ``dtype``.
         weights: what becomes of each parameter and buffer, where casting to ``dtype`` is not it.
+        constants: in float64, what becomes of all that depends on no input where it meets something that does.
         placement: a copy of the module runs there; a CPU's is the module itself.
         compiled: run what ``torch.compile`` makes of it.
 
@@ -56,6 +57,7 @@ class EagerRunner:
         threads: int = 0,
         emulate: bool = False,
         weights: Convert | None = None,
+        constants: Convert | None = None,
         placement: Placement = CPU,
         compiled: bool = False,
     ) -> None:
@@ -67,6 +69,7 @@ class EagerRunner:
         self._emulate, self._compiled, self._outputs = emulate, compiled, tuple[str, ...]()
         self._call: Callable[..., Any] = torch.compile(module, dynamic=False) if compiled else module
         self._held = {} if dtype is None else converted(module, weights or _conversion(dtype, emulate))
+        self._constants = constants
         self._own = {tensor: tensor.dtype for tensor in self._held}
         self.widened = 0
         self.name = "eager" if dtype is None else f"eager {str(dtype).removeprefix('torch.')}"
@@ -129,7 +132,7 @@ class EagerRunner:
                 yield
         elif self._dtype == torch.float64:
             before = torch.get_default_dtype()
-            keep = KeepFloat64(self._own, before)
+            keep = KeepFloat64(self._own, before, self._constants)
             torch.set_default_dtype(torch.float64)
             try:
                 with keep:

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from normdeploy.runtime.decisions import Decisions, nearest
 from normdeploy.runtime.dtypes import is_wide, widened
 
+Convert = Callable[[torch.Tensor], torch.Tensor]
+
 
 class RoundedError(Exception):
     """An operator rounded a float64 value to a narrower dtype, where no cast could be held back."""
@@ -32,14 +34,17 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     RoundedError where a wide value becomes a narrower one all the same, e.g. written into a float32 tensor, and where
     its bits are read. Decisions that no input has a part in are those of the module's own dtype
     (:mod:`normdeploy.runtime.decisions`): ``weights`` are its parameters and buffers, which hold float64 values, with
-    the dtypes that they have themselves, and ``default`` is torch's default dtype outside.
+    the dtypes that they have themselves, and ``default`` is torch's default dtype outside. With ``constants``, all that
+    depends on no input becomes what that makes of it, where it meets something that does.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, weights: Mapping[torch.Tensor, torch.dtype], default: torch.dtype) -> None:
+    def __init__(
+        self, weights: Mapping[torch.Tensor, torch.dtype], default: torch.dtype, constants: Convert | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.widened = 0
+        self.widened, self._constants = 0, constants
         self._decisions = Decisions(weights, default)
 
     def __torch_dispatch__(
@@ -60,6 +65,8 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
             given = tree_map(_wide_tensor, given) if not _writes_narrow(func, given[0]) else given
             if "upsample_nearest" in func._schema.name:
                 return nearest(func, *given[0], *given[1].values())
+            if self._constants is not None:
+                given = self._decisions.met(func, given, self._constants)
         result = func(*given[0], **given[1])
         if reads_wide and any(_is_narrow(leaf) for leaf in tree_leaves(result)):
             raise RoundedError(f"{func} rounds float64 to less")
@@ -136,9 +143,6 @@ def _is_float32(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32
 
 
-Convert = Callable[[torch.Tensor], torch.Tensor]
-
-
 @contextmanager
 def swapped(module: nn.Module, made: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
     """Let each parameter and buffer of ``module`` hold what ``made`` has for it; afterwards its own again."""
@@ -188,6 +192,6 @@ def rounded_to(dtype: torch.dtype, into: torch.dtype, draw: int = 0) -> Convert:
             return nearest
         unit = torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(nearest.abs().clamp_min(1e-300))))
         share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
-        return nearest + unit * share.to(into)
+        return torch.where(nearest.isfinite(), nearest + unit * share.to(into), nearest)
 
     return convert
