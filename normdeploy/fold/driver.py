@@ -21,13 +21,14 @@ from normdeploy.fold.collector import young_objects_only
 from normdeploy.fold.graph.declared import put_aside
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.light import light
+from normdeploy.fold.graph.places import made_of_sizes
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
 from normdeploy.fold.graph.state import GraphState, all_names
 from normdeploy.fold.layernorm.reduce import Reducer
 from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
 from normdeploy.fold.levels import Level, Target
-from normdeploy.fold.operators.maps import is_bias_of_product, map_of
+from normdeploy.fold.operators.maps import data_input, is_bias_of_product, map_of
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Slot
 from normdeploy.fold.record import AS_ASKED, NOT_CONSTANT, NOT_LINEAR
@@ -206,9 +207,11 @@ def _merge_one(session: Session, state: GraphState, writer: Writer, total: ir.No
 
 def _read_maps(session: Session, state: GraphState) -> int:
     """Enter every map of ``state`` that is not there yet; return how many these are."""
-    before = len(state.maps)
+    before, of_sizes = len(state.maps), made_of_sizes(state)
     for node in state.nodes:
         if node in state.maps or node.graph is None or (m := _map_of(session, state.view, node)) is None:
+            continue
+        if not states(node).norm and data_input(state.view, node) in of_sizes:  # it stays as it is computed
             continue
         state.maps[node] = m
         session.record.forget(node)
