@@ -21,6 +21,7 @@ from normdeploy.runtime.runner import check_names, first_line
 from normdeploy.runtime.widths import (
     Convert,
     KeepFloat64,
+    OwnEpsilon,
     RoundResults,
     converted,
     rounded_to,
@@ -135,13 +136,18 @@ class EagerRunner:
             keep = KeepFloat64(self._own, before, self._constants)
             torch.set_default_dtype(torch.float64)
             try:
-                with keep:
+                with OwnEpsilon(self._own_dtype(before)), keep:
                     yield
             finally:
                 torch.set_default_dtype(before)
                 self.widened += keep.widened
         else:
             yield
+
+    def _own_dtype(self, default: torch.dtype) -> torch.dtype:
+        """Return the dtype that the module itself computes in: that of its weights, where they have one."""
+        real = {dtype for dtype in self._own.values() if dtype.is_floating_point}
+        return real.pop() if len(real) == 1 else default
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._dtype is None:

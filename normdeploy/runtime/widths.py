@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -71,6 +72,29 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         if reads_wide and any(_is_narrow(leaf) for leaf in tree_leaves(result)):
             raise RoundedError(f"{func} rounds float64 to less")
         return self._decisions.taken(func, (args, kwargs or {}), result)
+
+
+class OwnEpsilon(TorchFunctionMode):
+    """While active, an RMSNorm without an epsilon in float64 takes the one that it has in ``dtype``, the module's own.
+
+    ``torch.nn.functional.rms_norm`` takes that of the dtype it is given: 1.2e-7 in float32 and 2.2e-16 in float64,
+    which is another function where what it normalizes is small.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._epsilon = torch.finfo(dtype).eps
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func``."""
+        if func not in (torch.rms_norm, nn.functional.rms_norm):
+            return func(*args, **(kwargs or {}))
+        given = {**dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)), **(kwargs or {})}
+        if given.get("eps") is None and is_wide(given["input"].dtype):
+            given["eps"] = self._epsilon
+        return func(**given)
 
 
 def _run_under(

@@ -55,6 +55,30 @@ def test_float64_is_a_copy_that_leaves_the_module_in_float32() -> None:
     assert module.linear.weight.dtype == torch.float32
 
 
+class Bare(nn.Module):
+    """RMSNorms without an epsilon, as a module, by functions, by names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        more = nn.functional.rms_norm(x, (3,)), torch.rms_norm(x, (3,)), torch.rms_norm(input=x, normalized_shape=(3,))
+        return self.norm(x), *more, nn.functional.rms_norm(x, (3,), eps=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_norm_without_an_epsilon_has_in_float64_that_of_its_own_dtype(dtype: torch.dtype) -> None:
+    small = X * 1e-4
+    name, own = ("f32", np.float32) if dtype == torch.float32 else ("f64", np.float64)
+    run = EagerRunner(Bare().eval().to(dtype), parse([f"x:2x3@{name}"]), dtype=torch.float64)
+    outputs = run({"x": small.astype(own)})
+    x = small.astype(np.float64)
+    for array, epsilon in zip(outputs.values(), [torch.finfo(dtype).eps] * 4 + [1e-3], strict=True):
+        want = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
+        np.testing.assert_allclose(array, want, rtol=1e-14)
+
+
 def test_outputs_are_known_before_the_first_run() -> None:
     assert runner().outputs == ("logits", "more.0", "more.1")
 
