@@ -10,11 +10,12 @@ torch.onnx writes torch.rsqrt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import onnx_ir as ir
 
-from normdeploy.fold.graph.reader import View
+from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import parts
 from normdeploy.fold.layernorm.values import bare, first, made_by, scalar, second
 from normdeploy.fold.levels import Target
@@ -28,16 +29,21 @@ def tails(view: View, nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
     """Return the scale of each such norm among ``nodes``, all of a graph, and the bias of each LayerNorm."""
     found: set[ir.Node] = set()
     for node in nodes:
-        data = _scaled(view, node, "Mul")
-        numerator = None if data is None else _normalized(view, data)
-        if numerator is None:
-            continue
-        found.add(node)
-        uses = tuple(node.outputs[0].uses())
-        is_read_once = len(uses) == 1 and not node.outputs[0].is_graph_output()
-        if is_read_once and _scaled(view, uses[0].node, "Add") and parts.centred(view, numerator, None) is not None:
-            found.add(uses[0].node)
+        with suppress(Refused):  # what is not known of a value tells nothing
+            found.update(_tail(view, node))
     return frozenset(found)
+
+
+def _tail(view: View, node: ir.Node) -> Iterator[ir.Node]:
+    data = _scaled(view, node, "Mul")
+    numerator = None if data is None else _normalized(view, data)
+    if numerator is None:
+        return
+    yield node
+    uses = tuple(node.outputs[0].uses())
+    is_read_once = len(uses) == 1 and not node.outputs[0].is_graph_output()
+    if is_read_once and _scaled(view, uses[0].node, "Add") and parts.centred(view, numerator, None) is not None:
+        yield uses[0].node
 
 
 def _scaled(view: View, node: ir.Node, kind: str) -> ir.Value | None:
@@ -53,17 +59,22 @@ def _scaled(view: View, node: ir.Node, kind: str) -> ir.Value | None:
 
 def divide(writer: Writer) -> None:
     """Write ``n · Reciprocal(√…)`` as ``n / √…`` in every norm that is such a norm then."""
-    view = writer.state.view
     for node in list(writer.state.graph):
-        data = _scaled(view, node, "Mul")
-        product = None if data is None else made_by(data, "Mul")
-        for numerator, other in () if product is None else _both_ways(product):
-            reciprocal = made_by(other, "Reciprocal")
-            if product is None or reciprocal is None or len(other.uses()) > 1 or other.is_graph_output():
-                continue
-            if _is_deviation(view, first(reciprocal), numerator):
-                new = writer.add(product, "Div", numerator, product.outputs[0], None, first(reciprocal))
-                writer.take_place(new, new.outputs[0], product)
+        with suppress(Refused):
+            _divide(writer, node)
+
+
+def _divide(writer: Writer, node: ir.Node) -> None:
+    view = writer.state.view
+    data = _scaled(view, node, "Mul")
+    product = None if data is None else made_by(data, "Mul")
+    for numerator, other in () if product is None else _both_ways(product):
+        reciprocal = made_by(other, "Reciprocal")
+        if product is None or reciprocal is None or len(other.uses()) > 1 or other.is_graph_output():
+            continue
+        if _is_deviation(view, first(reciprocal), numerator):
+            new = writer.add(product, "Div", numerator, product.outputs[0], None, first(reciprocal))
+            writer.take_place(new, new.outputs[0], product)
 
 
 def _normalized(view: View, value: ir.Value) -> ir.Value | None:

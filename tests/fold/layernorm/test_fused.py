@@ -140,6 +140,20 @@ def test_tensorrt_knows_no_norm_by_its_scale(spelling: str, tmp_path: Path) -> N
     assert not [node for node in new.graph.node if "gamma" in node.input]
 
 
+@pytest.mark.parametrize("axes", [("-1", "-1"), ("2", "2"), ("2", "-1"), ("-1", "2")])
+@pytest.mark.parametrize("root", ["d = Div (n, root)", "r = Reciprocal (root) d = Mul (n, r)"])
+def test_a_norm_of_unknown_rank_is_right(root: str, axes: tuple[str, str], tmp_path: Path) -> None:
+    spelled = ONE_OPERATOR["divided"].replace("d = Div (n, root)", root).replace("[-1]", f"[{axes[1]}]")
+    mean = MEAN.replace("[-1]", f"[{axes[0]}]").replace("(x)", "(h)").replace("Sub (x,", "Sub (h,")
+    body = f"x = MatMul (i, v) h = Reshape (x, s0) {mean} {spelled} {TAILS['layer']} y = MatMul (y0, w)"
+    text = f"g (float[2,5,6] i, int64[R] s0) => (float[A,B,6] y) <{NUMBERS}> {{ {body} }}"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 14]> {text}')
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in WEIGHTS.items())
+    new = ir.to_proto(fold(proto).model)
+    (got,) = session(new, tmp_path / "optimized.onnx").run(None, {"i": X, "s0": np.array(X.shape)})
+    np.testing.assert_allclose(got, truth("layer"), rtol=0, atol=4e-6 * np.abs(truth("layer")).max())
+
+
 BEHIND = {
     "a scale": ("z = Mul (y0, scale)", lambda y: 1.75 * y),
     "a vector": ("z = Mul (beta, y0)", lambda y: WEIGHTS["beta"] * y),
