@@ -49,10 +49,14 @@ def plain(text: str) -> str:
 
 
 def before_after(report: Report) -> str:
-    """Return ``BatchNormalization 20 → 0, LayerNormalization 2 → 2``, or ``none``."""
+    """Return ``BatchNormalization 20 → 0, LayerNormalization 2 → 2``, or ``none``.
+
+    Kinds that are no operator before or after, and that the ledger has, are told as ``3 RMSNormalization spelled out``.
+    """
     kinds = sorted({*report.norms_before, *report.norms_after})
     counts = [f"{kind} {report.norms_before.get(kind, 0)} → {report.norms_after.get(kind, 0)}" for kind in kinds]
-    return ", ".join(counts) or "none"
+    spelled = Counter(entry.kind for entry in report.ledger if entry.norm and entry.kind not in kinds)
+    return ", ".join([*counts, *(f"{number} {kind} spelled out" for kind, number in spelled.items())]) or "none"
 
 
 def notes(report: Report) -> list[str]:

@@ -47,6 +47,14 @@ def test_everything_is_said_once(report: Report) -> None:
         assert text.count(said) == 1, said
 
 
+def test_norms_that_are_no_operator_are_counted_as_spelled_out() -> None:
+    norms = [
+        Entry(n, "", "RMSNormalization", True, "left", codes=("NF315",), reason="the opset has none") for n in "abc"
+    ]
+    spelled = make(norms).model_copy(update={"norms_before": {}, "norms_after": {}})
+    assert "normalizations  3 RMSNormalization spelled out" in shown(spelled)
+
+
 def test_no_colour_where_there_is_no_terminal(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
