@@ -154,8 +154,20 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         graph.value_info.extend(() if is_of_onnx(node) else _told_types(node))
     for body in graphs(graph):
         if body is not graph:
-            forget_shapes((*body.input, *body.value_info, *body.output))
+            _forget_declared(body)
     return proto
+
+
+def _forget_declared(body: onnx.GraphProto) -> None:
+    """Take back what ``body`` declares of shapes; of a weight it is that of its numbers.
+
+    Declared without a shape, a weight is none to inference, and a Slice by it has no axes and no steps.
+    """
+    weights = {tensor.name for tensor in body.initializer}
+    others = [info for info in body.value_info if info.name not in weights]
+    del body.value_info[:]
+    body.value_info.extend(others)
+    forget_shapes((*body.input, *body.value_info, *body.output))
 
 
 def _told_types(node: ir.Node) -> list[onnx.ValueInfoProto]:

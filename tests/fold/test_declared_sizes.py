@@ -160,6 +160,23 @@ def test_bodies_too(told: str, codes: list[str]) -> None:
     assert [note.code for note in ledger.notes if note.code == "NF420"] == codes
 
 
+def test_a_weight_of_a_body_is_one_when_its_shape_is_put_aside() -> None:
+    """Where inference is told no shape of the axes and steps, it takes a Slice to have none: two columns were none."""
+    numbers = "int64[2] start = {0,-1}, int64[2] end = {100,0}, int64[2] axes = {0,1}, int64[2] steps = {1,-1}"
+    branch = f"t () => (float[R,S] a) <{numbers}> {{ d = Dropout (v) a = Slice (d, start, end, axes, steps) }}"
+    other = "e () => (float[R,S] b) { e = Exp (v) b = MatMul (e, w) }"
+    given = parsed(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2,3] x, bool c) => (float[2,2] y) <float[3] scale, float[3,2] w> {{
+        v = Mul (x, scale) y = If (c) <then_branch = {branch}, else_branch = {other}> }}""")
+    for body in (attr.g for node in given.graph.node for attr in node.attribute if attr.HasField("g")):
+        body.output[0].type.tensor_type.ClearField("shape")
+    new = ir.to_proto(fold(given).model)
+    onnx.checker.check_model(new, full_check=True)
+    (node,) = (node for node in new.graph.node if node.op_type == "If")
+    (sliced,) = (attr.g.output[0] for attr in node.attribute if attr.g.node[-1].op_type == "Slice")
+    assert dims_of(sliced) == [2, 2]
+
+
 def test_a_function_declares_no_size_for_all_its_calls() -> None:
     proto = parsed("""<ir_version: 10, opset_import: ["": 21, "my": 1]> g (float[N,5,3] x) => (float[N,5,5] y)
     <float[3,5] w, float[5] gamma, float[5] beta, float[5] mean, float[5] var> {
