@@ -131,6 +131,8 @@ DOWNWARD_THROUGH = [
          f"float[12,5] w, float[5] b, {bn(3)}, int64[6] s = {{2,3,4,2,6,2}}, int64[3] r = {{2,24,12}}",
          PRE + "p = Reshape (t, s)\n q = Transpose <perm=[0,2,4,3,5,1]> (p)\n u = Reshape (q, r)\n m = MatMul (u, w)\n"
          "n = Add (m, b)\n y = Relu (n)", "Reshape Transpose Reshape MatMul Add Relu"),
+    Case("DepthToSpace of any number of channels", "float[N,H,T,W] x", "float k = {2}, float l = {3}",
+         "t = Mul (x, k)\n u = DepthToSpace <blocksize=2> (t)\n y = Mul (u, l)", "DepthToSpace Mul"),
     Case("DepthToSpace, equal over the phases", "float[N,8,H,W] x",
          "float[5,2,1,1] w, float[8,1,1] s = {1,2,1,2,1,2,1,2}",
          "t = Mul (x, s)\n u = DepthToSpace <blocksize=2> (t)\n y = Conv (u, w)", "DepthToSpace Conv"),

@@ -273,6 +273,15 @@ def _cells(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Ma
     return axis + 1 if axis > 1 else None
 
 
+def _fit_channels(view: View, node: ir.Node, dims: tuple[Dim, ...], sizes: list[int], names: dict[str, int]) -> None:
+    """Make channels of unknown number as many as blocks have cells, or a multiple."""
+    cells, channels = int(view.attr(node, "blocksize", 1)) ** 2, dims[1] if len(dims) > 1 else 0
+    if not isinstance(channels, int) and sizes[1] % cells:
+        sizes[1] *= cells
+        if channels is not None:
+            names[channels] = sizes[1]
+
+
 def _blocks(view: View, node: ir.Node, axis: int, rank: int, dim: Dim, pinned: Mapping[int, int]) -> int | None:
     del rank, dim, pinned
     return (axis + 1) * int(view.attr(node, "blocksize", 1)) if axis > 1 else None
@@ -290,6 +299,6 @@ def _target_of_resize(probe: Probe, value: ir.Value, shape: tuple[int, ...]) -> 
     return target[list(probe.view.attr(probe.node, "axes", range(len(before))))]
 
 
-DEPTH_TO_SPACE = Probing(size=_cells)
+DEPTH_TO_SPACE = Probing(size=_cells, fit=_fit_channels)
 SPACE_TO_DEPTH = Probing(size=_blocks)
 RESIZE = Probing(integers=3, given=_target_of_resize)
