@@ -70,7 +70,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masked(text: str) -> str:
     """``text`` without its numbers, its line breaks, and what a noisy machine makes of latencies."""
     joined = " ".join(re.sub(r"\d[\d.,]*(e[+-]?\d+)?", "#", text).replace("threads", "thread").split())
-    joined = re.sub(r"warning: .*?(?=note: )|no difference is shown: ", "", joined)
+    joined = re.sub(r"warning: .*?(?=engine tensorrt|note: )|no difference is shown: ", "", joined)
     # which feed is the worst by a hair is the processor's affair
     return re.sub(r"(?<=output ).*?(?= RMS| max)|(?<= on ')[^']*(?=')", "feed", joined)
 
