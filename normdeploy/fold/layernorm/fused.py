@@ -57,14 +57,16 @@ def _scaled(view: View, node: ir.Node, kind: str) -> ir.Value | None:
     return None
 
 
-def divide(writer: Writer) -> None:
-    """Write ``n · Reciprocal(√…)`` as ``n / √…`` in every norm that is such a norm then."""
+def divide(writer: Writer) -> int:
+    """Write ``n · Reciprocal(√…)`` as ``n / √…`` in every norm that is such a norm then; return in how many."""
+    found = 0
     for node in list(writer.state.graph):
         with suppress(Refused):
-            _divide(writer, node)
+            found += _divide(writer, node)
+    return found
 
 
-def _divide(writer: Writer, node: ir.Node) -> None:
+def _divide(writer: Writer, node: ir.Node) -> bool:
     view = writer.state.view
     data = _scaled(view, node, "Mul")
     product = None if data is None else made_by(data, "Mul")
@@ -75,6 +77,8 @@ def _divide(writer: Writer, node: ir.Node) -> None:
         if _is_deviation(view, first(reciprocal), numerator):
             new = writer.add(product, "Div", numerator, product.outputs[0], None, first(reciprocal))
             writer.take_place(new, new.outputs[0], product)
+            return True
+    return False
 
 
 def _normalized(view: View, value: ir.Value) -> ir.Value | None:

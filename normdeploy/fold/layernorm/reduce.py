@@ -43,8 +43,8 @@ class Reducer:
         if not self.goes_to("recognise"):
             return
         written = Recogniser(writer, self.target, self.session).run()
-        if self.target in fused.RUNTIMES:
-            fused.divide(writer)
+        if self.target in fused.RUNTIMES and (divided := fused.divide(writer)):
+            self.session.record.note("NF415", [f"written as a quotient, by which runtimes know a norm: {divided} Mul"])
         self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
             self.session.show("recognised")

@@ -120,6 +120,7 @@ def test_a_reciprocal_is_written_as_a_quotient(kind: str, spelling: str, tmp_pat
     result, new = folded(given, truth(kind), tmp_path)
     assert one_operator(new, tmp_path) == 1
     assert "NF023" in codes(result)
+    assert "written as a quotient, by which runtimes know a norm: 1 Mul" in "".join(map(str, result.ledger.notes))
 
 
 @pytest.mark.parametrize("change", [
