@@ -10,6 +10,11 @@ from normdeploy.fold.affine import Array
 
 _BLOCK = 1 << 18
 """Elements of a weight that are converted at once, to stay in a cache until they are used."""
+_SMALL = 500_000
+"""Multiplications below which OpenBLAS multiplies as the matrices lie; above, it lays them out anew first, which takes
+longer than to multiply a few rows."""
+_FEWEST = 8
+"""Columns from which on that pays: each piece is a call."""
 
 
 def by_kernels(rows: Array, kernels: np.ndarray) -> Array:
@@ -17,7 +22,8 @@ def by_kernels(rows: Array, kernels: np.ndarray) -> Array:
     groups, out, inner = kernels.shape
     if not rows.any():  # half of all probes: nothing need be multiplied
         return np.zeros((groups, rows.shape[1], out))
-    step = max(1, _BLOCK // max(1, groups * inner))
+    step, small = max(1, _BLOCK // max(1, groups * inner)), _SMALL // max(1, rows.shape[1] * inner)
+    step = min(step, small) if small >= _FEWEST else step
     parts = (kernels[:, start : start + step] for start in range(0, out, step))
     return np.concatenate([rows @ part.astype(np.float64, copy=False).transpose(0, 2, 1) for part in parts], axis=2)
 

@@ -307,7 +307,7 @@ class _Terms:
     has_shift: bool
 
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
 """Elements that fit into a cache with what is computed from them."""
 
 

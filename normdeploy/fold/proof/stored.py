@@ -17,7 +17,7 @@ from normdeploy.errors import NormdeployError
 from normdeploy.fold.affine import Array
 from normdeploy.fold.graph.edits import Edit
 
-_ROWS = 1 << 16
+_ROWS = 1 << 17
 """Elements that are compared at once, to stay in a cache with what is computed from them."""
 _SLACK = 2.0**-48
 """How far two ways of adding up in float64 may differ, relative to what is added up."""
