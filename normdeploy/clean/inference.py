@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 import onnx
 import onnx_ir as ir
 
-from normdeploy.clean.uncertain import graphs, hide_uncertain
+from normdeploy.clean.apart import apart, graphs, put_back
+from normdeploy.clean.uncertain import hide_uncertain
 from normdeploy.limits import more_memory
 
 _MEMORY = 2**30
 """Bytes that shape inference may take."""
+_LEVELS = 8
+"""How many uncertain nodes may stand one behind another before no sizes are told of what they make."""
 _MOST = 300
 """Characters of what the library says."""
 
@@ -43,10 +46,13 @@ def inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]
 
 def _certain(given: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     """Return ``given`` with what is inferred, without the sizes that inference computes otherwise than runtimes."""
-    found = onnx.shape_inference.infer_shapes(given, **options)
-    if hide_uncertain(given, found):
-        found = onnx.shape_inference.infer_shapes(given, **options)
-    return found
+    model, names = apart(given)
+    found = onnx.shape_inference.infer_shapes(model, **options)
+    for tells_sizes in (*[True] * _LEVELS, False):
+        if not hide_uncertain(model, found, tells_sizes=tells_sizes):
+            break
+        found = onnx.shape_inference.infer_shapes(model, **options)
+    return put_back(given, found, names)
 
 
 def forget_shapes(infos: Iterable[onnx.ValueInfoProto]) -> None:

@@ -7,15 +7,15 @@ asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.apart import graphs
 from normdeploy.clean.inference import MADE_UP, forget_shapes, inferred, pairs
-from normdeploy.clean.scope import Scope
-from normdeploy.clean.uncertain import graphs
-from normdeploy.graph import is_of_onnx
+from normdeploy.clean.scope import Scope, bodies
+from normdeploy.graph import is_of_onnx, operator
 from normdeploy.onnxfile.maps import has_map
 
 Dims = tuple[int | str | None, ...]
@@ -60,8 +60,26 @@ class Shapes:
 
     def follow(self) -> dict[ir.Value, Dims]:
         """Return the shapes of what nodes make and bodies are given, as far as they follow from the inputs."""
+        return self._found(self._types())
+
+    def suppose(self) -> list[tuple[ir.Value, Dims]]:
+        """Return what shapes would be if bodies and operators that ONNX does not know had those that are declared.
+
+        A value comes more than once where it is handed on: the state of a loop is what it begins with, and what the
+        body makes of it. Without bodies nothing is supposed.
+        """
+        nodes = [node for graph in self._model.graphs() for node in graph if any(bodies(node))]
+        if not nodes:
+            return []
+        found = self._found(self._infer(_skeleton(self._model, supposing=True)))
+        handed = ((value, source) for node in nodes for body in bodies(node) for value, source in _handed(node, body))
+        given = {value: _dims(value.shape) for value in self._model.graph.inputs}
+        known = {**{value: shape for value, shape in given.items() if shape is not None}, **found}
+        return [*found.items(), *((value, known[source]) for value, source in handed if source in known)]
+
+    def _found(self, known: Mapping[ir.Graph, Mapping[str, onnx.TypeProto]]) -> dict[ir.Value, Dims]:
         found: dict[ir.Value, Dims] = {}
-        for graph, types in self._types().items():
+        for graph, types in known.items():
             for value in (*_made(graph), *(() if graph is self._model.graph else graph.inputs)):
                 kind = types.get(str(value.name))
                 if kind is not None and (shape := _told(kind)) is not None:
@@ -74,12 +92,14 @@ class Shapes:
 
     def _types(self) -> dict[ir.Graph, dict[str, onnx.TypeProto]]:
         if self._inferred is None:
-            given = _skeleton(self._model)
-            found, notes = inferred(given)
-            self.notes += [note for note in notes if note not in self.notes]
-            known = pairs(self._model.graph, (given if found is None else found).graph)
-            self._inferred = {graph: _types(message) for graph, message in known}
+            self._inferred = self._infer(_skeleton(self._model))
         return self._inferred
+
+    def _infer(self, given: onnx.ModelProto) -> dict[ir.Graph, dict[str, onnx.TypeProto]]:
+        found, notes = inferred(given)
+        self.notes += [note for note in notes if note not in self.notes]
+        known = pairs(self._model.graph, (given if found is None else found).graph)
+        return {graph: _types(message) for graph, message in known}
 
     def _add_types(self) -> None:
         for graph, types in self._types().items():
@@ -133,8 +153,26 @@ def _dims(shape: ir.Shape | None) -> Dims | None:
     return None if shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
 
 
-def _skeleton(model: ir.Model) -> onnx.ModelProto:
-    """Return the model with the types of what comes in alone; large weights are inputs, outputs have no shape."""
+def _handed(node: ir.Node, body: ir.Graph) -> Iterator[tuple[ir.Value, ir.Value | None]]:
+    """Yield each value that is another by what ``node`` does with ``body``, with that one."""
+    match operator(node):
+        case "If":
+            yield from zip(node.outputs, body.outputs, strict=False)
+        case "Loop" | "Scan" as kind:
+            spare = 2 if kind == "Loop" else 0  # the number of the round, and whether there is another
+            scanned = node.attributes.get("num_scan_inputs")
+            state = body.inputs[spare : len(body.inputs) - (0 if scanned is None else scanned.as_int())]
+            made = body.outputs[spare // 2 :][: len(state)]
+            yield from zip(state, node.inputs[spare:], strict=False)
+            yield from zip(state, made, strict=False)
+            yield from zip(node.outputs, made, strict=False)
+
+
+def _skeleton(model: ir.Model, *, supposing: bool = False) -> onnx.ModelProto:
+    """Return the model with the types of what comes in alone; large weights are inputs, outputs have no shape.
+
+    Supposing, what bodies are given and operators make that ONNX does not know has the shape that is declared.
+    """
     proto = onnx.ModelProto(ir_version=max(model.ir_version, 4))
     proto.opset_import.extend(onnx.helper.make_opsetid(*item) for item in model.opset_imports.items())
     proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
@@ -151,14 +189,14 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
             graph.initializer.append(ir.serde.serialize_tensor(tensor))
     for node in model.graph:
         graph.node.append(ir.serde.serialize_node(node))
-        graph.value_info.extend(() if is_of_onnx(node) else _told_types(node))
+        graph.value_info.extend(() if is_of_onnx(node) else _told_types(node, supposing))
     for body in graphs(graph):
         if body is not graph:
-            _forget_declared(body)
+            _forget_declared(body, supposing)
     return proto
 
 
-def _forget_declared(body: onnx.GraphProto) -> None:
+def _forget_declared(body: onnx.GraphProto, supposing: bool) -> None:
     """Take back what ``body`` declares of shapes; of a weight it is that of its numbers.
 
     Declared without a shape, a weight is none to inference, and a Slice by it has no axes and no steps.
@@ -167,10 +205,14 @@ def _forget_declared(body: onnx.GraphProto) -> None:
     others = [info for info in body.value_info if info.name not in weights]
     del body.value_info[:]
     body.value_info.extend(others)
-    forget_shapes((*body.input, *body.value_info, *body.output))
+    kept = {name for node in body.node if supposing and "::" in operator(node) for name in node.output}
+    made = [info for info in (*body.value_info, *body.output) if info.name not in kept]
+    forget_shapes((*(() if supposing else body.input), *made))
 
 
-def _told_types(node: ir.Node) -> list[onnx.ValueInfoProto]:
-    """Return the types that the model tells of what an operator makes that ONNX does not know, without shapes."""
+def _told_types(node: ir.Node, supposing: bool) -> list[onnx.ValueInfoProto]:
+    """Return the types that the model tells of what an operator makes that ONNX does not know, with shapes if asked."""
     tensors = [value for value in node.outputs if isinstance(value.type, ir.TensorType)]
+    if supposing:
+        return [ir.serde.serialize_value(value) for value in tensors]
     return [onnx.helper.make_tensor_value_info(str(v.name), v.type.dtype.value, None) for v in tensors if v.type]

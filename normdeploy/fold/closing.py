@@ -13,8 +13,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.apart import graphs
 from normdeploy.clean.inference import forget_shapes, inferred
-from normdeploy.clean.uncertain import graphs
 from normdeploy.errors import NormdeployError
 from normdeploy.fold.graph.light import light
 from normdeploy.fold.operators.basics import UNKNOWN_TO_ONNX

@@ -134,7 +134,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
     cleaned = clean(model, keep=session.is_kept)
     session.record.note("NF415", cleaned.done)
     opening.drop_spare_outputs(model)
-    declared = put_aside(model, cleaned.shapes.follow())
+    declared = put_aside(model, cleaned.shapes.follow(), cleaned.shapes.suppose())
     session.record.note("NF420", declared.notes)
     session.record.note("NF414", (*cleaned.unknown, *infer(model)))
     session.record.note("NF412", opening.overridable_note(model))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from cases import Case
 from cases_downward import DOWNWARD_THROUGH
@@ -198,3 +200,57 @@ def test_the_size_of_a_branch_is_no_constant_where_the_branch_declares_it() -> N
         h = Shape (b) k = Gather (h, zero) f = Cast <to = 1> (k) y = Mul (b, f)
     }""")
     assert_same(proto, folded(proto)[0])
+
+
+# -- what is handed on -----------------------------------------------------------------------------
+
+NUMBERS = (
+    "float[3,3] w = {1,2,3,4,5,6,7,8,9}, float[3] k = {2,3,4}, int64[1] nil = {0}, int64[1] all = {-1}, bool go = {1}"
+)
+NORM = "t = MatMul (s, w) u = BatchNormalization (t, k, k, k, k)"
+HANDED = {
+    "the state of a loop": """final = Loop (n, go, x) <body = b (int64 i, bool c, float[3,3] s)
+        => (bool d, float[3,3] v) { %s v = Unsqueeze (u, nil) d = Identity (c) }> y = Reshape (final, all)""",
+    "the state of a loop, by a constant node": """one = Constant <value = int64[1] {0}> ()
+        final = Loop (n, go, x) <body = b (int64 i, bool c, float[3,3] s)
+        => (bool d, float[3,3] v) { %s v = Unsqueeze (u, one) d = Identity (c) }> y = Reshape (final, all)""",
+    "what a loop makes": """s = Loop (n, go, x) <body = b (int64 i, bool c, float[3,3] f) => (bool d, float[R,S] v) {
+        v = Unsqueeze (f, nil) d = Identity (c) }> %s y = Reshape (u, all)""",
+    "what a branch makes": """s = If (go) <then_branch = p () => (float[R,S,T] a) { a = Unsqueeze (x, nil) },
+        else_branch = q () => (float[R,S] b) { b = Relu (x) }> %s y = Reshape (u, all)""",
+}
+
+
+def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # it believes what is declared
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feeds)[0])
+
+
+@pytest.mark.parametrize("kind", HANDED)
+def test_what_is_handed_on_is_not_believed_where_the_body_makes_another(kind: str) -> None:
+    """A norm of the second of three axes passed for one of the last of two."""
+    proto = parsed(f"""<ir_version: 9, opset_import: ["": 19]>
+        g (float[3,3] x, int64 n) => (float[M] y) <{NUMBERS}> {{ {HANDED[kind] % NORM} }}""")
+    if "%s y" in HANDED[kind]:
+        declaring(proto, "s", [3, 3])
+    after, ledger = folded(proto)
+    assert [note.code for note in ledger.notes if note.code == "NF420"] == ["NF420"]
+    x = np.random.default_rng(0).random((3, 3)).astype(np.float32)
+    expected, got = (run(each, {"x": x, "n": np.array(2 if "final" in HANDED[kind] else 1)}) for each in (proto, after))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_the_state_of_a_loop_is_believed_where_the_body_makes_the_same() -> None:
+    proto = parsed(f"""<ir_version: 9, opset_import: ["": 19]>
+        g (float[3,3] x, int64 n) => (float[3,3] y) <{NUMBERS}> {{
+        y = Loop (n, go, x) <body = b (int64 i, bool c, float[3,3] s) => (bool d, float[3,3] v) {{
+            {NORM} v = Relu (u) d = Identity (c) }}>
+    }}""")
+    after, ledger = folded(proto)
+    assert "NF420" not in {note.code for note in ledger.notes}
+    (loop,) = (node for node in after.graph.node if node.op_type == "Loop")
+    assert "BatchNormalization" not in {node.op_type for node in loop.attribute[0].g.node}

@@ -39,18 +39,22 @@ class Declared:
                     value.shape = filled(shape, value.shape, names=not value.is_graph_output())
 
 
-def put_aside(model: ir.Model, follows: Mapping[ir.Value, Dims]) -> Declared:
+def put_aside(
+    model: ir.Model, follows: Mapping[ir.Value, Dims], supposed: Iterable[tuple[ir.Value, Dims]] = ()
+) -> Declared:
     """Let each value of ``model`` have the shape that is believed of it; return what was declared instead.
 
     Args:
         model: changed in place. What it declares in a function is not believed: it follows from nothing.
         follows: the shapes that follow from the inputs, None for sizes that do not.
+        supposed: what shapes would be if others were as they are declared: it may contradict, and is not known.
     """
     graphs, declared = _graphs(model), Declared()
     follows = {**follows, **_stored(graphs)}
     told = {value: _dims(value.shape) for graph in graphs for value in _values(model, graph) if value.shape is not None}
     known = [(value, shape, follows[value]) for value, shape in told.items() if value in follows]
-    wrong = [each for each in known if _contradicts(*each[1:])]
+    others = [(value, told[value], shape) for value, shape in supposed if value in told]
+    wrong = [each for each in (*known, *others) if _contradicts(*each[1:])]
     declared.notes = [_note(*each) for each in wrong[:1]]
     doubtful = _doubtful(model, known)
     for graph in graphs:
