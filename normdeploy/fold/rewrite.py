@@ -112,6 +112,12 @@ class Writer:
             graph.inputs.append(value)  # below IR version 4 every initializer is listed as an input
         return value
 
+    def append_constant(self, node: ir.Node, name: str, tensor: ir.TensorProtocol) -> None:
+        """Give ``node`` one more input, the constant ``tensor``."""
+        value = self._constant(node, self.unused_name(f"{node.outputs[0].name}.{name}"), tensor)
+        node.resize_inputs(len(node.inputs) + 1)
+        node.replace_input_with(len(node.inputs) - 1, value)
+
     def unused_name(self, wanted: str) -> str:
         """Return ``wanted``, or with a number behind it when the model has it already."""
         name, count = wanted, 1
@@ -206,12 +212,8 @@ class Writer:
         if is_norm(new):
             new.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
         for name, edit in constants(node, spelling).items():
-            new.resize_inputs(len(new.inputs) + 1)
-            slot = new, len(new.inputs) - 1
-            value = self._constant(
-                new, self.unused_name(f"{new.outputs[0].name}.{name}"), self.cache.tensor(slot, edit)
-            )
-            new.replace_input_with(slot[1], value)
+            slot = new, len(new.inputs)
+            self.append_constant(new, name, self.cache.tensor(slot, edit))
             self.edits[slot] = edit  # the exact constants, should the map go on from here
         return new
 

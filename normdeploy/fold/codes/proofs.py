@@ -73,8 +73,9 @@ PAGES = (
     Page(
         "NF415", "the graph was cleaned first",
         "What only computes constants, changes nothing, or leads nowhere was taken out; functions that hid a norm were "
-        "inlined.",
-        "Exporters write constants as subgraphs, behind which no weight would be seen.",
+        "inlined. GELUs, and norms that the opset has no operator for, are in the spelling that runtimes know.",
+        "Exporters write constants as subgraphs, behind which no weight would be seen. ONNX Runtime makes one operator "
+        "of a norm that squares by Pow, and none of one that squares by Mul.",
         "A file of torch.onnx.export(optimize=False).",
         "None is needed.",
     ),

@@ -171,7 +171,8 @@ PAGES = (
         "The map is the scale or bias of a LayerNorm or RMSNorm that stays spelled out: the opset has no operator for "
         "it, or --layernorm off was asked for.",
         "ONNX Runtime makes one operator of such a norm, and knows it by its scale. Moved into the Linear behind, it "
-        "would leave seven operators that are slower than the two that it saves.",
+        "would leave seven operators that are slower than the two that it saves. A norm in another spelling is written "
+        "so, with a scale of 1 and a bias of 0 where it has none.",
         "torch.nn.LayerNorm in front of a Linear, exported at opset 14.",
         "Export at opset 17 or newer (RMSNorm: 23, or fold for onnxruntime), where the norm is one operator.",
     ),

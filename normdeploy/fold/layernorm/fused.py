@@ -4,25 +4,33 @@
 
 ONNX Runtime knows it by its scale: without γ, or with β where the scale is gone, it runs each operator by itself, and
 that takes longer than the two that are saved. What was tried with its version 1.32: the mean is over the last axis, n²
-is a Pow, γ a vector; n · (1 / √…) will do where a Div gives the reciprocal, but not where a Reciprocal does, as
-torch.onnx writes torch.rsqrt.
+is a Pow, γ and β are vectors, and a LayerNorm without β is an RMSNorm behind a mean and a Sub; n · (1 / √…) will do
+where a Div gives the reciprocal. All other spellings are written as the formula, with γ = 1 and β = 0 where there are
+none: maps behind go into those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 
+import numpy as np
 import onnx_ir as ir
 
+from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import parts
-from normdeploy.fold.layernorm.values import bare, first, made_by, scalar, second
+from normdeploy.fold.layernorm.region import Norm
+from normdeploy.fold.layernorm.values import bare, first, made_by, only_reader, same, scalar, second
 from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
+from normdeploy.graph import operator
 
 RUNTIMES: tuple[Target, ...] = ("onnx", "onnxruntime")
 """The targets that make one operator of such a norm; TensorRT fuses what stands there, and PyTorch nothing."""
+
+_AXES_ARE_AN_INPUT = 18
+"""The opset from which on ReduceMean has its axes as an input."""
 
 
 def tails(view: View, nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
@@ -40,10 +48,9 @@ def _tail(view: View, node: ir.Node) -> Iterator[ir.Node]:
     if numerator is None:
         return
     yield node
-    uses = tuple(node.outputs[0].uses())
-    is_read_once = len(uses) == 1 and not node.outputs[0].is_graph_output()
-    if is_read_once and _scaled(view, uses[0].node, "Add") and parts.centred(view, numerator, None) is not None:
-        yield uses[0].node
+    bias = only_reader(node.outputs[0])
+    if bias is not None and _scaled(view, bias, "Add") and parts.centred(view, numerator, None) is not None:
+        yield bias
 
 
 def _scaled(view: View, node: ir.Node, kind: str) -> ir.Value | None:
@@ -57,28 +64,73 @@ def _scaled(view: View, node: ir.Node, kind: str) -> ir.Value | None:
     return None
 
 
-def divide(writer: Writer) -> int:
-    """Write ``n · Reciprocal(√…)`` as ``n / √…`` in every norm that is such a norm then; return in how many."""
-    found = 0
-    for node in list(writer.state.graph):
+def is_to_be_spelled(view: View, norm: Norm, inside: Collection[ir.Node]) -> bool:
+    """Return True where runtimes make one operator of ``norm`` as :func:`spell` writes it, and none as it stands.
+
+    What computes ``inside`` of it in more than one dtype stays: in the narrow one squares would overflow.
+    """
+    one_dtype = all(node.outputs[0].dtype == norm.result.dtype for node in inside)
+    return one_dtype and not _is_known(view, norm) and not _would_join_a_sum(view, norm, inside)
+
+
+def _is_known(view: View, norm: Norm) -> bool:
+    """Return True if ``norm`` has the scale behind it by which runtimes know it, and a LayerNorm the bias."""
+    reader = only_reader(norm.result)
+    while reader is not None and operator(reader) == "Cast":
+        reader = only_reader(reader.outputs[0])
+    tail: list[ir.Node] = []
+    if reader is not None:
         with suppress(Refused):
-            found += _divide(writer, node)
-    return found
+            tail += _tail(view, reader)
+    return len(tail) == (2 if norm.kind == "LayerNormalization" else 1)
 
 
-def _divide(writer: Writer, node: ir.Node) -> bool:
-    view = writer.state.view
-    data = _scaled(view, node, "Mul")
-    product = None if data is None else made_by(data, "Mul")
-    for numerator, other in () if product is None else _both_ways(product):
-        reciprocal = made_by(other, "Reciprocal")
-        if product is None or reciprocal is None or len(other.uses()) > 1 or other.is_graph_output():
-            continue
-        if _is_deviation(view, first(reciprocal), numerator):
-            new = writer.add(product, "Div", numerator, product.outputs[0], None, first(reciprocal))
-            writer.take_place(new, new.outputs[0], product)
-            return True
-    return False
+def _would_join_a_sum(view: View, norm: Norm, inside: Collection[ir.Node]) -> bool:
+    """Return True for a LayerNorm of a sum that only what lies ``inside`` of it reads.
+
+    ONNX Runtime would go on and make one operator of both, whose kernel for the CPU is slower than all of them.
+    """
+    total = made_by(norm.data, "Add") if norm.kind == "LayerNormalization" else None
+    if total is None or view.is_constant(first(total)) or view.is_constant(second(total)):
+        return False
+    return all(use.node in inside for use in norm.data.uses())
+
+
+def spell(writer: Writer, norm: Norm, data: ir.Value) -> ir.Value:
+    """Put ``norm`` of ``data`` in its own place as runtimes know it; return the value that stands for its result."""
+    dtype = norm.result.dtype
+    assert dtype is not None, "its data would have another dtype"
+
+    def made(kind: str, *values: ir.Value) -> ir.Node:
+        return writer.add(norm.end, kind, values[0], values[0], None, *values[1:])
+
+    def with_number(kind: str, value: ir.Value, name: str, number: float) -> ir.Value:
+        node = made(kind, value)
+        writer.append_constant(node, name, ir.tensor(np.array(number, dtype.numpy())))
+        return node.outputs[0]
+
+    def mean(value: ir.Value) -> ir.Value:
+        node = made("ReduceMean", value)
+        if writer.state.view.opset < _AXES_ARE_AN_INPUT:
+            node.attributes["axes"] = ir.AttrInt64s("axes", [-1])
+        else:
+            writer.append_constant(node, "axes", ir.tensor(np.array([-1], np.int64)))
+        shape = value.shape
+        node.outputs[0].shape = None if shape is None else ir.Shape([*shape[:-1], 1])
+        return node.outputs[0]
+
+    n, bias = data, None
+    if norm.kind == "LayerNormalization":
+        n, bias = made("Sub", n, mean(n)).outputs[0], np.zeros_like(norm.scale) if norm.bias is None else norm.bias
+    variance = mean(with_number("Pow", n, "exponent", 2.0))
+    root = made("Sqrt", with_number("Add", variance, "epsilon", norm.attributes["epsilon"])).outputs[0]
+    last = made("Div", n, root)
+    for kind, name, array in (("Mul", "scale", norm.scale), ("Add", "bias", bias)):
+        if array is not None:
+            last = made(kind, last.outputs[0])
+            writer.append_constant(last, name, writer.cache.tensor((last, 1), Edit(None, dtype, shift=array)))
+    writer.take_place(last, last.outputs[0], norm.end)
+    return last.outputs[0]
 
 
 def _normalized(view: View, value: ir.Value) -> ir.Value | None:
@@ -114,7 +166,7 @@ def _is_mean_of_squares(view: View, value: ir.Value, of: ir.Value) -> bool:
     if mean is None or square is None or not view.attr(mean, "keepdims", 1) or scalar(view, second(square)) != 2:
         return False
     rank, axes = view.rank(of), view.parameter(mean, "axes", 1) if _has_constant_axes(view, mean) else None
-    return axes in ([-1], [rank - 1] if rank else None) and bare(view, first(square)) is bare(view, of)
+    return axes in ([-1], [rank - 1] if rank else None) and same(view, first(square), of)
 
 
 def _has_constant_axes(view: View, mean: ir.Node) -> bool:

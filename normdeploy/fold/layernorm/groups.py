@@ -12,7 +12,7 @@ from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import Core
 from normdeploy.fold.layernorm.targets import operator_type
-from normdeploy.fold.layernorm.values import first, made_by
+from normdeploy.fold.layernorm.values import first, made_by, only_reader
 from normdeploy.fold.levels import Target
 from normdeploy.graph import operator
 
@@ -38,7 +38,7 @@ def of_instances(view: View, node: ir.Node, target: Target | None) -> Norm | Non
 
 
 def _around(view: View, node: ir.Node, data: ir.Value, epsilon: float, target: Target | None) -> Norm | None:
-    split, join = made_by(data, "Reshape"), _only_reader(node)
+    split, join = made_by(data, "Reshape"), only_reader(node.outputs[0])
     if split is None or join is None or operator(join) != "Reshape" or join.inputs[0] is not node.outputs[0]:
         return None
     x = first(split)
@@ -63,9 +63,3 @@ def _over_channels(view: View, node: ir.Node, index: int, channels: int, groups:
     if vector is None:
         raise Refused("NF101", "the scale and bias of its groups are not constant", node)
     return np.repeat(vector, channels // groups)
-
-
-def _only_reader(node: ir.Node) -> ir.Node | None:
-    value = node.outputs[0]
-    readers = [use.node for use in value.uses()]
-    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from normdeploy.fold.affine import Array
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
-from normdeploy.fold.layernorm import groups, region
+from normdeploy.fold.layernorm import fused, groups, region
 from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.spellings import TERMINALS, Core, core_at, statistics
 from normdeploy.fold.layernorm.targets import operator_type
@@ -43,11 +43,19 @@ class Recogniser:
     moved: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def run(self) -> list[Norm]:
-        """Rewrite every norm that holds, and record what became of it; return those."""
+        """Rewrite every norm that holds, and record what became of it; return those.
+
+        One that there is no operator for is spelled as runtimes know it, where it is not yet.
+        """
         view, record = self.writer.state.view, self.session.record
         insides, refused = _seen(view, self.writer.state.nodes, self.target, self.session.is_kept)
         for node, (kind, refusal) in refused.items():
             record.not_recognised(node, kind, refusal)
+        for norm in [*insides]:
+            if norm.missing is not None:
+                record.not_recognised(norm.end, norm.kind, norm.missing)
+                if not fused.is_to_be_spelled(view, norm, insides[norm]):
+                    del insides[norm]
         proven: list[tuple[Norm, float | None]] = []
         for norm in insides:
             try:
@@ -56,7 +64,11 @@ class Recogniser:
             except Refused as refusal:
                 record.not_recognised(norm.end, norm.kind, refusal)
         for norm, residual in proven:  # not before: a region is proven as it was given
-            node = self._written(norm)
+            old, data = norm.result, self.moved.get(norm.data, norm.data)
+            if norm.missing is not None:
+                self.moved[old] = fused.spell(self.writer, norm, data)
+                continue
+            node, self.moved[old] = _write(self.writer, norm, data)
             record.recognised(node, norm.end, norm.kind, len(insides[norm]), residual)
         return [norm for norm, _ in proven]
 
@@ -65,12 +77,6 @@ class Recogniser:
             return None
         with self.session.proving(norm.end):
             return region.residual(self.writer.state.view, norm)
-
-    def _written(self, norm: Norm) -> ir.Node:
-        old, data = norm.result, self.moved.get(norm.data, norm.data)
-        node, new = _write(self.writer, norm, data)
-        self.moved[old] = new
-        return node
 
 
 class _NotRecognised(Exception):
@@ -164,20 +170,32 @@ def _require_float32(core: Core) -> None:
 
 
 def _plain(view: View, core: Core, target: Target | None) -> Norm:
-    op_type = operator_type(core.kind, view.opset, target)
+    op_type, missing = _operator(core, view.opset, target)
     data = _of_dtype(view, core.data, core.terminal)
     rank = view.require_rank(data, core.terminal)
     sizes = fixed(view, data, core.axes)
     if sizes is None:
         raise Refused("NF014", "the size of the axes it normalizes over is not fixed", core.terminal)
     attributes = {"axis": -len(core.axes), "epsilon": core.epsilon, "stash_type": _stash_type(data)}
+    if missing is not None and core.axes != (rank - 1,):
+        raise missing
     perm = (*(axis for axis in range(rank) if axis not in core.axes), *core.axes)
     scale, bias = (None if array is None else _over(core, array, rank, sizes) for array in (core.scale, core.bias))
     assert scale is not None, "a core has a scale"
     return Norm(
         core.terminal, data, op_type, attributes, scale, bias, core.axes,
-        perm=None if perm == tuple(range(rank)) else perm,
+        perm=None if perm == tuple(range(rank)) else perm, missing=missing,
     )  # fmt: skip
+
+
+def _operator(core: Core, opset: int, target: Target | None) -> tuple[str, Refused | None]:
+    """Return the operator that ``core`` is, and why it is none for this target, which knows its spelling."""
+    try:
+        return operator_type(core.kind, opset, target), None
+    except Refused as refusal:
+        if target not in fused.RUNTIMES:
+            raise
+        return core.kind, refusal
 
 
 def _over(core: Core, array: Array, rank: int, sizes: tuple[int, ...]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import get_args
@@ -43,8 +44,7 @@ class Reducer:
         if not self.goes_to("recognise"):
             return
         written = Recogniser(writer, self.target, self.session).run()
-        if self.target in fused.RUNTIMES and (divided := fused.divide(writer)):
-            self.session.record.note("NF415", [f"written as a quotient, by which runtimes know a norm: {divided} Mul"])
+        self.session.record.note("NF415", _respelled(written))
         self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
             self.session.show("recognised")
@@ -132,6 +132,11 @@ class Reducer:
 def _drop_zero_bias(state: GraphState, writer: Writer, node: ir.Node) -> None:
     if affine.has_zero_bias(state, node):
         writer.drop_last_input(node)
+
+
+def _respelled(written: Iterable[Norm]) -> list[str]:
+    kinds = Counter(norm.kind for norm in written if norm.missing is not None)
+    return [f"spelled as runtimes know it: {count} {kind}" for kind, count in kinds.items()]
 
 
 def _group_norm_notes(written: Iterable[Norm], target: Target) -> list[str]:

@@ -40,6 +40,7 @@ class Norm:
         bias: its bias, float64; None for an operator that has none or leaves it out.
         axes: the axes of ``data`` that are normalized together.
         perm: how ``data`` is transposed in front of it (and back behind it); None where it is not.
+        missing: why it is to stay spelled out, as there is no such operator; None where there is.
     """
 
     end: ir.Node
@@ -50,6 +51,7 @@ class Norm:
     bias: Array | None
     axes: tuple[int, ...]
     perm: tuple[int, ...] | None = None
+    missing: Refused | None = None
 
     @property
     def result(self) -> ir.Value:

@@ -41,6 +41,12 @@ def _present(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the node that alone reads ``value``, once."""
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
 def bare(view: View, value: ir.Value) -> ir.Value:
     """Return ``value`` before casts between float types."""
     while (node := made_by(value, "Cast", "Identity")) is not None and view.is_float(first(node)):

@@ -185,8 +185,11 @@ def sum_up(step: Step, outs: Maps) -> dict[int, AffineMap]:
 
 
 def _takes_shift(step: Step, value: ir.Value | None) -> bool:
-    """Return True if the branch ends in something with a bias before anything that a shift cannot pass."""
-    while value is not None and (producer := value.producer()) is not None:
+    """Return True if the branch ends in something with a bias before anything that a shift cannot pass.
+
+    Behind a norm that stays the shift goes to its own bias.
+    """
+    while step.node not in step.view.tails and value is not None and (producer := value.producer()) is not None:
         shift = states(producer).shift
         if shift is Shift.TAKEN:
             return True
