@@ -24,6 +24,7 @@ from normdeploy.export.encoder import one_path
 from normdeploy.export.packed import packing_spelled_out
 from normdeploy.export.quantization import fake_quantization
 from normdeploy.export.recurrent import dynamic_kernels
+from normdeploy.export.spacing import DynamicSteps
 from normdeploy.export.values import example_inputs, flatten_outputs
 from normdeploy.specs import Dim, TensorSpec, dynamic_dims, sizes_at, tracing_sizes
 
@@ -104,7 +105,7 @@ def _violations(error: Exception) -> str:
 def _export(module: nn.Module, specs: Sequence[TensorSpec], *, deferred: bool) -> ExportedProgram:
     # The setting lets a size of 1 be as any other size: torch would assume that a dynamic dimension never is 1.
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with oblivious, dynamic_kernels(), packing_spelled_out(), fake_quantization(module), one_path():
+    with oblivious, dynamic_kernels(), packing_spelled_out(), fake_quantization(module), one_path(), DynamicSteps():
         return torch.export.export(
             Adapter(module, specs),
             _example(specs),

@@ -1,8 +1,10 @@
 """Resizing by factors at which ONNX's Resize takes other sizes, or other neighbours, than PyTorch.
 
-PyTorch makes ``floor(90 * 0.7)`` = 62 of a size in float64, and a Resize by scales 63, in float32. The nearest
+PyTorch makes ``floor(90 * 0.7)`` = 62 of a size in float64, and a Resize by scales 63, in float32; of 40 a runtime that
+counts in float32 makes 28, as PyTorch does, and one that counts in float64 27, for its scale is below 0.7. The nearest
 neighbour of cell 39 of 78 is cell 56 of 112 where one multiplies by the inverse of a scale, and 55 where one divides by
-the scale. Such operators are spelled out as PyTorch's own decomposition does, by indices that are computed.
+the scale. By 1/3 PyTorch takes every third cell as it is, and a Resize mixes it with its neighbours, for no float32 is
+1/3. Such operators are spelled out as PyTorch's own decomposition does, by indices that are computed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def with_exact_resizing(program: ExportedProgram, module: nn.Module, specs: Sequ
                     where=refusals.place_of(node, module),
                     fix="resize with recompute_scale_factor=True, or ask for larger sizes",
                 )
-            if _other_size(pairs, factor) or (_NEAREST in str(node.target) and _other_cells(pairs, factor)):
+            near = _NEAREST in str(node.target)
+            if _other_size(pairs, factor) or (_other_cells(pairs, factor) if near else _other_places(factor)):
                 targets.add(node.target)
     return program.run_decompositions(get_decompositions(list(targets))) if targets else program
 
@@ -83,7 +86,16 @@ def _pairs(size: Any, made: Any, roots: Roots) -> Iterator[tuple[int, int]]:
 
 
 def _other_size(pairs: Sequence[tuple[int, int]], factor: float | None) -> bool:
-    return factor is not None and any(int(np.float32(size) * np.float32(factor)) != made for size, made in pairs)
+    """Return True if a Resize makes another size somewhere, or may: runtimes count in float32 and in float64."""
+    if factor is None:
+        return False
+    scale = np.float32(factor)
+    return any({int(np.float32(size) * scale), int(size * float(scale))} != {made} for size, made in pairs)
+
+
+def _other_places(factor: float | None) -> bool:
+    """Return True where PyTorch's places, by the inverse of ``factor``, are exact in float32 and Resize's are not."""
+    return factor is not None and float(np.float32(factor)) != factor and float(np.float32(1 / factor)) == 1 / factor
 
 
 def _other_cells(pairs: Sequence[tuple[int, int]], factor: float | None) -> bool:

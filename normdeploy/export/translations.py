@@ -9,7 +9,14 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.ops.common import merge_dims
-from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided, aten_native_batch_norm
+from onnxscript.function_libs.torch_lib.ops.core import (
+    aten_as_strided,
+    aten_index,
+    aten_index_put,
+    aten_native_batch_norm,
+    aten_sort,
+    aten_topk,
+)
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 from torch.onnx._internal.exporter._torchlib.ops.nn import aten_scaled_dot_product_attention_23
 
@@ -170,6 +177,37 @@ def _axes(dim: Sequence[int]) -> Any:
     return op.Constant(value_ints=list(dim)) if dim else None
 
 
+def _index(x: Any, indices: Sequence[Any]) -> Any:
+    """Index by int32 as by int64; torch's own writes it as it is, which ONNX does not take."""
+    return aten_index(x, _whole(indices))
+
+
+def _index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
+    return aten_index_put(x, _whole(indices), values, accumulate)
+
+
+def _whole(indices: Sequence[Any]) -> list[Any]:
+    return [_int64(each) if each is not None and each.dtype == ir.DataType.INT32 else each for each in indices]
+
+
+def _int64(index: Any) -> Any:
+    cast = op.Cast(index, to=ir.DataType.INT64)
+    cast.shape, cast.dtype = index.shape, ir.DataType.INT64  # by which torch's own counts the dimensions
+    return cast
+
+
+def _stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """Sort as ONNX always does: stably; torch has no translation."""
+    del stable
+    return aten_sort(x, dim, descending)
+
+
+def _topk(x: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """Take the k in their order, where any may be taken too: what runtimes make of ``sorted=0`` differs."""
+    del sorted
+    return aten_topk(x, k, dim, largest, True)
+
+
 def _round(x: Any, ndigits: Any = None) -> Any:
     """Round a size as Python does, to even; torch has no translation."""
     if ndigits is not None:
@@ -186,6 +224,12 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.any.default: _any,
     torch.ops.aten.any.dim: _any_dim,
     torch.ops.aten.any.dims: _any_dims,
+    torch.ops.aten.index.Tensor: _index,
+    torch.ops.aten._unsafe_index.Tensor: _index,
+    torch.ops.aten.index_put.default: _index_put,
+    torch.ops.aten._unsafe_index_put.default: _index_put,
+    torch.ops.aten.sort.stable: _stable_sort,
+    torch.ops.aten.topk.default: _topk,
     round: _round,
 }
 """Those of every opset."""

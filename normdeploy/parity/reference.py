@@ -2,13 +2,15 @@
 
 A float64 run is a reference only where nothing in it is rounded to less. Modules cast to float32 themselves
 (``x.float()``, ``softmax(..., dtype=torch.float32)``), so casts are kept in float64 while the reference runs; what
-rounds in another way, or fails in float64, ends the float64 reference, and is said.
+rounds in another way, or fails in float64, ends the float64 reference, and is said. Of equal elements a sort and a
+top-k take the first, which PyTorch leaves open and a graph does not (:mod:`normdeploy.runtime.ties`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from normdeploy.parity.metrics import eps, errors
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.placement import CPU, Placement
 from normdeploy.runtime.runner import Runner, first_line
+from normdeploy.runtime.ties import FirstOfEqual
 from normdeploy.runtime.widths import Convert, KeepFloat64, RoundedError, rounded_to, to_dtype
 from normdeploy.specs import TensorSpec
 
@@ -65,13 +68,13 @@ class Oracle:
         if self._eager is None:
             self._eager = EagerRunner(self._module, self._specs, dtype=self._dtype, placement=self._placement)
         try:
-            with one_path():
+            with self._one_way():
                 return self._eager(feed)
         except InputError as error:
             if self._dtype not in (torch.float16, torch.bfloat16):
                 raise
             emulated = EagerRunner(self._module, self._specs, dtype=self._dtype, emulate=True)
-            with one_path():
+            with self._one_way():
                 outputs = emulated(feed)
             name = str(self._dtype).removeprefix("torch.")
             why = f"the module does not run in {name} on the CPU ({error.what})"
@@ -86,7 +89,7 @@ class Oracle:
         if self._float64 is None:
             return None
         try:
-            with np.errstate(all="ignore"), one_path():
+            with np.errstate(all="ignore"), self._one_way():
                 outputs = self._float64(feed)
         except Exception as error:  # whatever a forward that was not written for float64 raises
             self._give_up(f"the module cannot run in float64 ({first_line(error)})")
@@ -110,7 +113,7 @@ class Oracle:
                 self._module, self._specs, dtype=torch.float64, weights=weights, constants=constants
             )  # fmt: skip
             self._rounded = {draw: runner}
-        with np.errstate(all="ignore"), one_path():
+        with np.errstate(all="ignore"), self._one_way():
             return self._rounded[draw](feed)
 
     def moved(self, feed: Mapping[str, npt.NDArray[Any]], draw: int) -> tuple[Arrays, Arrays]:
@@ -125,7 +128,7 @@ class Oracle:
             weights=_moved(dtype, torch.float32 if emulate else dtype, draw),
         )  # fmt: skip
         exact = EagerRunner(self._module, self._specs, dtype=torch.float64, weights=_moved(dtype, torch.float64, draw))
-        with np.errstate(all="ignore"), one_path():
+        with np.errstate(all="ignore"), self._one_way():
             return narrow(feed), exact(feed)
 
     def other_path(self, name: str, feed: Mapping[str, npt.NDArray[Any]], eager: Arrays) -> None:
@@ -148,6 +151,14 @@ class Oracle:
     def told(self) -> tuple[str, ...]:
         """Return what is to be noted of the reference, after all feeds."""
         return (*self.notes, *(_of_fused(output, *found) for output, found in self._fused.items()))
+
+    @contextmanager
+    def _one_way(self) -> Iterator[None]:
+        """Let PyTorch go the one way that a graph can, where it has several; what it chose otherwise is noted."""
+        with one_path(), FirstOfEqual() as ties:
+            yield
+        if ties.chose:
+            self.notes["sort and topk take the first of equal elements in the reference; PyTorch may take any"] = None
 
     def _give_up(self, reason: str) -> None:
         self._float64 = None

@@ -53,7 +53,7 @@ class KeepFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     ) -> Any:
         """Run ``func`` with the wide dtype for every narrower one among its arguments."""
         if isinstance(func, HigherOrderOperator):
-            return _run_under(self, func, args, kwargs)
+            return run_under(self, func, args, kwargs)
         given = (args, kwargs or {})
         leaves = tree_leaves(given)
         reads_wide = any(isinstance(leaf, torch.Tensor) and is_wide(leaf.dtype) for leaf in leaves)
@@ -97,7 +97,7 @@ class OwnEpsilon(TorchFunctionMode):
         return func(**given)
 
 
-def _run_under(
+def run_under(
     mode: TorchDispatchMode, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any] | None
 ) -> Any:
     """Run ``func``, such as torch.cond's, with the bodies among its arguments under ``mode`` as all around it."""
@@ -150,7 +150,7 @@ class RoundResults(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     ) -> Any:
         """Run ``func`` and round what it made; a view is rounded already."""
         if isinstance(func, HigherOrderOperator):
-            return _run_under(self, func, args, kwargs)
+            return run_under(self, func, args, kwargs)
         result = func(*args, **(kwargs or {}))
         written = [of.alias_info.is_write if of.alias_info else None for of in func._schema.returns]
         if len(written) == 1 and written[0] is not None:

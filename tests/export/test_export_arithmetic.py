@@ -13,6 +13,7 @@ from exporting import export, operators, run
 from torch import nn
 
 from normdeploy.errors import InputError
+from normdeploy.runtime.float64 import Float64Runner
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 RANGE = "x:1xT=1..20..130"
@@ -88,6 +89,33 @@ def test_a_factor_that_copies_at_some_sizes_and_interpolates_at_others_is_refuse
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_resizing_to_a_size_that_is_computed_gives_pytorchs_neighbours(mode: str) -> None:
     assert every_size(Function1d(lambda x: resized(x, mode, 0.7, again=True)), low=2) == []
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "bicubic"])
+def test_runtimes_that_count_otherwise_agree_where_a_product_is_whole(mode: str, factor: float) -> None:
+    """40 * 0.7 is 28 in float32 and in PyTorch, and 27 in float64, where 0.7 is a float32 that is less."""
+    exported = export(Function1d(lambda x: resized(x, mode, factor)), "x:1xT=10..40..80%10")
+    x = np.linspace(0, 1, 40, dtype=np.float32)[None]
+    (in_float64,) = Float64Runner(exported.model)({"x": x}).values()
+    (actual,) = run(exported, {"x": x}).values()
+    assert actual.shape == in_float64.shape
+    assert actual.shape[2] == round(40 * factor)
+
+
+@pytest.mark.parametrize("parts", [3, 7])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resizing_to_one_part_takes_the_cell_in_the_middle(mode: str, parts: int) -> None:
+    """No float32 is 1/3: a Resize by it mixes each cell with its neighbours."""
+    module = Function1d(
+        lambda x: F.interpolate(image(x)[..., :1].expand(1, 1, -1, 21), scale_factor=1 / parts, mode=mode)
+    )
+    exported = export(module, f"x:1xT={2 * parts}..40..130")
+    for size in (2 * parts, 40, 84, 130):
+        x = np.random.default_rng(size).standard_normal((1, size)).astype(np.float32)
+        (actual,) = run(exported, {"x": x}).values()
+        taken = x[0, parts // 2 :: parts][: size // parts]
+        np.testing.assert_allclose(actual, np.broadcast_to(taken[None, None, :, None], actual.shape), rtol=2e-7)
 
 
 def test_resizing_by_a_whole_factor_stays_one_operator() -> None:
