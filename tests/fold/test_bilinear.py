@@ -56,6 +56,10 @@ PASSED = [
          "Exp Div Conv"),
     Case("downward past a product of matrices", "float[N,T,4] x, float[N,4,6] z", "float k, float[6] h, float[6,5] w",
          "t = Mul (x, k)\n u = Mul (z, h)\n m = MatMul (t, u)\n y = MatMul (m, w)", "MatMul MatMul"),
+    Case("downward past the square of a matrix", "float[N,4,6,6] x", "float[4,1,1] k, float[3,4,1,1] w",
+         "t = Mul (x, k)\n m = MatMul (t, t)\n y = Conv (m, w)", "MatMul Conv"),
+    Case("downward past the square of a matrix without a batch", "float[6,6] x", "float k, float[6,5] w",
+         "t = Mul (x, k)\n m = MatMul (t, t)\n y = MatMul (m, w)", "MatMul MatMul"),
 ]
 
 VECTORS = [

@@ -100,6 +100,9 @@ def matmul_shapes(view: View, node: ir.Node, maps: Sequence[AffineMap], known: K
         tuple(1 if dim == 1 else pinned.get(axis - len(shape), 2) for axis, dim in enumerate(shape[:-2]))
         for shape in (view.shape(value) or () for value in node.inputs)
     ]
+    if node.inputs[0] is node.inputs[1]:  # a square
+        side = pinned.get(-2, pinned.get(-1, 5))
+        return [(*batches[0], side, side)] * 2
     return [(*batches[0], pinned.get(-2, 3), 5), (*batches[1], 5, pinned.get(-1, 4))]
 
 
