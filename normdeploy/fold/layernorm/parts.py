@@ -14,6 +14,7 @@ from normdeploy.fold.layernorm.values import bare, count, first, made_by, same, 
 from normdeploy.graph import operator
 
 _KEEPS_ORDER = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Expand"})
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
 @dataclass(frozen=True)
@@ -139,19 +140,21 @@ def _differences(value: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def mean(view: View, value: ir.Value) -> Mean | None:
-    """Return ReduceMean, or ReduceSum and a division by the count, with whatever puts its axes back."""
+    """Return ReduceMean or what pools all cells, or ReduceSum and a division by the count, with whatever puts its axes
+    back.
+    """
     end, factor, moved = value, Fraction(1), False
     while (step := _behindmean(view, value)) is not None:
         value, by, moves = step
         factor, moved = factor * by, moved or moves
-    node = made_by(value, "ReduceMean", "ReduceSum", "ReduceSumSquare")
+    node = made_by(value, *_MEANS, "ReduceSum", "ReduceSumSquare")
     if node is None:
         return None
     inner = first(node)
     axes = _axes(view, node)
     if not axes:
         return None
-    if operator(node) != "ReduceMean":
+    if operator(node) not in _MEANS:
         n = count(view, inner, axes)
         if n is None:
             return None
@@ -177,6 +180,8 @@ def _behindmean(view: View, value: ir.Value) -> tuple[ir.Value, Fraction, bool] 
 
 def _axes(view: View, node: ir.Node) -> tuple[int, ...]:
     rank = view.require_rank(first(node), node)
+    if operator(node) == "GlobalAveragePool":
+        return tuple(range(2, rank))
     axes = view.parameter(node, "axes", 1)
     if not axes:
         return () if view.attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))

@@ -10,7 +10,21 @@ import onnx_ir as ir
 from normdeploy.fold.graph.reader import Dim, View
 from normdeploy.graph import operator
 
-_PURE = frozenset({"Sub", "Add", "Neg", "Mul", "Div", "ReduceMean", "ReduceSum", "Reshape", "Unsqueeze", "Squeeze"})
+_PURE = frozenset(
+    {
+        "Sub",
+        "Add",
+        "Neg",
+        "Mul",
+        "Div",
+        "ReduceMean",
+        "ReduceSum",
+        "GlobalAveragePool",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+    }
+)
 _DEPTH = 8
 """How many operators deep two values are compared: more than any spelling of a norm has."""
 

@@ -100,6 +100,15 @@ LAYER_NORMS = [
              "r = Sqrt (e)\n y = Div (d, r)", weights="float six = {6.0}"),
     Spelling("rescaled sum", MEAN + "s = Mul (d, d)\n a = ReduceMean (s, last)\n b = Mul (a, six)\n v = Div (b, six)\n"
              "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", weights="float six = {6.0}"),
+    Spelling("pooled", "m = GlobalAveragePool (x)\n d = Sub (x, m)\n s = Mul (d, d)\n v = GlobalAveragePool (s)\n"
+             "e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)"),
+    Spelling("pooled, as tf2onnx writes Keras's", "m = GlobalAveragePool (x)\n n = Neg (m)\n d = Sub (x, m)\n"
+             "s = Mul (d, d)\n v = GlobalAveragePool (s)\n e = Add (v, eps)\n r = Sqrt (e)\n i = Reciprocal (r)\n"
+             "k = Mul (i, gamma)\n a = Mul (x, k)\n b = Mul (n, k)\n c = Add (b, beta)\n y = Add (a, c)",
+             weights="float[1,1,6] gamma, float[1,1,6] beta"),
+    Spelling("pooled over two axes", "m = GlobalAveragePool (x)\n d = Sub (x, m)\n s = Mul (d, d)\n"
+             "v = ReduceMean (s, both)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)",
+             inputs="float[N,7,6,5] x", weights="int64[2] both = {2, 3}"),
     # E[x²] - E[x]²
     Spelling("moments", "m = ReduceMean (x, last)\n d = Sub (x, m)\n p = Pow (x, two)\n a = ReduceMean (p, last)\n"
              "b = Mul (m, m)\n v = Sub (a, b)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)"),
@@ -258,6 +267,8 @@ class Lookalike:
 
 
 LOOKALIKES = [
+    Lookalike("pooled over more axes than the variance", ROOT + "n = GlobalAveragePool (x)\n b = Sub (x, n)\n"
+              "y = Div (b, r)", "NF312", inputs="float[N,7,6,5] x"),
     Lookalike("unbiased variance", MEAN + "s = Mul (d, d)\n a = ReduceMean (s, last)\n b = Mul (a, six)\n"
               "v = Div (b, five)\n e = Add (v, eps)\n r = Sqrt (e)\n y = Div (d, r)", "NF310",
               weights="float six = {6.0}, float five = {5.0}"),
