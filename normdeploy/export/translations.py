@@ -111,8 +111,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Attention whose query may look at nothing returns zeros, as in PyTorch; torch's own returns a mean, or NaN."""
-    y = aten_scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return _zero_where_blind(y, attn_mask)
+    q, k, v, mask = map(_with_heads, (query, key, value, attn_mask))
+    y = aten_scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale, enable_gqa)
+    return _zero_where_blind(_without_heads(y, query), attn_mask)
 
 
 def _attention_23(
@@ -126,10 +127,26 @@ def _attention_23(
     enable_gqa: bool = False,
 ) -> Any:
     """The same with the operator that ONNX has from opset 23 on."""
-    y = aten_scaled_dot_product_attention_23(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
-    return _zero_where_blind(y, attn_mask)
+    q, k, v, mask = map(_with_heads, (query, key, value, attn_mask))
+    y = aten_scaled_dot_product_attention_23(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return _zero_where_blind(_without_heads(y, query), attn_mask)
+
+
+_HEADS = {2: [0, 1], 3: [1]}
+"""Number of axes → those that are missing, of the batch and of the heads; torch's own asks for four."""
+
+
+def _with_heads(x: Any) -> Any:
+    if x is None or len(x.shape) not in _HEADS:
+        return x
+    y, sizes = op.Unsqueeze(x, op.Constant(value_ints=_HEADS[len(x.shape)])), list(x.shape)
+    y.shape, y.dtype = ir.Shape([*([1] if len(sizes) == 2 else sizes[:1]), 1, *sizes[-2:]]), x.dtype
+    return y
+
+
+def _without_heads(y: Any, query: Any) -> Any:
+    axes = _HEADS.get(len(query.shape))
+    return op.Squeeze(y, op.Constant(value_ints=axes)) if axes else y
 
 
 def _zero_where_blind(y: Any, mask: Any) -> Any:
