@@ -52,7 +52,8 @@ def _apart(talk: Talk) -> Iterator[None]:
     log, notes, others = logging.getLogger("normdeploy"), _Notes(), _Others(logging.WARNING)
     log.addHandler(notes)
     log.setLevel(logging.INFO)
-    last, logging.lastResort = logging.lastResort, others if talk.verbose else None
+    # without any, logging itself would say once that there is none
+    last, logging.lastResort = logging.lastResort, others if talk.verbose else logging.NullHandler()
     plainly: Any = _Plainly(sys.stderr)  # as much of a stream as print asks for
     try:
         with _own_stdout(), warnings.catch_warnings(), redirect_stdout(plainly), redirect_stderr(plainly):
