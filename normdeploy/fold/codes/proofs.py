@@ -116,5 +116,13 @@ PAGES = (
         "A batch of 1 that was renamed to N at the inputs alone, its values in between still declared as [1, ...].",
         "Take value_info out of the model, and run onnx.shape_inference.infer_shapes on it.",
     ),
+    Page(
+        "NF421", "norms that ONNX Runtime joins with the sum in front",
+        "A LayerNorm that was spelled out is one operator now, and nothing else reads the sum that it normalizes.",
+        "ONNX Runtime makes one SkipLayerNormalization of both, which takes longer on the CPU than the two, and than "
+        "the operators that were there.",
+        "A post-norm block whose LayerNorm squares by Mul, on the CPU.",
+        "Create the session with disabled_optimizers=['SkipLayerNormFusion'].",
+    ),
 )  # fmt: skip
 """The pages, in the order of their codes."""

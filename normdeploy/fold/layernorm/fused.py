@@ -24,7 +24,7 @@ from normdeploy.fold.layernorm.region import Norm
 from normdeploy.fold.layernorm.values import bare, first, made_by, only_reader, same, scalar, second
 from normdeploy.fold.levels import Target
 from normdeploy.fold.rewrite import Writer
-from normdeploy.graph import operator
+from normdeploy.graph import label, operator
 
 RUNTIMES: tuple[Target, ...] = ("onnx", "onnxruntime")
 """The targets that make one operator of such a norm; TensorRT fuses what stands there, and PyTorch nothing."""
@@ -71,6 +71,24 @@ def is_to_be_spelled(view: View, norm: Norm, inside: Collection[ir.Node]) -> boo
     """
     one_dtype = all(node.outputs[0].dtype == norm.result.dtype for node in inside)
     return one_dtype and not _is_known(view, norm) and not _would_join_a_sum(view, norm, inside)
+
+
+def notes(view: View, norms: Iterable[tuple[Norm, Collection[ir.Node]]]) -> list[str]:
+    """Return what whoever runs ``norms``, as operators, must know: which join a sum, and did not as they stand."""
+    names = [
+        label(norm.end)
+        for norm, inside in norms
+        if norm.missing is None and norm.perm is None and not _is_known(view, norm)
+        if _would_join_a_sum(view, norm, inside)
+    ]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [
+        f"{names[0]}{more}: now LayerNormalization, of which ONNX Runtime makes SkipLayerNormalization with the sum in "
+        "front, slower on the CPU than what was there: create the session with disabled_optimizers="
+        "['SkipLayerNormFusion']"
+    ]
 
 
 def _is_known(view: View, norm: Norm) -> bool:

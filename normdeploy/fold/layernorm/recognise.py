@@ -63,6 +63,8 @@ class Recogniser:
                 proven.append((norm, self._proven(norm)))
             except Refused as refusal:
                 record.not_recognised(norm.end, norm.kind, refusal)
+        if self.target in fused.RUNTIMES:
+            record.note("NF421", fused.notes(view, [(norm, insides[norm]) for norm, _ in proven]))
         for norm, residual in proven:  # not before: a region is proven as it was given
             old, data = norm.result, self.moved.get(norm.data, norm.data)
             if norm.missing is not None:

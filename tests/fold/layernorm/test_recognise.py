@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from norm_harness import (
     CONTRIB,
@@ -225,6 +227,47 @@ def test_group_norms_keep_large_means_in_onnxruntime() -> None:
 def test_who_runs_a_group_norm_is_told_of_large_means(target: Target, notes: int) -> None:
     _, ledger = reduced(GROUP_NORMS[0].model(), target=target)
     assert [note.code for note in ledger.notes] == ["NF411"] * notes
+
+
+JOINED = """
+a = MatMul (x, k)
+t = Add (a, x)
+m = ReduceMean (t, last)
+d = Sub (t, m)
+s = Mul (d, d)
+v = ReduceMean (s, last)
+e = Add (v, eps)
+r = Sqrt (e)
+z = Div (d, r)
+y = {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "target", "notes"),
+    [
+        ("Mul (z, gamma)", "onnx", 1), ("Mul (z, gamma)", "onnxruntime", 1), ("Mul (z, gamma)", "tensorrt", 0),
+        ("Add (z, t)", "onnx", 0),
+    ],
+    ids=["any runtime", "ONNX Runtime", "TensorRT", "the sum is read again"],
+)  # fmt: skip
+def test_who_runs_a_norm_that_is_joined_with_a_sum_is_told(end: str, target: Target, notes: int) -> None:
+    """The advice is tried: with it ONNX Runtime joins none, without it one."""
+    proto = Spelling("joined", JOINED.format(end), weights="float[6,6] k, float[6] gamma").model()
+    new, ledger = reduced(proto, target=target)
+    assert [note.code for note in ledger.notes] == ["NF421"] * notes
+    assert "SkipLayerNormalization" not in _optimized(proto)
+    assert ("SkipLayerNormalization" in _optimized(new)) is (notes == 1 or target == "tensorrt")
+    assert "SkipLayerNormalization" not in _optimized(new, disabled_optimizers=["SkipLayerNormFusion"])
+
+
+def _optimized(proto: onnx.ModelProto, **options: list[str]) -> set[str]:
+    """The operators that ONNX Runtime makes of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = onnxruntime.SessionOptions()
+        settings.optimized_model_filepath = f"{folder}/optimized.onnx"
+        onnxruntime.InferenceSession(proto.SerializeToString(), settings, **options)
+        return {node.op_type for node in onnx.load(settings.optimized_model_filepath).graph.node}
 
 
 # -- the proof -------------------------------------------------------------------------------------
