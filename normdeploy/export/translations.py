@@ -132,21 +132,22 @@ def _attention_23(
     return _zero_where_blind(_without_heads(y, query), attn_mask)
 
 
-_HEADS = {2: [0, 1], 3: [1]}
-"""Number of axes → those that are missing, of the batch and of the heads; torch's own asks for four."""
-
-
 def _with_heads(x: Any) -> Any:
-    if x is None or len(x.shape) not in _HEADS:
+    """Return ``x`` with four axes, as torch's own asks for; what is missing stands in front, as in broadcasting."""
+    if x is None or not (missing := _missing_axes(x)):
         return x
-    y, sizes = op.Unsqueeze(x, op.Constant(value_ints=_HEADS[len(x.shape)])), list(x.shape)
-    y.shape, y.dtype = ir.Shape([*([1] if len(sizes) == 2 else sizes[:1]), 1, *sizes[-2:]]), x.dtype
+    y = op.Unsqueeze(x, op.Constant(value_ints=missing))
+    y.shape, y.dtype = ir.Shape([*[1] * len(missing), *x.shape]), x.dtype
     return y
 
 
 def _without_heads(y: Any, query: Any) -> Any:
-    axes = _HEADS.get(len(query.shape))
-    return op.Squeeze(y, op.Constant(value_ints=axes)) if axes else y
+    missing = _missing_axes(query)
+    return op.Squeeze(y, op.Constant(value_ints=missing)) if missing else y
+
+
+def _missing_axes(x: Any) -> list[int]:
+    return list(range(4 - len(x.shape)))
 
 
 def _zero_where_blind(y: Any, mask: Any) -> Any:

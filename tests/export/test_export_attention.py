@@ -38,3 +38,28 @@ def test_attention_without_heads_is_exported(mask: str, opset: int) -> None:
 
 def test_attention_without_a_batch_is_exported() -> None:
     hold(lived_in(Attention("bool")), "x:T=2..5..9x6")
+
+
+class Heads(nn.Module):
+    """(B, 2, T, 6), whose heads have a mask of their own: (2, T, T)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, 2 * x, x, (x @ x.mT).mean(0) > 0)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("batch", ["2", "3"])
+def test_a_mask_of_three_axes_is_the_heads(batch: str, opset: int) -> None:
+    hold(Heads(), f"x:{batch}x2xT=2..5..9x6", opset=opset)
+
+
+class Grouped(nn.Module):
+    """(4, T, 6): four heads of no batch, which share two of keys and values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, 2 * x[:2], x[2:], enable_gqa=True)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_grouped_heads_without_a_batch_are_exported(opset: int) -> None:
+    hold(Grouped(), "x:4xT=2..5..9x6", opset=opset)
