@@ -15,7 +15,7 @@ from normdeploy.parity.reference import Arrays, Oracle
 _SAME_EPS = 256.0
 """How far two runs of one module may lie apart, in ε: threads may add in another order."""
 TAKES_ANY = frozenset({"TopK", "NonMaxSuppression"})
-"""Operators that may take any of equal elements first."""
+"""Operators that may take any first of elements that are equal, or are but for rounding."""
 _NUDGE = 1e-6
 """Relative change of an input that decides a tie, and changes nothing else that can be seen."""
 
@@ -47,8 +47,8 @@ def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
 def tied(oracle: Oracle, feed: Mapping[str, npt.NDArray[Any]], exact: Arrays, others: Sequence[Arrays | None]) -> str:
     """Return why whole numbers of ``others`` may differ from the module's on ``feed``; empty where they may not.
 
-    They may where the module itself gives others once its inputs move by a millionth: of equal elements, a sort or a
-    top-k (:data:`TAKES_ANY`) takes any first.
+    They may where the module itself gives others once its inputs move by a millionth: of elements that are equal but
+    for what rounding leaves, a sort or a top-k (:data:`TAKES_ANY`) takes any first.
     """
     names = [name for name, value in exact.items() if value.dtype.kind in "iu"]
     differ = [

@@ -17,9 +17,10 @@ _SORTS = (_ATEN.sort.default, _ATEN.sort.stable, _ATEN.topk.default, _ATEN.argso
 class FirstOfEqual(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """While active, sort and topk take the first of equal elements first, as ONNX's TopK does.
 
-    PyTorch takes any, unless it is asked for a stable sort: which one differs between processors, sizes and dtypes.
-    ``chose`` is True once its own choice was another. What is taken has the same values; what is not equal keeps its
-    order, so a graph that takes anything else differs from this as from PyTorch's own.
+    PyTorch takes any, unless it is asked for a stable sort: which one differs between processors, sizes and dtypes. Of
+    ``topk(sorted=False)`` it leaves the whole order open, which is that of the values here. ``chose`` is True once its
+    own choice was another. What is taken has the same values, so a graph that takes other values differs from this as
+    from PyTorch's own.
     """
 
     supports_higher_order_operators = True

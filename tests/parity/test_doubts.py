@@ -59,6 +59,14 @@ class Indices(nn.Module):
         return x.topk(3, dim=1).indices if self.kind == "TopK" else x.argmax(1)
 
 
+class Scaled(nn.Module):
+    """The places of the largest of x: 1 / 49 * 49 is less than 1, and of equal elements the first is the last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.tensor([49.0, 1, 1, 1, 1, 1], dtype=x.dtype)
+        return (x / scale * scale).topk(3, dim=1).indices
+
+
 GRAPHS = {
     "TopK": "agraph (float[N, 6] x) => (int64[N, 3] output) <int64[1] k = {3}> { v, output = TopK<axis = 1>(x, k) }",
     "wrong TopK": "agraph (float[N, 6] x) => (int64[N, 3] output) <int64[1] k = {3}> "
@@ -110,6 +118,12 @@ def test_indices_at_a_tie_are_the_first_and_that_is_said(tmp_path: Path) -> None
     assert passed(found)
     assert found.notes == ("sort and topk take the first of equal elements in the reference; PyTorch may take any",)
     assert any(each.feed == "constant rows" for each in found.measurements)
+
+
+def test_indices_that_hang_on_rounding_alone_judge_nobody_and_that_is_said(tmp_path: Path) -> None:
+    found = measured(Scaled(), "TopK", tmp_path, ROWS)
+    assert passed(found)
+    assert "constant rows: whole numbers of output hang on a tie: replaced by a random feed" in found.notes
 
 
 @pytest.mark.parametrize(("kind", "graph"), [("TopK", "wrong TopK"), ("ArgMax", "last ArgMax")])
