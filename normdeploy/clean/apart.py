@@ -21,6 +21,10 @@ _ONNX = ("", "ai.onnx")
 _Name = tuple[str, str]
 _SMALL = 9
 """Elements from which on a constant is no axes and no shape."""
+_NO_GRAPHS = frozenset(onnx.AttributeProto.AttributeType.values()) - {
+    onnx.AttributeProto.UNDEFINED, onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS,
+}  # fmt: skip
+"""Kinds of attributes that hold none; most are, and to ask for one field is what it costs."""
 
 Names = list[dict[str, str]]
 """For each graph of a model the names that it bears elsewhere, by its own; those that stay the same are left out."""
@@ -39,6 +43,7 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [
         body
         for attribute in node.attribute
+        if attribute.type not in _NO_GRAPHS
         for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
     ]
 

@@ -31,7 +31,7 @@ _END = 2**31 - 1
 _EXACT = 2.0**4
 """Multiples of its reciprocal are scales by which float32 multiplies sizes exactly."""
 _SMALL = 9
-"""Elements from which on a vector is none of axes."""
+"""Elements from which on a vector is none of axes, nor of sizes."""
 _KEEPING = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE})
 """What sizes can be cast to and stay the same."""
 _PRODUCTS = 3
@@ -93,9 +93,9 @@ class _Hiding:
         if kind == "Slice":
             return self._is_uncertain_slice(node)
         if kind == "Cast":
-            return _attributes(node).get("to") not in _KEEPING and self._rank(node.input[0]) in (None, 0, 1)
+            return self._may_be_sizes(node.input[0]) and _attributes(node).get("to") not in _KEEPING
         if kind == "Unsqueeze":
-            return self._rank(node.input[0]) in (None, 0, 1) and self._rank(node.output[0]) not in (0, 1)
+            return self._may_be_sizes(node.input[0]) and self._rank(node.output[0]) not in (0, 1)
         if kind == "Attention":
             return any(map(self._is_uncertain_of_attention, range(len(node.output)), node.output))
         if kind in _SCALED:
@@ -122,6 +122,11 @@ class _Hiding:
     def _shape(self, name: str) -> Sequence[Dim] | None:
         kind = self._kinds.get(name, onnx.TypeProto()).tensor_type
         return kind.shape.dim if kind.HasField("shape") else None
+
+    def _may_be_sizes(self, name: str) -> bool:
+        """Return True unless ``name`` is known to be no number and no short vector."""
+        shape = self._shape(name)
+        return shape is None or len(shape) == 0 or (len(shape) == 1 and shape[0].dim_value < _SMALL)
 
     def _rank(self, name: str) -> int | None:
         shape = self._shape(name)
