@@ -273,3 +273,20 @@ def test_a_long_axis_that_is_mixed_with_another_is_probed_as_it_is(shape: str) -
     proto = model("float[2,48,64] x", "float[64] posk", f"m = Mul (x, posk)\n{body}")
     new, _ = folded(proto)
     assert_same(proto, new)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_a_bias_of_unknown_rank_is_a_vector(operator: str) -> None:
+    """It was drawn with the rank of the data, which no output fits: the plan was dropped."""
+    proto = model("float[1,3,4] x, float[3] e", "float[3,3,1] w, float[3,1] k",
+                  f"t = Mul (x, k)\n c = Identity (e)\n y = {operator} (t, w, c)")  # fmt: skip
+    (maker,) = (node for node in proto.graph.node if node.op_type == "Identity")
+    maker.domain, maker.op_type = "of.nobody", "Bias"
+    proto.opset_import.append(onnx.helper.make_opsetid("of.nobody", 1))
+    del proto.graph.value_info[:]
+    new, ledger = folded(proto)
+    assert not ledger.dropped
+    assert [node.op_type for node in new.graph.node] == ["Bias", operator]
+    arrays = [{t.name: onnx.numpy_helper.to_array(t) for t in each.graph.initializer} for each in (proto, new)]
+    inner = (1, 3, 1) if operator == "Conv" else (3, 1, 1)
+    np.testing.assert_allclose(arrays[1]["w"], arrays[0]["w"] * arrays[0]["k"].reshape(inner), rtol=1e-6)

@@ -79,7 +79,7 @@ class Probing:
         pins: what its constants pin.
         size: the size of an axis where the operator has a say.
         same_axes: its output has the axes of its data, so a map on either side pins both.
-        rank: the rank of its data where inference knows none.
+        rank: the rank of one of its inputs where inference knows none.
         fit: makes the sizes of the data fit, in the end.
         integers: the first input that holds integers, where types are not known.
         given: what an integer input holds that is not constant.
@@ -91,7 +91,7 @@ class Probing:
     pins: Pin | None = None
     size: Size | None = None
     same_axes: bool = False
-    rank: Callable[[View, ir.Node], int | None] | None = None
+    rank: Callable[[View, ir.Node, ir.Value], int | None] | None = None
     fit: Fit | None = None
     integers: int | None = None
     given: Given | None = None

@@ -21,7 +21,10 @@ def _by_transposed_kernel(view: View, node: ir.Node, rank: int, maps: Maps, know
     return {1 - rank: int((view.shape(node.inputs[1]) or (1, 1))[0] or 1)}
 
 
-def _rank_of_weight(view: View, node: ir.Node) -> int | None:
+def _rank(view: View, node: ir.Node, value: ir.Value) -> int | None:
+    """Return the rank of the data, which the weight has too; that of a bias is 1."""
+    if value is not node.inputs[0]:
+        return 1
     return view.rank(node.inputs[1]) if node.inputs[1] is not None else None
 
 
@@ -79,6 +82,6 @@ def _transposed_size(span: int, stride: int, cut: tuple[int, int] | None) -> int
     return -(-low // stride) - (-high // stride) + 2
 
 
-CONVOLUTION = Probing(pins=_by_kernel, size=_window, rank=_rank_of_weight)
-TRANSPOSED = Probing(pins=_by_transposed_kernel, size=_transposed, rank=_rank_of_weight)
+CONVOLUTION = Probing(pins=_by_kernel, size=_window, rank=_rank)
+TRANSPOSED = Probing(pins=_by_transposed_kernel, size=_transposed, rank=_rank)
 POOL = Probing(size=_window, same_axes=True)

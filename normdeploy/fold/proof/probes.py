@@ -105,7 +105,7 @@ def _rank(view: View, node: ir.Node, value: ir.Value, maps: Maps) -> int:
     """
     rank, told = view.rank(value), states(node).probing.rank
     if rank is None and told is not None:
-        rank = told(view, node)
+        rank = told(view, node, value)
     if rank is None:
         around = (value, *node.outputs, *node.inputs)
         rank = next((maps[v].rank for v in around if v is not None and v in maps), 2)
