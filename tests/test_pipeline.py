@@ -155,6 +155,38 @@ def test_weights_that_are_not_finite_are_told_and_no_pass(
     assert "cannot be judged" in (tmp_path / "out.failed" / "report.html").read_text()
 
 
+NOISY = """
+import torch
+from torch import nn
+
+class Noisy(nn.Module):
+    def __init__(self, noise):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.linear, self.noise = nn.{norm}, nn.Linear(16, 3), noise
+    def forward(self, x):
+        y = self.norm(x)
+        return {{"scores": self.linear(y), **({{"mean": y.mean(-1)}} if self.noise else {{}})}}
+
+def noisy(): return Noisy(True)
+def clean(): return Noisy(False)
+"""
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm(16)", "InstanceNorm1d(5)"])
+def test_an_output_that_is_what_rounding_leaves_is_named_and_without_it_parity_passes(
+    tmp_path: Path, norm: str
+) -> None:
+    name = f"noisy_{norm[:5].lower()}"
+    (tmp_path / f"{name}.py").write_text(NOISY.format(norm=norm))
+    shape = ["x:B=1..2..4x5x16"]
+    with pytest.raises(ParityError, match="'mean': only what rounding leaves, as eager differs from") as caught:
+        normdeploy.export(f"{name}:noisy", shape, tmp_path / "out", bench=False, app_dir=tmp_path)
+    assert caught.value.fix.startswith("leave mean out of what forward returns")
+    assert "only what rounding leaves" in (tmp_path / "out.failed" / "report.html").read_text()
+    normdeploy.export(f"{name}:clean", shape, tmp_path / "clean", bench=False, app_dir=tmp_path)
+
+
 def test_a_failed_parity_names_the_module_and_leaves_the_old_bundle(
     digits_bundle: Path, tmp_path: Path, fold_is_wrong: str
 ) -> None:
@@ -168,6 +200,7 @@ def test_a_failed_parity_names_the_module_and_leaves_the_old_bundle(
     verdict, latency = caught.value.report.parity, caught.value.report.latency
     assert verdict is not None
     assert not verdict.passed
+    assert not verdict.noise
     assert verdict.first_divergent in (fold_is_wrong, "blocks.1.norm1")  # one map after the fold
     assert str(verdict.first_divergent) in caught.value.where
     assert latency is None

@@ -26,6 +26,7 @@ from normdeploy.parity.metrics import errors, is_float
 from normdeploy.parity.verdict import Criteria, judge_one
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.float64 import Float64Runner, NoFloat64Error
+from normdeploy.runtime.ties import FirstOfEqual
 from normdeploy.specs import Dim, Signature, TensorSpec
 
 _IN_ITS_DTYPE = Criteria(k=16.0, floor_eps=64.0)
@@ -58,7 +59,7 @@ def _require_same_as_graph(folded: nn.Module, graph: ir.Model, specs: Signature,
     try:
         runner, exact = Float64Runner(graph), EagerRunner(copy.deepcopy(folded), specs, dtype=torch.float64)
         for feed in feeds:
-            with np.errstate(all="ignore"), one_path():
+            with np.errstate(all="ignore"), one_path(), FirstOfEqual():
                 actual, wanted = exact(feed.arrays), runner(feed.arrays)
             for name, value in wanted.items():
                 off = errors(actual[name], value, "float64")
@@ -75,7 +76,8 @@ def _require_same_as_module(
 ) -> None:
     try:
         deployed = EagerRunner(copy.deepcopy(folded), specs)
-        measured = measure(copy.deepcopy(module), specs, deployed, feeds, graph=graph)
+        with FirstOfEqual():  # the folded module too, which is PyTorch's as the module is
+            measured = measure(copy.deepcopy(module), specs, deployed, feeds, graph=graph)
     except VerdictError as error:
         raise NormdeployError(f"the folded module does not run: {error.what}", where=error.where, fix=_FIX) from error
     for each in measured.measurements:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from normdeploy.parity.doubts import TAKES_ANY, require_repeatable, tied
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.graph_part import GraphPart
 from normdeploy.parity.metrics import eps, is_float, usable
-from normdeploy.parity.output import no_reference
+from normdeploy.parity.output import is_noise, no_reference
 from normdeploy.parity.reference import Arrays, Oracle
 from normdeploy.parity.runtime_part import RuntimeFailureError, RuntimePart, Unfolded
 from normdeploy.parity.setting import Run, Setting, computes_in
@@ -137,8 +139,9 @@ class _Session:
         if feed.corner and (why := self._hangs(run)):
             yield from self._replaced(feed, why)
             return
-        yield from self._graph.measured(run)
-        yield from self._runtime.measured(run)
+        noise = {name for name, value in eager.items() if exact is not None and is_noise(value, exact[name])}
+        for each in chain(self._graph.measured(run), self._runtime.measured(run)):
+            yield replace(each, noise=each.output in noise)
 
     def _replaced(self, feed: Feed, why: str) -> Iterator[Measurement]:
         """Return the measurements on what is taken in place of a corner, and note it."""

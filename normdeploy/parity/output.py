@@ -14,6 +14,9 @@ from normdeploy.parity.verdict import SIXTEEN, Measurement
 
 Array = npt.NDArray[Any]
 
+_OWN_SIZE = 0.5
+"""How near to 1 an error over what was computed lies, from below or above, that is as large as that."""
+
 
 def measurement(
     feed: str,
@@ -94,6 +97,17 @@ def no_reference(eager: Array, exact: Array, computes: str = "") -> str:
     if own.rms >= USELESS:
         return f"{dtype} itself is off by {own.rms:.2g} of the output"
     return ""
+
+
+def is_noise(eager: Array, exact: Array) -> bool:
+    """Return True if ``eager`` differs from float64 by as much as its own size: it is only what rounding leaves.
+
+    Not where it is 0, or far less than float64: it has lost the output then.
+    """
+    if eager.shape != exact.shape or not is_float(eager.dtype.name):
+        return False
+    off = errors(exact, eager, eager.dtype.name)
+    return off.finite and _OWN_SIZE <= off.rms <= 1 / _OWN_SIZE
 
 
 def comparable(eager: Array, actual: Array, *, wider: bool) -> bool:

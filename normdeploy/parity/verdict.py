@@ -62,6 +62,7 @@ class Measurement:
         computes: the dtype that the network computes in, where the output is wider, or whole numbers made of 16 bits;
             else empty.
         unfolded: errors of the unfolded graph in the same runtime; None where it was not run.
+        noise: whether eager differs from float64 by as much as its own size: the output is what rounding leaves.
     """
 
     feed: str
@@ -74,6 +75,7 @@ class Measurement:
     part: Part = "runtime"
     computes: str = ""
     unfolded: Errors | None = None
+    noise: bool = False
 
     @property
     def eps(self) -> float:
@@ -227,6 +229,12 @@ class Verdict:
         """Return the judgements that failed, those of the graph first, in the order of feeds and outputs."""
         failed = [judgement for judgement in self.judgements if not judgement.passed]
         return tuple(sorted(failed, key=lambda judgement: _ORDER.index(judgement.measurement.part)))
+
+    @property
+    def noise(self) -> tuple[str, ...]:
+        """Return the outputs that failed where they are only what rounding leaves."""
+        failed = (judgement.measurement for judgement in self.failures())
+        return tuple(dict.fromkeys(each.output for each in failed if each.noise))
 
     @property
     def unjudged(self) -> bool:

@@ -243,12 +243,14 @@ def summary(verdict: Verdict) -> str:
         f"parity failed by {whose}: {len(failures)} of {len(verdict.judgements)} comparisons leave the bound "
         f"({parts}), "
         f"{first.output!r} on feed {first.feed!r} first; the smallest k that would pass is {needed}"
-    )
+    ) + (f"; {noise}" if (noise := view.only_noise(verdict)) else "")
 
 
 def _advice(verdict: Verdict) -> str:
     if verdict.blind:
         return "look for NaN and infinity in the weights, which loading tells by name, and in the inputs' ranges"
+    if verdict.noise:
+        return f"leave {' and '.join(verdict.noise)} out of what forward returns: nothing can be held to rounding"
     if f" {OVERFLOWS} " in (verdict.first_node or ""):
         return "deploy in bf16 or fp32, or scale what goes in"
     return "look at that module first; --k and --floor-eps set the bound, --keep leaves norms as they are"

@@ -141,12 +141,21 @@ def sentence(verdict: Verdict) -> str:
     """Return what a colleague should know of the verdict."""
     if verdict.blind:
         return f"Parity cannot be judged: {nothing_compared(verdict)}."
-    return " ".join(said for said in (_of_graph(verdict), _of_rounding(verdict), _of_runtime(verdict)) if said)
+    noise = f"{said}." if (said := only_noise(verdict)) else ""
+    return " ".join(each for each in (_of_graph(verdict), _of_rounding(verdict), _of_runtime(verdict), noise) if each)
 
 
 def nothing_compared(verdict: Verdict) -> str:
     """Return of which outputs nothing could be compared, in words."""
     return f"eager PyTorch gives NaN or infinity alone on every feed, for {', '.join(map(repr, verdict.blind))}"
+
+
+def only_noise(verdict: Verdict) -> str:
+    """Return which outputs failed that are only what rounding leaves, and how that is known; empty if none did."""
+    names = ", ".join(map(repr, verdict.noise))
+    return (
+        f"{names}: only what rounding leaves, as eager differs from float64 by as much as its own size" if names else ""
+    )
 
 
 def plugins(verdict: Verdict) -> str:

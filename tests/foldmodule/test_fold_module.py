@@ -63,6 +63,23 @@ def test_the_core_cases_are_there() -> None:
     assert len({each.name for each in CASES}) == len(CASES) >= 49
 
 
+def test_a_choice_among_the_zeros_of_a_relu_is_no_other_module() -> None:
+    class Places(nn.Module):
+        """(B, 6) → the rows of the largest, more of them than are not 0."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            places: Tensor = torch.relu(self.norm(self.linear(x))).T.topk(min(150, len(x)), dim=1).indices.T
+            return places
+
+    torch.manual_seed(0)
+    folded, _ = normdeploy.fold_module(Places().eval(), torch.randn(200, 6))
+    assert isinstance(folded.norm, nn.Identity)
+
+
 def test_norms_become_identities_and_biases_appear() -> None:
     each = case("the same without bias")
     folded, _ = normdeploy.fold_module(each.module(), each.inputs())

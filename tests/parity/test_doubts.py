@@ -15,6 +15,7 @@ from torch import nn
 from normdeploy.errors import InputError
 from normdeploy.parity.compare import Measured, measure
 from normdeploy.parity.feeds import Feed, random_feeds
+from normdeploy.parity.output import is_noise
 from normdeploy.parity.verdict import judge
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
@@ -136,3 +137,11 @@ def test_indices_that_are_right_pass_at_a_tie_too(tmp_path: Path) -> None:
     found = measured(Indices("ArgMax"), "ArgMax", tmp_path, ROWS)
     assert passed(found)
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("eager", "exact", "noise"),
+    [(1e-8, 1e-17, True), (1e-8, 0.0, True), (1.0, 1.001, False), (0.0, 1.0, False), (1e-3, 1.0, False)],
+)
+def test_an_output_that_is_lost_is_no_noise(eager: float, exact: float, noise: bool) -> None:
+    assert is_noise(np.full(3, eager, np.float32), np.full(3, exact)) == noise
