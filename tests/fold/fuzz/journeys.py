@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import curves
 import movers
 import numpy as np
 import products
@@ -58,6 +59,7 @@ PLAIN: Makers = (
     *(movers.pad,) * 3,
     movers.total,
     *(movers.bent,) * 2,
+    *(curves.curved,) * 2,
     *(movers.kinked,) * 4,
     *(movers.gate,) * 2,
     products.grid_sample,

@@ -22,6 +22,7 @@ COMPUTES = frozenset(
         "Add", "Sub", "Mul", "Div", "Sum", "Mean", "Sqrt", "Pow", "Exp", "Softmax", "MatMul", "Gemm", "Einsum",
         "ReduceMean", "ReduceSum", "Conv", "ConvTranspose", "AveragePool", "GlobalAveragePool", "BatchNormalization",
         "InstanceNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization", "Resize", "Upsample",
+        "Erf", "Tanh", "Sigmoid", "Gelu", "HardSwish", "Mish",
     }
 )  # fmt: skip
 """Operators whose results are rounded; the others hand on numbers, or are left as they are, which asks for more."""
