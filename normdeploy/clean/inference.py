@@ -34,7 +34,7 @@ def inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]
     for checks_types, follows_values in ((True, True), (True, False), (False, True), (False, False)):
         try:
             with more_memory(_MEMORY):
-                found = _certain(given, check_type=checks_types, data_prop=follows_values)
+                found = certain(given, check_type=checks_types, data_prop=follows_values)
         except Exception as error:  # it raises its own, and what its C++ has
             said = said or " ".join(str(error).split())[:_MOST]
             continue
@@ -44,7 +44,7 @@ def inferred(given: onnx.ModelProto) -> tuple[onnx.ModelProto | None, list[str]]
     return None, [f"ONNX's shape inference fails on the model, so less can be folded: {said}"]
 
 
-def _certain(given: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+def certain(given: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     """Return ``given`` with what is inferred, without the sizes that inference computes otherwise than runtimes."""
     model, names = apart(given)
     found = onnx.shape_inference.infer_shapes(model, **options)

@@ -21,7 +21,7 @@ from normdeploy.onnxfile.maps import has_map
 Dims = tuple[int | str | None, ...]
 """Sizes, names of sizes, None for what is not known."""
 
-_SMALL = 2**10
+SMALL = 2**10
 """Bytes up to which a weight is shown to shape inference: what is larger is no shape."""
 
 
@@ -56,7 +56,7 @@ class Shapes:
         if value.graph is main and (value.is_graph_input() or self.declared):
             return _dims(value.shape)
         found = self._types().get(value.graph, {}).get(str(value.name)) if isinstance(value.graph, ir.Graph) else None
-        return None if found is None else _told(found)
+        return None if found is None else told(found)
 
     def follow(self) -> dict[ir.Value, Dims]:
         """Return the shapes of what nodes make and bodies are given, as far as they follow from the inputs."""
@@ -82,7 +82,7 @@ class Shapes:
         for graph, types in known.items():
             for value in (*_made(graph), *(() if graph is self._model.graph else graph.inputs)):
                 kind = types.get(str(value.name))
-                if kind is not None and (shape := _told(kind)) is not None:
+                if kind is not None and (shape := told(kind)) is not None:
                     found[value] = tuple(None if is_made_up(size) else size for size in shape)
         return found
 
@@ -139,7 +139,7 @@ def is_made_up(size: int | str | None) -> bool:
     return size is None or (size < 0 if isinstance(size, int) else size.startswith(MADE_UP))  # Paddle declares -1
 
 
-def _told(kind: onnx.TypeProto) -> Dims | None:
+def told(kind: onnx.TypeProto) -> Dims | None:
     """Return the shape of a tensor or of the elements of a sequence; of a map there is none."""
     if not kind.HasField("tensor_type"):
         return None if has_map(kind) else _dims(ir.serde.deserialize_type_proto_for_shape(kind))
@@ -185,7 +185,7 @@ def _skeleton(model: ir.Model, *, supposing: bool = False) -> onnx.ModelProto:
     for value, tensor in stored.items():  # what is declared of it may be wrong
         dims = list(tensor.shape.numpy())
         graph.input.append(onnx.helper.make_tensor_value_info(str(value.name), tensor.dtype.value, dims))
-        if tensor.nbytes <= _SMALL:
+        if tensor.nbytes <= SMALL:
             graph.initializer.append(ir.serde.serialize_tensor(tensor))
     for node in model.graph:
         graph.node.append(ir.serde.serialize_node(node))

@@ -123,6 +123,65 @@ def test_one_contradiction_makes_all_others_doubtful(a: Dims) -> None:
     assert "NF420" in {note.code for note in ledger.notes}
 
 
+BEHIND = {
+    "Conv": "Conv (s, kernel)",
+    "Conv with pads": "Conv <pads = [1, 1]> (s, kernel)",
+    "ConvTranspose": "ConvTranspose (s, kernel)",
+    "MaxPool": "MaxPool <kernel_shape = [2]> (s)",
+    "AveragePool": "AveragePool <kernel_shape = [2], pads = [1, 1]> (s)",
+    "BatchNormalization": "BatchNormalization (s, five, five, five, five)",
+    "MatMul": "MatMul (s, square)",
+    "Gemm": "Gemm (s, square)",
+    "Concat": "Concat <axis = 1> (s, cube)",
+    "Flatten": "Flatten <axis = 3> (s)",
+    "Softmax": "Softmax <axis = 2> (s)",
+    "Squeeze": "Squeeze (s, two)",
+    "Split": "Split <axis = 2, num_outputs = 1> (s)",
+    "ReduceMean": "ReduceMean (s, two)",
+    "Pad": "Pad (s, ends)",
+    "Resize": 'Resize <mode = "nearest"> (s, , scales)',
+}
+"""What has a kernel, an axis or a size that not every input has."""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [["N"], ["N", 4], ["N", 4, 4], ["N", 4, 4, 7], ["N", 4, 1, 7, 2], [2, 4], [1, 1, 1], [1, 1, 1, 1]],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", BEHIND)
+def test_what_an_operator_cannot_take_is_not_believed_in_front_of_it(kind: str, told: Dims) -> None:
+    """Whatever is declared behind an operator that only its runtime knows, a fold ends, and the same with names."""
+    proto = parsed(f"""<ir_version: 10, opset_import: ["": 21, "my.own": 1]> g (float x) => (float[A,B,C] y)
+    <float[5,4,3] kernel, float[5] five, float[4,4] square, float[1,4,4] cube, int64[1] two = {{2}},
+     int64[6] ends = {{0,0,1,0,0,1}}, float[3] scales = {{1,1,2}}, float[4,1] k, float[4] b> {{
+        s = my.own.Scale (x) t = {BEHIND[kind]} u = Mul (t, k) v = Relu (u) y = BatchNormalization (v, b, b, b, b)
+    }}""")
+    fold(declaring(proto, "s", told))
+    fold(declaring(proto, "t", [1, *told]))
+
+
+@pytest.mark.parametrize(
+    ("s", "t", "doubted"),
+    [
+        (["N", 4, 7], [], False),
+        (["N", 4, 7], ["N", 5, 5], False),
+        (["N", 4, 7], ["M", 5, "T"], False),
+        (["N", 4, 7], ["N", 5, 6], True),
+        (["N", 4, 7], ["N", 5], True),
+        (["N", 4, 7, 7], [], True),
+        (["N", 4], [], True),
+    ],
+)
+def test_each_node_is_asked_by_itself(s: Dims, t: Dims, doubted: bool) -> None:
+    proto = parsed("""<ir_version: 10, opset_import: ["": 21, "my.own": 1]> g (float[N,4,7] x) => (float[A,B,C] y)
+    <float[5,4,3] w, float[5,1] k> { s = my.own.Scale (x) t = Conv <pads = [0, 0]> (s, w) y = Mul (t, k) }""")
+    declaring(proto, "s", s)
+    after, ledger = folded(declaring(proto, "t", t) if t else proto)
+    assert [note.code for note in ledger.notes if note.code == "NF420"] == ["NF420"] * doubted
+    assert doubted or op_types(after)["Mul"] == 0
+
+
 def test_a_name_that_stands_for_two_sizes_stands_for_none() -> None:
     proto = behind_an_unknown(a=["T", "T"], s=["T", "M"])
     ir_model = ir.from_proto(proto)

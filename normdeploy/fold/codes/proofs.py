@@ -111,7 +111,7 @@ PAGES = (
     ),
     Page(
         "NF420", "declared sizes contradict the inputs",
-        "The model declares a size of a value in between, and its inputs make it another.",
+        "The model declares a size of a value in between, and its inputs make it another, or no reader can take it.",
         "It may be from before the inputs were made dynamic: it stays declared, and no such size is believed.",
         "A batch of 1 that was renamed to N at the inputs alone, its values in between still declared as [1, ...].",
         "Take value_info out of the model, and run onnx.shape_inference.infer_shapes on it.",

@@ -7,11 +7,13 @@ inputs; else none is, and only what follows from the inputs is known.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from normdeploy.clean.misfit import misfits
 from normdeploy.clean.shapes import Dims, is_made_up
 from normdeploy.fold.graph.shapes import filled
 
@@ -55,8 +57,13 @@ def put_aside(
     known = [(value, shape, follows[value]) for value, shape in told.items() if value in follows]
     others = [(value, told[value], shape) for value, shape in supposed if value in told]
     wrong = [each for each in (*known, *others) if _contradicts(*each[1:])]
-    declared.notes = [_note(*each) for each in wrong[:1]]
     doubtful = _doubtful(model, known)
+    sure = {**_promised(model), **follows}
+    joined = {value: _joined(shape, follows.get(value), doubtful) for value, shape in told.items() if not wrong}
+    declared.notes = [_note(*each) for each in wrong[:1]] or [
+        f"{what}: no size in between is believed that does not follow from the inputs"
+        for what in itertools.islice(misfits(model, {**sure, **joined}, sure), 1)
+    ]
     for graph in graphs:
         for value in _values(model, graph):
             shape = None if declared.notes else told.get(value)
@@ -94,6 +101,10 @@ def _stored(graphs: Iterable[ir.Graph]) -> dict[ir.Value, Dims]:
     return {value: _dims(value.const_value.shape) for value in values if value.const_value is not None}
 
 
+def _promised(model: ir.Model) -> dict[ir.Value, Dims]:
+    return {value: _dims(value.shape) for value in model.graph.inputs if value.shape is not None}
+
+
 def _dims(shape: ir.ShapeProtocol) -> Dims:
     """Return the sizes of ``shape``, names, and None for what is not known."""
     return tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
@@ -107,8 +118,8 @@ def _contradicts(told: Dims, found: Dims) -> bool:
 
 def _doubtful(model: ir.Model, known: Collection[tuple[ir.Value, Dims, Dims]]) -> set[str]:
     """Return the names that are declared of sizes of which two were found."""
-    inputs = (_dims(value.shape) for value in model.graph.inputs if value.shape is not None)
-    stands: dict[str, int | str] = {size: size for shape in inputs for size in shape if isinstance(size, str)}
+    promised = _promised(model).values()
+    stands: dict[str, int | str] = {size: size for shape in promised for size in shape if isinstance(size, str)}
     pairs = (pair for _, told, found in known for pair in zip(told, found, strict=False))
     return {a for a, b in pairs if isinstance(a, str) and b is not None and stands.setdefault(a, b) != b}
 

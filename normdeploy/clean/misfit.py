@@ -1,0 +1,74 @@
+"""Nodes that cannot take the shapes that are believed of their inputs, or make others of them than are believed.
+
+No inference confirms what is declared behind an operator that only its runtime knows. But what reads it has a kernel of
+so many axes, or an axis to join along, and so each node is inferred by itself: another one's failure hides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+
+from normdeploy.clean.inference import certain
+from normdeploy.clean.scope import Scope, bodies, scopes
+from normdeploy.clean.shapes import SMALL, Dims, is_made_up, told
+from normdeploy.graph import is_of_onnx, label
+
+Shapes = Mapping[ir.Value, Dims | None]
+
+
+def misfits(model: ir.Model, believed: Shapes, follows: Shapes) -> Iterator[str]:
+    """Yield what contradicts ``believed``, as words.
+
+    Args:
+        model: without what it declares in functions.
+        believed: shapes by value.
+        follows: as much of them as follows from the inputs of the model: what fails with them alone says nothing.
+    """
+    for scope in scopes(model):
+        for node in scope.graph if scope.function is None else ():
+            around = [value for value in (*node.inputs, *node.outputs) if value is not None]
+            if not is_of_onnx(node) or any(bodies(node)) or all(believed.get(v) == follows.get(v) for v in around):
+                continue
+            made = _made(scope, node, believed)
+            if made is None and _made(scope, node, follows) is not None:
+                yield f"{label(node)} cannot take the sizes that are declared of what it reads"
+            for value, shape in (made or {}).items():
+                if _differ(believed.get(value), shape):
+                    yield f"{value.name} is declared otherwise than {label(node)} makes it of the sizes in front"
+
+
+def _differ(one: Dims | None, other: Dims) -> bool:
+    if one is None:
+        return False
+    pairs = zip(one, other, strict=False)
+    return len(one) != len(other) or any(isinstance(a, int) and isinstance(b, int) and 0 <= a != b for a, b in pairs)
+
+
+def _made(scope: Scope, node: ir.Node, shapes: Shapes) -> dict[ir.Value, Dims] | None:
+    """Return the shapes of what ``node`` makes of inputs of ``shapes``; None where inference fails."""
+    read = {str(value.name): value for value in node.inputs if value is not None}
+    made = {str(value.name): value for value in node.outputs if value.name}
+    held = {name: tensor for name, value in read.items() if (tensor := scope.constant(value)) is not None}
+    graph = onnx.GraphProto(name="one", node=[ir.serde.serialize_node(node)])
+    graph.input.extend(_declared(value, shapes.get(value)) for value in read.values())
+    graph.output.extend(_declared(value, None) for value in made.values())
+    for name, tensor in held.items():
+        if tensor.nbytes <= SMALL:
+            graph.initializer.append(ir.serde.serialize_tensor(tensor))
+            graph.initializer[-1].name = name
+    proto = onnx.ModelProto(ir_version=max(scope.ir_version, 4), graph=graph)
+    proto.opset_import.append(onnx.helper.make_opsetid(node.domain, scope.opset))
+    try:
+        found = certain(proto, check_type=False, data_prop=True, strict_mode=True)
+    except Exception:  # it raises its own, and what its C++ has
+        return None
+    kinds = {made[info.name]: info.type for info in found.graph.output}
+    return {value: shape for value, kind in kinds.items() if (shape := told(kind)) is not None}
+
+
+def _declared(value: ir.Value, shape: Dims | None) -> onnx.ValueInfoProto:
+    sizes = None if shape is None else ir.Shape([None if is_made_up(size) else size for size in shape])
+    return ir.serde.serialize_value(ir.Value(name=value.name, type=value.type, shape=sizes))
