@@ -7,18 +7,16 @@ uncertain is seen in graphs, so functions are inlined for it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx.inliner
 
-from normdeploy.clean.functions import LARGEST
+from normdeploy.errors import InputError
 from normdeploy.graph import operator
+from normdeploy.onnxfile.functions import all_nodes, require_bounded_calls
 
 _ONNX = ("", "ai.onnx")
-_Name = tuple[str, str]
 _SMALL = 9
 """Elements from which on a constant is no axes and no shape."""
 _NO_GRAPHS = frozenset(onnx.AttributeProto.AttributeType.values()) - {
@@ -58,7 +56,7 @@ def apart(given: onnx.ModelProto) -> tuple[onnx.ModelProto, Names]:
     model.CopyFrom(given)
     _tell_apart(model.graph, {}, set(), names)
     inlined = [function for function in model.functions if function.domain not in _ONNX]
-    if inlined and 0 <= _size(model) <= LARGEST:
+    if inlined and _is_bounded(model):
         kept = [function for function in model.functions if function.domain in _ONNX]
         del model.functions[:]
         model.functions.extend(inlined)
@@ -73,7 +71,7 @@ def _hand_in(graph: onnx.GraphProto, around: Mapping[str, onnx.TensorProto]) -> 
     inner = [body for node in graph.node for body in bodies(node)]
     known = {**around, **_constants(graph)} if inner else {}
     for body in inner:
-        read = dict.fromkeys(name for node in _nodes(body.node) for name in node.input if name in known)
+        read = dict.fromkeys(name for node in all_nodes(body.node) for name in node.input if name in known)
         body.initializer.extend(known[name] for name in read)
         _hand_in(body, known)
 
@@ -141,29 +139,15 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
 
 
-def _size(model: onnx.ModelProto) -> int:
-    """Return the nodes that the graph of ``model`` would have with all functions inlined; without end, it is -1."""
-    called = {(full_name(each), each.overload): Counter(map(_called, _nodes(each.node))) for each in model.functions}
-    sizes: dict[_Name, int] = {}
+def _is_bounded(model: onnx.ModelProto) -> bool:
+    """Return False where the functions of ``model`` call each other without end, or make too many nodes of it."""
     try:
-        for name in TopologicalSorter(called).static_order():
-            sizes[name] = sum(times * sizes[each] for each, times in called[name].items()) if name in called else 1
-    except CycleError:
-        return -1
-    return sum(sizes.get(_called(node), 1) for node in _nodes(model.graph.node))
+        require_bounded_calls(model, "")
+    except InputError:
+        return False
+    return True
 
 
 def full_name(function: onnx.FunctionProto) -> str:
     """Return what ``operator`` gives of a node that calls ``function``."""
     return function.name if function.domain in _ONNX else f"{function.domain}::{function.name}"
-
-
-def _called(node: onnx.NodeProto) -> _Name:
-    return operator(node), node.overload
-
-
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from _nodes(body.node)

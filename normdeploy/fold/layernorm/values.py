@@ -12,19 +12,10 @@ from normdeploy.graph import operator
 
 _PURE = frozenset(
     {
-        "Sub",
-        "Add",
-        "Neg",
-        "Mul",
-        "Div",
-        "ReduceMean",
-        "ReduceSum",
-        "GlobalAveragePool",
-        "Reshape",
-        "Unsqueeze",
+        "Sub", "Add", "Neg", "Mul", "Div", "ReduceMean", "ReduceSum", "GlobalAveragePool", "Reshape", "Unsqueeze",
         "Squeeze",
     }
-)
+)  # fmt: skip
 _DEPTH = 8
 """How many operators deep two values are compared: more than any spelling of a norm has."""
 
