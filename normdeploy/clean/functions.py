@@ -1,14 +1,15 @@
 """Local functions are inlined where their border stands between a norm and the weights that could take it.
 
 No map passes the border of a function. Where it meets one, on the way from a norm to the nearest weights, the function
-is inlined, by onnx_ir's pass. A batch norm goes upward first, so what is below it matters only without weights above.
-Inlining needs one opset for both, no graphs as parameters, no recursion, outputs that are made in the function itself,
-and a model that does not explode: what lacks any of it stays a call.
+is inlined, by onnx_ir's pass, and then the next one on the way. A batch norm goes upward first, so what is below it
+matters only without weights above. Inlining needs one opset for both, no graphs as parameters, no recursion, outputs
+that are made in the function itself, and a model that does not explode: what lacks any of it stays a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from functools import partial
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -35,15 +36,18 @@ def inline_functions(model: ir.Model, keep: Callable[[ir.Node], bool]) -> tuple[
     Args:
         keep: True for a node that must be found again by its name: a function with one stays.
     """
-    if not model.functions:
-        return ()
-    chosen = _blocking(model)
-    chosen = {name for name in chosen if _can_be_inlined(model, name, keep)}
-    if not chosen or _size(model, chosen) > LARGEST:
-        return ()
-    common.InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
-    common.NameFixPass()(model)  # what is inlined may bear a name of a body's value
-    return tuple(sorted(name for _, name, _ in chosen))
+    taken: list[str] = []
+    while chosen := {name for name in _blocking(model) if _can_be_inlined(model, name, keep)}:  # behind it is the next
+        if _size(model, chosen) > LARGEST:
+            break
+        common.InlinePass(criteria=partial(_is_among, chosen))(model)
+        common.NameFixPass()(model)  # what is inlined may bear a name of a body's value
+        taken += [name for _, name, _ in chosen]
+    return tuple(sorted(taken))
+
+
+def _is_among(chosen: Container[Identifier], function: ir.Function) -> bool:
+    return function.identifier() in chosen
 
 
 def _blocking(model: ir.Model) -> set[Identifier]:

@@ -487,6 +487,20 @@ def test_a_function_in_a_function_is_inlined_with_it() -> None:
     assert not model.functions
 
 
+def test_a_function_behind_one_that_is_inlined_is_inlined_too() -> None:
+    """The way from the norm to the weights leads through two functions side by side, of which the first hid the other;
+    what lies beyond the weights stays a call.
+    """
+    text = f"""g (float[2,6,4] x) => (float[2,6,4] y) <{BN}{WEIGHT}> {{
+        e = local.beyond (x) t = Conv (e, w) p = local.far (t) q = local.near (p)
+        y = BatchNormalization (q, s, b, m, v) }}
+    <domain: "local", opset_import: ["" : 20]> near (t) => (r) {{ r = Relu (t) }}
+    <domain: "local", opset_import: ["" : 20]> far (t) => (r) {{ r = Neg (t) }}
+    <domain: "local", opset_import: ["" : 20]> beyond (t) => (r) {{ r = Exp (t) }}"""
+    model = becomes(text, "beyond Conv Neg Relu BatchNormalization")
+    assert [name for _, name, _ in model.functions] == ["beyond"]
+
+
 SPELLED = """<domain: "local", opset_import: ["" : 17]> norm (x, gamma, eps) => (y) {
     two = Constant <value = float {2.0}> ()
     square = Pow (x, two) mean = ReduceMean <axes = [-1]> (square) sum = Add (ADDED)

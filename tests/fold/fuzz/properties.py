@@ -70,10 +70,10 @@ def _restless(new: onnx.ModelProto) -> Iterator[str]:
         return
     notes = [note.text for note in result.ledger.notes]
     told = [note.startswith("evaluated") for note in notes if "default value" not in note]
-    # Which functions meet a norm is asked before the norms move, and a constant is stored in another form only where
-    # nothing else reads it any more: both are the cleaning of a graph that has changed, and come to rest.
-    moved = any(note.startswith("inlined") for note in notes) or _is_sized(new, result.ledger)
-    if moved or (told and all(told) and all(entry.outcome == "left" for entry in result.ledger)):
+    # A constant is stored in another form only where nothing else reads it any more: that is the cleaning of a graph
+    # that has changed, and comes to rest.
+    cleaned = told and all(told) and all(entry.outcome == "left" for entry in result.ledger)
+    if cleaned or _is_sized(new, result.ledger):
         if not _comes_to_rest(again):
             yield "folding again and again always changes something"
         return
@@ -90,8 +90,8 @@ def _is_sized(new: onnx.ModelProto, ledger: Ledger) -> bool:
 
 
 def _comes_to_rest(proto: onnx.ModelProto) -> bool:
-    """Return True if folding changes nothing after as many folds as there are functions that could go, and two."""
-    for _ in range(len(proto.functions) + 2):
+    """Return True if folding changes nothing after two more folds."""
+    for _ in range(2):
         after = ir.to_proto(fold(proto).model)
         if bare(after) == bare(proto):
             return True
