@@ -50,7 +50,7 @@ def test_a_bundle_keeps_how_forward_is_called(network: list[str], tmp_path: Path
     outputs = bundle({"batch.image": np.ones((1, 3, 6, 7), np.float32), "batch.more.0": np.ones((1, 4), np.float32)})
     np.testing.assert_array_equal(outputs["scores"], 2 * outputs["features"])
     assert main(["verify", str(out), *network]) == 0
-    assert main(["bench", str(out), *network, "--seconds", "0.05"]) == 0
+    assert main(["bench", str(out), *network, "--seconds", "0.05", "--processes", "1"]) == 0
 
 
 def test_a_file_is_verified_with_the_values_and_names_that_are_given(network: list[str], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from normdeploy.report.schema import Report
 from normdeploy.specs import parse
 
 NORMDEPLOY = [sys.executable, "-c", "import sys; from normdeploy.cli import main; sys.exit(main())"]
+QUICK = ["--seconds", "0.05", "--processes", "1"]
 COMMANDS = (
     "export",
     "export-all",
@@ -70,7 +71,7 @@ def test_export_prints_the_result_on_stdout_and_its_progress_on_stderr(tmp_path:
 
 def test_json_is_one_document_of_the_published_schema(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = run("export", *EAGER, "--input", SPEC, "-o", str(out), "--json")
+    done = run("export", *EAGER, "--input", SPEC, "-o", str(out), "--json", *QUICK)
     assert done.returncode == 0, done.stderr
     assert Report.model_validate_json(done.stdout) == report_of(out)
 
@@ -163,7 +164,7 @@ def test_the_bound_can_be_set(digits_bundle: Path, capfd: pytest.CaptureFixture[
 
 
 def test_bench_measures_alone_and_beside_eager(digits_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", str(digits_bundle), "--seconds", "0.05"]
+    command = ["bench", str(digits_bundle), *QUICK]
     assert main([*command, "--json"]) == 0
     assert TypeAdapter(Latency).validate_json(capfd.readouterr().out).runner == "onnxruntime"
     assert main([*command, *EAGER, "--json"]) == 0

@@ -219,5 +219,5 @@ def test_latency_is_measured_where_the_command_was_started(tmp_path: Path, monke
     (tmp_path / "measured_here.py").write_text(code)
     (tmp_path / "width.txt").write_text("3")
     monkeypatch.chdir(tmp_path)
-    report = normdeploy.export("measured_here:net", ["input:N=1..1..2x3"], "out", bench=True, seconds=0.05)
+    report = normdeploy.export("measured_here:net", ["input:N=1..1..2x3"], "out", seconds=0.05, processes=1)
     assert isinstance(report.latency, Comparison)

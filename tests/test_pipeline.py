@@ -89,6 +89,8 @@ def test_latency_is_measured_unless_not_wanted(tmp_path: Path) -> None:
         [SPEC],
         tmp_path / "out",
         progress=lambda stage, seconds: told.append((stage, seconds is None)),
+        seconds=0.05,
+        processes=1,
         **SOURCE,
     )
     assert report.latency is not None

@@ -33,6 +33,23 @@ CHECKPOINTS = _HEADING + README.partition(_HEADING)[2].partition("\n## ")[0]
 SERVING = README.partition("## Serving\n")[2].partition("\n## ")[0]
 """Its commands need a server: tests/serving/test_readme_serving.py runs them."""
 
+EACH = """
+import os, shlex, sys
+from normdeploy import pipeline
+from normdeploy.__main__ import main
+for verb in pipeline.__all__:
+    getattr(pipeline, verb)
+for command in sys.argv[1:]:
+    process = os.fork()
+    if not process:
+        sys.argv = shlex.split(command)
+        os.dup2(os.open(f"told/{sys.argv[1]}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
+        sys.exit(main())
+    if os.waitpid(process, 0)[1]:
+        sys.exit(command)
+"""
+"""Runs each command in a process of its own, which finds imported what it needs: most of a short one is its imports."""
+
 
 def blocks(language: str, text: str = README.replace(CHECKPOINTS, "").replace(SERVING, "")) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -59,11 +76,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "models").symlink_to(ROOT / "models")
     (folder / "told").mkdir()
-    for command in commands("normdeploy"):
-        verb = command.split()[1]
-        if verb == "build" and not RTX:
-            continue
-        (folder / "told" / verb).write_text(run("bash", "-c", command, folder=folder), encoding="utf-8")
+    lines = [line for line in commands("normdeploy") if RTX or line.split()[1] != "build"]
+    run(sys.executable, "-P", "-c", EACH, *lines, folder=folder)
     return folder
 
 
