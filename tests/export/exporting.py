@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +29,14 @@ def export(module: nn.Module, *texts: str, **options: Any) -> Exported:
     return to_graph(module.eval(), input_specs.parse(texts), **options)
 
 
+@lru_cache(maxsize=1)
+def session(exported: Exported) -> OnnxRuntimeRunner:
+    """One for all sizes at which a graph runs in turn; a graph that was run is not changed."""
+    return OnnxRuntimeRunner(serialized(exported), threads=1)
+
+
 def run(exported: Exported, feeds: Arrays) -> Arrays:
-    runner = OnnxRuntimeRunner(serialized(exported), threads=1)
+    runner = session(exported)
     assert (runner.inputs, runner.outputs) == (exported.inputs, exported.outputs)
     return runner(feeds)
 
