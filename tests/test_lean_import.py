@@ -105,6 +105,11 @@ def test_a_bundle_runs_without_torch(digits_bundle: Path) -> None:
     assert loaded(statement) & {"torch", "matplotlib", "onnx", "onnx_ir", "onnxscript", "sympy", "jinja2"} == set()
 
 
+def test_a_process_that_measures_latency_builds_no_graph() -> None:
+    found = loaded("import torch, onnxruntime, normdeploy.pipeline.latency")
+    assert found & {"onnx", "onnx_ir", "onnxscript", "sympy"} == set()
+
+
 def test_an_option_that_does_not_exist_needs_nothing() -> None:
     statement = "from normdeploy import cli\nassert cli.main(['export', '--no-such-option']) == 2"
     assert loaded(statement) & HEAVY == set()
