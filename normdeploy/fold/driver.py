@@ -151,6 +151,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
         _read_maps(session, state)
         _fold_graph(session, state, writer)
         reducer.reduce(state, writer)
+        writer.share_copies()
     store_as_read(model)
     declared.put_back(model)
     if model.ir_version < 4:  # every initializer is an input there, and yet a constant

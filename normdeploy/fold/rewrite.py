@@ -15,7 +15,7 @@ from normdeploy.fold.operators.basics import CONSTANT, IDENTITY, is_norm
 from normdeploy.fold.operators.maps import Spelling, data_input, map_of
 from normdeploy.fold.operators.table import states
 from normdeploy.fold.plan import Plan, Slot
-from normdeploy.fold.weights import WeightCache, constants, spellings
+from normdeploy.fold.weights import WeightCache, constants, is_alike, spellings
 from normdeploy.graph import MODULE_KEY, module_name
 
 
@@ -93,6 +93,21 @@ class Writer:
         if old is not None:
             remove_unused([old])
         return value
+
+    def share_copies(self) -> None:
+        """Let copies of one constant that came out alike be one again: each reader that was edited got its own."""
+        kept: dict[int, list[ir.Value]] = {}
+        for (node, index), edit in reversed(self.edits.items()):  # the last one was given the constant itself
+            value = node.inputs[index] if node.graph is not None and index < len(node.inputs) else None
+            if edit.original is None or value is None or not value.is_initializer() or value.is_graph_output():
+                continue
+            copies = kept.setdefault(id(edit.original), [])
+            twin = next((other for other in copies if is_alike(other.const_value, value.const_value)), None)
+            if twin is None:
+                copies.append(value)
+            elif twin is not value:
+                node.replace_input_with(index, twin)
+                remove_unused([value])
 
     def _constant(self, reader: ir.Node, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = name

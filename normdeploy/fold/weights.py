@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from normdeploy.errors import NormdeployError
@@ -139,6 +140,13 @@ class WeightCache:
         self._held[slot] = edit.nbytes
         self._room -= edit.nbytes
         return _held(edit, self._require_unchanged)
+
+
+def is_alike(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bool:
+    """Return True where both hold the same bytes, in one dtype and shape."""
+    if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return a is b or np.array_equal(a.numpy().reshape(-1).view(np.uint8), b.numpy().reshape(-1).view(np.uint8))
 
 
 def _held(edit: Edit, require_unchanged: Callable[[], None]) -> ir.LazyTensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from cases import IMAGE, Case, ids
-from harness import bn, check_fold, check_refusal, folded, model, norm, op_types
+from harness import bn, check_fold, check_refusal, folded, initializers, model, norm, op_types
 
 # fmt: off
 # A table: a case a row, as wide as the page.
@@ -118,3 +119,42 @@ def test_a_kept_twin_keeps_the_other() -> None:
     new, _ = folded(proto, keep=("kept",))
     assert op_types(new) == {"Conv": 1, "Split": 1, "BatchNormalization": 2}
     onnx.checker.check_model(new)
+
+
+TWO_IMAGES = "float[N,3,8,11] x, float[2,3,7,9] z"
+TWICE = "c = Conv (x, w, b)\n d = Conv (z, w, b)\n"
+
+
+@pytest.mark.parametrize("ir_version", [3, 10])
+def test_a_weight_that_both_branches_read_stays_one(ir_version: int) -> None:
+    opset = 21 if ir_version > 3 else 8
+    proto = model(
+        TWO_IMAGES, f"{CONV}, {bn(5)}", TWICE + norm("c", "y") + norm("d", "y2"),
+        outputs=TWO, opset=opset, ir_version=ir_version,
+    )  # fmt: skip
+    if ir_version < 4:
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, 1, tensor.dims))
+    check_fold(proto, "Conv Conv", onnxruntime=ir_version > 3)
+    new, _ = folded(proto)
+    assert set(initializers(new)) == {"w", "b"}
+    assert {value.name for value in new.graph.input} == {"x", "z"} | ({"w", "b"} if ir_version < 4 else set())
+
+
+def test_of_three_branches_those_that_are_alike_share() -> None:
+    body = TWICE + "e = Conv (z, w, b)\n" + norm("c", "y") + norm("d", "y2") + norm("e", "y3", "2")
+    proto = model(TWO_IMAGES, f"{CONV}, {bn(5)}, {bn(5, '2')}", body, outputs=TWO + ", float[] y3")
+    check_fold(proto, "Conv Conv Conv")
+    new, _ = folded(proto)
+    first, second, third = (list(node.input[1:]) for node in new.graph.node)
+    assert first == second
+    assert not {*first} & {*third}
+
+
+def test_a_weight_with_a_reader_of_its_own_stays_for_that_one() -> None:
+    proto = model(TWO_IMAGES, f"{CONV}, {bn(5)}", TWICE + "y3 = Conv (x, w, b)\n" + norm("c", "y") + norm("d", "y2"),
+                  outputs=TWO + ", float[] y3")  # fmt: skip
+    check_fold(proto, "Conv Conv Conv")
+    new, _ = folded(proto)
+    np.testing.assert_array_equal(initializers(new)["w"], initializers(proto)["w"])
+    assert len(initializers(new)) == 4
