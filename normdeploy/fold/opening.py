@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -44,6 +44,9 @@ def _taken(model: AnyModel) -> ir.Model:
         return copied
     if isinstance(model, onnx.ModelProto):
         return onnxfile.from_message(model)
+    if not isinstance(model, str | Path):
+        fix = "give a path, an onnx.ModelProto or an onnx_ir.Model"
+        raise InputError("this is no model", where=f"a value of type {type(model).__name__}", fix=fix)
     if Path(model).is_dir():
         raise InputError("this is a folder, not an ONNX file", where=str(model), fix="name the .onnx file in it")
     return onnxfile.load(model)
@@ -87,10 +90,13 @@ def require_one_of(given: str, known: Sequence[str], where: str) -> None:
 
 
 def require_list(given: Sequence[str], where: str) -> None:
-    """Refuse one text where a list of texts is asked for."""
+    """Refuse what is not a list of texts."""
+    items = "patterns" if where == "keep" else "names"
     if isinstance(given, str):
-        what = f"{where} is a list of {'patterns' if where == 'keep' else 'names'}, and this is a text"
+        what = f"{where} is a list of {items}, and this is a text"
         raise InputError(what, where=f"{where}={given!r}", fix=f"give [{given!r}]")
+    if not isinstance(given, Collection) or any(not isinstance(each, str) for each in given):
+        raise InputError(f"{where} is a list of {items}, which are texts", where=f"{where}={given!r}")
 
 
 def require_known_names(model: ir.Model, keep: Sequence[str]) -> None:

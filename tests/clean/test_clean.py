@@ -233,6 +233,17 @@ def test_a_weight_that_is_only_transposed_is_stored_so_under_its_name() -> None:
     assert model.graph.initializers["w"].shape == [4, 2]
 
 
+def test_texts_that_are_only_transposed_stay() -> None:
+    proto = proto_of(
+        "g (float[2] x) => (float[2] y, string[2,1] z) { y = Relu (x) t = Transpose (s) z = Identity (t) }"
+    )
+    proto.graph.initializer.append(onnx.helper.make_tensor("s", onnx.TensorProto.STRING, [1, 2], [b"a", b"\xff"]))
+    model = ir.from_proto(proto)
+    clean(model)
+    assert [node.op_type for node in model.graph] == ["Relu", "Transpose"]
+    assert list(ir.to_proto(model).graph.initializer[0].string_data) == [b"a", b"\xff"]
+
+
 @pytest.mark.parametrize("perm", ["0,0", "1,1", "0", "1,0,2", "1,2"])
 @pytest.mark.parametrize("source", ["w", "n"])
 def test_a_permutation_of_other_axes_is_left_to_the_checker(perm: str, source: str) -> None:

@@ -1,5 +1,7 @@
 """What must stay as it is: structurally and numerically untouched, with the reason in the ledger."""
 
+from typing import Any
+
 import onnx
 import pytest
 from cases import Case, ids
@@ -89,6 +91,21 @@ def test_a_text_is_no_list_of_patterns() -> None:
     with pytest.raises(InputError, match="keep is a list of patterns") as caught:
         fold(conv_norm(), keep="norm")
     assert caught.value.fix == "give ['norm']"
+
+
+@pytest.mark.parametrize("given", [None, 3, b"model.onnx", [], conv_norm().graph])
+def test_what_is_no_model_is_refused(given: Any) -> None:
+    with pytest.raises(InputError, match="this is no model") as caught:
+        fold(given)
+    assert caught.value.where == f"a value of type {type(given).__name__}"
+
+
+@pytest.mark.parametrize("given", [None, 3, [3], [None]])
+@pytest.mark.parametrize("option", ["keep", "inputs_are_constants"])
+def test_what_is_no_list_of_texts_is_refused(option: str, given: Any) -> None:
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(InputError, match=f"{option} is a list of (patterns|names), which are texts"):
+        fold(conv_norm(), **options)
 
 
 def test_a_large_shared_weight_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
