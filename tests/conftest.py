@@ -36,6 +36,13 @@ def environment_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def the_same_draws() -> None:
+    """What a test draws is the same whichever tests its process ran before: it holds in every run, or in none."""
+    if "torch" in sys.modules:  # most tests of the package's core never load it
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def imports_as_they_were(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A user's modules, where they lie, and the current folder are those of one test: the next may use their names."""
     folder, path, modules = os.getcwd(), list(sys.path), dict(sys.modules)
