@@ -420,3 +420,26 @@ def test_a_parameter_of_a_function_is_no_constant_until_it_is_inlined() -> None:
     assert {entry.outcome for entry in ledger} == {"folded"}
     assert any(note.code == "NF415" and "block" in note.text for note in ledger.notes)
     assert_same(proto, new)
+
+
+MERGED = """
+<ir_version: 10, opset_import: ["": 21, "local": 1]> g (float[2,3,8,11] x) => (float[2,3,8,11] y) {
+    y = local.block <shape = [1, 1]> (x)
+}
+<domain: "local", opset_import: ["": 21]> block <shape> (a) => (b) {
+    k = Constant <value = float[3,3,1,1] {0.5, -1.0, 2.0, 1.5, 0.25, -0.75, 1.0, 3.0, -2.0}> ()
+    c = Conv <kernel_shape: ints = SHAPE> (a, k)
+    d = Conv (a, k)
+    b = Add (c, d)
+}
+"""
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(("shape", "left"), [("@shape", 2), ("[1, 1]", 1)])
+def test_a_convolution_whose_kernel_each_call_shapes_is_not_merged(shape: str, left: int, validate: bool) -> None:
+    """Neither with the proof, which cannot run it, nor without."""
+    proto = parsed(MERGED.replace("SHAPE", shape))
+    new, _ = folded(proto, validate=validate)
+    assert op_types(new)["Conv"] == left
+    assert_same(proto, new)
