@@ -25,6 +25,7 @@ from normdeploy.fold.graph.places import made_of_sizes
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
 from normdeploy.fold.graph.state import GraphState, all_names
+from normdeploy.fold.layernorm.parts import is_epsilon
 from normdeploy.fold.layernorm.reduce import Reducer
 from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
 from normdeploy.fold.levels import Level, Target
@@ -186,7 +187,7 @@ def _fold_one(session: Session, state: GraphState, writer: Writer, node: ir.Node
     plan, residual, refusals = session.first_proven(plans(state, node), state)
     if plan is not None:
         session.carry_out(plan, writer, residual, refusals)
-    elif not is_bias_of_product(node, state.maps[node]):
+    elif not is_bias_of_product(node, state.maps[node]) and not is_epsilon(state.view, node):
         session.record.leave(node, refusals)
     return plan is not None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -61,6 +62,16 @@ def split_epsilon(view: View, value: ir.Value) -> tuple[ir.Value, float]:
             if (epsilon := scalar(view, constant)) is not None:
                 return other, epsilon
     return value, 0.0
+
+
+def is_epsilon(view: View, node: ir.Node) -> bool:
+    """Return True if ``node`` adds the epsilon of a norm that is spelled out: to a mean of squares, before its root."""
+    inner, epsilon = split_epsilon(view, node.outputs[0])
+    if epsilon == 0 or not any(operator(use.node) in ("Sqrt", "Pow") for use in node.outputs[0].uses()):
+        return False
+    with suppress(Refused):  # what is not known of a value tells nothing
+        return spread(view, inner, None) is not None
+    return False
 
 
 def is_deviation_plus_epsilon(view: View, value: ir.Value) -> bool:

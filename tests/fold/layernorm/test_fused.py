@@ -149,6 +149,24 @@ def test_a_norm_that_a_runtime_knows_stays_one_operator(kind: str, spelling: str
     assert "NF023" in codes(result)
 
 
+def told_adds(given: onnx.ModelProto, **options: str) -> list[str]:
+    """What becomes of each Add that is told of, but for the bias of a norm that stays spelled out."""
+    entries = fold(given, **options).ledger.entries
+    return [entry.outcome for entry in entries if entry.kind == "Add" and "NF023" not in entry.codes]
+
+
+@pytest.mark.parametrize("options", [{}, {"target": "tensorrt"}, {"layernorm": "off"}])
+@pytest.mark.parametrize("spelling", ["divided", "n n", "a power", "an axis put back"])
+def test_the_epsilon_of_a_norm_is_no_map_that_was_left(spelling: str, options: dict[str, str]) -> None:
+    given = model("rms", (ONE_OPERATOR | MANY_OPERATORS)[spelling])
+    assert told_adds(given, **options) == []
+
+
+@pytest.mark.parametrize("change", [("root = Sqrt", "root = Abs"), ("(square)", "(n)")])
+def test_a_shift_of_another_mean_or_with_another_reader_is_told(change: tuple[str, str]) -> None:
+    assert told_adds(model("rms", ONE_OPERATOR["divided"].replace(*change))) == ["left"]
+
+
 NAMES = {"layer": "LayerNormalization", "rms": "RMSNormalization"}
 
 
