@@ -54,9 +54,10 @@ class Budget:
 def evaluate_constants(scope: Scope, shapes: Shapes, sizes: Sizes, budget: Budget) -> Counter[str]:
     """Replace every node of ``scope`` that always makes the same by what it makes; return how many, by operator."""
     done: Counter[str] = Counter()
+    deciding = _deciding(scope)
     for node in list(scope.graph):
         operator = scope.operator(node)
-        if not _may_be_evaluated(node, operator):
+        if node in deciding or not _may_be_evaluated(node, operator):
             continue
         array = sizes.enter(node)
         if array is None:
@@ -69,6 +70,20 @@ def evaluate_constants(scope: Scope, shapes: Shapes, sizes: Sizes, budget: Budge
         budget.made[_replaced(scope, node, array)] = origins
         done[operator] += 1
     return done
+
+
+def _deciding(scope: Scope) -> set[ir.Node]:
+    """Return the nodes of ``scope`` of which nothing but the conditions of Ifs is made.
+
+    Once a condition is a constant, ONNX Runtime takes the branch in place of the If, and its constants for those of the
+    graph: it then refuses what it runs in the branch, such as a Range from a vector of one number.
+    """
+    found: set[ir.Node] = set()
+    for node in reversed(scope.graph):
+        uses = [use for output in node.outputs for use in output.uses()]
+        if uses and all(use.node in found or (use.idx == 0 and scope.operator(use.node) == "If") for use in uses):
+            found.add(node)
+    return found
 
 
 def _may_be_evaluated(node: ir.Node, operator: str) -> bool:

@@ -133,6 +133,17 @@ def test_inside_a_body_too() -> None:
     assert bodies == {"t": ["Constant", "Add"], "e": ["Relu"]}
 
 
+@pytest.mark.parametrize(
+    ("more", "evaluated"), [("y = Identity (d)", False), ("f = Cast <to = 1> (n) y = Mul (d, f)", True)]
+)
+def test_what_only_decides_is_left_to_the_runtime(more: str, evaluated: bool) -> None:
+    """Once it knows the branch, ONNX Runtime refuses what it runs in one; what is read besides is evaluated."""
+    text = f"""{G} <int64 k = {{48}}> {{ n = Size (x) c = Equal (n, k)
+        d = If (c) <then_branch = t () => (float[2,6,4] a) {{ a = Neg (x) }},
+                    else_branch = e () => (float[2,6,4] b) {{ b = Relu (x) }}> {more} }}"""
+    assert ("Size" in operators(cleaned(proto_of(text), x=X))) is not evaluated
+
+
 REFUSED = {
     "depends on an input": "k = Add (x, z) y = Mul (k, x)",
     "is an output": "y = Expand (z, s)",
