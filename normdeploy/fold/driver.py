@@ -19,7 +19,6 @@ from normdeploy.fold import closing, merge, opening
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.collector import young_objects_only
 from normdeploy.fold.graph.declared import put_aside
-from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.light import light
 from normdeploy.fold.graph.places import made_of_sizes
 from normdeploy.fold.graph.reader import Refused, View
@@ -31,7 +30,6 @@ from normdeploy.fold.ledger import METADATA_KEY, Ledger, with_history
 from normdeploy.fold.levels import Level, Target
 from normdeploy.fold.operators.maps import data_input, is_bias_of_product, map_of
 from normdeploy.fold.operators.table import states
-from normdeploy.fold.plan import Slot
 from normdeploy.fold.record import AS_ASKED, NOT_CONSTANT, NOT_LINEAR
 from normdeploy.fold.rewrite import Writer
 from normdeploy.fold.search import plans
@@ -143,15 +141,11 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
     names, cache = all_names(model), WeightCache(require_unchanged, proven=session.validate)
     for graph, opset in opening.graphs(model):
         view = View(opset, model.ir_version, main=model.graph, gelus=cleaned.gelus)
-        reducer.recognise(Writer(GraphState.of(view, graph), {}, names, model.graph, cache))
-        edits: dict[Slot, Edit] = {}
-        view = view.renewed()
-        view = replace(view, tails=reducer.tails(view, graph))
-        state = replace(GraphState.of(view, graph), committed=edits)
-        writer = Writer(state, edits, names, model.graph, cache)
-        _read_maps(session, state)
-        _fold_graph(session, state, writer)
-        reducer.reduce(state, writer)
+        writer = Writer(GraphState.of(view, graph), {}, names, model.graph, cache)
+        _recognise(reducer, writer)
+        while _fold_graph(session, writer := _renewed(session, reducer, writer)) and _recognise(reducer, writer):
+            pass  # a norm read a sum that went, and is spelled otherwise now
+        reducer.reduce(writer.state, writer)
         writer.share_copies()
     store_as_read(model)
     declared.put_back(model)
@@ -160,12 +154,29 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
     return not declared.notes
 
 
-def _fold_graph(session: Session, state: GraphState, writer: Writer) -> None:
+def _recognise(reducer: Reducer, writer: Writer) -> bool:
+    """Write the norms that are spelled out, whose constants count as they are stored; return whether any was."""
+    state = writer.state
+    view = replace(state.view, unrounded={**state.view.unrounded})
+    return reducer.recognise(Writer(GraphState.of(view, state.graph), {}, writer.names, writer.main, writer.cache))
+
+
+def _renewed(session: Session, reducer: Reducer, writer: Writer) -> Writer:
+    """Return a writer into the same graph as it is now, every map of it entered; none is read again as it is stored."""
+    graph, view = writer.state.graph, writer.state.view.renewed()
+    view = replace(view, tails=reducer.tails(view, graph))
+    maps = {node: m for node, m in writer.state.maps.items() if node.graph is not None}
+    state = replace(GraphState.of(view, graph), committed=writer.edits, maps=maps)
+    _read_maps(session, state)
+    return Writer(state, writer.edits, writer.names, writer.main, writer.cache)
+
+
+def _fold_graph(session: Session, writer: Writer) -> bool:
     """Fold every map in order and every sum, until nothing moves: what went may have freed the way for the others.
 
-    What changes nothing goes first, or others would travel to join it.
+    What changes nothing goes first, or others would travel to join it. Return whether a sum went.
     """
-    moves = True
+    state, sums_went, moves = writer.state, False, True
     while moves:
         while sum(_fold_one(session, state, writer, node) for node in state.maps_in_order()):
             pass
@@ -173,6 +184,8 @@ def _fold_graph(session: Session, state: GraphState, writer: Writer) -> None:
         merged = sum(_merge_one(session, state, writer, node) for node in sums)
         # Where inference had failed, what went may have been all that hid the rank of what a map acts on.
         moves = merged + _read_maps(session, state) > 0
+        sums_went |= merged > 0
+    return sums_went
 
 
 def _fold_one(session: Session, state: GraphState, writer: Writer, node: ir.Node) -> bool:

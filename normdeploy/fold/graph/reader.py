@@ -72,7 +72,7 @@ class View:
     def renewed(self) -> View:
         """Return a view of the same graph after it was changed: what was found to be constant is so still."""
         kept: dict[ir.Value, ir.TensorProtocol | None] = {v: t for v, t in self._constants.items() if t is not None}
-        return replace(self, unrounded={}, recent=Recent(), _constants=kept)
+        return replace(self, recent=Recent(), _constants=kept)
 
     # -- constants -----------------------------------------------------------------------------
 

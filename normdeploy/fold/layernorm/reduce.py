@@ -36,18 +36,19 @@ class Reducer:
         levels = get_args(Level)
         return levels.index(self.level) >= levels.index(level)
 
-    def recognise(self, writer: Writer) -> None:
-        """Write one operator for each norm that is spelled out; maps behind it then fold into it.
+    def recognise(self, writer: Writer) -> bool:
+        """Write one operator for each norm that is spelled out; maps behind it then fold into it. Return if any was.
 
         What the opset has no operator for is spelled as runtimes know it.
         """
         if not self.goes_to("recognise"):
-            return
+            return False
         written = Recogniser(writer, self.target, self.session).run()
         self.session.record.note("NF415", _respelled(written))
         self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
             self.session.show("recognised")
+        return bool(written)
 
     def tails(self, view: View, nodes: Iterable[ir.Node]) -> frozenset[ir.Node]:
         """Return the scales and biases by which who runs the model knows the norms that stay spelled out."""

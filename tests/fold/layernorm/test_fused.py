@@ -314,6 +314,31 @@ def test_a_layernorm_of_a_sum_stays_as_it_is(
     assert told != (stays and kind == "layer")
 
 
+@pytest.mark.parametrize("kind", N)
+def test_a_layernorm_of_a_sum_that_is_merged_is_spelled_at_once(kind: str, tmp_path: Path) -> None:
+    """What it read was a sum only until the fold made one convolution of that; a second fold finds nothing to do."""
+    given = model(kind, MANY_OPERATORS["n n"])
+    branches = [
+        onnx.helper.make_node("Conv", ["i", "kernel"], ["one_branch"]),
+        onnx.helper.make_node("Conv", ["i", "other"], ["conv"]),
+        onnx.helper.make_node("Mul", ["conv", "scale"], ["other_branch"]),
+        onnx.helper.make_node("Add", ["one_branch", "other_branch"], ["x"]),
+    ]
+    nodes = [*branches, *given.graph.node[1:]]
+    del given.graph.node[:]
+    given.graph.node.extend(nodes)
+    for name in ("kernel", "other"):
+        kernel = RANDOM.standard_normal((5, 5, 1)).astype(np.float32)
+        given.graph.initializer.append(onnx.numpy_helper.from_array(kernel, name))
+    result, new = folded(given, reference(given, {"i": X})["y"], tmp_path)
+    assert f"spelled as runtimes know it: 1 {NAMES[kind]}" in "".join(map(str, result.ledger.notes))
+    assert one_operator(new, tmp_path) == 1
+    assert [node.op_type for node in new.graph.node][:2] == ["Conv", "ReduceMean" if kind == "layer" else "Pow"]
+    again = fold(new)
+    assert not again.ledger.notes
+    assert [node.op_type for node in again.model.graph] == [node.op_type for node in new.graph.node]
+
+
 @pytest.mark.parametrize("options", [{"layernorm": "off"}, {"target": "tensorrt"}])
 def test_nothing_is_spelled_anew_where_nobody_would_know_it(options: dict[str, str], tmp_path: Path) -> None:
     result, _ = folded(model("layer", MANY_OPERATORS["n n"]), truth("layer"), tmp_path, **options)
