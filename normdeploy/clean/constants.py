@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from normdeploy.clean.evaluate import KNOWN, Arrays, NotEvaluated, cast, evaluate, size
-from normdeploy.clean.scope import Scope
+from normdeploy.clean.scope import Scope, bodies
 from normdeploy.clean.shapes import Dims, Shapes
 from normdeploy.clean.sizes import Sizes
 
@@ -79,11 +80,26 @@ def _deciding(scope: Scope) -> set[ir.Node]:
     graph: it then refuses what it runs in the branch, such as a Range from a vector of one number.
     """
     found: set[ir.Node] = set()
-    for node in reversed(scope.graph):
+    made = [node.inputs[0] for node in _with_bodies(scope.graph) if scope.operator(node) == "If"]
+    while made:
+        value = made.pop()
+        node = None if value is None else value.producer()
+        if node is None or node.graph is not scope.graph:
+            continue
         uses = [use for output in node.outputs for use in output.uses()]
-        if uses and all(use.node in found or (use.idx == 0 and scope.operator(use.node) == "If") for use in uses):
+        if all(use.node in found or (use.idx == 0 and scope.operator(use.node) == "If") for use in uses):
             found.add(node)
+            made += node.inputs
     return found
+
+
+def _with_bodies(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Yield the nodes of ``graph`` that have bodies, and those in these."""
+    for node in graph:
+        inner = list(bodies(node))
+        yield from [node] if inner else ()
+        for body in inner:
+            yield from _with_bodies(body)
 
 
 def _may_be_evaluated(node: ir.Node, operator: str) -> bool:

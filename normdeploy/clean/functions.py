@@ -37,12 +37,13 @@ def inline_functions(model: ir.Model, keep: Callable[[ir.Node], bool]) -> tuple[
         keep: True for a node that must be found again by its name: a function with one stays.
     """
     taken: list[str] = []
-    while chosen := {name for name in _blocking(model) if _can_be_inlined(model, name, keep)}:  # behind it is the next
-        if _size(model, chosen) > LARGEST:
+    while model.functions:
+        chosen = {name for name in _blocking(model) if _can_be_inlined(model, name, keep)}
+        if not chosen or _size(model, chosen) > LARGEST:
             break
         common.InlinePass(criteria=partial(_is_among, chosen))(model)
         common.NameFixPass()(model)  # what is inlined may bear a name of a body's value
-        taken += [name for _, name, _ in chosen]
+        taken += [name for _, name, _ in chosen]  # behind these are the next
     return tuple(sorted(taken))
 
 
