@@ -155,7 +155,7 @@ def _fold_model(session: Session, reducer: Reducer, require_unchanged: Callable[
 
 
 def _recognise(reducer: Reducer, writer: Writer) -> bool:
-    """Write the norms that are spelled out, whose constants count as they are stored; return whether any was."""
+    """Write the norms that are spelled out; return whether any was. What is written counts as it is stored."""
     state = writer.state
     view = replace(state.view, unrounded={**state.view.unrounded})
     return reducer.recognise(Writer(GraphState.of(view, state.graph), {}, writer.names, writer.main, writer.cache))

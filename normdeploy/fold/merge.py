@@ -67,8 +67,6 @@ def merger(state: GraphState, total: ir.Node) -> Merger:
     if not convs or any(branch.data is not branches[0].data for branch in branches):
         raise Refused("NF214", "its branches are not convolutions and maps of one value", total)
     steps = {branch.node: _step(state, branch.node) for branch in convs}
-    for step in steps.values():
-        state.view.require_known_attributes(step.node)
     main = max(convs, key=lambda branch: int(np.prod(_window(steps[branch.node]).kernel)))
     found = _merged(state, total, branches, main, steps)
     for edit in (found.weight, found.bias):
@@ -92,6 +90,7 @@ def _branch(state: GraphState, value: ir.Value | None, total: ir.Node) -> Branch
 
 def _step(state: GraphState, node: ir.Node | None) -> Step:
     assert node is not None
+    state.view.require_known_attributes(node)
     return Step(state.view, node, Plan(node, state.committed))
 
 

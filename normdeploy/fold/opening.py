@@ -96,7 +96,8 @@ def require_list(given: Sequence[str], where: str) -> None:
         what = f"{where} is a list of {items}, and this is a text"
         raise InputError(what, where=f"{where}={given!r}", fix=f"give [{given!r}]")
     if not isinstance(given, Collection) or any(not isinstance(each, str) for each in given):
-        raise InputError(f"{where} is a list of {items}, which are texts", where=f"{where}={given!r}")
+        what, fix = f"{where} is a list of {items}, which are texts", f"give texts: {where}=['…']"
+        raise InputError(what, where=f"{where}={given!r}", fix=fix)
 
 
 def require_known_names(model: ir.Model, keep: Sequence[str]) -> None:

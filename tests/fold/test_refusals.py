@@ -104,8 +104,9 @@ def test_what_is_no_model_is_refused(given: Any) -> None:
 @pytest.mark.parametrize("option", ["keep", "inputs_are_constants"])
 def test_what_is_no_list_of_texts_is_refused(option: str, given: Any) -> None:
     options: dict[str, Any] = {option: given}
-    with pytest.raises(InputError, match=f"{option} is a list of (patterns|names), which are texts"):
+    with pytest.raises(InputError, match=f"{option} is a list of (patterns|names), which are texts") as caught:
         fold(conv_norm(), **options)
+    assert caught.value.fix == f"give texts: {option}=['…']"
 
 
 def test_a_large_shared_weight_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
