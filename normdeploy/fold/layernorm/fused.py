@@ -73,13 +73,18 @@ def is_to_be_spelled(view: View, norm: Norm, inside: Collection[ir.Node]) -> boo
     return one_dtype and not _is_known(view, norm) and not _would_join_a_sum(view, norm, inside)
 
 
-def notes(view: View, norms: Iterable[tuple[Norm, Collection[ir.Node]]]) -> list[str]:
-    """Return what whoever runs ``norms``, as operators, must know: which join a sum, and did not as they stand."""
+def is_to_join_a_sum(view: View, norm: Norm, inside: Collection[ir.Node]) -> bool:
+    """Return True where runtimes join ``norm``, as an operator, with a sum, and did not as it stands."""
+    may = norm.missing is None and norm.perm is None and not _is_known(view, norm)
+    return may and _would_join_a_sum(view, norm, inside)
+
+
+def notes(view: View, norms: Iterable[ir.Node]) -> list[str]:
+    """Return what whoever runs ``norms`` must know, which were to join a sum: those whose sum is there still."""
     names = [
-        label(norm.end)
-        for norm, inside in norms
-        if norm.missing is None and norm.perm is None and not _is_known(view, norm)
-        if _would_join_a_sum(view, norm, inside)
+        label(node)
+        for node in norms
+        if operator(node) == "LayerNormalization" and _is_sum(view, first(node)) and only_reader(first(node)) is node
     ]
     if not names:
         return []
@@ -108,14 +113,21 @@ def _would_join_a_sum(view: View, norm: Norm, inside: Collection[ir.Node]) -> bo
 
     ONNX Runtime would go on and make one operator of both, whose kernel for the CPU is slower than all of them.
     """
-    total = made_by(norm.data, "Add") if norm.kind == "LayerNormalization" else None
-    if total is None or view.is_constant(first(total)) or view.is_constant(second(total)):
-        return False
-    return all(use.node in inside for use in norm.data.uses())
+    is_of_sum = norm.kind == "LayerNormalization" and _is_sum(view, norm.data)
+    return is_of_sum and all(use.node in inside for use in norm.data.uses())
 
 
-def spell(writer: Writer, norm: Norm, data: ir.Value) -> ir.Value:
-    """Put ``norm`` of ``data`` in its own place as runtimes know it; return the value that stands for its result."""
+def _is_sum(view: View, value: ir.Value) -> bool:
+    total = made_by(value, "Add")
+    return total is not None and not view.is_constant(first(total)) and not view.is_constant(second(total))
+
+
+def spell(writer: Writer, norm: Norm, data: ir.Value, vectors: dict[tuple[ir.DataType, bytes], ir.Value]) -> ir.Value:
+    """Put ``norm`` of ``data`` in its own place as runtimes know it; return the value that stands for its result.
+
+    Scales and biases are taken from ``vectors``, and entered: of norms that are alike runtimes make one only if they
+    read the same.
+    """
     dtype = norm.result.dtype
     assert dtype is not None, "its data would have another dtype"
 
@@ -145,8 +157,11 @@ def spell(writer: Writer, norm: Norm, data: ir.Value) -> ir.Value:
     last = made("Div", n, root)
     for kind, name, array in (("Mul", "scale", norm.scale), ("Add", "bias", bias)):
         if array is not None:
-            last = made(kind, last.outputs[0])
-            writer.append_constant(last, name, writer.cache.tensor((last, 1), Edit(None, dtype, shift=array)))
+            key = dtype, np.asarray(array).tobytes()
+            last = made(kind, last.outputs[0], *([vectors[key]] if key in vectors else ()))
+            if key not in vectors:
+                writer.append_constant(last, name, writer.cache.tensor((last, 1), Edit(None, dtype, shift=array)))
+                vectors[key] = second(last)
     writer.take_place(last, last.outputs[0], norm.end)
     return last.outputs[0]
 

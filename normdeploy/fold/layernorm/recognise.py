@@ -35,12 +35,16 @@ class Recogniser:
         target: who will run the model.
         session: which nodes are to be left alone, what is proven, and the record.
         moved: values that are others now.
+        vectors: scales and biases of norms that were spelled anew.
+        joining: norms, as operators, that runtimes will join with a sum, and did not as they stood.
     """
 
     writer: Writer
     target: Target
     session: Session
     moved: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    vectors: dict[tuple[ir.DataType, bytes], ir.Value] = field(default_factory=dict)
+    joining: list[ir.Node] = field(default_factory=list)
 
     def run(self) -> list[Norm]:
         """Rewrite every norm that holds, and record what became of it; return those.
@@ -63,14 +67,14 @@ class Recogniser:
                 proven.append((norm, self._proven(norm)))
             except Refused as refusal:
                 record.not_recognised(norm.end, norm.kind, refusal)
-        if self.target in fused.RUNTIMES:
-            record.note("NF421", fused.notes(view, [(norm, insides[norm]) for norm, _ in proven]))
+        joining = {norm for norm, _ in proven if fused.is_to_join_a_sum(view, norm, insides[norm])}
         for norm, residual in proven:  # not before: a region is proven as it was given
             old, data = norm.result, self.moved.get(norm.data, norm.data)
             if norm.missing is not None:
-                self.moved[old] = fused.spell(self.writer, norm, data)
+                self.moved[old] = fused.spell(self.writer, norm, data, self.vectors)
                 continue
             node, self.moved[old] = _write(self.writer, norm, data)
+            self.joining += [node] if norm in joining else []
             record.recognised(node, norm.end, norm.kind, len(insides[norm]), residual)
         return [norm for norm, _ in proven]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import onnx_ir as ir
@@ -25,11 +25,12 @@ from normdeploy.graph import label, operator
 
 @dataclass(frozen=True)
 class Reducer:
-    """Reduces the norms of one fold."""
+    """Reduces the norms of one fold; ``joining`` are those of the present graph that runtimes may join with a sum."""
 
     session: Session
     level: Level
     target: Target
+    joining: list[ir.Node] = field(default_factory=list)
 
     def goes_to(self, level: Level) -> bool:
         """Return True if ``level`` was asked for, by itself or by one that includes it."""
@@ -43,7 +44,9 @@ class Reducer:
         """
         if not self.goes_to("recognise"):
             return False
-        written = Recogniser(writer, self.target, self.session).run()
+        recogniser = Recogniser(writer, self.target, self.session)
+        written = recogniser.run()
+        self.joining.extend(recogniser.joining)
         self.session.record.note("NF415", _respelled(written))
         self.session.record.note("NF411", _group_norm_notes(written, self.target))
         if written:
@@ -56,6 +59,9 @@ class Reducer:
 
     def reduce(self, state: GraphState, writer: Writer) -> None:
         """Reduce what is left of the norms when all maps have travelled."""
+        if self.target in fused.RUNTIMES:  # not before: the sum may have become one convolution
+            self.session.record.note("NF421", fused.notes(state.view, self.joining))
+        self.joining.clear()
         if self.goes_to("affine"):
             self._take_tails_off(state, writer)
         if self.goes_to("centre"):

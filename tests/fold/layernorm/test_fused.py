@@ -314,10 +314,8 @@ def test_a_layernorm_of_a_sum_stays_as_it_is(
     assert told != (stays and kind == "layer")
 
 
-@pytest.mark.parametrize("kind", N)
-def test_a_layernorm_of_a_sum_that_is_merged_is_spelled_at_once(kind: str, tmp_path: Path) -> None:
-    """What it read was a sum only until the fold made one convolution of that; a second fold finds nothing to do."""
-    given = model(kind, MANY_OPERATORS["n n"])
+def of_merged_branches(given: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a sum for its first node, of which a fold makes one convolution."""
     branches = [
         onnx.helper.make_node("Conv", ["i", "kernel"], ["one_branch"]),
         onnx.helper.make_node("Conv", ["i", "other"], ["conv"]),
@@ -330,6 +328,13 @@ def test_a_layernorm_of_a_sum_that_is_merged_is_spelled_at_once(kind: str, tmp_p
     for name in ("kernel", "other"):
         kernel = RANDOM.standard_normal((5, 5, 1)).astype(np.float32)
         given.graph.initializer.append(onnx.numpy_helper.from_array(kernel, name))
+    return given
+
+
+@pytest.mark.parametrize("kind", N)
+def test_a_layernorm_of_a_sum_that_is_merged_is_spelled_at_once(kind: str, tmp_path: Path) -> None:
+    """What it read was a sum only until the fold made one convolution of that; a second fold finds nothing to do."""
+    given = of_merged_branches(model(kind, MANY_OPERATORS["n n"]))
     result, new = folded(given, reference(given, {"i": X})["y"], tmp_path)
     assert f"spelled as runtimes know it: 1 {NAMES[kind]}" in "".join(map(str, result.ledger.notes))
     assert one_operator(new, tmp_path) == 1
@@ -337,6 +342,31 @@ def test_a_layernorm_of_a_sum_that_is_merged_is_spelled_at_once(kind: str, tmp_p
     again = fold(new)
     assert not again.ledger.notes
     assert [node.op_type for node in again.model.graph] == [node.op_type for node in new.graph.node]
+
+
+def test_nothing_is_told_of_a_sum_that_is_merged(tmp_path: Path) -> None:
+    """ONNX Runtime has no sum to join the norm with."""
+    given = of_merged_branches(model("layer", MANY_OPERATORS["n n"], opset=18))
+    result, new = folded(given, reference(given, {"i": X})["y"], tmp_path)
+    assert [node.op_type for node in new.graph.node][:2] == ["Conv", "LayerNormalization"]
+    assert one_operator(new, tmp_path) == 1
+    assert "NF421" not in {note.code for note in result.ledger.notes}
+
+
+@pytest.mark.parametrize(("other", "scales", "fused"), [("gamma", 1, 1), ("beta", 2, 0)])
+def test_norms_of_one_value_by_one_scale_are_one(other: str, scales: int, fused: int, tmp_path: Path) -> None:
+    """ONNX Runtime makes one of what is spelled twice, and then one operator, only if both read the same scale."""
+    norms = [
+        f"q{end} = Mul (x, x) v{end} = ReduceMean <axes: ints = [-1]> (q{end}) e{end} = Add (v{end}, eps) "
+        f"r{end} = Sqrt (e{end}) d{end} = Div (x, r{end}) y{end} = Mul (d{end}, {scale})"
+        for end, scale in ((1, "gamma"), (2, other))
+    ]
+    given = model("rms", " ".join(norms), tail="", behind="z1 = MatMul (y1, w) z2 = MatMul (y2, v) y = Mul (z1, z2)")
+    result, new = folded(given, reference(given, {"i": X})["y"], tmp_path)
+    assert "spelled as runtimes know it: 2" in "".join(map(str, result.ledger.notes))
+    held = {tensor.name for tensor in new.graph.initializer}
+    assert len({node.input[1] for node in new.graph.node if node.op_type == "Mul"} & held) == scales
+    assert one_operator(new, tmp_path) == fused
 
 
 @pytest.mark.parametrize("options", [{"layernorm": "off"}, {"target": "tensorrt"}])
