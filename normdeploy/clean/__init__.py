@@ -18,6 +18,7 @@ from normdeploy.clean.defaults import spell_defaults
 from normdeploy.clean.functions import NORMS, inline_functions
 from normdeploy.clean.gelu import order_gelus
 from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
+from normdeploy.clean.reductions import keep_reduced_axes
 from normdeploy.clean.scope import Scope, scopes
 from normdeploy.clean.sequences import open_sequences
 from normdeploy.clean.shapes import Shapes, is_made_up
@@ -97,6 +98,7 @@ def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter
         if opened := bool(found):
             shapes.renew()
     done["cast"] += write_casts(scope)
+    done["axes"] += keep_reduced_axes(scope, shapes)
 
 
 def _tells_nothing(scope: Scope, node: ir.Node, shapes: Shapes) -> bool:
@@ -119,6 +121,7 @@ _WORDS = {
     "sequence": "opened, as their elements are read one by one: {}",
     "identity": "taken out, as they change nothing: {}",
     "cast": "written as Cast, as the type is known: {}",
+    "axes": "taken out, as the reductions before them can keep the axes: {}",
     "gelu": "multiplied in the order that runtimes fuse: {}",
     "bias": "taken out, the zero biases that were computed for: {}",
 }

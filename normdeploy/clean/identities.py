@@ -118,12 +118,7 @@ def write_casts(scope: Scope) -> Counter[str]:
             continue
         attributes, metadata = [ir.AttrInt64("to", like.dtype.value)], dict(node.metadata_props)
         made = ir.Node("", "Cast", [node.inputs[0]], attributes, name=node.name, metadata_props=metadata)
-        old, new = node.outputs[0], made.outputs[0]
-        scope.graph.insert_before(node, made)
-        new.shape, new.type, name = old.shape, old.type, old.name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        scope.graph.remove(node, safe=True)
-        new.name = name
+        scope.replace(node, made)
         done["CastLike"] += 1
     return done
 

@@ -88,6 +88,15 @@ class Scope:
             value.name, value.shape, value.type = name, shape, kind
         return True
 
+    def replace(self, node: ir.Node, made: ir.Node) -> None:
+        """Put ``made`` in the place of ``node``; its output takes over the name and the type."""
+        old, new = node.outputs[0], made.outputs[0]
+        self.graph.insert_before(node, made)
+        new.shape, new.type, name = old.shape, old.type, old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+        new.name = name
+
 
 def scopes(model: ir.Model) -> Iterator[Scope]:
     """Yield every graph of ``model``, outer ones first; the opset is 0 where none is told."""

@@ -475,6 +475,49 @@ def test_a_dead_end_goes_with_its_bodies() -> None:
     becomes(text, "Neg")
 
 
+# -- reductions -------------------------------------------------------------------------------------
+
+REDUCED = [
+    (18, "r = ReduceSum <keepdims = 0> (x, a) y = Unsqueeze (r, a)", "int64[1] a = {1}", "ReduceSum"),
+    (18, "r = ReduceL2 <keepdims = 0> (x, a) y = Unsqueeze (r, b)", "int64[1] a = {-1}, int64[1] b = {2}", "ReduceL2"),
+    (18, "r = ReduceMean <keepdims = 0> (x, a) u = Unsqueeze (r, b) y = Sub (x, u)",
+     "int64[2] a = {2, 0}, int64[2] b = {0, -1}", "ReduceMean Sub"),
+    (13, "r = ReduceMax <keepdims = 0, axes = [1]> (x) y = Unsqueeze (r, b)", "int64[1] b = {-2}", "ReduceMax"),
+    (11, "r = ReduceSumSquare <keepdims = 0, axes = [0]> (x) y = Unsqueeze <axes = [0]> (r)", "", "ReduceSumSquare"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("opset", "body", "weights", "left"), REDUCED, ids=[case[3] for case in REDUCED])
+def test_a_reduction_keeps_the_axes_that_are_put_back(opset: int, body: str, weights: str, left: str) -> None:
+    becomes(f"g (float[2,6,4] x) => (float[p,q,s] y) <{weights}> {{ {body} }}", left, opset=opset)
+
+
+def test_axes_are_compared_as_they_are_told_where_the_rank_is_not() -> None:
+    body = "m = Reshape (x, l) r = ReduceSum <keepdims = 0> (m, a) y = Unsqueeze (r, b)"
+    text = "g (float[2,6,4] x, int64[k] l) => (float[p,q,s] y) <int64[1] a = {{-1}}, int64[1] b = {{{}}}> {{ {} }}"
+    for axis, left in ((-1, "Reshape ReduceSum"), (2, "Reshape ReduceSum Unsqueeze")):
+        becomes(text.format(axis, body), left, x=X, l=np.array([2, 4, 6], np.int64))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = ReduceSum <keepdims = 0> (x, a) u = Unsqueeze (r, b)",
+        "r = ReduceSum <keepdims = 0> (x, a) m = Unsqueeze (r, a) n = Unsqueeze (r, b) u = Sub (m, n)",
+        "r = ReduceSum <keepdims = 1> (x, a) u = Unsqueeze (r, a)",
+        "r = ReduceSum <keepdims = 0> (x) u = Unsqueeze (r, b)",
+    ],
+)
+def test_a_reduction_whose_axes_are_not_put_back_stays(body: str) -> None:
+    weights = "int64[1] a = {1}, int64[1] b = {0}, int64[2] flat = {1, -1}"
+    stays(f"g (float[2,6,4] x) => (float[p,q] y) <{weights}> {{ {body} y = Reshape (u, flat) }}")
+
+
+def test_a_reduction_that_is_an_output_stays() -> None:
+    body = "r = ReduceSum <keepdims = 0> (x, a) y = Unsqueeze (r, a)"
+    stays(f"g (float[2,6,4] x) => (float[2,6,1] y, float[2,6] r) <int64[1] a = {{2}}> {{ {body} }}")
+
+
 # -- functions --------------------------------------------------------------------------------------
 
 BN = "".join(f"float[6] {name} = {{1,2,3,4,5,6}}, " for name in ("s", "b", "m", "v"))
