@@ -17,7 +17,7 @@ from normdeploy.clean.constants import Budget, evaluate_constants, keep_paramete
 from normdeploy.clean.defaults import spell_defaults
 from normdeploy.clean.functions import NORMS, inline_functions
 from normdeploy.clean.gelu import order_gelus
-from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, write_casts
+from normdeploy.clean.identities import Known, remove_dead_ends, remove_identities, remove_needless_expands, write_casts
 from normdeploy.clean.reductions import keep_reduced_axes
 from normdeploy.clean.scope import Scope, scopes
 from normdeploy.clean.sequences import open_sequences
@@ -98,12 +98,13 @@ def _clean(scope: Scope, shapes: Shapes, budget: Budget, done: dict[str, Counter
         if opened := bool(found):
             shapes.renew()
     done["cast"] += write_casts(scope)
+    done["expand"] += remove_needless_expands(scope, shapes)
     done["axes"] += keep_reduced_axes(scope, shapes)
 
 
 def _tells_nothing(scope: Scope, node: ir.Node, shapes: Shapes) -> bool:
-    """Return True for a Shape of what inference did not know in full before there were more constants."""
-    if not scope.is_main or scope.operator(node) != "Shape":
+    """Return True for a Shape or Expand of what inference did not know in full before there were more constants."""
+    if not scope.is_main or scope.operator(node) not in ("Shape", "Expand"):
         return False
     shape = shapes.of(scope, node.inputs[0])
     return shape is None or any(is_made_up(size) for size in shape)
@@ -121,6 +122,7 @@ _WORDS = {
     "sequence": "opened, as their elements are read one by one: {}",
     "identity": "taken out, as they change nothing: {}",
     "cast": "written as Cast, as the type is known: {}",
+    "expand": "taken out, as what reads them broadcasts to the same sizes: {}",
     "axes": "taken out, as the reductions before them can keep the axes: {}",
     "gelu": "multiplied in the order that runtimes fuse: {}",
     "bias": "taken out, the zero biases that were computed for: {}",

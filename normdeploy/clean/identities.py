@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from normdeploy.clean.scope import Scope, bodies
-from normdeploy.clean.shapes import Shapes
+from normdeploy.clean.shapes import Dims, Shapes
 from normdeploy.clean.sizes import Sizes
 from normdeploy.graph import operator
 
@@ -95,6 +95,49 @@ def _asks_for_its_own(scope: Scope, node: ir.Node, known: Known, unsure: int) ->
     if has is None or has != asked or None in has or 0 in has:
         return False
     return known.shapes.declared or sum(not isinstance(size, int) for size in has) <= unsure
+
+
+def remove_needless_expands(scope: Scope, shapes: Shapes) -> Counter[str]:
+    """Take out every Expand whose readers broadcast what it is given to the same sizes; return how many.
+
+    Only where each number is read for a run of elements: ``x / Expand(norm)`` of ``[N, 256, 1]`` beside
+    ``[N, 256, 16]``, as ``F.normalize`` spells it. Short runs that are read again and again are slower to broadcast.
+    """
+    done: Counter[str] = Counter()
+    for node in list(scope.graph):
+        if scope.operator(node) != "Expand" or node.outputs[0].is_graph_output() or node.inputs[0] is None:
+            continue
+        made, readers = node.outputs[0], {use.node for use in node.outputs[0].uses()}
+        wide = shapes.of(scope, made)
+        if not _is_run(shapes.of(scope, node.inputs[0]), wide, shapes.declared):
+            continue
+        if all(_makes_as_wide(scope, reader, made, wide, shapes) for reader in readers):
+            scope.hand_on(node, node.inputs[0])
+            done["Expand"] += 1
+    return done
+
+
+def _is_run(given: Dims | None, wide: Dims | None, declared: bool) -> bool:
+    """Return True where a value of ``given`` sizes is all ones from the first axis on that is not as ``wide``."""
+    if given is None or wide is None or len(given) > len(wide) or None in wide:
+        return False
+    if not declared and any(isinstance(size, str) for size in wide):
+        return False  # a size that is only known by name may be 1 at one time
+    padded = (*(1,) * (len(wide) - len(given)), *given)
+    first = next((axis for axis, size in enumerate(padded) if size != wide[axis]), len(wide))
+    return all(size == 1 for size in padded[first:])
+
+
+def _makes_as_wide(scope: Scope, reader: ir.Node, made: ir.Value, wide: Dims | None, shapes: Shapes) -> bool:
+    others = [value for value in reader.inputs if value is not made]
+    if reader.graph is not scope.graph or scope.operator(reader) not in _ARITHMETIC or len(others) != 1 or not wide:
+        return False
+    shape = shapes.of(scope, others[0])
+    return shape is not None and shape[-len(wide) :] == wide
+
+
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+"""What was measured to broadcast runs faster than it reads them (ONNX Runtime 1.32 on the CPU, 1.3 to 2.4 times)."""
 
 
 _RULES = {

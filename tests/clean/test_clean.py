@@ -207,11 +207,11 @@ def test_a_file_does_not_become_much_larger() -> None:
     side = int((GROWTH / 4) ** 0.5) + 1
     proto = proto_of(
         f"g (float[{side},{side}] x) => (float[{side},{side}] y) <float o = {{1}}, int64[2] s = {{{side}, {side}}}> "
-        "{ c = Expand (o, s) y = Add (x, c) }"
+        "{ c = Expand (o, s) y = Max (x, c) }"
     )
     model = ir.from_proto(proto)
     clean(model)
-    assert [node.op_type for node in model.graph] == ["Expand", "Add"]
+    assert [node.op_type for node in model.graph] == ["Expand", "Max"]
 
 
 @pytest.mark.parametrize("op", ["ConstantOfShape (s)", "Expand (o, s)", "Tile (t, s)"])
@@ -473,6 +473,60 @@ def test_a_dead_end_goes_with_its_bodies() -> None:
         d = If (c) <then_branch = t () => (float[2,6,4] a) { a = Exp (k) },
                     else_branch = e () => (float[2,6,4] b) { b = Identity (k) }> }"""
     becomes(text, "Neg")
+
+
+# -- expansions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("given", ["n", "o"])
+def test_what_is_broadcast_anyway_is_not_expanded(operator: str, given: str) -> None:
+    body = f"n = ReduceL2 <keepdims = 1> (x, a) m = Abs ({given}) e = Expand (m, s) y = {operator} (x, e)"
+    kept = ["ReduceL2", "Abs"] if given == "n" else []
+    text = "g (float[2,6,4] x) => (float[2,6,4] y) <int64[3] s = {2, 6, 4}, int64[1] a = {2}, float[1] o = {3}>"
+    becomes(f"{text} {{ {body} }}", " ".join([*kept, operator]))
+
+
+def test_nor_where_what_is_around_it_has_to_be_evaluated_first() -> None:
+    """torch writes the axes of a norm and the sizes of an Expand as computations, so inference knows neither."""
+    body = """a = Reshape (two, one) n = ReduceL2 <keepdims = 1> (x, a) l = CastLike (h, n) c = Clip (n, l)
+        s = Concat <axis = 0> (p, q) e = Expand (c, s) y = Div (x, e)"""
+    weights = "int64 two = {2}, int64[1] one = {1}, double h = {0.5}, int64[1] p = {2}, int64[2] q = {6, 4}"
+    becomes(f"g (float[2,6,4] x) => (float[2,6,4] y) <{weights}> {{ {body} }}", "ReduceL2 Clip Div")
+
+
+EXPANDED = {
+    "reads runs again and again": "m = ReduceMax <keepdims = 1> (x, mid) e = Expand (m, s) y = Mul (x, e)",
+    "widens what it meets": "m = ReduceMax <keepdims = 1> (x, last) e = Expand (m, s) y = Mul (m, e)",
+    "meets itself": "m = ReduceMax <keepdims = 1> (x, last) e = Expand (m, s) y = Mul (e, e)",
+    "is read by another": (
+        "m = ReduceMax <keepdims = 1> (x, last) e = Expand (m, s) k = Div (x, e) c = Concat <axis = 1> (k, e) "
+        "y = Slice (c, start, end, one)"
+    ),
+    "adds an axis": (
+        "m = ReduceMax <keepdims = 1> (x, last) e = Expand (m, t) k = Mul (x, e) "
+        "y = ReduceMax <keepdims = 0> (k, first)"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", EXPANDED.values(), ids=list(EXPANDED))
+def test_what_is_not_broadcast_to_as_much_is_expanded(body: str) -> None:
+    weights = """int64[3] s = {2, 6, 4}, int64[4] t = {3, 2, 6, 4}, int64[1] first = {0}, int64[1] mid = {1},
+        int64[1] last = {2}, int64[1] start = {3}, int64[1] end = {9}, int64[1] one = {1}"""
+    stays(f"g (float[2,6,4] x) => (float[2,6,4] y) <{weights}> {{ {body} }}")
+
+
+def test_an_expansion_that_is_an_output_stays() -> None:
+    body = "m = ReduceMax <keepdims = 1> (x, a) e = Expand (m, s) y = Div (x, e)"
+    weights = "int64[3] s = {2, 6, 4}, int64[1] a = {2}"
+    stays(f"g (float[2,6,4] x) => (float[2,6,4] y, float[2,6,4] e) <{weights}> {{ {body} }}")
+
+
+def test_an_expansion_beside_a_size_that_may_be_one_stays() -> None:
+    body = "s = Shape (z) e = Expand (c, s) y = Div (x, e)"
+    text = f"g (float[n,6,4] x, float[n,6,1] c, float[n,6,4] z) => (float[m,6,4] y) {{ {body} }}"
+    becomes(text, "Shape Expand Div", x=X[:1], c=X[:1, :, :1], z=X)
 
 
 # -- reductions -------------------------------------------------------------------------------------
