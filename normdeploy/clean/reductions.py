@@ -21,7 +21,7 @@ def keep_reduced_axes(scope: Scope, shapes: Shapes) -> Counter[str]:
             continue
         attributes = [attribute for name, attribute in reduction.attributes.items() if name != "keepdims"]
         attributes.append(ir.AttrInt64("keepdims", 1))
-        operator, metadata = reduction.op_type, dict(reduction.metadata_props)
+        operator, metadata = scope.operator(reduction), dict(reduction.metadata_props)
         made = ir.Node("", operator, reduction.inputs, attributes, name=reduction.name, metadata_props=metadata)
         scope.replace(back, made)
         scope.graph.remove(reduction, safe=True)
