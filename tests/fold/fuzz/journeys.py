@@ -62,6 +62,7 @@ PLAIN: Makers = (
     *(curves.curved,) * 2,
     *(movers.kinked,) * 4,
     *(movers.gate,) * 2,
+    *(movers.normalized,) * 2,
     products.grid_sample,
 )
 MOVERS: Makers = (*PLAIN, *(sequences.sequence,) * 3, sequences.optional)

@@ -446,6 +446,31 @@ def gate(g: Graph) -> Value:
     return g.emit("Mul", [v, other], broadcast(v, other))
 
 
+def normalized(g: Graph) -> Value:
+    """A value beside what is measured of it, expanded to its sizes: ``x / norm.expand_as(x)``, or Mul, Add, Sub."""
+    need(g.opset >= 8)
+    d, v = g.d, g.pick(lambda v: v.rank >= 1)
+    first = d.int(0, v.rank - 1)
+    axes = list(range(first, v.rank)) if d.odds(70) else [first]
+    keep, shapes = d.odds(50), each(lambda s: [1 if i in axes else n for i, n in enumerate(s)], v)
+    inputs: list[Any] = [v]
+    told = g.parameter(inputs, "axes", _signed(g, axes, v.rank), 18)
+    dropped = shapes if keep else each(lambda s: [n for i, n in enumerate(s) if i not in axes], v)
+    small = g.emit("ReduceMean", inputs, dropped, keepdims=None if keep else 0, **told)
+    if not keep:
+        inputs = [small]
+        back = g.parameter(inputs, "axes", _signed(g, axes, v.rank), 13)
+        small = g.emit("Unsqueeze", inputs, shapes, **back)
+    bounded = g.emit("Sigmoid", [small], shapes)
+    sizes = g.ints(v.shapes[0])
+    if not v.is_fixed:
+        sizes = g.emit("Shape", [v], each(lambda s: [len(s)], v), dtypes=[TensorProto.INT64])
+        g.exposed.remove(sizes)
+    wide = g.emit("Expand", [bounded, sizes], v.shapes)
+    op, other = d.one(["Div", "Mul", "Add", "Sub"]), d.one([v, v, wide])
+    return g.emit(op, [other, wide] if op == "Div" or d.odds(50) else [wide, other], v.shapes)
+
+
 def quantized(g: Graph) -> Value:
     """QuantizeLinear and DequantizeLinear between."""
     v = g.pick(lambda v: v.dtype == TensorProto.FLOAT and v.rank >= 1)
