@@ -2,6 +2,7 @@
 
 No inference confirms what is declared behind an operator that only its runtime knows. But what reads it has a kernel of
 so many axes, or an axis to join along, and so each node is inferred by itself: another one's failure hides nothing.
+Inference holds no data against the sizes of a kernel or of a norm's scale, and so they are held against them here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,22 @@ from normdeploy.graph import is_of_onnx, label
 
 Shapes = Mapping[ir.Value, Dims | None]
 
+_AS_LONG = {
+    "Conv": (1, 1, 1),
+    "ConvInteger": (1, 1, 1),
+    "QLinearConv": (3, 1, 1),
+    "DeformConv": (1, 1, 1),
+    "ConvTranspose": (1, 0, 1),
+    "BatchNormalization": (1, 0, 1),
+    "InstanceNormalization": (1, 0, 1),
+    "RNN": (1, 2, 2),
+    "GRU": (1, 2, 2),
+    "LSTM": (1, 2, 2),
+}
+"""Which input is a parameter, which axis of it is as long as which one of the data: of each group of a convolution."""
+_BROADCAST = {"PRelu": (1,), "LayerNormalization": (1, 2), "RMSNormalization": (1,)}
+"""Which inputs are broadcast to the data, and never the data to them."""
+
 
 def misfits(model: ir.Model, believed: Shapes, follows: Shapes) -> Iterator[str]:
     """Yield what contradicts ``believed``, as words.
@@ -27,17 +44,21 @@ def misfits(model: ir.Model, believed: Shapes, follows: Shapes) -> Iterator[str]
         believed: shapes by value.
         follows: as much of them as follows from the inputs of the model: what fails with them alone says nothing.
     """
+    believed = dict(believed)
     for scope in scopes(model):
         for node in scope.graph if scope.function is None else ():
             around = [value for value in (*node.inputs, *node.outputs) if value is not None]
             if not is_of_onnx(node) or any(bodies(node)) or all(believed.get(v) == follows.get(v) for v in around):
                 continue
             made = _made(scope, node, believed)
-            if made is None and _made(scope, node, follows) is not None:
+            fails = made is None and _made(scope, node, follows) is not None
+            if fails or (not _fits(node, believed) and _fits(node, follows)):
                 yield f"{label(node)} cannot take the sizes that are declared of what it reads"
             for value, shape in (made or {}).items():
-                if _differ(believed.get(value), shape):
+                if _differ(before := believed.get(value), shape):
                     yield f"{value.name} is declared otherwise than {label(node)} makes it of the sizes in front"
+                elif before is None or None in before:
+                    believed[value] = tuple(b if a is None else a for a, b in zip(before or shape, shape, strict=True))
 
 
 def _differ(one: Dims | None, other: Dims) -> bool:
@@ -45,6 +66,20 @@ def _differ(one: Dims | None, other: Dims) -> bool:
         return False
     pairs = zip(one, other, strict=False)
     return len(one) != len(other) or any(isinstance(a, int) and isinstance(b, int) and 0 <= a != b for a, b in pairs)
+
+
+def _fits(node: ir.Node, shapes: Shapes) -> bool:
+    """Return whether the data of ``node`` has the sizes that its parameters ask for, as far as both are known."""
+    data, *others = [None if value is None else shapes.get(value) for value in node.inputs] or [None]
+    parameters = {index: shape for index, shape in enumerate(others, 1) if shape is not None}
+    asked: list[tuple[int, int | str | None]] = []
+    for index in _BROADCAST.get(node.op_type, ()):
+        shape = parameters.get(index, ())
+        asked += [(axis - len(shape), size) for axis, size in enumerate(shape) if size != 1]
+    index, axis, along = _AS_LONG.get(node.op_type, (0, 0, 0))
+    if isinstance(size := dict(enumerate(parameters.get(index, ()))).get(axis), int):
+        asked.append((along, size * node.attributes.get_int("group", 1)))
+    return data is None or all(-len(data) <= at < len(data) and not _differ((data[at],), (size,)) for at, size in asked)
 
 
 def _made(scope: Scope, node: ir.Node, shapes: Shapes) -> dict[ir.Value, Dims] | None:

@@ -313,3 +313,44 @@ def test_the_state_of_a_loop_is_believed_where_the_body_makes_the_same() -> None
     assert "NF420" not in {note.code for note in ledger.notes}
     (loop,) = (node for node in after.graph.node if node.op_type == "Loop")
     assert "BatchNormalization" not in {node.op_type for node in loop.attribute[0].g.node}
+
+
+# -- what inference does not hold against each other -----------------------------------------------
+
+TURNED = "r = Transpose <perm = [0, 2, 1]> (s) "
+ASKING = {
+    "Conv": ("float[5,6,1] a", TURNED + "m = Conv (r, a)"),
+    "Conv of groups": ("float[4,3,1] a", TURNED + "m = Conv <group = 2> (r, a)"),
+    "ConvTranspose": ("float[6,5,1] a", TURNED + "m = ConvTranspose (r, a)"),
+    "BatchNormalization": ("float[6] a", TURNED + "m = BatchNormalization (r, a, a, a, a)"),
+    "InstanceNormalization": ("float[6] a", TURNED + "m = InstanceNormalization (r, a, a)"),
+    "LayerNormalization": ("float[6] a", "m = LayerNormalization (s, a)"),
+    "PRelu": ("float[6] a", "m = PRelu (s, a)"),
+    "RNN": ("float[1,2,6] a, float[1,2,2] b", "m, n = RNN <hidden_size = 2> (s, a, b)"),
+    "GRU": ("float[1,6,6] a, float[1,6,2] b", "m, n = GRU <hidden_size = 2> (s, a, b)"),
+    "LSTM": ("float[1,8,6] a, float[1,8,2] b", "m, n = LSTM <hidden_size = 2> (s, a, b)"),
+}
+"""What reads rows of 6 elements, and has a parameter that says so."""
+
+
+@pytest.mark.parametrize("told", [4, 6])
+@pytest.mark.parametrize("kind", ASKING)
+def test_sizes_that_a_readers_parameters_contradict_are_not_believed(kind: str, told: int) -> None:
+    """A sum over 6 elements that is divided by 4 passed for the mean of 4 in what runs with all readers."""
+    weights, reader = ASKING[kind]
+    newer = kind in ("LayerNormalization", "PRelu")
+    total = "ReduceSum (q, last)" if newer else "ReduceSum <axes = [2]> (q)"
+    proto = parsed(f"""<ir_version: 9, opset_import: ["": {17 if newer else 9}]>
+    g (float[M] x, int64[L] z) => (float[A,B,C] y)
+    <{weights}, float four = {{4}}, float eps = {{0.001}}, int64[1] last = {{2}}> {{
+        s = Reshape (x, z) {reader} q = Mul (s, s) t = {total} d = Div (t, four)
+        e = Add (d, eps) h = Sqrt (e) v = Div (s, h) w = ReduceMean <keepdims = 0> (m) y = Add (v, w)
+    }}""")
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("a", "b"):
+            drawn = np.random.default_rng(0).uniform(0.5, 1.5, tuple(tensor.dims)).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(drawn, tensor.name))
+    after, ledger = folded(declaring(proto, "s", ["N", 3, told]))
+    assert [note.code for note in ledger.notes if note.code == "NF420"] == ["NF420"] * (told == 4)
+    feeds = {"x": np.random.default_rng(1).random(36).astype(np.float32), "z": np.array([2, 3, 6])}
+    np.testing.assert_allclose(run(after, feeds), run(proto, feeds), rtol=1e-5)
