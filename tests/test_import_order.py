@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "normdeploy"
 ORDER = [
     "lazy",
     "errors",
+    "arguments",
     "codes",
     "disk",
     "trust",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from pathlib import Path
 
+from normdeploy.arguments import checked
 from normdeploy.bundle import golden as golden_feed
 from normdeploy.bundle.files import EXPORT_AGAIN, copy_files, read_manifest, reading
 from normdeploy.bundle.golden import Golden
@@ -35,6 +36,7 @@ from normdeploy.runtime.runner import Runner
 from normdeploy.specs import TensorSpec, parse
 
 
+@checked()
 def load_bundle(
     path: str | Path,
     *,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from normdeploy import onnxfile
+from normdeploy.arguments import checked
 from normdeploy.clean import clean, store_as_read
 from normdeploy.errors import NormdeployError
 from normdeploy.fold import closing, merge, opening
@@ -56,6 +56,7 @@ class FoldResult:
 
 
 @young_objects_only()
+@checked()
 def fold(
     model: opening.AnyModel,
     *,
@@ -93,11 +94,6 @@ def fold(
         NormdeployError: what came out is not valid, or not to others what it was: a mistake of the fold.
     """
     begin = time.perf_counter()
-    opening.require_one_of(layernorm, get_args(Level), "layernorm")
-    opening.require_one_of(target, get_args(Target), "target")
-    opening.require_one_of(precision, get_args(Precision), "precision")
-    opening.require_list(keep, "keep")
-    opening.require_list(inputs_are_constants, "inputs_are_constants")
     opened = opening.opened(model)
     before = closing.interface(opened)
     constants = opening.make_constants(opened, inputs_are_constants)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -81,23 +81,6 @@ def dump_folder(dump: str | Path | None) -> Path | None:
 
 
 # -- what is asked for -----------------------------------------------------------------------------
-
-
-def require_one_of(given: str, known: Sequence[str], where: str) -> None:
-    """Refuse a word that is none of those that are ``known``."""
-    if given not in known:
-        raise InputError(f"{given!r} is none of {', '.join(known)}", where=where)
-
-
-def require_list(given: Sequence[str], where: str) -> None:
-    """Refuse what is not a list of texts."""
-    items = "patterns" if where == "keep" else "names"
-    if isinstance(given, str):
-        what = f"{where} is a list of {items}, and this is a text"
-        raise InputError(what, where=f"{where}={given!r}", fix=f"give [{given!r}]")
-    if not isinstance(given, Collection) or any(not isinstance(each, str) for each in given):
-        what, fix = f"{where} is a list of {items}, which are texts", f"give texts: {where}=['…']"
-        raise InputError(what, where=f"{where}={given!r}", fix=fix)
 
 
 def require_known_names(model: ir.Model, keep: Sequence[str]) -> None:

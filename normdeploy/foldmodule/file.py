@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from normdeploy.arguments import checked
 from normdeploy.disk import disk_errors, room
 from normdeploy.disk.outputs import exists
 from normdeploy.errors import InputError
@@ -42,6 +43,7 @@ def told(folded: Folded) -> str:
     return f"{text}; left: {', '.join(left[:_SHOWN])}{more}" if left else text
 
 
+@checked()
 def load_folded(module: nn.Module, path: str | Path) -> nn.Module:
     """Return a copy of ``module``, of the architecture that was folded, as the folded module that ``path`` holds.
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from normdeploy.pipeline.init import init as init
     from normdeploy.pipeline.judge import NotRunError as NotRunError
     from normdeploy.pipeline.judge import ParityError as ParityError
+    from normdeploy.pipeline.keywords import Source as Source
     from normdeploy.pipeline.layernorm import bench_layernorm as bench_layernorm
     from normdeploy.pipeline.saved import judge_again as judge_again
     from normdeploy.pipeline.saved import ledger_of as ledger_of
     from normdeploy.pipeline.saved import report_of as report_of
     from normdeploy.pipeline.saved import require_as_fast as require_as_fast
-    from normdeploy.pipeline.source import Source as Source
     from normdeploy.pipeline.stages import Progress as Progress
 
 _HOME = {

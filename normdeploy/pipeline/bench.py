@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
+from normdeploy.arguments import checked
 from normdeploy.bench.clocks import clock_of
 from normdeploy.bench.stats import Comparison, Latency
 from normdeploy.bench.timers import alone
 from normdeploy.bundle import load_bundle
 from normdeploy.bundle.manifest import MANIFEST
 from normdeploy.parity.feeds import Feed, batch_feed
+from normdeploy.pipeline.keywords import Source
 from normdeploy.pipeline.stages import PROCESSES, Progress, Stages, require_measurable, usual_threads
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner
 from normdeploy.runtime.placement import CPU, Placement
 
-if TYPE_CHECKING:
-    from normdeploy.pipeline.source import Source
 
-
+@checked(Source)
 def bench(
     artefact: str | Path,
     model: str | None = None,

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from normdeploy.arguments import checked
 from normdeploy.disk import disk_errors, room
 from normdeploy.disk.outputs import exists
 from normdeploy.doctor import calibration
@@ -23,8 +24,9 @@ from normdeploy.doctor.checks import Layer
 from normdeploy.doctor.partial import Partial, read
 from normdeploy.errors import InputError
 from normdeploy.parity.feeds import Feed
+from normdeploy.pipeline.keywords import Data, Source
 from normdeploy.pipeline.places import check_calibrate
-from normdeploy.pipeline.source import Data, Source, app_dir_of, data_feeds, load
+from normdeploy.pipeline.source import app_dir_of, data_feeds, load
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.specs import Dim, Signature, TensorSpec, parse
 
@@ -66,6 +68,7 @@ class Calibrated:
     batches: int
 
 
+@checked(Source)
 def calibrate(
     model: str,
     inputs: Sequence[str] = (),

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
+from normdeploy.arguments import checked
 from normdeploy.bench.clocks import clock_of
 from normdeploy.bench.stats import FEWEST, Comparison, Latency, over_processes
 from normdeploy.bench.timers import alone, take_rounds
@@ -30,11 +31,10 @@ from normdeploy.parity.verdict import Criteria, Verdict
 from normdeploy.pipeline.artefact import Artefact, open_artefact
 from normdeploy.pipeline.engines import computes_in
 from normdeploy.pipeline.judge import verdict_on
+from normdeploy.pipeline.keywords import Data, Source
 from normdeploy.pipeline.latency import Job, measured, plain
 from normdeploy.pipeline.session import in_onnxruntime, written
 from normdeploy.pipeline.source import (
-    Data,
-    Source,
     app_dir_of,
     feeds_for,
     load_beside,
@@ -50,6 +50,7 @@ from normdeploy.runtime.runner import Runner
 from normdeploy.specs import Signature, TensorSpec
 
 
+@checked(Source)
 def verify(
     artefact: str | Path,
     model: str,
@@ -76,6 +77,7 @@ def verify(
     return asked.verdict(Stages(progress))
 
 
+@checked(Source)
 def bisect(
     artefact: str | Path,
     model: str,

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from torch import nn
 
 from normdeploy import bundle
+from normdeploy.arguments import checked
 from normdeploy.bundle import Golden
 from normdeploy.bundle.manifest import PLUGIN_MODEL
 from normdeploy.engine import build as build_engine
@@ -33,12 +34,11 @@ from normdeploy.pipeline.engines import computes_in, recorded, require_backend
 from normdeploy.pipeline.examine import findings
 from normdeploy.pipeline.files import check_plugin
 from normdeploy.pipeline.judge import NotRunError, ParityError, verdict_on, verdict_on_plugins
+from normdeploy.pipeline.keywords import Data, Source
 from normdeploy.pipeline.latency import Job, measured, plain, require_compiled
 from normdeploy.pipeline.places import check_export
 from normdeploy.pipeline.session import Session, in_onnxruntime, in_this_process, written
 from normdeploy.pipeline.source import (
-    Data,
-    Source,
     app_dir_of,
     feeds_for,
     load,
@@ -52,6 +52,7 @@ from normdeploy.report.schema import Report
 from normdeploy.specs import TensorSpec
 
 
+@checked(Source)
 def export(
     model: str,
     inputs: Sequence[str],

@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 import onnx_ir as ir
 
 from normdeploy import engine, onnxfile
+from normdeploy.arguments import checked
 from normdeploy.bundle import load_bundle
 from normdeploy.engine import EngineBuild, gpu
 from normdeploy.engine.backends import choose, choose_for_plugins
@@ -42,6 +43,7 @@ class BuildOptions(TypedDict, total=False):
     timing_cache: Path | None
 
 
+@checked(BuildOptions)
 def build(
     model: str | Path,
     out: str | Path,

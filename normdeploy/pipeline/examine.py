@@ -9,6 +9,7 @@ from typing import Unpack
 import onnx_ir as ir
 from torch import nn
 
+from normdeploy.arguments import checked
 from normdeploy.checkpoint.prepare import on_cpu, settle, unwrapped
 from normdeploy.doctor.checks import check
 from normdeploy.doctor.findings import Finding, chosen, finding
@@ -23,7 +24,8 @@ from normdeploy.fold.ledger import Ledger
 from normdeploy.foldmodule.working import copied
 from normdeploy.graph import label, module_name, operator
 from normdeploy.parity.feeds import Feed, random_feeds
-from normdeploy.pipeline.source import Data, Source, app_dir_of, data_feeds, load
+from normdeploy.pipeline.keywords import Data, Source
+from normdeploy.pipeline.source import app_dir_of, data_feeds, load
 from normdeploy.pipeline.stages import Progress, Stages
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.specs import Signature, parse
@@ -70,6 +72,7 @@ class Diagnosis:
         return tuple(each for each in self.findings if each.severity == "error")
 
 
+@checked(Source)
 def doctor(
     model: str | nn.Module,
     inputs: Sequence[str] = (),

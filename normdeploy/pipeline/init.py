@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+from normdeploy.arguments import checked
 from normdeploy.disk import disk_errors, write_file
 from normdeploy.disk.outputs import exists
 from normdeploy.export.guess import Guess, guess, signature
+from normdeploy.pipeline.keywords import Source
 from normdeploy.pipeline.places import check_init
-from normdeploy.pipeline.source import Source, load
+from normdeploy.pipeline.source import load
 
 _MARK = "FILL IN"
 
 
+@checked(Source)
 def init(model: str, out: str | Path, *, force: bool = False, **source: Unpack[Source]) -> str:
     """Write the options of an export of ``model`` into the file ``out``, and return its text.
 

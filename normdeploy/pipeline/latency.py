@@ -24,7 +24,8 @@ from normdeploy.bundle import golden
 from normdeploy.disk import scratch
 from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
-from normdeploy.pipeline.source import Source, load
+from normdeploy.pipeline.keywords import Source
+from normdeploy.pipeline.source import load
 from normdeploy.pipeline.stages import PROCESSES
 from normdeploy.runtime.eager import EagerRunner
 from normdeploy.runtime.onnxruntime import OnnxRuntimeRunner

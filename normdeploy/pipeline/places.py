@@ -20,7 +20,7 @@ from normdeploy.engine.sidecar import sidecar_path
 from normdeploy.errors import InputError
 
 if TYPE_CHECKING:
-    from normdeploy.pipeline.source import Data, Source
+    from normdeploy.pipeline.keywords import Data, Source
 
 ONNX, TENSORS, TOML, PLANS = (".onnx",), (".safetensors",), (".toml",), (".plan", ".engine", ".trt")
 """Ends of the names of files that may be replaced by what is written of their kind."""

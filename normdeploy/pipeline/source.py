@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +17,9 @@ from normdeploy.errors import InputError
 from normdeploy.export import in_float32
 from normdeploy.parity.corners import corner_feeds, statistics_feed
 from normdeploy.parity.feeds import Feed, data_feed, feed_of, random_feeds
+from normdeploy.pipeline.keywords import Data, Source
 from normdeploy.runtime.eager import array_of
 from normdeploy.specs import Signature, TensorSpec, parse
-
-
-class Source(TypedDict, total=False):
-    """How a factory becomes the trained module; see :func:`normdeploy.checkpoint.load`."""
-
-    app_dir: str | Path | None
-    model_args: Mapping[str, str]
-    weights: str | Path | None
-    weights_key: str | None
-    strip_prefix: str | None
-    add_prefix: str | None
-    rename: Sequence[str]
-    ignore_unexpected: Sequence[str]
-    allow_missing: Sequence[str]
-    force_eval: bool
-    trust: Sequence[str | Path]
 
 
 def trusted(source: Source) -> tuple[Path, ...]:
@@ -88,10 +73,6 @@ def specs_of(inputs: Sequence[str], output_names: Sequence[str] = ()) -> Signatu
     if not specs:
         raise InputError("no input is described", where="--input", fix='give e.g. --input "x:N=1..1..64x3x224x224@f32"')
     return specs.with_outputs(output_names)
-
-
-Data = str | Path | Sequence[str | Path] | None
-"""Real inputs: .npz or safetensors files, or ``module:function`` that yields batches by name; one or several."""
 
 
 def app_dir_of(source: Source) -> Path | None:
