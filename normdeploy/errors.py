@@ -6,6 +6,8 @@ Exit codes: 0 done and the verdict passed, 1 the verdict failed, 2 usage or unre
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def plain(text: str) -> str:
     """Return ``text`` with each character that is not printable spelled out, line breaks among them.
@@ -16,6 +18,13 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def listed(items: Iterable[object], most: int, *, by: str = ", ") -> str:
+    """Return ``items`` as a message lists them: the first ``most``, with ``by`` between, and how many more."""
+    told = [str(item) for item in items]
+    behind = by if "\n" in by else " "
+    return by.join(told[:most]) + (f"{behind}and {len(told) - most} more" if len(told) > most else "")
 
 
 def printable(text: str) -> str:

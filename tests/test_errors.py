@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError
+from normdeploy.errors import InputError, NormdeployError, UnavailableError, VerdictError, listed
 
 
 @pytest.mark.parametrize(("error", "code"), [(VerdictError, 1), (InputError, 2), (UnavailableError, 3)])
@@ -39,6 +39,19 @@ def test_of_words_that_have_no_end_a_page_is_shown(foreign: str) -> None:
 def test_a_page_of_short_lines_is_shown_whole() -> None:
     told = "\n".join(f"{number}: a norm" for number in range(200))
     assert InputError(told).what == told
+
+
+@pytest.mark.parametrize(
+    ("most", "by", "told"),
+    [
+        (3, ", ", "1, 2, 3"),
+        (2, ", ", "1, 2 and 1 more"),
+        (1, "; ", "1 and 2 more"),
+        (2, "\n  ", "1\n  2\n  and 1 more"),
+    ],
+)
+def test_a_list_tells_how_many_more_there_are(most: int, by: str, told: str) -> None:
+    assert listed(iter([1, 2, 3]), most, by=by) == told
 
 
 def test_errors_import_nothing_that_must_be_installed() -> None:

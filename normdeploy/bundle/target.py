@@ -9,10 +9,10 @@ from pathlib import Path
 
 from normdeploy.bundle.manifest import MANIFEST, MOST, NAMES
 from normdeploy.disk import check_place, disk_errors, files_in, read_plain, sha256_of
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 
 WHAT = "the bundle"
-_SHOWN_NAMES = 5
+_SHOWN = 5
 
 
 def check_target(folder: Path, *, force: bool = False) -> Path:
@@ -38,22 +38,18 @@ def replaceable(target: Path, force: bool) -> set[tuple[str, str]]:
         raise InputError("there is a file where the bundle should go", where=str(target), fix="choose another --out")
     if not force:
         raise InputError("the output exists already", where=str(target), fix="choose another --out, or give --force")
-    present, listed = files_in(target), _listed(target)
+    present, known = files_in(target), _listed(target)
     if not present:
         return set()
-    foreign = "files" if listed is None else _shown(present - listed.keys())
-    if listed is None or foreign:
+    foreign = "files" if known is None else listed(map(ascii, sorted(present - known.keys())), _SHOWN)
+    if known is None or foreign:
         what = f"the folder is not replaced, it holds {foreign} that no bundle's manifest lists"
         raise InputError(what, where=str(target), fix="choose another --out, or move them away")
-    if changed := {name for name in present if sha256_of(target, name) != listed[name]}:
-        what = f"the folder is not replaced: {_shown(changed)} in it is no longer what was written there"
+    if changed := {name for name in present if sha256_of(target, name) != known[name]}:
+        names = listed(map(ascii, sorted(changed)), _SHOWN)
+        what = f"the folder is not replaced: {names} in it is no longer what was written there"
         raise InputError(what, where=str(target), fix="choose another --out, or move the folder away")
-    return {(name, listed[name]) for name in present}
-
-
-def _shown(names: set[str]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(map(ascii, sorted(names)[:_SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
+    return {(name, known[name]) for name in present}
 
 
 def _listed(folder: Path) -> dict[str, str] | None:

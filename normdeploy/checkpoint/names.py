@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from normdeploy import errors
 from normdeploy.errors import InputError, plain
 
 SHOWN = 20
@@ -84,8 +85,7 @@ class Names:
 
 def listed(names: Iterable[str], shown: int = SHOWN) -> str:
     """Return ``names`` as a message lists them: the first ones, and how many more there are."""
-    names = list(names)
-    return ", ".join(map(plain, names[:shown])) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return errors.listed(map(plain, names), shown)
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from normdeploy.doctor.findings import called
 from normdeploy.doctor.inventory import norms
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 
 _SHOWN = 10
 
@@ -71,5 +71,4 @@ def _force_eval(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(called, names[:_SHOWN]))
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return listed(map(called, names), _SHOWN)

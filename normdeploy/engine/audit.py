@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from normdeploy.engine.layers import EngineLayer
-from normdeploy.errors import VerdictError
+from normdeploy.errors import VerdictError, listed
 from normdeploy.precision import HEAVY, NORMS, Precision
 
 _SHOWN = 10
@@ -43,22 +43,17 @@ def require_precision(
     if wrong:
         raise VerdictError(
             f"the engine does not compute in {precision} with float32 norm statistics",
-            where=_some(wrong),
+            where=listed(wrong, _SHOWN, by="; "),
             fix="export the model in float32 and build with --precision; report it if it persists",
         )
     silent = sorted({name for layer in norms if _is_silent(layer) for name in layer.modules})
     notes = {"the layer table does not say in what these average": silent, "the layer table lacks": lacking}
-    return tuple(f"{text}: {_some(names)}" for text, names in notes.items() if names)
+    return tuple(f"{text}: {listed(names, _SHOWN, by='; ')}" for text, names in notes.items() if names)
 
 
 def _told(layers: Sequence[EngineLayer]) -> set[str]:
     """The nodes of which the table says in what they are computed."""
     return {node for layer in layers if layer.precision for node in layer.nodes}
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return "; ".join(names[:_SHOWN]) + more
 
 
 def _misfits(layers: Sequence[EngineLayer], precision: Precision, quantized: bool) -> list[EngineLayer]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 from normdeploy.graph import label, operator
 from normdeploy.precision import averaging, norm_chains
 from normdeploy.specs import DTYPES, TensorSpec
@@ -67,9 +67,8 @@ def unsupported(model: ir.Model, operators: Sequence[str], backend: str) -> tupl
 def refuse(problems: Sequence[Problem], *, what: str = "TensorRT cannot build this model") -> None:
     """Raise one InputError that lists ``problems``, if there are any."""
     if problems:
-        lines = [f"\n    {problem}" for problem in problems[:_SHOWN]]
-        more = f"\n    and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise InputError(f"{what}: {len(problems)} problem{'s' * (len(problems) > 1)}", where="".join(lines) + more)
+        lines = listed(problems, _SHOWN, by="\n    ")
+        raise InputError(f"{what}: {len(problems)} problem{'s' * (len(problems) > 1)}", where=f"\n    {lines}")
 
 
 def _at(node: ir.Node, what: str, fix: str) -> Problem:

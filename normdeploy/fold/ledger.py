@@ -6,9 +6,11 @@ It travels inside the ONNX file as ``metadata_props["normdeploy.ledger"]`` and i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from normdeploy.errors import listed
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -60,15 +62,10 @@ class Entry:
     codes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        path = f" through {_listed(self.through)}" if self.through else ""
+        path = f" through {listed(self.through, _SHOWN)}" if self.through else ""
         if self.outcome == "left":
             return f"left: {self.reason} [{', '.join(self.codes)}]"
-        return f"{self.outcome} into {_listed(self.into)}{path}" if self.into else self.outcome + path
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        return f"{self.outcome} into {listed(self.into, _SHOWN)}{path}" if self.into else self.outcome + path
 
 
 class Note(str):

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy import onnxfile
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 from normdeploy.fold.operators.basics import WRITTEN
 from normdeploy.fold.operators.table import states
 from normdeploy.graph import is_of_onnx, label, note_functions
@@ -115,9 +115,8 @@ def overridable_note(model: ir.Model) -> list[str]:
     names = _overridable(model)
     if not names or model.ir_version < 4:
         return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [
-        f"{names[0]}{more}: inputs of the model that have a default value, which a caller may override, so none is a "
+        f"{listed(names, 1)}: inputs of the model that have a default value, which a caller may override, so none is a "
         "constant; where none does, fold with --inputs-are-constants all, or name them"
     ]
 

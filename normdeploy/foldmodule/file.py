@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normdeploy.arguments import checked
 from normdeploy.disk import disk_errors, room
 from normdeploy.disk.outputs import exists
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 from normdeploy.foldmodule.module import Folded
 from normdeploy.foldmodule.recipe import Recipe
 from normdeploy.foldmodule.working import working_copy
@@ -38,9 +38,8 @@ def told(folded: Folded) -> str:
     """Return how many norms went into the weights of ``folded``, and which did not."""
     norms = folded.ledger.norms()
     left = [entry.module or entry.node for entry in norms if entry.outcome == "left"]
-    more = ", ..." if len(left) > _SHOWN else ""
     text = f"{len(norms) - len(left)} of {len(norms)} norms went into its weights, in whole or in part"
-    return f"{text}; left: {', '.join(left[:_SHOWN])}{more}" if left else text
+    return f"{text}; left: {listed(left, _SHOWN)}" if left else text
 
 
 @checked()

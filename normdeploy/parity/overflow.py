@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normdeploy.disk import scratch
-from normdeploy.errors import NormdeployError
+from normdeploy.errors import NormdeployError, listed
 from normdeploy.graph import label, operator
 from normdeploy.parity.feeds import Feed
 from normdeploy.precision.decide import LARGEST
@@ -60,11 +60,9 @@ def overflow_notes(model: ir.Model, feeds: Sequence[Feed]) -> tuple[str, ...]:
     for each in found:
         if each.module not in worst or each.peak > worst[each.module].peak:
             worst[each.module] = each
-    dtype = found[0].dtype
-    more = f", and {len(worst) - _SHOWN} more modules" if len(worst) > _SHOWN else ""
-    named = ", ".join(map(str, list(worst.values())[:_SHOWN]))
+    dtype, named = found[0].dtype, listed(worst.values(), _SHOWN)
     return (
-        f"activations overflow {dtype.name.lower()}, whose largest number is {LARGEST[dtype]:.6g}, in {named}{more}: "
+        f"activations overflow {dtype.name.lower()}, whose largest number is {LARGEST[dtype]:.6g}, in {named}: "
         "deploy in bf16 or fp32, or scale what goes in",
     )
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 from normdeploy.export.encoder import has_fast_path, one_path
 from normdeploy.parity.metrics import eps, errors
 from normdeploy.runtime.eager import EagerRunner
@@ -167,10 +167,9 @@ class Oracle:
 
 def _of_fused(output: str, worst: float, feeds: Sequence[str]) -> str:
     how = f"differs by up to {worst:.2g}" if math.isfinite(worst) else "gives NaN, infinity or another shape"
-    more = f" and {len(feeds) - 1} more" if len(feeds) > 1 else ""
     return (
         f"{output}: PyTorch's fused path of attention (nested tensors, which it may take in inference) {how} on "
-        f"{feeds[0]}{more}; the deployed model is held to its plain path, and follows that"
+        f"{listed(feeds, 1)}; the deployed model is held to its plain path, and follows that"
     )
 
 

@@ -17,7 +17,7 @@ from normdeploy.bench.choice import Tuning
 from normdeploy.bench.stats import Comparison
 from normdeploy.doctor.findings import Finding
 from normdeploy.engine.sidecar import Sidecar
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 from normdeploy.fold.ledger import Ledger
 from normdeploy.parity.verdict import Verdict
 
@@ -136,6 +136,5 @@ def _problems(error: ValidationError) -> str:
     found = sorted(
         error.errors(include_url=False, include_input=False), key=lambda problem: problem["loc"] != ("schema_version",)
     )
-    texts = [f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip() for problem in found[:_SHOWN_PROBLEMS]]
-    more = len(found) - _SHOWN_PROBLEMS
-    return "; ".join(ascii(text)[1:-1] for text in texts) + (f" (and {more} more)" if more > 0 else "")
+    texts = [f"{'.'.join(map(str, problem['loc']))} {problem['msg']}".strip() for problem in found]
+    return listed((ascii(text)[1:-1] for text in texts), _SHOWN_PROBLEMS, by="; ")

@@ -12,7 +12,7 @@ from normdeploy.bundle.contents import contents
 from normdeploy.bundle.interface import Axis, Interface, Tensor
 from normdeploy.bundle.manifest import INTERFACE, MANIFEST, PLAN
 from normdeploy.disk import read_plain
-from normdeploy.errors import InputError
+from normdeploy.errors import InputError, listed
 from normdeploy.report.schema import read
 from normdeploy.serving.schema import name_of, parse_config
 from normdeploy.serving.versions import misnamed, versions
@@ -42,8 +42,7 @@ def require_sound(
         fix = "normdeploy package BUNDLE -o REPOSITORY"
         raise InputError("there is no model in the repository", where=str(repository), fix=fix)
     if found:
-        more = f"\nand {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        what = "Triton cannot serve this repository:\n  " + "\n  ".join(found[:_SHOWN]) + more
+        what = "Triton cannot serve this repository:\n  " + listed(found, _SHOWN, by="\n  ")
         raise InputError(what, where=str(repository), fix="correct each config.pbtxt, or package the bundle again")
     return names
 

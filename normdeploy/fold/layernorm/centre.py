@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from normdeploy.errors import listed
 from normdeploy.fold.affine import AffineMap, Array
 from normdeploy.fold.graph.reader import Refused
 from normdeploy.fold.graph.state import GraphState
@@ -101,9 +102,8 @@ def centred(state: GraphState, stream: Stream, target: Target, is_kept: Callable
     """
     if stream.problems:
         reasons = list(dict.fromkeys(problem.reason for problem in stream.problems))
-        more = f", and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
         codes = [code for problem in stream.problems for code in problem.codes]
-        named = "; ".join(reasons[:_NAMED]) + more
+        named = listed(reasons, _NAMED, by="; ")
         raise Refused("NF320", f"its stream cannot be centred: {named}", sums_up=codes)
     asked = [norm for norm in stream.norms if not is_kept(norm)]
     norms, others = (tuple(norm for norm in asked if (len(norm.inputs) == 2) is bare) for bare in (True, False))

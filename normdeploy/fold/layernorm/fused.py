@@ -17,6 +17,7 @@ from contextlib import suppress
 import numpy as np
 import onnx_ir as ir
 
+from normdeploy.errors import listed
 from normdeploy.fold.graph.edits import Edit
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.layernorm import parts
@@ -88,10 +89,9 @@ def notes(view: View, norms: Iterable[ir.Node]) -> list[str]:
     ]
     if not names:
         return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [
-        f"{names[0]}{more}: now LayerNormalization, of which ONNX Runtime makes SkipLayerNormalization with the sum in "
-        "front, slower on the CPU than what was there: create the session with disabled_optimizers="
+        f"{listed(names, 1)}: now LayerNormalization, of which ONNX Runtime makes SkipLayerNormalization with the sum "
+        "in front, slower on the CPU than what was there: create the session with disabled_optimizers="
         "['SkipLayerNormFusion']"
     ]
 

@@ -9,6 +9,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from normdeploy.errors import listed
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.state import GraphState
 from normdeploy.fold.layernorm import affine, centre, fused
@@ -151,8 +152,7 @@ def _group_norm_notes(written: Iterable[Norm], target: Target) -> list[str]:
     names = [label(norm.end) for norm in written if norm.kind == "GroupNormalization"]
     if not names or target != "onnx":
         return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [
-        f"{names[0]}{more}: now GroupNormalization, which ONNX Runtime on the CPU computes as E[x²] - E[x]² and so "
+        f"{listed(names, 1)}: now GroupNormalization, which ONNX Runtime on the CPU computes as E[x²] - E[x]² and so "
         "loses groups with a large mean: fold for the target onnxruntime to run it there"
     ]
