@@ -68,8 +68,11 @@ def _scaled(view: View, node: ir.Node, kind: str) -> ir.Value | None:
 def is_to_be_spelled(view: View, norm: Norm, inside: Collection[ir.Node]) -> bool:
     """Return True where runtimes make one operator of ``norm`` as :func:`spell` writes it, and none as it stands.
 
-    What computes ``inside`` of it in more than one dtype stays: in the narrow one squares would overflow.
+    What computes ``inside`` of it in more than one dtype stays: in the narrow one squares would overflow. So does what
+    has no epsilon: the Add of 0 by which runtimes would know it goes, as it changes nothing.
     """
+    if norm.attributes["epsilon"] == 0:
+        return False
     one_dtype = all(node.outputs[0].dtype == norm.result.dtype for node in inside)
     return one_dtype and not _is_known(view, norm) and not _would_join_a_sum(view, norm, inside)
 
@@ -184,11 +187,12 @@ def _both_ways(node: ir.Node) -> tuple[tuple[ir.Value, ir.Value], tuple[ir.Value
 
 
 def _is_deviation(view: View, value: ir.Value, of: ir.Value) -> bool:
-    """Return True if ``value`` is ``√(mean(n²) + eps)`` where ``of`` is ``n``."""
+    """Return True if ``value`` is ``√(mean(n²) + eps)`` where ``of`` is ``n``; an Add of 0 goes, so that is no eps."""
     root = made_by(bare(view, value), "Sqrt")
     total = None if root is None else made_by(bare(view, first(root)), "Add")
     return total is not None and any(
-        scalar(view, epsilon) is not None and _is_mean_of_squares(view, mean, of) for mean, epsilon in _both_ways(total)
+        scalar(view, epsilon) not in (None, 0) and _is_mean_of_squares(view, mean, of)
+        for mean, epsilon in _both_ways(total)
     )
 
 

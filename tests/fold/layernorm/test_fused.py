@@ -285,6 +285,21 @@ def test_what_is_no_such_norm_stays(kind: str, change: str, tmp_path: Path) -> N
     assert "spelled as runtimes know it" not in "".join(map(str, result.ledger.notes))
 
 
+@pytest.mark.parametrize("given", ["shifted = Add (variance, eps)", "shifted = Identity (variance)"])
+@pytest.mark.parametrize("kind", N)
+def test_one_without_an_epsilon_stays_as_it_is(kind: str, given: str, tmp_path: Path) -> None:
+    """An Add of 0 changes nothing, and goes: what is spelled with it was spelled anew by each fold."""
+    proto = model(kind, (ROOT + QUOTIENT).replace("shifted = Add (variance, eps)", given))
+    (eps,) = (tensor for tensor in proto.graph.initializer if tensor.name == "eps")
+    eps.CopyFrom(onnx.numpy_helper.from_array(np.zeros((), np.float32), "eps"))
+    _, once = folded(proto, reference(proto, {"i": X})["y"], tmp_path)
+    twice = ir.to_proto(fold(once).model)
+    assert [(node.name, node.input, node.output) for node in twice.graph.node] == [
+        (node.name, node.input, node.output) for node in once.graph.node
+    ]
+    assert one_operator(once, tmp_path) == 0
+
+
 @pytest.mark.parametrize("level", ["off", "affine"])
 def test_one_that_is_centred_twice_stays_one_operator(level: str, tmp_path: Path) -> None:
     spelling = (ROOT + QUOTIENT).replace("square = Pow (n, two)", "m = Sub (x, mean) square = Pow (m, two)")
