@@ -145,6 +145,17 @@ def test_fp32_is_a_copy_and_a_converted_model_is_not_converted_again() -> None:
     assert ir.to_proto(to_precision(once, "fp16")).SerializeToString() == ir.to_proto(once).SerializeToString()
 
 
+def test_a_model_of_16_bits_without_convolutions_and_products_is_not_converted_again() -> None:
+    """Nothing that decides the precision is in it: the square in float32 was cast to 16 bits twice."""
+    text = """(float16[N, 4] x) => (float16[N, 4] y) {
+        wide = Cast <to = 1> (x)  square = Mul (wide, wide)  back = Cast <to = 10> (square)  y = Tanh (back)
+    }"""
+    model = graph(text)
+    assert ir.to_proto(to_precision(model, "fp16")) == ir.to_proto(model)
+    once = to_precision(graph("(float[N, 4] x) => (float[N, 4] y) { a = Add(x, b)  y = Tanh(a) }", b=normal(4)), "fp16")
+    assert ir.to_proto(to_precision(once, "fp16")) == ir.to_proto(once)
+
+
 @pytest.mark.parametrize("given", ["fp16", "bf16"])
 def test_a_16_bit_model_is_widened_exactly_and_given_another_precision(given: Precision) -> None:
     model = conv_net(22)

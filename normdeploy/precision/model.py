@@ -22,7 +22,8 @@ DTYPES: dict[str, ir.DataType] = {
 def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
     """Return a copy of ``model`` that computes in ``precision``; ``model`` itself is not changed.
 
-    A model that computes in ``precision`` already is copied as it is. One that computes in another 16-bit type is
+    A model that computes in ``precision`` already is copied as it is; without an operator that decides it, one in which
+    any but a Cast reads no other 16-bit type. One that computes in another 16-bit type is
     widened to float32 first, its inputs and outputs too: that is exact. Raises InputError when a constant overflows,
     when an operator that decides the precision (``HEAVY``) has no 16-bit form at the model's opset, or when a value's
     type is unknown; each lists everything it found, by module name.
@@ -30,7 +31,10 @@ def to_precision(model: ir.Model, precision: Precision) -> ir.Model:
     if precision not in get_args(Precision):
         raise InputError(f"there is no precision {precision!r}", fix=f"choose one of {', '.join(DTYPES)}")
     result = model.clone()
-    present = {dtype for node in result.graph.all_nodes() if operator(node) in HEAVY for dtype in _floats(node)}
+    nodes = [node for node in result.graph.all_nodes() if operator(node) != "Cast"]
+    present = {dtype for node in nodes if operator(node) in HEAVY for dtype in _floats(node)}
+    if not present:
+        present = {dtype for node in nodes for dtype in _floats(node)} - {ir.DataType.FLOAT}
     if present == {DTYPES[precision]} or (precision == "fp32" and not present):
         return result
     if present - {ir.DataType.FLOAT}:
