@@ -164,14 +164,37 @@ def _require_makers(graph: ir.Graph | ir.Function) -> None:
 
 
 def require_validity(model: AnyModel, error: Exception) -> None:
-    """Raise InputError where a fold failed by ``error`` and the model that was given is not valid."""
+    """Raise InputError where a fold failed by ``error`` and the model that was given is not valid.
+
+    The checker takes no output without a shape, but every runtime does: that is no fault of the model.
+    """
     given = maps.put_back(model, ir.to_proto(model)) if isinstance(model, ir.Model) else model
     try:
         onnx.checker.check_model(given, full_check=True)
     except Exception as problem:  # it raises of its own, and of protobuf's and of shape inference's
+        if _is_valid_without_bare_outputs(given):
+            return
         where = str(model) if isinstance(model, str | Path) else ""
         what = " ".join(str(problem).split())
         raise InputError(f"the model is not valid ONNX: {what}", where=where, fix="export it again") from error
+
+
+def _is_valid_without_bare_outputs(given: str | Path | onnx.ModelProto) -> bool:
+    """Return True where the checker has nothing against ``given`` but outputs without a shape."""
+    rest = onnx.ModelProto()
+    try:
+        rest.CopyFrom(onnx.load(given) if isinstance(given, str | Path) else given)
+        told = [info for info in rest.graph.output if _has_shape(info.type)]
+        del rest.graph.output[:]
+        rest.graph.output.extend(told)
+        onnx.checker.check_model(rest, full_check=True)
+    except Exception:  # as above, and what cannot be read
+        return False
+    return True
+
+
+def _has_shape(kind: onnx.TypeProto) -> bool:
+    return kind.tensor_type.HasField("shape") if kind.HasField("tensor_type") else kind.WhichOneof("value") is not None
 
 
 # -- order -----------------------------------------------------------------------------------------

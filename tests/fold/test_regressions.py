@@ -19,6 +19,7 @@ from support import says
 
 from normdeploy.errors import InputError
 from normdeploy.fold import fold
+from normdeploy.fold.layernorm.reduce import Reducer
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
@@ -1062,3 +1063,26 @@ def test_a_norm_of_weights_goes_with_them(is_local: bool) -> None:
     assert op_types(new) == {"Conv": 1}
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 4, 4), np.float32)}
     np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", ["the type", "nothing"])
+def test_a_mistake_of_ours_is_not_blamed_on_an_output_without_a_shape(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker takes no such output; every runtime does, and so does a fold."""
+    proto = model("float[2,3,8,6] x", "float[4,3,1,1] w, float[4] g", "c = Conv (x, w)\n y = Add (c, c)")
+    kind = proto.graph.output[0].type
+    kind.tensor_type.ClearField("shape") if kept == "the type" else proto.graph.output[0].ClearField("type")
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert fold(proto).model is not None
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Reducer, "reduce", fails)
+    for given in (proto, tmp_path / "m.onnx", ir.from_proto(proto)):
+        with pytest.raises(ZeroDivisionError):
+            fold(given)
+    proto.graph.node[0].input[1] = "nowhere"
+    with pytest.raises(InputError, match="not valid ONNX"):
+        fold(proto)
