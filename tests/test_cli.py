@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from support import EAGER, RESNET, ROOT, SPEC, WEIGHTS, tree
@@ -155,6 +156,25 @@ def test_verify_passes_and_fails(digits_bundle: Path, tmp_path: Path, capfd: pyt
     verdict = TypeAdapter(Verdict).validate_json(capfd.readouterr().out)
     assert not verdict.passed
     assert verdict.first_divergent == "head"
+
+
+def test_a_graph_with_other_names_of_inputs_is_verified_as_its_refusal_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TorchScript's exporter makes up names that no parameter of forward can have."""
+    (tmp_path / "other_names.py").write_text(
+        "import torch\n\n\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Linear(4, 3).eval()\n"
+    )
+    torch.manual_seed(0)
+    module, sample, path = torch.nn.Linear(4, 3).eval(), (torch.zeros(2, 4),), tmp_path / "m.onnx"
+    torch.onnx.export(module, sample, path, dynamo=False, output_names=["output"])
+    command = ["verify", str(path), "--app-dir", str(tmp_path), "--model", "other_names:make", "--input", "input:2x4"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "where: --input gives input\n" in said
+    assert "export the graph with input_names=['input']" in said
+    torch.onnx.export(module, sample, path, dynamo=False, output_names=["output"], input_names=["input"])
+    assert main(command) == 0
 
 
 def test_the_bound_can_be_set(digits_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

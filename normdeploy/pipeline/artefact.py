@@ -119,6 +119,7 @@ def open_artefact(
         notes = (*placement.notes, *getattr(bundle.runner, "notes", ()))
         return Artefact(bundle.specs, bundle.runner, computes_in(graph), graph, bundle, options, notes, placement)
     graph, specs = read_graph(path), specs_of(inputs, output_names)
+    _require_named(graph, specs)
     session = open_session(path, threads, faithful(graph), placement=placement)
     notes = (*placement.notes, *session.notes)
     return Artefact(specs, session.runner, computes_in(graph), graph, None, session.options, notes, placement)
@@ -129,6 +130,18 @@ def _bundle(path: Path, threads: int, placement: Placement) -> Bundle | None:
     if path.is_dir():
         return load_bundle(path, threads=threads, isolated=True, **placement.as_json())
     return load_bundle(path.parent, isolated=True) if path.name == PLAN and (path.parent / MANIFEST).is_file() else None
+
+
+def _require_named(graph: ir.Model, specs: Sequence[TensorSpec]) -> None:
+    """InputError unless the graph takes inputs of these names, as they are in the file."""
+    names = [spec.name for spec in specs]
+    inputs = [str(value.name) for value in graph.graph.inputs if not value.is_initializer()]
+    if sorted(names) != sorted(inputs):
+        raise InputError(
+            f"the graph takes the inputs {', '.join(inputs)}",
+            where=f"--input gives {', '.join(names)}",
+            fix=f"name these, or export the graph with input_names={names} where the module's forward calls them so",
+        )
 
 
 def _require_covered(sidecar: Sidecar, specs: Sequence[TensorSpec]) -> None:
