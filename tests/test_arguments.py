@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
+import onnx
 import pytest
 from torch import nn
 
@@ -118,6 +119,15 @@ def test_a_misspelled_keyword_of_a_verb_is_refused_and_nothing_is_done(
 def test_every_verb_is_held_to_its_annotations(name: str) -> None:
     with pytest.raises(InputError):
         getattr(normdeploy, name)(3, *VERBS.get(name, ("", ""))[1:])
+
+
+@pytest.mark.parametrize("options", [{"path": None}, {"path": "model.onnx", "external_data": Path("weights.bin")}])
+def test_saving_is_held_to_its_annotations(options: dict[str, Any]) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) {y = Abs (x)}'
+    )
+    with pytest.raises(InputError, match="must be a"):
+        normdeploy.fold(model).save(**options)
 
 
 WRONG: list[tuple[str, str, Any]] = [

@@ -46,6 +46,7 @@ class FoldResult:
     model: ir.Model
     ledger: Ledger
 
+    @checked()
     def save(self, path: str | Path, *, external_data: str | None = None) -> None:
         """Write the model as :func:`normdeploy.onnxfile.save` does: each edited weight is evaluated on the way.
 
