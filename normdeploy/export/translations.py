@@ -111,9 +111,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Attention whose query may look at nothing returns zeros, as in PyTorch; torch's own returns a mean, or NaN."""
-    q, k, v, mask = map(_with_heads, (query, key, value, attn_mask))
+    q, k, v, mask = _in_four_axes(query, key, value, attn_mask)
     y = aten_scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale, enable_gqa)
-    return _zero_where_blind(_without_heads(y, query), attn_mask)
+    return _zero_where_blind(_in_its_axes(y, query, value), attn_mask)
 
 
 def _attention_23(
@@ -127,13 +127,34 @@ def _attention_23(
     enable_gqa: bool = False,
 ) -> Any:
     """The same with the operator that ONNX has from opset 23 on."""
-    q, k, v, mask = map(_with_heads, (query, key, value, attn_mask))
+    q, k, v, mask = _in_four_axes(query, key, value, attn_mask)
     y = aten_scaled_dot_product_attention_23(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return _zero_where_blind(_without_heads(y, query), attn_mask)
+    return _zero_where_blind(_in_its_axes(y, query, value), attn_mask)
+
+
+def _in_four_axes(query: Any, key: Any, value: Any, mask: Any) -> list[Any]:
+    """Return all with a batch, heads, positions and elements, as torch's own asks for.
+
+    What is missing stands in front, as in broadcasting. What is more, as the windows of Hiera and Twins, is the batch.
+    """
+    more = query.shape[:-3]
+    if len(more) < 2 or any(list(each.shape[:-3]) != list(more) for each in (key, value)):
+        return [_with_heads(each) for each in (query, key, value, mask)]
+    if mask is not None and len(mask.shape) > 3:
+        every = op.Concat(op.Shape(query, end=-3), op.Constant(value_ints=[1, 1, 1]), axis=0)
+        spread = op.Expand(mask, every)
+        spread.shape, spread.dtype = ir.Shape([*more, *mask.shape[-3:]]), mask.dtype
+        return [_with_one_batch(each) for each in (query, key, value, spread)]
+    return [*map(_with_one_batch, (query, key, value)), _with_heads(mask)]
+
+
+def _with_one_batch(x: Any) -> Any:
+    y = op.Reshape(x, op.Concat(op.Constant(value_ints=[-1]), op.Shape(x, start=-3), axis=0))
+    y.shape, y.dtype = ir.Shape([None, *x.shape[-3:]]), x.dtype
+    return y
 
 
 def _with_heads(x: Any) -> Any:
-    """Return ``x`` with four axes, as torch's own asks for; what is missing stands in front, as in broadcasting."""
     if x is None or not (missing := _missing_axes(x)):
         return x
     y = op.Unsqueeze(x, op.Constant(value_ints=missing))
@@ -141,7 +162,9 @@ def _with_heads(x: Any) -> Any:
     return y
 
 
-def _without_heads(y: Any, query: Any) -> Any:
+def _in_its_axes(y: Any, query: Any, value: Any) -> Any:
+    if len(query.shape) > 4:
+        return op.Reshape(y, op.Concat(op.Shape(query, end=-1), op.Shape(value, start=-1), axis=0))
     missing = _missing_axes(query)
     return op.Squeeze(y, op.Constant(value_ints=missing)) if missing else y
 
