@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from normdeploy.clean.constants import Budget, evaluate_constants
 from normdeploy.clean.inference import certain
 from normdeploy.clean.scope import Scope, bodies, scopes
-from normdeploy.clean.shapes import SMALL, Dims, is_made_up, told
+from normdeploy.clean.shapes import SMALL, Dims, Shapes, is_made_up, told
+from normdeploy.clean.sizes import Sizes
 from normdeploy.graph import is_of_onnx, label
 
-Shapes = Mapping[ir.Value, Dims | None]
+Believed = Mapping[ir.Value, Dims | None]
 
 _AS_LONG = {
     "Conv": (1, 1, 1),
@@ -36,7 +38,7 @@ _BROADCAST = {"PRelu": (1,), "LayerNormalization": (1, 2), "RMSNormalization": (
 """Which inputs are broadcast to the data, and never the data to them."""
 
 
-def misfits(model: ir.Model, believed: Shapes, follows: Shapes) -> Iterator[str]:
+def misfits(model: ir.Model, believed: Believed, follows: Believed) -> Iterator[str]:
     """Yield what contradicts ``believed``, as words.
 
     Args:
@@ -61,6 +63,23 @@ def misfits(model: ir.Model, believed: Shapes, follows: Shapes) -> Iterator[str]
                     believed[value] = tuple(b if a is None else a for a, b in zip(before or shape, shape, strict=True))
 
 
+def impossible(model: ir.Model) -> Iterator[tuple[ir.Node, list[Dims | None]]]:
+    """Yield each node that cannot take what it reads, with the shapes of that, as constants and inputs tell them.
+
+    The constants of ``model`` are evaluated in place, and nothing else is done: it is sorted, and of no other use then.
+    """
+    shapes, budget = Shapes(model), Budget()
+    known = list(scopes(model))
+    while sum(evaluate_constants(scope, shapes, Sizes(scope, shapes), budget).total() for scope in known):
+        shapes.renew()
+    for scope in known:
+        for node in scope.graph if scope.function is None else ():
+            if is_of_onnx(node) and not any(bodies(node)):
+                read = {value: shapes.of(scope, value) for value in node.inputs if value is not None}
+                if _made(scope, node, read) is None and _made(scope, node, {}) is not None:
+                    yield node, list(read.values())
+
+
 def _differ(one: Dims | None, other: Dims) -> bool:
     if one is None:
         return False
@@ -68,7 +87,7 @@ def _differ(one: Dims | None, other: Dims) -> bool:
     return len(one) != len(other) or any(isinstance(a, int) and isinstance(b, int) and 0 <= a != b for a, b in pairs)
 
 
-def _fits(node: ir.Node, shapes: Shapes) -> bool:
+def _fits(node: ir.Node, shapes: Believed) -> bool:
     """Return whether the data of ``node`` has the sizes that its parameters ask for, as far as both are known."""
     data, *others = [None if value is None else shapes.get(value) for value in node.inputs] or [None]
     parameters = {index: shape for index, shape in enumerate(others, 1) if shape is not None}
@@ -82,7 +101,7 @@ def _fits(node: ir.Node, shapes: Shapes) -> bool:
     return data is None or all(-len(data) <= at < len(data) and not _differ((data[at],), (size,)) for at, size in asked)
 
 
-def _made(scope: Scope, node: ir.Node, shapes: Shapes) -> dict[ir.Value, Dims] | None:
+def _made(scope: Scope, node: ir.Node, shapes: Believed) -> dict[ir.Value, Dims] | None:
     """Return the shapes of what ``node`` makes of inputs of ``shapes``; None where inference fails."""
     read = {str(value.name): value for value in node.inputs if value is not None}
     made = {str(value.name): value for value in node.outputs if value.name}

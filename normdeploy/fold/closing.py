@@ -17,6 +17,7 @@ from normdeploy.clean.apart import graphs
 from normdeploy.clean.inference import forget_shapes, inferred
 from normdeploy.errors import NormdeployError
 from normdeploy.fold.graph.light import light
+from normdeploy.fold.opening import require_fitting
 from normdeploy.fold.operators.basics import UNKNOWN_TO_ONNX
 from normdeploy.graph import operator
 from normdeploy.limits import more_memory
@@ -59,7 +60,7 @@ def interface(model: ir.Model) -> Interface:
 def require_sound(
     model: ir.Model,
     before: Interface,
-    given: Callable[[], onnx.ModelProto],
+    given: Callable[[], ir.Model],
     *,
     constants: frozenset[str] = frozenset(),
     believed: bool = True,
@@ -69,11 +70,12 @@ def require_sound(
     Args:
         model: what was made of it.
         before: its interface, as it was.
-        given: the model as it was given, its weights as inputs; what the checker has against that is not the fold's.
+        given: the model as it was given; what the checker has against that is not the fold's.
         constants: inputs that went, as was asked for.
         believed: False where the sizes that the model declares are known to be wrong.
 
     Raises:
+        InputError: the given model cannot run, as its constants show once they are evaluated.
         NormdeployError: a mistake of the fold; nothing may be written.
     """
     _require_interface(model, before, constants)
@@ -81,6 +83,7 @@ def require_sound(
     if problem and not believed:  # of what is evaluated the inference finds sizes that it did not find before
         problem = _problem(_without_sizes(light(model)))
     if problem:
+        require_fitting(given())
         raise _mistake(f"the model is not valid any more: {problem}")
 
 
@@ -90,7 +93,7 @@ def require_converted(model: ir.Model, folded: ir.Model) -> None:
     Raises:
         NormdeployError: a mistake of the conversion; nothing may be written.
     """
-    if problem := _new_problem(model, lambda: light(folded)):
+    if problem := _new_problem(model, lambda: folded):
         raise NormdeployError(
             f"the conversion made a mistake, and nothing is written: the model is not valid any more: {problem}",
             fix="report it with the model; without --precision it folds",
@@ -127,7 +130,7 @@ def _extends(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
 def _mistake(what: str) -> NormdeployError:
     return NormdeployError(
         f"the fold made a mistake, and nothing is written: {what}",
-        fix="report it with the model; --keep leaves the norms alone that the message names",
+        fix="report it with the model; --keep '*' leaves all norms as they are",
     )
 
 
@@ -151,10 +154,10 @@ def _bodies(model: ir.Model) -> Iterator[ir.Graph]:
         yield from function.subgraphs()
 
 
-def _new_problem(model: ir.Model, given: Callable[[], onnx.ModelProto]) -> str | None:
+def _new_problem(model: ir.Model, given: Callable[[], ir.Model]) -> str | None:
     """Return what the full checker has against ``model``; None where it has something against ``given`` too."""
     problem = _problem(light(model))
-    return None if problem is None or _problem(given()) is not None else problem
+    return None if problem is None or _problem(light(given())) is not None else problem
 
 
 def _without_sizes(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -19,7 +19,6 @@ from normdeploy.fold import closing, merge, opening
 from normdeploy.fold.affine import AffineMap
 from normdeploy.fold.collector import young_objects_only
 from normdeploy.fold.graph.declared import put_aside
-from normdeploy.fold.graph.light import light
 from normdeploy.fold.graph.places import made_of_sizes
 from normdeploy.fold.graph.reader import Refused, View
 from normdeploy.fold.graph.shapes import infer
@@ -90,8 +89,8 @@ def fold(
 
     Raises:
         InputError: the file cannot be read as an ONNX model, or is none, or its opset is newer than the installed onnx
-            knows; there is no such level, target or precision; nothing has a name that ``keep`` or
-            ``inputs_are_constants`` asks for; ``dump`` is in use.
+            knows; a node of it cannot take the sizes that its constants make; there is no such level, target or
+            precision; nothing has a name that ``keep`` or ``inputs_are_constants`` asks for; ``dump`` is in use.
         NormdeployError: what came out is not valid, or not to others what it was: a mistake of the fold.
     """
     begin = time.perf_counter()
@@ -108,9 +107,10 @@ def fold(
         raise
     except Exception as error:
         opening.require_validity(model, error)
+        opening.require_fitting(opening.opened(model))
         raise
     checked = time.perf_counter()
-    closing.require_sound(opened, before, lambda: light(opening.opened(model)), constants=constants, believed=believed)
+    closing.require_sound(opened, before, lambda: opening.opened(model), constants=constants, believed=believed)
     session.proof_seconds += (time.perf_counter() - checked) * validate
     ledger = session.record.ledger(time.perf_counter() - begin, session.proof_seconds)
     previous = opened.metadata_props.get(METADATA_KEY)

@@ -10,10 +10,12 @@ import onnx
 import onnx_ir as ir
 
 from normdeploy import onnxfile
+from normdeploy.clean.misfit import impossible
+from normdeploy.clean.shapes import Dims, is_made_up
 from normdeploy.errors import InputError, listed
 from normdeploy.fold.operators.basics import WRITTEN
 from normdeploy.fold.operators.table import states
-from normdeploy.graph import is_of_onnx, label, note_functions
+from normdeploy.graph import is_of_onnx, label, note_functions, operator
 from normdeploy.onnxfile import maps
 
 ALL = "all"
@@ -177,6 +179,26 @@ def require_validity(model: AnyModel, error: Exception) -> None:
         where = str(model) if isinstance(model, str | Path) else ""
         what = " ".join(str(problem).split())
         raise InputError(f"the model is not valid ONNX: {what}", where=where, fix="export it again") from error
+
+
+def require_fitting(model: ir.Model) -> None:
+    """Raise InputError where a node of ``model``, as it was given, cannot take what its constants make it read.
+
+    No checker evaluates constants, so a size that they hide fails where the model runs. ``model`` is changed.
+    """
+    if put_in_order(model):
+        return
+    for node, shapes in impossible(model):
+        read = listed(map(_spelled, shapes), 4, by=" and ")
+        raise InputError(
+            f"the given model cannot run: its constants make {operator(node)} read {read}, which do not go together",
+            where=label(node),
+            fix="export it again with sizes that fit; where a runtime runs it as it is, report it with the model",
+        )
+
+
+def _spelled(shape: Dims | None) -> str:
+    return "what is not known" if shape is None else f"[{', '.join('?' if is_made_up(n) else str(n) for n in shape)}]"
 
 
 def _is_valid_without_bare_outputs(given: str | Path | onnx.ModelProto) -> bool:

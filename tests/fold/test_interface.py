@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,47 @@ def test_a_model_that_came_out_invalid_is_not_handed_out(monkeypatch: Patch, tmp
     ) as e:
         fold(proto)
     assert not isinstance(e.value, InputError)
+
+
+HIDDEN = "float[5,6] w, float[5] b, int64[1] two = {2}, int64[1] rest = {6}"
+UNFIT = {
+    "MatMul read [6, 4] and [5, 6]": "y = MatMul (h, w)",
+    "Gemm read [6, 4] and [5, 6]": "r = Relu (h)\n y = Gemm (r, w)",
+    "Add read [6, 4] and [5]": "y = Add (h, b)",
+    "Concat read [N, 12] and [6, 4]": "y = Concat <axis = 0> (x, h)",
+}
+
+
+@pytest.mark.parametrize("said", UNFIT)
+def test_sizes_that_constants_hide_and_that_fit_nowhere_are_the_models_fault(said: str) -> None:
+    """What no checker evaluates: ONNX Runtime loads such a model, and stops where it runs."""
+    body = f"k = Mul (two, two)\n s = Concat <axis = 0> (rest, k)\n h = Reshape (x, s)\n {UNFIT[said]}"
+    proto = spelled(body, weights=HIDDEN, inputs="float[N,12] x", outputs="float[A,B] y")
+    onnx.checker.check_model(proto, full_check=True)
+    with pytest.raises(Exception, match="Non-zero status code"):
+        run(proto, {"x": np.ones((2, 12), np.float32)})
+    with pytest.raises(InputError, match=f"the given model cannot run: .* make {re.escape(said)}") as caught:
+        fold(proto)
+    assert caught.value.where == "y"
+
+
+def test_a_mistake_in_the_sizes_of_a_fold_is_not_the_models_fault(monkeypatch: Patch) -> None:
+    proto = spelled("c = Conv (x, w)\n r = Sigmoid (c)\n d = Conv (r, w)\n" + norm("d", "y"))
+
+    def wrong(value: ir.Value, output: ir.Value) -> None:
+        take_over(value, output)
+        producer = value.producer()
+        assert producer is not None
+        producer.attributes["strides"] = ir.AttrInt64s("strides", [2, 2])
+
+    monkeypatch.setattr(rewrite, "take_over", wrong)
+    with pytest.raises(
+        NormdeployError, match="the fold made a mistake, and nothing is written: the model is not valid"
+    ) as e:
+        fold(proto)
+    assert not isinstance(e.value, InputError)
+    assert "--keep '*'" in e.value.fix
+    assert not fold(proto, keep=["*"]).ledger.dropped
 
 
 def test_an_output_whose_type_changed_is_not_handed_out(monkeypatch: Patch) -> None:
