@@ -5,7 +5,8 @@ arithmetic, so that there is one right answer. *Rounded* ones (transcendental fu
 compute alike: they are computed in float64 and rounded once. Nothing else is evaluated, nor is anything that overflows,
 divides by zero, meets NaN in arithmetic, or casts what the target cannot hold: what happens there is the runtime's.
 
-The operators themselves are those of ``onnx.reference``, in the version in force.
+The operators themselves are those of ``onnx.reference``, in the version in force, but where it has another: a Softmax
+of several axes (below opset 13) is left, and an Unsqueeze's axes are those of its result, in whichever order.
 """
 
 from __future__ import annotations
@@ -117,6 +118,9 @@ ROUNDED: Mapping[str, Size] = {
     "ReduceSumSquare": _no_larger,
 }  # fmt: skip
 
+_OF_ONE_AXIS = 13
+"""The opset from which on a Softmax is of one axis; before, it is of all from one on, which the reference is not."""
+
 KNOWN = frozenset({*MOVES, *EXACT, *INTEGERS, *ROUNDED})
 
 
@@ -163,7 +167,7 @@ def _evaluated(operator: str, opset: int, inputs: Arrays, attributes: Attributes
         return _range(given)
     if operator in EXACT or (operator in INTEGERS and not has_floats):
         return _reference(operator, opset, inputs, attributes)
-    if operator in ROUNDED and given[0].dtype in FLOATS:
+    if operator in ROUNDED and given[0].dtype in FLOATS and not (operator == "Softmax" and opset < _OF_ONE_AXIS):
         precise = [None if array is None else _precise(array) for array in inputs]
         return np.asarray(_reference(operator, opset, precise, attributes)).astype(given[0].dtype)
     raise NotEvaluated(operator)
@@ -187,9 +191,30 @@ def _moved(operator: str, opset: int, inputs: Arrays, attributes: Attributes) ->
     if operator == "ConstantOfShape":
         value = attributes["value"].as_tensor().numpy() if "value" in attributes else np.zeros(1, np.float32)
         return np.full(tuple(data.tolist()), value.reshape(()))
+    if operator == "Unsqueeze":
+        return np.expand_dims(data, _axes(inputs, attributes))
+    if operator == "Slice":
+        _require_one_reading(data, inputs)
     if operator in _SCATTERS:
         _require_one_writer(operator, opset, inputs, attributes)
     return _reference(operator, opset, inputs, attributes)
+
+
+def _axes(inputs: Arrays, attributes: Attributes) -> tuple[int, ...]:
+    given = inputs[1] if len(inputs) > 1 else None
+    return tuple(attributes["axes"].as_ints()) if given is None else tuple(given.reshape(-1).tolist())
+
+
+def _require_one_reading(data: np.ndarray, inputs: Arrays) -> None:
+    """Refuse what runs backwards from before the first element, or to behind the last: runtimes differ there."""
+    starts, ends, axes, steps = (
+        None if array is None else array.reshape(-1) for array in (*inputs[1:], *[None] * 4)[:4]
+    )
+    if starts is None or ends is None or steps is None:
+        return
+    sizes = np.array(data.shape)[np.arange(len(starts)) if axes is None else axes]
+    if np.any((steps < 0) & ((starts < -sizes) | (ends >= sizes))):
+        raise NotEvaluated("Slice")
 
 
 def _require_one_writer(operator: str, opset: int, inputs: Arrays, attributes: Attributes) -> None:

@@ -17,7 +17,7 @@ from normdeploy.clean.inference import certain
 from normdeploy.clean.scope import Scope, bodies, scopes
 from normdeploy.clean.shapes import SMALL, Dims, Shapes, is_made_up, told
 from normdeploy.clean.sizes import Sizes
-from normdeploy.graph import is_of_onnx, label
+from normdeploy.graph import is_of_onnx, label, operator
 
 Believed = Mapping[ir.Value, Dims | None]
 
@@ -92,10 +92,10 @@ def _fits(node: ir.Node, shapes: Believed) -> bool:
     data, *others = [None if value is None else shapes.get(value) for value in node.inputs] or [None]
     parameters = {index: shape for index, shape in enumerate(others, 1) if shape is not None}
     asked: list[tuple[int, int | str | None]] = []
-    for index in _BROADCAST.get(node.op_type, ()):
+    for index in _BROADCAST.get(operator(node), ()):
         shape = parameters.get(index, ())
         asked += [(axis - len(shape), size) for axis, size in enumerate(shape) if size != 1]
-    index, axis, along = _AS_LONG.get(node.op_type, (0, 0, 0))
+    index, axis, along = _AS_LONG.get(operator(node), (0, 0, 0))
     if isinstance(size := dict(enumerate(parameters.get(index, ()))).get(axis), int):
         asked.append((along, size * node.attributes.get_int("group", 1)))
     return data is None or all(-len(data) <= at < len(data) and not _differ((data[at],), (size,)) for at, size in asked)

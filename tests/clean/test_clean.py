@@ -281,6 +281,56 @@ def test_what_nothing_read_before_stays_and_what_the_evaluated_read_goes() -> No
     assert set(model.graph.initializers) == {"v", "unread"}
 
 
+# -- what another version means ---------------------------------------------------------------------
+
+OF_ITS_VERSION = [
+    (12, "k = Softmax (c)"), (11, "k = Softmax <axis = 1> (c)"), (9, "k = Softmax <axis = 0> (c)"),
+    (13, "k = Softmax (c)"), (20, "k = Softmax <axis = 1> (c)"),
+    (11, "m = ReduceMax <axes = [0, 1], keepdims = 0> (c) n = Unsqueeze <axes = [1, 0]> (m) k = Mul (n, c)"),
+    (12, "m = ReduceMax <axes = [0, 1], keepdims = 0> (c) n = Unsqueeze <axes = [-2, 0]> (m) k = Mul (n, c)"),
+    (18, "m = ReduceMax <keepdims = 0> (c, early) n = Unsqueeze (m, back) k = Mul (n, c)"),
+    (10, "k = Slice (c, before, far, one, down)"), (13, "k = Slice (c, before, far, one, down)"),
+    (13, "k = Slice (c, one, behind, one, down)"), (17, "k = Slice (c, behind, far, one, down)"),
+    (11, "k = Slice (c, before, behind, one)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("opset", "body"), OF_ITS_VERSION)
+def test_a_constant_is_what_the_version_in_force_makes_of_it(opset: int, body: str) -> None:
+    weights = """int64[1] before = {-100}, int64[1] far = {-1000}, int64[1] one = {1}, int64[1] down = {-1},
+        int64[1] behind = {1000}, int64[2] early = {0, 1}, int64[2] back = {1, 0}"""
+    proto = proto_of(f"g (float[1,1,1] x) => (float[p,q,r] y) <{weights}> {{ {body} y = Mul (k, x) }}", opset)
+    numbers = np.random.default_rng(3).standard_normal((2, 3, 4)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, "c"))
+    model = ir.from_proto(proto)
+    clean(model)
+    for want, got in zip(run(proto, {"x": X[:1, :1, :1]}), run(ir.to_proto(model), {"x": X[:1, :1, :1]}), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, strict=True)
+
+
+MATRICES = [
+    "s = Shape (x) u = Unsqueeze (s, one) c = Concat <axis = -1> (u, u) f = Reshape (c, flat) t = Gather (f, these)",
+    "s = Shape (x) u = Unsqueeze (s, one) c = Concat <axis = 1> (u, tens) f = Reshape (c, flat) t = Gather (f, these)",
+    "s = Shape <start = 1> (x) u = Unsqueeze (s, zero) c = Gather (u, twice) f = Reshape (c, flat) t = Gather (f, one)",
+]
+
+
+@pytest.mark.parametrize("body", MATRICES)
+def test_a_matrix_of_sizes_is_no_vector(body: str) -> None:
+    weights = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] flat = {-1}, int64[3, 1] tens = {10, 20, 30},
+        int64[2] these = {1, 2}, int64[2] twice = {0, 0}"""
+    text = f"g (float[n,6,4] x) => (int64[p] y) <{weights}> {{ {body} y = Neg (t) }}"
+    cleaned(proto_of(text))
+
+
+def test_a_vector_of_sizes_is_followed_through_other_ranks() -> None:
+    body = """s = Shape (x) n = Gather (s, zero) u = Unsqueeze (n, at) q = Squeeze (u, at) v = Reshape (q, flat)
+        t = Concat <axis = 0> (v, rest) y = Reshape (x, t)"""
+    weights = "int64 zero = {0}, int64[1] at = {0}, int64[1] flat = {1}, int64[2] rest = {6, 4}"
+    proto = proto_of(f"g (float[n,6,4] x) => (float[n,6,4] z) <{weights}> {{ {body} z = Neg (y) }}")
+    assert operators(cleaned(proto)) == Counter(["Neg"])
+
+
 # -- sequences --------------------------------------------------------------------------------------
 
 H = "g (float[2,6,4] x) => (float[2,2,4] y)"

@@ -156,7 +156,7 @@ def test_a_dead_channel_is_told_and_folds() -> None:
 
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
-    with pytest.raises(InputError, match="'int4' is none of fp32, fp16, bf16"):
+    with pytest.raises(InputError, match="precision must be one of fp32, fp16, bf16"):
         fold(scaled(SHOWS["nothing"], 1), precision="int4")  # type: ignore[arg-type]
 
 

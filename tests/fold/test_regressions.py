@@ -1065,6 +1065,37 @@ def test_a_norm_of_weights_goes_with_them(is_local: bool) -> None:
     np.testing.assert_allclose(truth(new, feeds)["y"], truth(proto, feeds)["y"], rtol=1e-6, atol=1e-6)
 
 
+def in_onnxruntime(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("opset", [9, 13, 14, 17])
+def test_a_norm_of_weights_trains_in_no_version(opset: int) -> None:
+    """ONNX's reference takes one of opset 9 to 13 for training, whatever it has to give."""
+    proto = onnx.parser.parse_model(STANDARDIZED.replace("NAME", "Reshape").replace('"" : 17', f'"" : {opset}'))
+    new, _ = folded(proto)
+    assert op_types(new) == {"Conv": 1}
+    weights = np.arange(1.0, 7.0)
+    scale, shift, mean, variance = [1, 2, 1, 2, 1, 2], [0, 1, 0, 1, 0, 1], [1, 1, 2, 1, 1, 1], np.arange(1.0, 7.0)
+    normal = (weights - mean) / np.sqrt(variance + 1e-5) * scale + shift
+    x = np.random.default_rng(0).standard_normal((1, 3, 4, 4), np.float32)
+    want = 0.5 * np.einsum("oi,nihw->nohw", normal.reshape(2, 3), x.astype(np.float64))
+    np.testing.assert_allclose(in_onnxruntime(new, x), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("opset", "made"), [(11, "Softmax <axis=1> (w)"), (9, "LogSoftmax <axis=1> (w)"), (12, "Hardmax <axis=1> (w)")]
+)
+def test_a_constant_of_which_the_reference_has_another_version_is_none(opset: int, made: str) -> None:
+    text = f"""<ir_version: 7, opset_import: ["" : {opset}]> g (float[1,3,4,4] x) => (float[1,2,4,4] y)
+        <float[2,3,1,1] w = {{1,2,3,4,5,6}}, float k = {{0.5}}> {{ r = {made} c = Conv (x, r) y = Mul (c, k) }}"""
+    proto = onnx.parser.parse_model(text)
+    new, _ = folded(proto)
+    x = np.random.default_rng(0).standard_normal((1, 3, 4, 4), np.float32)
+    np.testing.assert_allclose(in_onnxruntime(new, x), in_onnxruntime(proto, x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kept", ["the type", "nothing"])
 def test_a_mistake_of_ours_is_not_blamed_on_an_output_without_a_shape(
     kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

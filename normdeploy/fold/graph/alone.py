@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
+from normdeploy.clean.evaluate import KNOWN, NotEvaluated, evaluate
 from normdeploy.fold.operators import basics
-from normdeploy.graph import is_of_onnx, operator
+from normdeploy.graph import operator
 
 
 def is_evaluated(node: ir.Node) -> bool:
-    """Return True if ``node`` computes the same of the same inputs, and nothing but that."""
-    drawn = operator(node) in basics.NOT_CONSTANT or any(_holds_graph(attr) for attr in node.attributes.values())
-    return is_of_onnx(node) and not drawn
+    """Return True if it is known what ``node`` makes of constants, in every runtime."""
+    is_known = operator(node) in KNOWN or operator(node) in basics.EVALUATED
+    return is_known and not any(_holds_graph(attr) for attr in node.attributes.values())
 
 
 def alone(node: ir.Node, opset: int) -> onnx.ModelProto:
@@ -22,6 +27,25 @@ def alone(node: ir.Node, opset: int) -> onnx.ModelProto:
     outputs = [make.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = make.make_graph([proto], "one", inputs, outputs)
     return make.make_model(graph, opset_imports=[make.make_opsetid("", opset)])
+
+
+def computed(model: onnx.ModelProto, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return ``output`` of the one node of ``model``, which :func:`is_evaluated`.
+
+    Raises:
+        Exception: of any kind, where the node does not allow what it is given, or runtimes differ about it.
+    """
+    (node,) = model.graph.node
+    kind, opset = operator(node), model.opset_import[0].version
+    if kind in KNOWN:
+        attributes = {attribute.name: ir.serde.deserialize_attribute(attribute) for attribute in node.attribute}
+        return evaluate(kind, opset, [feeds[name] if name else None for name in node.input], attributes)
+    if basics.trains_unsaid(kind, opset):
+        if len(node.output) > 1:
+            raise NotEvaluated(kind)
+        model.opset_import[0].version = basics.TRAINING_IS_SAID  # with one output it does not, which the reference does
+    with np.errstate(all="ignore"):
+        return np.asarray(next(iter(ReferenceEvaluator(model).run([output], dict(feeds)))))
 
 
 def _holds_graph(attr: ir.Attr) -> bool:

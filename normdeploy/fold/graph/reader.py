@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from normdeploy.fold.affine import Array
-from normdeploy.fold.graph.alone import alone, is_evaluated
+from normdeploy.fold.graph.alone import alone, computed, is_evaluated
 from normdeploy.fold.graph.growth import Allowance
 from normdeploy.fold.graph.recent import Recent
 from normdeploy.fold.operators import basics
@@ -193,9 +192,7 @@ class View:
             feeds: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
             if not anew and not self.allowance.allows(model, feeds, given):
                 raise ValueError("it would be too large")
-            with np.errstate(all="ignore"):
-                results: list[Any] = list(ReferenceEvaluator(model).run([name], feeds))
-            return ir.tensor(np.asarray(results[0]), name=name)
+            return ir.tensor(computed(model, name, feeds), name=name)
 
         depth = 1 + max(self._depths.get(item, 0) for item in given)
         is_moved = operator(node) in basics.MOVED_LAZILY and value.dtype in _FLOATS and depth <= _DEEPEST
@@ -205,7 +202,7 @@ class View:
             return ir.LazyTensor(evaluate, dtype=value.dtype, shape=value.shape, name=name)
         try:
             return evaluate(anew=False)
-        except Exception:  # the reference has no kernel for it: then it is no constant to us
+        except Exception:  # it is not known what runtimes make of it: then it is no constant to us
             return None
 
     def _certain_sizes(self, value: ir.Value) -> np.ndarray | None:

@@ -16,11 +16,21 @@ RESIZE = "Resize"
 SHAPE = "Shape"
 DEQUANTIZE = "DequantizeLinear"
 
-NOT_CONSTANT = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-    | {DEQUANTIZE}  # a quantized weight stays quantized: it is edited through its scale
+EVALUATED = frozenset(
+    {"Shape", "Split", "Gemm", "Einsum", "BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 )
-"""Operators whose result is no constant, though all their inputs are."""
+"""What is evaluated of constants beside what cleaning evaluates: onnx's reference was held to ONNX Runtime for these.
+
+It is not right for every operator and every opset. A quantized weight stays quantized: it is edited through its scale.
+"""
+TRAINING_IS_SAID = 14
+"""The opset from which on a BatchNormalization says itself whether it trains."""
+
+
+def trains_unsaid(kind: str, opset: int) -> bool:
+    """Return True for a BatchNormalization that trains where it has more than one output."""
+    return kind == "BatchNormalization" and opset < TRAINING_IS_SAID
+
 
 KEEPS_RANK = frozenset(
     {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"}
