@@ -59,6 +59,27 @@ def bare(view: View, value: ir.Value) -> ir.Value:
     return value
 
 
+def exact(view: View, value: ir.Value) -> ir.Value:
+    """Return ``value`` before casts to float types that hold all of its numbers."""
+    while (node := made_by(value, "Cast", "Identity")) is not None and view.is_float(first(node)):
+        if not _holds(value.dtype, first(node).dtype):
+            break
+        value = first(node)
+    return value
+
+
+def _holds(wide: ir.DataType | None, narrow: ir.DataType | None) -> bool:
+    """Return True if the one type holds every number of the other."""
+    return wide is narrow or (wide, narrow) in _WIDER
+
+
+_WIDER = {
+    (ir.DataType.FLOAT, ir.DataType.FLOAT16), (ir.DataType.FLOAT, ir.DataType.BFLOAT16),
+    (ir.DataType.DOUBLE, ir.DataType.FLOAT16), (ir.DataType.DOUBLE, ir.DataType.BFLOAT16),
+    (ir.DataType.DOUBLE, ir.DataType.FLOAT),
+}  # fmt: skip
+
+
 def scalar(view: View, value: ir.Value | None) -> float | None:
     """Return the one finite number that ``value`` always holds, or None."""
     array = view.array(value)
@@ -67,8 +88,8 @@ def scalar(view: View, value: ir.Value | None) -> float | None:
 
 
 def same(view: View, left: ir.Value, right: ir.Value, depth: int = _DEPTH) -> bool:
-    """Return True if both are one value, computed once or twice, whatever float type they were cast to."""
-    left, right = bare(view, left), bare(view, right)
+    """Return True if both are one value, computed once or twice, whatever wider float type they were cast to."""
+    left, right = exact(view, left), exact(view, right)
     if left is right:
         return True
     one, other = view.array(left), view.array(right)

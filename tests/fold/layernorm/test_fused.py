@@ -245,6 +245,39 @@ def test_other_dtypes_are_spelled_in_themselves(kind: str, dtype: type, tmp_path
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-2 if dtype is np.float16 else 1e-12)
 
 
+@pytest.mark.parametrize("narrow", [10, 16])
+def test_a_mean_of_rounded_values_is_none_of_the_values(narrow: int, tmp_path: Path) -> None:
+    """A LayerNorm of the values is not what it computes: of equal numbers the difference is what rounding took."""
+    rounded = f"h = Cast <to: int = {narrow}> (x) e = Cast <to: int = 1> (h) mean = ReduceMean <axes: ints = [-1]> (e) "
+    given = model("layer", rounded + "n = Sub (x, mean) " + ROOT + QUOTIENT)
+    del given.graph.node[1:3]  # the mean of the values themselves, and their difference from it
+    assert [node.op_type for node in given.graph.node[:5]] == ["MatMul", "Cast", "Cast", "ReduceMean", "Sub"]
+    new = ir.to_proto(fold(given).model)
+    assert "LayerNormalization" not in {node.op_type for node in new.graph.node}
+    for proto in (given, new):
+        session(proto, tmp_path / "optimized.onnx")
+    rows = np.broadcast_to(np.float32(300.7), X.shape)
+    want, got = (plain(proto, {"i": rows}) for proto in (given, new))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def plain(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
+    """What ONNX Runtime computes without fusing anything."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    made = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(made.run(None, feed)[0])
+
+
+@pytest.mark.parametrize("between", ["Cast <to: int = 10> (x)", "Identity (x)"])
+def test_values_that_are_rounded_for_all_are_the_values(between: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 14]> g (float16[2,5,6] i) => (float[2,5,6] y) <{NUMBERS}> {{
+        x = Cast <to: int = 1> (i) h = {between} e = Cast <to: int = 1> (h) mean = ReduceMean <axes: ints = [-1]> (e)
+        k = Cast <to: int = 1> (h) n = Sub (k, mean) {ROOT} y = Div (n, root) }}"""
+    (norm,) = [entry for entry in fold(onnx.parser.parse_model(text)).ledger.entries if entry.norm]
+    assert norm.kind == "LayerNormalization"
+
+
 def test_float16_whose_squares_are_float32_stays_as_it_is(tmp_path: Path) -> None:
     """In float16 the squares would be infinite."""
     body = (
