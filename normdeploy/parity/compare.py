@@ -24,7 +24,7 @@ from normdeploy.errors import InputError
 from normdeploy.parity.doubts import TAKES_ANY, require_repeatable, tied
 from normdeploy.parity.feeds import Feed
 from normdeploy.parity.graph_part import GraphPart
-from normdeploy.parity.metrics import eps, is_float, usable
+from normdeploy.parity.metrics import eps, is_float, sizes, usable
 from normdeploy.parity.output import is_noise, no_reference
 from normdeploy.parity.reference import Arrays, Oracle
 from normdeploy.parity.runtime_part import RuntimeFailureError, RuntimePart, Unfolded
@@ -132,7 +132,7 @@ class _Session:
             return
         self._oracle.other_path(feed.name, feed.arrays, eager)
         if not self._usual:
-            self._usual = {name: _rms(value) for name, value in eager.items() if is_float(value.dtype.name)}
+            self._usual = {name: sizes(value)[0] for name, value in eager.items() if is_float(value.dtype.name)}
         self.served = self.served or exact is not None
         actual = self._runtime.run(feed, eager)
         run = Run(feed, eager, exact, self._graph.run(feed), actual)
@@ -159,7 +159,7 @@ class _Session:
                 return f"eager PyTorch itself gives NaN or infinity in {name}"
             if name in exact and (why := no_reference(value, exact[name], self._setting.wide(value.dtype.name))):
                 return f"eager PyTorch itself is no guide to {name}: {why}"
-            if is_float(value.dtype.name) and 0 < _rms(value) < _VANISHES * self._usual.get(name, 0.0):
+            if is_float(value.dtype.name) and 0 < sizes(value)[0] < _VANISHES * self._usual.get(name, 0.0):
                 return f"{name} all but vanishes there, and an error relative to it says nothing"
             if sixteen and name in exact and usable(cost := self._graph.rounding(feed, name, exact[name], 0)) != cost:
                 return f"rounding the weights to {self._setting.computes} alone decides {name}"
@@ -190,17 +190,15 @@ class _Session:
     def _cancels(self, run: Run) -> str:
         """Return why an output that the module makes 0 judges nobody: a graph that adds in another order has a rest.
 
-        Such a rest is below what rounding costs the output where it is of its usual size; nothing else is.
+        Such a rest is below what rounding costs the output where it is of its usual size; nothing else is, but what a
+        norm makes of a rest in front of it. That much is the runtime's alone: of the graph, in float64, it is a fault.
         """
         for name, value in (run.exact or run.eager).items():
             usual = self._usual.get(name, 0.0)
-            rests = [_rms(each[name]) for each in (run.meant, run.actual) if each is not None]
-            rest = float(np.max(rests, initial=0.0))  # NaN if one is
-            if usual and not value.any() and 0 < rest <= eps(self._setting.computes) * usual:
+            if not usual or value.any():
+                continue
+            graph, runtime = (0.0 if each is None else sizes(each[name])[0] for each in (run.meant, run.actual))
+            least = eps(self._setting.computes) * usual  # no NaN is less
+            if graph + runtime and graph <= least and (runtime <= least or self._runtime.leaves_rounding(run, name)):
                 return f"{name} is 0 there but for what rounding leaves, and an error relative to it says nothing"
         return ""
-
-
-def _rms(array: Array) -> float:
-    wide = array.astype(np.float64)
-    return float(np.sqrt(np.mean(wide * wide))) if array.size else 0.0

@@ -74,6 +74,12 @@ def eps(dtype: str) -> float:
     return 2.0 ** -_FLOATS[dtype][0] if dtype in _FLOATS else 0.0
 
 
+def sizes(array: Array) -> tuple[float, float]:
+    """Return the RMS and the largest magnitude of the real numbers in ``array``, in float64; 0 of none."""
+    wide = np.abs(array.astype(np.float64))
+    return (float(np.sqrt(np.mean(wide * wide))), float(wide.max())) if array.size else (0.0, 0.0)
+
+
 def errors(actual: Array, reference: Array, dtype: str) -> Errors:
     """Return the errors of ``actual`` against ``reference``, two arrays of one shape.
 

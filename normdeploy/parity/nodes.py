@@ -45,6 +45,7 @@ class NodeError:
         operator: its operator.
         node: its name.
         rms: RMS of the difference over RMS of the float64 value of its own inputs.
+        max: largest difference over the largest size of that value.
         runtime: what ran it: ONNX Runtime, or the provider of it that was asked for.
         dtype: the 16-bit type whose largest number the float64 value is beyond; empty where it has room.
         peak: the largest size of that value, where it has not.
@@ -54,6 +55,7 @@ class NodeError:
     operator: str
     node: str
     rms: float
+    max: float
     runtime: str = "onnxruntime"
     dtype: str = ""
     peak: float = 0.0
@@ -94,6 +96,32 @@ def worst_node(
     if worst is None or placement == CPU:
         return worst
     return replace(worst, runtime=placement.name)
+
+
+def rounded_alone(
+    model: ir.Model, feed: Feed, most: float, *, max_memory: int = MOST_MEMORY
+) -> dict[str, Array] | None:
+    """Return what ONNX Runtime makes of ``feed`` where no node adds more than ``most`` to what it was given.
+
+    So they differ from what float64 makes of ``model`` by what rounding leaves, however much that becomes behind it.
+    None where a node is off by more, RMS or largest, or where that is not known of one that makes real numbers.
+
+    Raises as :func:`worst_node` does.
+    """
+    exact, found = Float64Runner(model), dict[str, Array]()
+    for nodes in _chunks(model, _sizes(exact, feed), max_memory):
+        found = _values(model, nodes, feed, {}, CPU)
+        for node in nodes:
+            error = _own_error(exact, node, found)
+            if _makes_real(node, found) if error is None else not max(error.rms, error.max) <= most:
+                return None
+    return found
+
+
+def _makes_real(node: ir.Node, values: Mapping[str, Array]) -> bool:
+    """Return True unless ``node`` is known to make whole numbers alone."""
+    made = [values.get(str(value.name)) for value in node.outputs if value.name]
+    return any(array is None or is_float(array.dtype.name) for array in made)
 
 
 def named_in(text: str, model: ir.Model) -> str:
@@ -199,7 +227,8 @@ def _error(node: ir.Node, actual: Array, wanted: Array) -> NodeError:
     dtype = actual.dtype.name
     off = errors(actual, wanted, dtype)
     # NaN or infinity that float64 has not, of the very same inputs: nothing is further off
-    found = NodeError(label(node), node.op_type, str(node.name), off.rms if off.finite else np.inf)
+    rms, largest = (off.rms, off.max) if off.finite else (np.inf, np.inf)
+    found = NodeError(label(node), node.op_type, str(node.name), rms, largest)
     peak = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
     beyond = not off.finite and peak > LARGEST.get(ir.DataType.from_numpy(actual.dtype), np.inf)
     return replace(found, dtype=dtype, peak=peak) if beyond else found

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from normdeploy.errors import NormdeployError, UnavailableError, VerdictError
 from normdeploy.parity.feeds import Feed
-from normdeploy.parity.metrics import EXACT, Errors, differing, errors, is_float, usable
+from normdeploy.parity.metrics import EXACT, Errors, differing, errors, is_float, sizes, usable
+from normdeploy.parity.nodes import rounded_alone
 from normdeploy.parity.output import comparable, measurement, no_reference
 from normdeploy.parity.overflow import overflows
 from normdeploy.parity.reference import Arrays
@@ -82,6 +83,21 @@ class RuntimePart:
         if run.meant is not None and not all(self._passes(each) for each in found):
             found = self._beside_unfolded(run.feed, found)
         yield from found
+
+    def leaves_rounding(self, run: Run, name: str) -> bool:
+        """Return True if what the artefact makes of the output ``name``, which is to be 0, is what rounding leaves.
+
+        That much is what ONNX Runtime leaves with kernels of which each is off by no more than the floor by itself.
+        """
+        if self._graph is None or run.actual is None:
+            return False
+        criteria = self._setting.criteria
+        try:
+            made = rounded_alone(self._graph, run.feed, criteria.floor(self._setting.computes, "float64"))
+        except (NormdeployError, OSError):  # no kernel, no room on disk: it is not known
+            return False
+        pairs = [] if made is None else [*zip(sizes(run.actual[name]), sizes(made[name]), strict=True)]
+        return bool(pairs) and all(own <= criteria.k * left for own, left in pairs)
 
     def _found(self, run: Run, actual: Arrays) -> Iterator[Measurement]:
         feed, setting = run.feed, self._setting

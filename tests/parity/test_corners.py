@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stand_ins import FunctionRunner
+from stand_ins import FunctionRunner, onnxruntime_runner
 from torch import nn
 
-from normdeploy.parity.compare import measure
+from normdeploy.export import to_graph
+from normdeploy.parity.compare import Measured, measure
 from normdeploy.parity.corners import corner_feeds, statistics_feed
 from normdeploy.parity.feeds import Feed, problems
 from normdeploy.parity.verdict import judge
+from normdeploy.runtime.eager import EagerRunner
 from normdeploy.specs import parse
 
 MASKED = parse(["x:N=1..1..4xT=2..6..9x4@f32", "mask:NxT@bool"])
@@ -166,3 +168,75 @@ def test_an_output_that_the_module_cancels_fails_nobody_for_what_rounding_leaves
     measured = measure(Cancelling(), specs, FunctionRunner(without), [usual, tiny])
     assert judge(measured.measurements).passed is passed
     assert any("is 0 there but for what rounding leaves" in note for note in measured.notes) is passed
+
+
+class Filtered(nn.Module):
+    """A filter of frequencies, then a norm: of a constant row it makes 0, and much of what a sum leaves in front."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.complex(torch.linspace(0.5, 2, 5), torch.linspace(1, -1, 5)))
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(torch.fft.irfft(torch.fft.rfft(x, dim=-1) * self.filter, n=8, dim=-1))
+
+
+FILTERED = parse(["x:3x4x8@f32"])
+REST = "is 0 there but for what rounding leaves"
+
+
+def filtered(graph: nn.Module, rest: Any = 0.0) -> Measured:
+    """The errors of a graph with the norm ``graph``, where a LayerNorm is right.
+
+    To what it makes of constant rows, ``rest`` times the largest of that is added.
+    """
+    model = to_graph(Filtered(graph).eval(), FILTERED).model
+    runner = onnxruntime_runner(model)
+
+    def deployed(x: np.ndarray) -> dict[str, np.ndarray]:
+        (output,) = runner({"x": x}).values()
+        return {"output": output if np.ptp(x, axis=-1).all() else output + np.float32(rest * np.abs(output).max())}
+
+    usual = Feed("usual", {"x": np.random.default_rng(0).standard_normal((3, 4, 8)).astype(np.float32)})
+    corner = next(feed for feed in corner_feeds(FILTERED) if feed.name == "floats: constant rows")
+    module = Filtered(nn.LayerNorm(8)).eval()
+    (exact,) = EagerRunner(module, FILTERED, dtype=torch.float64)(corner.arrays).values()
+    (made,) = runner(corner.arrays).values()
+    assert not exact.any()
+    assert np.abs(made).max() > 1e-6  # more than rounding costs what is of its usual size
+    return measure(module, FILTERED, FunctionRunner(deployed), [usual, corner], graph=model)
+
+
+def test_what_a_norm_makes_of_what_rounding_leaves_fails_nobody() -> None:
+    measured = filtered(nn.LayerNorm(8))
+    assert judge(measured.measurements).passed
+    assert [note for note in measured.notes if note.startswith("floats: constant rows: output " + REST)]
+
+
+ONE = np.arange(96).reshape(3, 4, 8) == 50
+FAULTS = {
+    "eight times the largest everywhere": 8.0 * np.where(np.arange(8) % 2, 1, -1),
+    "eight times the largest in one element": 8.0 * ONE,
+    "one element that is NaN": np.where(ONE, np.nan, 0.0),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_more_than_a_norm_makes_of_what_rounding_leaves_fails(fault: str) -> None:
+    measured = filtered(nn.LayerNorm(8), FAULTS[fault])
+    failed = judge(measured.measurements).failures()
+    assert [(each.measurement.part, each.measurement.feed) for each in failed] == [("runtime", "floats: constant rows")]
+
+
+class Shifted(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 2e-5  # as much as the runtime's kernels leave
+
+
+@pytest.mark.parametrize("wrong", [nn.RMSNorm, Shifted])
+def test_a_graph_that_makes_more_of_constant_rows_than_rounding_does_fails(wrong: Any) -> None:
+    measured = filtered(wrong(8))
+    failed = {(each.measurement.part, each.measurement.feed) for each in judge(measured.measurements).failures()}
+    assert ("graph", "floats: constant rows") in failed
+    assert not any(REST in note for note in measured.notes)

@@ -13,7 +13,7 @@ from torch import nn
 from normdeploy.export import to_graph
 from normdeploy.parity import nodes
 from normdeploy.parity.feeds import Feed, random_feeds
-from normdeploy.parity.nodes import named_in, stuck_at, worst_node
+from normdeploy.parity.nodes import named_in, rounded_alone, stuck_at, worst_node
 from normdeploy.runtime.isolated import IsolatedRunner
 from normdeploy.runtime.placement import Placement
 from normdeploy.specs import parse
@@ -30,6 +30,15 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.gate(self.body(x) - 25.0))
+
+
+class Right(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).relu()
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,24 @@ def test_the_kernel_to_blame_is_named(model: ir.Model, memory: int, monkeypatch:
     assert "Sigmoid" in str(worst)
     assert "onnxruntime's kernel" in str(worst)
     assert (len(runs) > 1) is (memory == 4096)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 4096])
+def test_what_right_kernels_make_is_told_and_of_a_wrong_one_nothing(model: ir.Model, memory: int) -> None:
+    feed = random_feeds(SPECS)[0]
+    assert rounded_alone(model, feed, 1e-6, max_memory=memory) is None
+    right = Right().eval().requires_grad_(False)
+    made = rounded_alone(to_graph(right, SPECS).model, feed, 1e-6, max_memory=memory)
+    assert made is not None
+    wanted = right.double()(torch.tensor(feed.arrays["x"]).double())
+    np.testing.assert_allclose(made["output"], wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_node_that_cannot_be_told_is_not_taken_for_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, feed = to_graph(Right().eval(), SPECS).model, random_feeds(SPECS)[0]
+    assert rounded_alone(model, feed, 1e-6) is not None
+    monkeypatch.setattr(nodes, "_own_error", lambda *_: None)
+    assert rounded_alone(model, feed, 1e-6) is None
 
 
 def test_a_message_of_the_runtime_is_told_by_module(model: ir.Model) -> None:
