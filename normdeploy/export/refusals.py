@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.utils import parametrize
 
 from normdeploy.errors import InputError, NormdeployError, words
 from normdeploy.export import blame, dtypes, parts
@@ -47,7 +48,8 @@ def translate(error: Exception, module: nn.Module, specs: Sequence[TensorSpec], 
         return InputError(
             f"the operator {operator} cannot be exported to ONNX",
             where=where,
-            fix="replace it in the module by operators that ONNX has, or try a newer --opset",
+            fix=_without_parametrization(chain, module)
+            or "replace it in the module by operators that ONNX has, or try a newer --opset",
         )
     if any(map(packs, chain)):
         return InputError(
@@ -142,6 +144,20 @@ def _line_of(node: torch.fx.Node) -> str:
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [(path, line) for path, line in frames if blame.is_users(Path(path))]
     return f", {Path(own[-1][0]).name} line {own[-1][1]}" if own else ""
+
+
+def _without_parametrization(chain: list[BaseException], module: nn.Module) -> str:
+    """Return how to do without what computes a weight of weights, where it is that which was being translated."""
+    for node in _locals(chain, "node", torch.fx.Node):
+        owner, found, rest = f".{_module_of(node)}".partition(".parametrizations.")
+        layer, name = owner[1:], rest.partition(".")[0]
+        if found and parametrize.is_parametrized(module.get_submodule(layer), name):
+            return (
+                "store the weight that it computes: load the checkpoint, call torch.nn.utils.parametrize."
+                f"remove_parametrizations(module.get_submodule({layer!r}), {name!r}), save the state_dict(), and let "
+                "the factory make that layer without the parametrization"
+            )
+    return ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

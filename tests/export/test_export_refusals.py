@@ -7,11 +7,13 @@ import re
 import sys
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from exporting import export, hold, lived_in
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from normdeploy.errors import InputError
 from normdeploy.export import OPSETS
@@ -39,6 +41,16 @@ def module_of(function: Any) -> nn.Module:
             return function(x)
 
     return Function()
+
+
+class Plain(nn.Linear):
+    """A layer that calls its input ``x``."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
 
 
 def refused(module: nn.Module, *texts: str, **options: Any) -> InputError:
@@ -264,3 +276,31 @@ def test_a_generator_of_its_own_is_named() -> None:
     error = refused(inside(Noisy()), "x:N=1..2..4x3@f32")
     assert "draws random numbers from a generator of its own" in error.what
     assert "blocks.1" in error.where
+
+
+@pytest.mark.parametrize("how", ["matrix_exp", "cayley", "householder"])
+@pytest.mark.parametrize("layer", ["blocks.1", ""])
+def test_an_operator_of_a_parametrization_is_told_with_what_stores_its_weight(how: str, layer: str) -> None:
+    """The advice is followed: what is called, and a module without the parametrization that takes the weights."""
+    torch.manual_seed(0)
+
+    def factory(*, bare: bool) -> nn.Module:
+        linear = Plain()
+        made = linear if bare else parametrizations.orthogonal(linear, orthogonal_map=how)
+        return (inside(made) if layer else made).eval()
+
+    module, x = factory(bare=False), torch.randn(3, 6)
+    wanted = module.double()(x.double()).detach()
+    module.float()
+    fix = refused(module, "x:N=1..2..4x6").fix
+    (call,) = re.findall(r"torch\.nn\.utils\.parametrize\.remove_parametrizations\(.*?\), '\w+'\)", fix)
+    eval(call, {"torch": torch, "module": module})
+    bare = factory(bare=True)
+    bare.load_state_dict(module.state_dict())
+    np.testing.assert_allclose(bare(x).detach(), wanted, rtol=1e-4, atol=1e-5)
+    hold(bare, "x:N=1..2..4x6")
+
+
+def test_an_operator_beside_a_parametrization_is_told_as_any_other() -> None:
+    module = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 6)), module_of(torch.linalg.matrix_exp))
+    assert "remove_parametrizations" not in refused(inside(module), "x:6x6").fix
