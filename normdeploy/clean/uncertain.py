@@ -5,6 +5,7 @@ Found by comparing both on random attributes, and on inputs of which less and le
 - windows that begin behind the input where sizes are rounded up, padding to the same size with dilations, transposed
   convolutions of a given size, scales whose product a float32 rounds up to an integer, slices that run backward to the
   end;
+- axes of Squeeze and Unsqueeze that are counted from the back before opset 11, which it passes over and runtimes take;
 - a Slice whose axes or steps have no known rank, which it takes for one without, and an Attention of sizes without
   numbers, which it takes to be 0;
 - what it follows of the elements of vectors: a name that a Slice begins or ends at is taken for 0, what is cast to a
@@ -34,6 +35,8 @@ _SMALL = 9
 """Elements from which on a vector is none of axes, nor of sizes."""
 _KEEPING = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE})
 """What sizes can be cast to and stay the same."""
+_COUNTED_BACK = 11
+"""The opset from which on the axes of Squeeze and Unsqueeze may be negative (ONNX changelog)."""
 _PRODUCTS = 3
 """The output of an Attention that is the products of queries and keys."""
 _HIDDEN = "normdeploy.hidden"
@@ -64,6 +67,7 @@ class _Hiding:
     def __init__(self, model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto], tells_sizes: bool) -> None:
         self.done = False
         self._kinds, self._tells_sizes = kinds, tells_sizes
+        self._opset = max((item.version for item in model.opset_import if not item.domain), default=0)
         self._calls = set(map(full_name, model.functions))
         known = list(graphs(model.graph))
         self._arrays = {name: array for graph in known for name, array in _constants(graph)}
@@ -88,7 +92,7 @@ class _Hiding:
 
     def _is_uncertain(self, node: onnx.NodeProto) -> bool:
         kind = operator(node)
-        if kind in self._calls:
+        if kind in self._calls or self._counts_back(node):
             return True
         if kind == "Slice":
             return self._is_uncertain_slice(node)
@@ -101,6 +105,12 @@ class _Hiding:
         if kind in _SCALED:
             return _rounds(node, kind, self._arrays)
         return kind in _WINDOWED and _is_uncertain_window(kind, _attributes(node))
+
+    def _counts_back(self, node: onnx.NodeProto) -> bool:
+        """Return True for axes that inference passes over."""
+        if self._opset >= _COUNTED_BACK or operator(node) not in ("Squeeze", "Unsqueeze"):
+            return False
+        return any(axis < 0 for axis in _attributes(node).get("axes", ()))
 
     def _is_uncertain_slice(self, node: onnx.NodeProto) -> bool:
         if not self._knows_axes(node):
@@ -149,7 +159,7 @@ class _Hiding:
     def _certain(self, node: onnx.NodeProto, index: int) -> list[Dim] | None:
         """Return what is certain of the sizes of an output of ``node``; None where not even their number is."""
         kind = operator(node)
-        if kind in self._calls:
+        if kind in self._calls or self._counts_back(node):
             return None
         before, after = self._shape(node.input[0]), self._shape(node.output[index])
         if kind in ("Cast", "Unsqueeze"):

@@ -41,6 +41,28 @@ def assert_same(proto: onnx.ModelProto, **feeds: np.ndarray) -> onnx.ModelProto:
     return folded
 
 
+# -- axes from the back before they were allowed ---------------------------------------------------
+
+
+BACK = [
+    "r = Unsqueeze<axes = [-2]>(x)",
+    "r = Unsqueeze<axes = [-1, 0]>(x)",
+    "e = Unsqueeze<axes = [0, 4]>(x) r = Squeeze<axes = [-1, 0]>(e)",
+    "e = Unsqueeze<axes = [0, 1]>(x) r = Squeeze<axes = [-4]>(e)",
+]
+
+
+@pytest.mark.parametrize("opset", [7, 9, 10, 11])
+@pytest.mark.parametrize("body", BACK)
+def test_axes_that_are_counted_from_the_back_are_axes_before_opset_11_too(body: str, opset: int) -> None:
+    """Inference passes over them, so a size became another constant; runtimes take them."""
+    size = """h = Shape(r) i = Gather(h, one) k = Gather(h, last) j = Mul(i, k) f = Cast<to = 1>(j)
+        m = ReduceMax<keepdims = 0>(r) y = Mul(m, f)"""
+    proto = parsed(f"""<ir_version: 6, opset_import: ["": {opset}]>
+        g (float[3,4,5] x) => (float[k] y) <{NUMBERS}> {{ {body} {size} }}""")
+    assert_same(proto, x=X)
+
+
 # -- a Slice by what may be anything ---------------------------------------------------------------
 
 SLICES = {
