@@ -137,7 +137,7 @@ def _makes_as_wide(scope: Scope, reader: ir.Node, made: ir.Value, wide: Dims | N
 
 
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-"""What was measured to broadcast runs faster than it reads them (ONNX Runtime 1.32 on the CPU, 1.3 to 2.4 times)."""
+"""What broadcasts a run at least as fast as it reads one that was expanded, in ONNX Runtime on the CPU."""
 
 
 _RULES = {

@@ -67,12 +67,8 @@ def test_grouped_heads_without_a_batch_are_exported(opset: int) -> None:
     hold(Grouped(), "x:4xT=2..5..9x6", opset=opset)
 
 
-class Windows(nn.Module):
+class Windows(Attention):
     """(B, 3, 2, T, 6): a batch of windows of heads, with masks of as many axes as are asked for."""
-
-    def __init__(self, mask: str) -> None:
-        super().__init__()
-        self.norm, self.mask = nn.LayerNorm(6), mask
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)

@@ -1096,6 +1096,43 @@ def test_a_constant_of_which_the_reference_has_another_version_is_none(opset: in
     np.testing.assert_allclose(in_onnxruntime(new, x), in_onnxruntime(proto, x), rtol=1e-5, atol=1e-6)
 
 
+MADE = {
+    "Split": ("a, r = Split <axis = 1> (wide)", (7, 11, 13)),
+    "Split by sizes": ("r, a = Split <axis = 0, split = [3, 1]> (tall)", (7, 11)),
+    "Split, uneven": ("r, a = Split <axis = 0, num_outputs = 2> (long)", (18, 21)),
+    "Gemm": ("r = Gemm <transA = 1, alpha = 0.5, beta = 2.0> (p, q, b)", (7, 9, 11, 13, 21)),
+    "Einsum": ('r = Einsum <equation = "ij,ik->jk"> (p, q)', (12, 21)),
+    "InstanceNormalization": ("n = InstanceNormalization (cells, s, s) r = Reshape (n, to)", (7, 9, 21)),
+    "LayerNormalization": ("r = LayerNormalization <axis = 1> (small, b, b)", (17, 21)),
+    "BatchNormalization": ("n = BatchNormalization (cells, s, s, s, s) r = Reshape (n, to)", (9, 13, 14, 15, 21)),
+}
+
+
+@pytest.mark.parametrize(("body", "opset"), [(body, opset) for body, opsets in MADE.values() for opset in opsets])
+def test_a_weight_that_is_made_of_constants_is_what_onnxruntime_makes_of_it(body: str, opset: int) -> None:
+    text = f"""<ir_version: 7, opset_import: ["" : {opset}]> g (float[4,3] x) => (float[4,2] y)
+        <float[2] b = {{0.5, 2}}, float[3] s = {{1, 2, 3}}, float[2] k = {{0.5, 3}}, int64[2] to = {{3, 2}}>
+        {{ {body} c = MatMul (x, r) y = Mul (c, k) }}"""
+    proto, random = onnx.parser.parse_model(text), np.random.default_rng(0)
+    shapes = {
+        "wide": (3, 4),
+        "tall": (4, 2),
+        "long": (5, 2),
+        "p": (2, 3),
+        "q": (2, 2),
+        "cells": (1, 3, 2),
+        "small": (3, 2),
+    }
+    read = {name for node in proto.graph.node for name in node.input}
+    for name in shapes.keys() & read:
+        array = random.standard_normal(shapes[name]).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    new, _ = folded(proto)
+    assert op_types(new) == {"MatMul": 1}
+    x = random.standard_normal((4, 3)).astype(np.float32)
+    np.testing.assert_allclose(in_onnxruntime(new, x), in_onnxruntime(proto, x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kept", ["the type", "nothing"])
 def test_a_mistake_of_ours_is_not_blamed_on_an_output_without_a_shape(
     kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

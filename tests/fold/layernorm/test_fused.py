@@ -246,7 +246,7 @@ def test_other_dtypes_are_spelled_in_themselves(kind: str, dtype: type, tmp_path
 
 
 @pytest.mark.parametrize("narrow", [10, 16])
-def test_a_mean_of_rounded_values_is_none_of_the_values(narrow: int, tmp_path: Path) -> None:
+def test_a_mean_of_rounded_values_is_none_of_the_values(narrow: int) -> None:
     """A LayerNorm of the values is not what it computes: of equal numbers the difference is what rounding took."""
     rounded = f"h = Cast <to: int = {narrow}> (x) e = Cast <to: int = 1> (h) mean = ReduceMean <axes: ints = [-1]> (e) "
     given = model("layer", rounded + "n = Sub (x, mean) " + ROOT + QUOTIENT, opset=17)
@@ -254,8 +254,6 @@ def test_a_mean_of_rounded_values_is_none_of_the_values(narrow: int, tmp_path: P
     assert [node.op_type for node in given.graph.node[:5]] == ["MatMul", "Cast", "Cast", "ReduceMean", "Sub"]
     new = ir.to_proto(fold(given).model)
     assert "LayerNormalization" not in {node.op_type for node in new.graph.node}
-    for proto in (given, new):
-        session(proto, tmp_path / "optimized.onnx")
     rows = np.broadcast_to(np.float32(300.7), X.shape)
     want, got = (plain(proto, {"i": rows}) for proto in (given, new))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
