@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -125,3 +127,31 @@ def test_a_size_through_a_branch_keeps_its_digits() -> None:
     for go, expected in ((True, 2049), (False, 4099)):
         feeds = {"x": np.ones((2, 4), np.float32), "go": np.array(go), "k": np.array(4098)}
         assert ReferenceEvaluator(narrow).run(["j"], feeds)[0] == expected
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("comparison", "holds"),
+    [
+        ("c = Equal(q, limit)", lambda p: p == 4097),
+        ("c = Less(q, limit)", lambda p: p < 4097),
+        ("d = Sub(q, limit) c = Cast<to=9>(d)", lambda p: p != 4097),
+        ("d = Sub(q, limit) e = Sign(d) c = Equal(e, zero)", lambda p: p == 4097),
+    ],
+)
+def test_a_condition_of_a_position_is_computed_in_float32(
+    comparison: str, holds: Callable[[np.ndarray], np.ndarray], precision: Precision
+) -> None:
+    """4097 became 4096 in 16 bits, and the position before it was taken for it."""
+    w, x = RNG.standard_normal((4, 4)).astype(np.float32), RNG.standard_normal((6, 4)).astype(np.float32)
+    positions = np.arange(4094, 4100)
+    model = graph(
+        f"(float[6,4] x, int64[6,1] p) => (float[6,4] y) {{ m = MatMul(x, w) q = Cast<to=1>(p) {comparison}"
+        " y = Where(c, m, zero) }",
+        17,
+        w=w, limit=np.array(4097, np.float32), zero=np.zeros((), np.float32),
+    )  # fmt: skip
+    narrow = to_precision(model, precision)
+    assert not wrong_precision(narrow, precision)
+    exact = np.where(holds(positions)[:, None], x.astype(np.float64) @ w, 0)
+    assert np.abs(run(narrow, x=x, p=positions[:, None]) - exact).max() <= 16 * EPS[precision]

@@ -109,15 +109,18 @@ class Decision:
         return any(0 < abs(float(scalar)) <= SMALLEST[self.target] / 2 for scalar in scalars)
 
     def _is_mask_arithmetic(self, node: ir.Node, derived: dict[ir.Value, bool]) -> bool:
-        """Return True if ``node`` makes floats of integers and constants alone, or of values that were so made."""
+        """Return True if ``node`` makes floats of integers and constants alone, or reads no others.
+
+        What it makes of such floats may be anything: 4097 and 4096 are one number in float16, and would compare so.
+        """
         if operator(node) in HEAVY or any(True for _ in bodies(node)):  # what goes on in a body is decided there
-            return False
-        if not any(out in self.float32 for out in node.outputs):
             return False
         values = [value for value in node.inputs if value in self.float32]
         if not all(value in derived or _is_constant(value) for value in values):
             return False
-        return operator(node) in ("Cast", "Range", "Where") or any(value in derived for value in values)
+        if any(value in derived for value in values):
+            return True
+        return operator(node) in ("Cast", "Range", "Where") and any(out in self.float32 for out in node.outputs)
 
     def _is_source(self, node: ir.Node) -> bool:
         """Return True if an attribute of ``node`` says what it makes: random numbers, a window, a unit matrix.
