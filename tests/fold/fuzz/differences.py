@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 import onnx
-from messages import EPS, coarsest, nodes
+from messages import EPS, coarsest
 from reals import Arrays, Change, Truth, unshared
 from strategies import Case
 
@@ -87,6 +87,8 @@ def closer_look(
 ) -> Iterator[str]:
     """The error against what moved weights do to both graphs (the original's own move by float64's rounding).
 
+    Each number that the original computes is moved by that rounding too: what is subtracted from 1e25 is lost there,
+    where a fold may keep it, and a norm of data far from zero loses its bias.
     Where ``rounded`` is given, both ran elsewhere, each number may be off by so much of itself, and ``spread`` is what
     was seen there.
     """
@@ -101,15 +103,14 @@ def closer_look(
         exact = [Truth(proto)(feed)[name] for proto in (new, old)]
         lost = _distance(expected, exact[1], np.isfinite(expected) & np.isfinite(exact[1]))
         spread = np.fmax(spread, lost.max(initial=0.0))  # no more than it was off unfolded, times SAMPLES
-    computed = _units_of_computed(case.proto, elsewhere=rounded is not None)
+    units = 1.0 if rounded is None else EPS[coarsest(case.proto)] / EPS[onnx.TensorProto.DOUBLE]
     for seed in range(RUNS):
         rng = np.random.default_rng(seed)
         moves = [
             (Truth(proto, _moved(rng, eps))(_moved_feed(feed, rng, float64))[name], at)
             for proto, at, eps in zip((new, old), exact, (rounded, float64), strict=True)
         ]
-        if computed:
-            moves += [(Truth(old, seed=seed, units=computed)(feed)[name], exact[1])]
+        moves += [(Truth(old, seed=seed, units=units)(feed)[name], exact[1])]
         for other, at in moves:
             if other.shape == spread.shape == at.shape:
                 differs |= ~(other == at)
@@ -118,19 +119,6 @@ def closer_look(
         if problem is None:
             return
     yield f"{name}: {'' if rounded is None else 'in ONNX Runtime, '}{problem}"
-
-
-def _units_of_computed(proto: onnx.ModelProto, *, elsewhere: bool) -> float:
-    """How many units in the last place of float64 each number that ``proto`` computes is to be moved by, or 0.
-
-    A graph in float64 is no better than its judge. Elsewhere what moved weights show is enough, but for a norm of data
-    far from zero, which loses its bias.
-    """
-    kind = coarsest(proto)
-    if elsewhere:
-        norms = any(node.op_type == "InstanceNormalization" for node in nodes(proto))
-        return EPS[kind] / EPS[onnx.TensorProto.DOUBLE] if norms else 0.0
-    return 1.0 if kind == onnx.TensorProto.DOUBLE else 0.0
 
 
 def _otherwise_chosen(

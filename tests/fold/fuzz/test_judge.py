@@ -193,6 +193,37 @@ def test_what_a_pool_with_fewer_cells_has_no_part_in_is_compared() -> None:
     assert [problem.partition(":")[0] for problem in elsewhere(case, wrong)] == ["y"]
 
 
+# -- a sum that swallows what is added to it ------------------------------------------------------
+
+SWALLOWED = model(
+    "float[N,4] x",
+    "float[4,4] w = {0.3, -1.1, 0.7, 2, 1.4, 0.6, -0.8, 0.5, -1.9, 0.9, 1.2, 0.1, -0.4, 1.6, 0.8, -0.2},"
+    " float[4] k = {0.4, -0.9, 1.3, 0.2}, float[4,4] v = {1, 0, 2, 0, 0, 1, 0, 2, 1, 1, 0, 0, 0, 0, 1, 1}",
+    """m = MatMul (x, w)
+    r = Abs (m)
+    s = Sub (m, k)
+    d = Sub (s, r)
+    y = Tanh (d)
+    z = MatMul (m, v)""",
+    outputs="float[] y, float[] z",
+)
+"""``tanh(x w - k - |x w|)``: where ``x w`` is large and positive, nothing is left of ``k`` in any precision."""
+
+LATER = copy.deepcopy(SWALLOWED)
+LATER.graph.node[2].input[:], LATER.graph.node[2].output[:] = ["m", "r"], ["s"]
+LATER.graph.node[3].input[:] = ["s", "k"]
+"""``k`` taken off the difference, as the fold may have it: it is kept."""
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20])
+def test_what_a_sum_swallows_is_no_violation_and_a_lost_shift_is(size: float) -> None:
+    """Found by the fuzzing: a shift of 0.4 is subtracted from 1e25."""
+    case = case_of(SWALLOWED, x=normal(5, 4) * size)
+    assert not list(different(case, LATER))
+    assert size > 1 or list(different(case, changed(LATER, "k", lambda k: k * 0)))
+    assert list(different(case, changed(LATER, "v", lambda v: v * 1.01)))  # the other output
+
+
 # -- a norm of data far from zero ------------------------------------------------------------------
 
 FAR = model(
