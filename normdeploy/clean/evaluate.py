@@ -118,6 +118,8 @@ ROUNDED: Mapping[str, Size] = {
     "ReduceSumSquare": _no_larger,
 }  # fmt: skip
 
+_BOUNDED = 3
+"""What a Clip with two bounds is given."""
 _OF_ONE_AXIS = 13
 """The opset from which on a Softmax is of one axis; before, it is of all from one on, which the reference is not."""
 
@@ -165,16 +167,30 @@ def _evaluated(operator: str, opset: int, inputs: Arrays, attributes: Attributes
         raise NotEvaluated(operator)
     if operator == "Range":
         return _range(given)
+    if operator == "Clip" and len(given) + len(attributes) < _BOUNDED and np.isinf(given[0]).any():
+        raise NotEvaluated(operator)  # the largest number is the bound that is left out, or there is none
     if operator in EXACT or (operator in INTEGERS and not has_floats):
         return _reference(operator, opset, inputs, attributes)
-    if operator in ROUNDED and given[0].dtype in FLOATS and not (operator == "Softmax" and opset < _OF_ONE_AXIS):
-        precise = [None if array is None else _precise(array) for array in inputs]
-        return np.asarray(_reference(operator, opset, precise, attributes)).astype(given[0].dtype)
+    if operator in ROUNDED and not (operator == "Softmax" and opset < _OF_ONE_AXIS):
+        return rounded_once(inputs, lambda precise: _reference(operator, opset, precise, attributes))
     raise NotEvaluated(operator)
 
 
-def _precise(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64) if array.dtype in FLOATS else array
+def rounded_once(inputs: Arrays, compute: Callable[[Arrays], Any]) -> np.ndarray:
+    """Return what ``compute`` makes of ``inputs`` in float64, in the type of the first, which is one of floats.
+
+    Raises:
+        NotEvaluated: it is no float, or an input is NaN.
+        FloatingPointError: something overflows on the way, or that type does not hold the result.
+    """
+    first, *_ = given = [array for array in inputs if array is not None]
+    if not _is_float(first.dtype) or any(_is_float(array.dtype) and np.isnan(array).any() for array in given):
+        raise NotEvaluated
+    with np.errstate(divide="raise", over="raise", invalid="raise", under="ignore"):
+        precise = [
+            array.astype(np.float64) if array is not None and _is_float(array.dtype) else array for array in inputs
+        ]
+        return np.asarray(np.asarray(compute(precise)).astype(first.dtype))
 
 
 def _moved(operator: str, opset: int, inputs: Arrays, attributes: Attributes) -> Any:
@@ -195,6 +211,8 @@ def _moved(operator: str, opset: int, inputs: Arrays, attributes: Attributes) ->
         return np.expand_dims(data, _axes(inputs, attributes))
     if operator == "Slice":
         _require_one_reading(data, inputs)
+    if operator == "Squeeze" and not (len(inputs) == 1 and "axes" not in attributes) and not _axes(inputs, attributes):
+        raise NotEvaluated(operator)  # no axis, or each of size 1: runtimes differ
     if operator in _SCATTERS:
         _require_one_writer(operator, opset, inputs, attributes)
     return _reference(operator, opset, inputs, attributes)

@@ -6,6 +6,7 @@ Found by comparing both on random attributes, and on inputs of which less and le
   convolutions of a given size, scales whose product a float32 rounds up to an integer, slices that run backward to the
   end;
 - axes of Squeeze and Unsqueeze that are counted from the back before opset 11, which it passes over and runtimes take;
+- a Squeeze of an empty list of axes, which is of none to it, and of all of size 1 to ONNX Runtime;
 - a Slice whose axes or steps have no known rank, which it takes for one without, and an Attention of sizes without
   numbers, which it takes to be 0;
 - what it follows of the elements of vectors: a name that a Slice begins or ends at is taken for 0, what is cast to a
@@ -92,7 +93,7 @@ class _Hiding:
 
     def _is_uncertain(self, node: onnx.NodeProto) -> bool:
         kind = operator(node)
-        if kind in self._calls or self._counts_back(node):
+        if self._has_any_rank(node):
             return True
         if kind == "Slice":
             return self._is_uncertain_slice(node)
@@ -106,11 +107,21 @@ class _Hiding:
             return _rounds(node, kind, self._arrays)
         return kind in _WINDOWED and _is_uncertain_window(kind, _attributes(node))
 
+    def _has_any_rank(self, node: onnx.NodeProto) -> bool:
+        return operator(node) in self._calls or self._counts_back(node) or self._names_no_axis(node)
+
     def _counts_back(self, node: onnx.NodeProto) -> bool:
         """Return True for axes that inference passes over."""
         if self._opset >= _COUNTED_BACK or operator(node) not in ("Squeeze", "Unsqueeze"):
             return False
         return any(axis < 0 for axis in _attributes(node).get("axes", ()))
+
+    def _names_no_axis(self, node: onnx.NodeProto) -> bool:
+        """Return True for a Squeeze of an empty list of axes: of none by inference, of all by ONNX Runtime."""
+        if operator(node) != "Squeeze":
+            return False
+        axes = self._arrays.get(node.input[1]) if len(node.input) > 1 else _attributes(node).get("axes")
+        return axes is not None and len(axes) == 0
 
     def _is_uncertain_slice(self, node: onnx.NodeProto) -> bool:
         if not self._knows_axes(node):
@@ -159,7 +170,7 @@ class _Hiding:
     def _certain(self, node: onnx.NodeProto, index: int) -> list[Dim] | None:
         """Return what is certain of the sizes of an output of ``node``; None where not even their number is."""
         kind = operator(node)
-        if kind in self._calls or self._counts_back(node):
+        if self._has_any_rank(node):
             return None
         before, after = self._shape(node.input[0]), self._shape(node.output[index])
         if kind in ("Cast", "Unsqueeze"):

@@ -41,6 +41,27 @@ def assert_same(proto: onnx.ModelProto, **feeds: np.ndarray) -> onnx.ModelProto:
     return folded
 
 
+# -- a Squeeze of an empty list of axes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [11, 13, 21])
+def test_an_empty_list_of_axes_is_whatever_the_runtime_takes_it_for(opset: int) -> None:
+    """Inference took it for none, so a size became another constant; ONNX Runtime takes it for all of size 1."""
+    proto = parsed(f"""<ir_version: 8, opset_import: ["" : {opset}]> g (float[3,1,5] x) => (float y)
+        <int64 one = {{1}}> {{
+            r = Squeeze(x) h = Shape(r) i = Gather(h, one) f = Cast<to = 1>(i) m = ReduceMax<keepdims = 0>(r)
+            y = Mul(m, f) }}""")
+    squeeze = proto.graph.node[0]
+    if opset < 13:
+        squeeze.attribute.append(helper.make_attribute("axes", [], attr_type=onnx.AttributeProto.INTS))
+    else:
+        squeeze.input.append("none")
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(0, np.int64), "none"))
+    x = X[:, :1]
+    assert run(proto, {"x": x}) == x.max() * 5
+    assert_same(proto, x=x)
+
+
 # -- axes from the back before they were allowed ---------------------------------------------------
 
 

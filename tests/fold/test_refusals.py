@@ -138,3 +138,12 @@ def test_no_map_crosses_the_border_of_a_body() -> None:
     assert op_types(new) == op_types(proto)
     assert ledger.entries[0].outcome == "left"
     assert_same(proto, new)
+
+
+def test_nothing_passes_a_squeeze_of_an_empty_list_of_axes() -> None:
+    """ONNX Runtime takes it for all axes of size 1, and shape inference for none."""
+    proto = model(
+        "float[2,3,8,11] x", f"float[5,3,3,3] w, {bn(5)}, int64[0] none = {{}}",
+        "c = Conv (x, w)\np = GlobalAveragePool (c)\nt = Squeeze (p, none)\n" + norm("t", "y"),
+    )  # fmt: skip
+    check_refusal(proto, "NF009")

@@ -1133,6 +1133,47 @@ def test_a_weight_that_is_made_of_constants_is_what_onnxruntime_makes_of_it(body
     np.testing.assert_allclose(in_onnxruntime(new, x), in_onnxruntime(proto, x), rtol=1e-5, atol=1e-5)
 
 
+LARGE = {
+    "LayerNormalization": "n = LayerNormalization (large, ones)",
+    "InstanceNormalization": "n = InstanceNormalization (large, ones, b)",
+    "BatchNormalization": "n = BatchNormalization (large, s, b, m, v)",
+    "Gemm": "f = Reshape (large, flat) n = Gemm <transA = 1, alpha = 0.0001> (f, f)",
+}
+
+
+@pytest.mark.parametrize("body", LARGE.values(), ids=LARGE)
+def test_a_norm_of_constants_in_16_bits_does_not_overflow_on_the_way(body: str) -> None:
+    """The square of 600 is no float16, and it is none that a runtime rounds to one."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float16[n,m] x) => (float16[n,2] y)
+        <int64[2] flat = {{1, 8}}, int64[2] to = {{-1, 2}}>
+        {{ {body} w = Reshape (n, to) c = MatMul (x, w) y = Mul (c, k) }}"""
+    given = {
+        "large": [[[600, -600, 250, -280], [500, 300, -700, 90]]], "ones": np.ones(4 if "Layer" in body else 2),
+        "s": [400, 300], "b": [0, 1], "m": [-500, 900], "v": [60000, 20000], "k": [0.5, 2],
+    }  # fmt: skip
+    proto = onnx.parser.parse_model(text)
+    for name in given.keys() & {name for node in proto.graph.node for name in node.input}:
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(given[name], np.float16), name))
+    new, _ = folded(proto)
+    assert op_types(new) == {"MatMul": 1}
+    x = np.eye(32 if "Gemm" in body else 4, dtype=np.float16)
+    np.testing.assert_allclose(in_onnxruntime(new, x), in_onnxruntime(proto, x), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan, 3e38])
+def test_a_norm_of_what_is_not_finite_or_becomes_so_is_left_to_the_runtime(number: float) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,1,4] x) => (float[1,1,4] y)
+        <float[1] s = {9}, float[1] b = {-9e30}, float[1] v = {1}> {
+        n = BatchNormalization (k, s, b, b, v) a = Add (x, n) y = Mul (a, s) }"""
+    proto = onnx.parser.parse_model(text)
+    constant = np.array([[[number, 1, 2, 3]]], np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(constant, "k"))
+    new, _ = folded(proto)
+    assert op_types(new)["BatchNormalization"] == 1
+    x = np.zeros((1, 1, 4), np.float32)
+    np.testing.assert_allclose(in_onnxruntime(new, x), in_onnxruntime(proto, x), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kept", ["the type", "nothing"])
 def test_a_mistake_of_ours_is_not_blamed_on_an_output_without_a_shape(
     kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from normdeploy.clean.evaluate import KNOWN, NotEvaluated, evaluate
+from normdeploy.clean.evaluate import KNOWN, NotEvaluated, evaluate, rounded_once
 from normdeploy.fold.operators import basics
 from normdeploy.graph import operator
 
@@ -40,12 +41,23 @@ def computed(model: onnx.ModelProto, output: str, feeds: Mapping[str, np.ndarray
     if kind in KNOWN:
         attributes = {attribute.name: ir.serde.deserialize_attribute(attribute) for attribute in node.attribute}
         return evaluate(kind, opset, [feeds[name] if name else None for name in node.input], attributes)
+    if kind not in basics.ROUNDED:
+        return _by_reference(model, output, feeds)
+    if output != node.output[0]:  # statistics have a type of their own
+        raise NotEvaluated(kind)
     if basics.trains_unsaid(kind, opset):
         if len(node.output) > 1:
             raise NotEvaluated(kind)
         model.opset_import[0].version = basics.TRAINING_IS_SAID  # with one output it does not, which the reference does
-    with np.errstate(all="ignore"):
-        return np.asarray(next(iter(ReferenceEvaluator(model).run([output], dict(feeds)))))
+    names = [name for name in dict.fromkeys(node.input) if name]
+    return rounded_once(
+        [feeds[name] for name in names],
+        lambda precise: _by_reference(model, output, dict(zip(names, precise, strict=True))),
+    )
+
+
+def _by_reference(model: onnx.ModelProto, output: str, feeds: Mapping[str, Any]) -> np.ndarray:
+    return np.asarray(next(iter(ReferenceEvaluator(model).run([output], dict(feeds)))))
 
 
 def _holds_graph(attr: ir.Attr) -> bool:
