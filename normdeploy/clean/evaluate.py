@@ -110,13 +110,18 @@ INTEGERS: Mapping[str, Size] = {
 }  # fmt: skip
 """Exact where all that is given are integers; some are rounded otherwise."""
 
+_OVERFLOWING = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "ReduceSum", "ReduceProd", "CumSum", "MatMul"})
+"""Operators whose result of integers may be one that their type does not hold: some runtimes wrap it, some saturate."""
+
 ROUNDED: Mapping[str, Size] = {
     "Exp": _no_larger, "Log": _no_larger, "Sin": _no_larger, "Cos": _no_larger, "Tan": _no_larger,
     "Tanh": _no_larger, "Sigmoid": _no_larger, "Erf": _no_larger, "Atan": _no_larger, "Pow": _broadcast,
     "Reciprocal": _no_larger, "Softmax": _no_larger, "MatMul": _multiplied, "CumSum": _no_larger,
-    "ReduceSum": _no_larger, "ReduceProd": _no_larger, "ReduceMean": _no_larger, "ReduceL2": _no_larger,
-    "ReduceSumSquare": _no_larger,
+    "ReduceSum": _no_larger, "ReduceMean": _no_larger, "ReduceL2": _no_larger, "ReduceSumSquare": _no_larger,
 }  # fmt: skip
+_SUMMED = frozenset({"MatMul", "CumSum", "ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare"})
+_SQUARED = 1e18
+"""The square of what is smaller is finite in float32, in which a runtime may compute it."""
 
 _BOUNDED = 3
 """What a Clip with two bounds is given."""
@@ -167,11 +172,20 @@ def _evaluated(operator: str, opset: int, inputs: Arrays, attributes: Attributes
         raise NotEvaluated(operator)
     if operator == "Range":
         return _range(given)
-    if operator == "Clip" and len(given) + len(attributes) < _BOUNDED and np.isinf(given[0]).any():
+    if operator == "Clip" and len(given) + len(attributes) < _BOUNDED and any(np.isinf(array).any() for array in given):
         raise NotEvaluated(operator)  # the largest number is the bound that is left out, or there is none
     if operator in EXACT or (operator in INTEGERS and not has_floats):
+        if operator in _OVERFLOWING and not has_floats:
+            numbers = 1 if operator in INTEGERS and operator != "MatMul" else len(inputs)  # the others are axes
+            wide = [
+                array.astype(np.float64) if array is not None and index < numbers else array
+                for index, array in enumerate(inputs)
+            ]
+            _require_held(np.asarray(_reference(operator, opset, wide, attributes)), given[0].dtype)
         return _reference(operator, opset, inputs, attributes)
     if operator in ROUNDED and not (operator == "Softmax" and opset < _OF_ONE_AXIS):
+        if operator in _SUMMED:
+            require_moderate(given)
         return rounded_once(inputs, lambda precise: _reference(operator, opset, precise, attributes))
     raise NotEvaluated(operator)
 
@@ -187,10 +201,22 @@ def rounded_once(inputs: Arrays, compute: Callable[[Arrays], Any]) -> np.ndarray
     if not _is_float(first.dtype) or any(_is_float(array.dtype) and np.isnan(array).any() for array in given):
         raise NotEvaluated
     with np.errstate(divide="raise", over="raise", invalid="raise", under="ignore"):
-        precise = [
-            array.astype(np.float64) if array is not None and _is_float(array.dtype) else array for array in inputs
-        ]
-        return np.asarray(np.asarray(compute(precise)).astype(first.dtype))
+        result = np.asarray(compute([None if array is None else _precise(array) for array in inputs]))
+        return np.asarray(result.astype(first.dtype))
+
+
+def require_moderate(given: Given) -> None:
+    """Refuse numbers whose products or sums a runtime may lose on the way, which float64 does not.
+
+    Raises:
+        NotEvaluated: a float is NaN, infinite, or so large that its square is no float32.
+    """
+    if any(not (np.abs(_precise(array)) < _SQUARED).all() for array in given if _is_float(array.dtype)):
+        raise NotEvaluated
+
+
+def _precise(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if _is_float(array.dtype) else array
 
 
 def _moved(operator: str, opset: int, inputs: Arrays, attributes: Attributes) -> Any:
@@ -265,10 +291,7 @@ def cast(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
     if target not in _MOVED or array.dtype not in _MOVED:
         raise NotEvaluated(f"Cast to {dtype}")
     if _is_float(array.dtype) and np.issubdtype(target, np.integer):
-        whole, held = np.trunc(array.astype(np.float64)), np.iinfo(target)
-        # float64(max) may be max + 1, which the target does not hold
-        if not np.isfinite(whole).all() or (whole < float(held.min)).any() or (whole >= float(held.max)).any():
-            raise NotEvaluated(f"Cast to {dtype}")
+        _require_held(np.trunc(array.astype(np.float64)), target)
     try:
         with np.errstate(over="raise", invalid="raise", under="ignore"):
             if _is_float(target) and target.itemsize == 2 and target != array.dtype:
@@ -276,6 +299,14 @@ def cast(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
             return array.astype(target)
     except FloatingPointError as error:
         raise NotEvaluated(f"Cast to {dtype}") from error
+
+
+def _require_held(whole: np.ndarray, target: np.dtype) -> None:
+    """Refuse numbers that the integers of ``target`` do not hold, for sure."""
+    held, close = np.iinfo(target), 2.0**11 if target.itemsize == 8 else 0.0  # to which float64 knows the largest
+    least = held.min + close if held.min else 0.0
+    if not np.isfinite(whole).all() or (whole < least).any() or (whole > held.max - close).any():
+        raise NotEvaluated(target)
 
 
 def _range(given: Arrays) -> np.ndarray:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from normdeploy.clean.evaluate import KNOWN, NotEvaluated, evaluate, rounded_once
+from normdeploy.clean.evaluate import KNOWN, NotEvaluated, evaluate, require_moderate, rounded_once
 from normdeploy.fold.operators import basics
 from normdeploy.graph import operator
 
@@ -38,8 +38,11 @@ def computed(model: onnx.ModelProto, output: str, feeds: Mapping[str, np.ndarray
     """
     (node,) = model.graph.node
     kind, opset = operator(node), model.opset_import[0].version
+    attributes = {attribute.name: ir.serde.deserialize_attribute(attribute) for attribute in node.attribute}
+    if kind == basics.SHAPE:  # the reference has another end where it is counted from far before the first
+        start, end = (attributes[name].as_int() if name in attributes else None for name in ("start", "end"))
+        return np.array(feeds[node.input[0]].shape, np.int64)[start:end]
     if kind in KNOWN:
-        attributes = {attribute.name: ir.serde.deserialize_attribute(attribute) for attribute in node.attribute}
         return evaluate(kind, opset, [feeds[name] if name else None for name in node.input], attributes)
     if kind not in basics.ROUNDED:
         return _by_reference(model, output, feeds)
@@ -50,6 +53,7 @@ def computed(model: onnx.ModelProto, output: str, feeds: Mapping[str, np.ndarray
             raise NotEvaluated(kind)
         model.opset_import[0].version = basics.TRAINING_IS_SAID  # with one output it does not, which the reference does
     names = [name for name in dict.fromkeys(node.input) if name]
+    require_moderate([feeds[name] for name in names])
     return rounded_once(
         [feeds[name] for name in names],
         lambda precise: _by_reference(model, output, dict(zip(names, precise, strict=True))),
