@@ -2,9 +2,9 @@
 
 Found by comparing both on random attributes, and on inputs of which less and less is known:
 
-- windows that begin behind the input where sizes are rounded up, padding to the same size with dilations, transposed
-  convolutions of a given size, scales whose product a float32 rounds up to an integer, slices that run backward to the
-  end;
+- windows that begin behind the input, or are larger than it, where sizes are rounded up, padding to the same size with
+  dilations, transposed convolutions of a given size, scales whose product a float32 rounds up to an integer, slices
+  that run backward to the end;
 - axes of Squeeze and Unsqueeze that are counted from the back before opset 11, which it passes over and runtimes take;
 - a Squeeze of an empty list of axes, which is of none to it, and of all of size 1 to ONNX Runtime;
 - a Slice whose axes or steps have no known rank, which it takes for one without, and an Attention of sizes without
@@ -105,7 +105,9 @@ class _Hiding:
             return any(map(self._is_uncertain_of_attention, range(len(node.output)), node.output))
         if kind in _SCALED:
             return _rounds(node, kind, self._arrays)
-        return kind in _WINDOWED and _is_uncertain_window(kind, _attributes(node))
+        if kind not in _WINDOWED:
+            return False
+        return _is_uncertain_window(kind, _attributes(node)) or (kind in _POOLS and self._reaches_beyond(node))
 
     def _has_any_rank(self, node: onnx.NodeProto) -> bool:
         return operator(node) in self._calls or self._counts_back(node) or self._names_no_axis(node)
@@ -122,6 +124,15 @@ class _Hiding:
             return False
         axes = self._arrays.get(node.input[1]) if len(node.input) > 1 else _attributes(node).get("axes")
         return axes is not None and len(axes) == 0
+
+    def _reaches_beyond(self, node: onnx.NodeProto) -> bool:
+        """Return True for a pool, rounded up, whose window is larger than the padded input: of one cell, or of none."""
+        told, shape = _attributes(node), self._shape(node.input[0])
+        if not told.get("ceil_mode", 0) or "kernel_shape" not in told or shape is None:
+            return False
+        reach, pads = _reach(told), np.array(told.get("pads", [0] * 2 * len(told["kernel_shape"])))
+        sizes = np.array([dim.dim_value if dim.HasField("dim_value") else np.inf for dim in shape[2:]])
+        return len(sizes) == len(reach) and bool(np.any(reach > sizes + pads[: len(reach)] + pads[len(reach) :]))
 
     def _is_uncertain_slice(self, node: onnx.NodeProto) -> bool:
         if not self._knows_axes(node):
@@ -231,7 +242,11 @@ def _begins_outside(told: Mapping[str, list[int]]) -> bool:
     kernel = np.array(told.get("kernel_shape", []))
     if not told.get("ceil_mode", 0) or not kernel.size:
         return False
-    ones = [1] * kernel.size
-    reach = (kernel - 1) * np.array(told.get("dilations", ones)) + 1
     behind = np.array(told.get("pads", [0] * 2 * kernel.size))[kernel.size :]
-    return bool(np.any(reach < np.array(told.get("strides", ones)) + behind))
+    return bool(np.any(_reach(told) < np.array(told.get("strides", [1] * kernel.size)) + behind))
+
+
+def _reach(told: Mapping[str, list[int]]) -> np.ndarray:
+    """Return the cells from the first to the last that a window reads."""
+    kernel = np.array(told["kernel_shape"])
+    return np.asarray((kernel - 1) * np.array(told.get("dilations", [1] * kernel.size)) + 1)

@@ -151,6 +151,21 @@ def test_no_size_is_taken_from_inference_that_runtimes_compute_otherwise(kind: s
         assert ("Shape" in {node.op_type for node in folded.graph.node}) is (proto is uncertain)
 
 
+@pytest.mark.parametrize(("size", "known"), [(4, False), (5, True)])
+@pytest.mark.parametrize("pool", ["MaxPool", "AveragePool", "LpPool"])
+def test_a_window_that_is_larger_than_the_input_may_be_none(pool: str, size: int, known: bool) -> None:
+    """Rounded up there is one to inference, and none to ONNX Runtime."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["": 22]> g (float[1,2,{size}] x) => (int64[3] y) {{
+            r = {pool}<ceil_mode = 1, kernel_shape = [3], dilations = [2], strides = [3]>(x) s = Shape(r) y = Neg(s)
+        }}"""
+    )
+    folded = ir.to_proto(fold(proto).model)
+    x = np.ones((1, 2, size), np.float32)
+    np.testing.assert_array_equal(run(folded, x=x), run(proto, x=x))
+    assert ("Shape" not in {node.op_type for node in folded.graph.node}) is known
+
+
 def test_channels_stay_known_where_a_size_is_uncertain() -> None:
     for uncertain, _ in SIZED.values():
         found, _ = inferred(sized(uncertain))
