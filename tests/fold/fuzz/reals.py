@@ -75,7 +75,7 @@ def widened(proto: onnx.ModelProto, change: Change = _same) -> onnx.ModelProto:
     """A copy of ``proto``, which has no functions, with every float tensor, type and cast in float64."""
     wide = copy.deepcopy(proto)
     _compute_constants(wide.graph, {})
-    _widen(wide.graph, change, _shapes_of_resizes(wide.graph))
+    _widen(wide.graph, change, _unmoved(wide.graph))
     return wide
 
 
@@ -132,20 +132,22 @@ def unshared(proto: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
-def _shapes_of_resizes(graph: onnx.GraphProto) -> set[str]:
-    """What a Resize reads beside its data, in a body too: a scale that moves makes another shape."""
+def _unmoved(graph: onnx.GraphProto) -> set[str]:
+    """What no change is done to, in a body too: a scale of a Resize that moves makes another shape, and an exponent
+    that moves makes no number of a negative one.
+    """
     found: set[str] = set()
     for node in graph.node:
-        found.update(node.input[1:] if node.op_type in ("Resize", "Upsample") and not node.domain else ())
+        found.update(node.input[1:] if node.op_type in ("Resize", "Upsample", "Pow") and not node.domain else ())
         for attr in node.attribute:
             if attr.HasField("g"):
-                found |= _shapes_of_resizes(attr.g)
+                found |= _unmoved(attr.g)
     return found
 
 
-def _widen(graph: onnx.GraphProto, change: Change, shapes: set[str]) -> None:
+def _widen(graph: onnx.GraphProto, change: Change, unmoved: set[str]) -> None:
     for tensor in graph.initializer:
-        _widen_tensor(tensor, _same if tensor.name in shapes else change)
+        _widen_tensor(tensor, _same if tensor.name in unmoved else change)
     for info in (*graph.input, *graph.output):
         for kind in (info.type, info.type.sequence_type.elem_type, info.type.optional_type.elem_type):
             if kind.HasField("tensor_type") and kind.tensor_type.elem_type in FLOATS:
@@ -154,11 +156,11 @@ def _widen(graph: onnx.GraphProto, change: Change, shapes: set[str]) -> None:
     for node in graph.node:
         for attr in node.attribute:
             if attr.HasField("t"):
-                _widen_tensor(attr.t, _same if node.output[0] in shapes else change)
+                _widen_tensor(attr.t, _same if node.output[0] in unmoved else change)
             elif node.op_type == "Cast" and attr.name == "to" and attr.i in FLOATS:
                 attr.i = TensorProto.DOUBLE
             for body in (*([attr.g] if attr.HasField("g") else []), *attr.graphs):
-                _widen(body, change, shapes)
+                _widen(body, change, unmoved)
 
 
 def _widen_tensor(tensor: onnx.TensorProto, change: Change) -> None:

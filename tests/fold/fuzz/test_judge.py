@@ -224,6 +224,23 @@ def test_what_a_sum_swallows_is_no_violation_and_a_lost_shift_is(size: float) ->
     assert list(different(case, changed(LATER, "v", lambda v: v * 1.01)))  # the other output
 
 
+# -- an exponent -----------------------------------------------------------------------------------
+
+POWERED = model(
+    "float[N,4] x", "float two = {2}, float[4] k = {0.1, 0.7, 1.3, 2.1}, float[4] c = {0.9, 6.3, 11.7, 18.9}",
+    "p = Pow (x, two)\n m = Mul (p, k)\n y = Sub (m, c)",
+)  # fmt: skip
+"""``k x² - c``, of which hardly anything is left where x is 3 or -3."""
+
+
+def test_an_exponent_is_not_moved_as_a_weight_is_and_a_wrong_one_is_seen() -> None:
+    """Found by the fuzzing: a norm that is spelled out came out as no number, so nothing explained its rounding."""
+    case = case_of(POWERED, x=np.full((2, 4), -3.0))
+    assert not list(different(case, changed(POWERED, "k", lambda k: np.nextafter(k, np.float32(9)))))
+    assert list(different(case, changed(POWERED, "two", lambda _: 4)))
+    assert list(different(case, changed(POWERED, "k", lambda k: k * 1.0001)))
+
+
 # -- a norm of data far from zero ------------------------------------------------------------------
 
 FAR = model(
