@@ -112,6 +112,8 @@ INTEGERS: Mapping[str, Size] = {
 
 _OVERFLOWING = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Abs", "ReduceSum", "ReduceProd", "CumSum", "MatMul"})
 """Operators whose result of integers may be one that their type does not hold: some runtimes wrap it, some saturate."""
+_ALONG_AXES = frozenset({"ReduceSum", "ReduceProd", "CumSum"})
+"""Those of them whose second input is no number, but says along which axes."""
 
 ROUNDED: Mapping[str, Size] = {
     "Exp": _no_larger, "Log": _no_larger, "Sin": _no_larger, "Cos": _no_larger, "Tan": _no_larger,
@@ -176,11 +178,8 @@ def _evaluated(operator: str, opset: int, inputs: Arrays, attributes: Attributes
         raise NotEvaluated(operator)  # the largest number is the bound that is left out, or there is none
     if operator in EXACT or (operator in INTEGERS and not has_floats):
         if operator in _OVERFLOWING and not has_floats:
-            numbers = 1 if operator in INTEGERS and operator != "MatMul" else len(inputs)  # the others are axes
-            wide = [
-                array.astype(np.float64) if array is not None and index < numbers else array
-                for index, array in enumerate(inputs)
-            ]
+            numbers = given[:1] if operator in _ALONG_AXES else given
+            wide = [array.astype(np.float64) for array in numbers] + given[len(numbers) :]
             _require_held(np.asarray(_reference(operator, opset, wide, attributes)), given[0].dtype)
         return _reference(operator, opset, inputs, attributes)
     if operator in ROUNDED and not (operator == "Softmax" and opset < _OF_ONE_AXIS):
@@ -191,15 +190,15 @@ def _evaluated(operator: str, opset: int, inputs: Arrays, attributes: Attributes
 
 
 def rounded_once(inputs: Arrays, compute: Callable[[Arrays], Any]) -> np.ndarray:
-    """Return what ``compute`` makes of ``inputs`` in float64, in the type of the first, which is one of floats.
+    """Return what ``compute`` makes of ``inputs``, none of them NaN, in float64, in the type of the first.
 
     Raises:
-        NotEvaluated: it is no float, or an input is NaN.
+        NotEvaluated: the first is of no floats.
         FloatingPointError: something overflows on the way, or that type does not hold the result.
     """
-    first, *_ = given = [array for array in inputs if array is not None]
-    if not _is_float(first.dtype) or any(_is_float(array.dtype) and np.isnan(array).any() for array in given):
-        raise NotEvaluated
+    first = next(array for array in inputs if array is not None)
+    if not _is_float(first.dtype):
+        raise NotEvaluated(first.dtype)
     with np.errstate(divide="raise", over="raise", invalid="raise", under="ignore"):
         result = np.asarray(compute([None if array is None else _precise(array) for array in inputs]))
         return np.asarray(result.astype(first.dtype))
@@ -234,19 +233,22 @@ def _moved(operator: str, opset: int, inputs: Arrays, attributes: Attributes) ->
         value = attributes["value"].as_tensor().numpy() if "value" in attributes else np.zeros(1, np.float32)
         return np.full(tuple(data.tolist()), value.reshape(()))
     if operator == "Unsqueeze":
-        return np.expand_dims(data, _axes(inputs, attributes))
+        return np.expand_dims(data, _axes(inputs, attributes) or ())
     if operator == "Slice":
         _require_one_reading(data, inputs)
-    if operator == "Squeeze" and not (len(inputs) == 1 and "axes" not in attributes) and not _axes(inputs, attributes):
+    if operator == "Squeeze" and _axes(inputs, attributes) == ():
         raise NotEvaluated(operator)  # no axis, or each of size 1: runtimes differ
     if operator in _SCATTERS:
         _require_one_writer(operator, opset, inputs, attributes)
     return _reference(operator, opset, inputs, attributes)
 
 
-def _axes(inputs: Arrays, attributes: Attributes) -> tuple[int, ...]:
+def _axes(inputs: Arrays, attributes: Attributes) -> tuple[int, ...] | None:
+    """Return the axes that are listed, in an attribute or an input; None where no list is given."""
     given = inputs[1] if len(inputs) > 1 else None
-    return tuple(attributes["axes"].as_ints()) if given is None else tuple(given.reshape(-1).tolist())
+    if given is not None:
+        return tuple(given.reshape(-1).tolist())
+    return tuple(attributes["axes"].as_ints()) if "axes" in attributes else None
 
 
 def _require_one_reading(data: np.ndarray, inputs: Arrays) -> None:

@@ -123,7 +123,7 @@ class _Hiding:
         if operator(node) != "Squeeze":
             return False
         axes = self._arrays.get(node.input[1]) if len(node.input) > 1 else _attributes(node).get("axes")
-        return axes is not None and len(axes) == 0
+        return axes is not None and np.size(axes) == 0  # a number stands for a list of one
 
     def _reaches_beyond(self, node: onnx.NodeProto) -> bool:
         """Return True for a pool, rounded up, whose window is larger than the padded input: of one cell, or of none."""

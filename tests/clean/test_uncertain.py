@@ -62,6 +62,15 @@ def test_an_empty_list_of_axes_is_whatever_the_runtime_takes_it_for(opset: int) 
     assert_same(proto, x=x)
 
 
+def test_a_number_in_place_of_a_list_of_axes_takes_no_sizes_away() -> None:
+    """ONNX Runtime takes none for a Squeeze; other runtimes and shape inference do."""
+    proto = parsed("""<ir_version: 8, opset_import: ["" : 17]> g (float[3,1,5] x) => (float y)
+        <int64 one = {1}> { a = Relu(x) r = Squeeze(a, one) y = ReduceMax<keepdims = 0>(r) }""")
+    found, _ = inferred(proto)
+    told = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in found.graph.value_info}
+    assert told == {"a": [3, 1, 5], "r": [3, 5]}
+
+
 # -- axes from the back before they were allowed ---------------------------------------------------
 
 

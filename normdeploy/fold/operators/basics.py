@@ -16,11 +16,9 @@ RESIZE = "Resize"
 SHAPE = "Shape"
 DEQUANTIZE = "DequantizeLinear"
 
-SPLIT_OR_MEASURED = frozenset({"Shape", "Split"})
-"""What hands on elements or sizes as they are."""
 ROUNDED = frozenset({"Gemm", "Einsum", "BatchNormalization", "InstanceNormalization", "LayerNormalization"})
 """What is computed of floats: in float64, and rounded once, as no two runtimes compute it alike."""
-EVALUATED = SPLIT_OR_MEASURED | ROUNDED
+EVALUATED = ROUNDED | {"Shape", "Split"}
 """What is evaluated of constants beside what cleaning evaluates: onnx's reference was held to ONNX Runtime for these.
 
 It is not right for every operator and every opset. A quantized weight stays quantized: it is edited through its scale.
